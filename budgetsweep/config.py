@@ -1,0 +1,245 @@
+"""YAML to strict pydantic models and back, with errors that a person can act on.
+
+Nothing here knows what is configured. `model.config`, `trainer.config` and `studies.space` build
+their models on `StrictModel`; `parse` turns pydantic's errors into one line with the place, what
+was expected and the nearest known key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from budgetsweep.errors import ConfigError
+
+_FLOAT = re.compile(
+    r"""^[-+]?(?:
+        [0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+      | \.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
+      | [0-9][0-9_]*[eE][-+]?[0-9]+
+      | \.(?:inf|Inf|INF)
+    )$|^\.(?:nan|NaN|NAN)$""",
+    re.VERBOSE,
+)
+
+
+class StrictModel(BaseModel):
+    """A configuration object: unknown keys are errors, values do not change after parsing."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe loader that reads `1e-4` as a number (YAML 1.2) and refuses duplicate keys."""
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    seen: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str | int | float | bool) and key is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, "keys must be plain words", key_node.start_mark
+            )
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} is given twice", key_node.start_mark
+            )
+        seen[key] = loader.construct_object(value_node, deep=True)
+    return seen
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+# A copy, so that the loader of other libraries in this process is left alone.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:float"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML text; `where` names it in errors.
+
+    Raises:
+        ConfigError: the text is not YAML, or a key is given twice.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise ConfigError(f"{place}: {problem}; expected YAML such as `batch_size: 32`") from error
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"{where}: cannot be read as YAML ({error})") from error
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file whose top level is a mapping.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, not UTF-8, not YAML or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; give the path of a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    data = parse_yaml(text, str(path))
+    if data is None:
+        raise ConfigError(f"{path}: the file is empty; expected lines such as `batch_size: 32`")
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, found {_kind(data)}")
+    return data
+
+
+def dump_yaml(data: Mapping[str, Any]) -> str:
+    """YAML text of plain data, keys in the order given; floats survive a round trip exactly."""
+    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes floats so that both YAML 1.1 and 1.2 readers take them for numbers."""
+
+
+def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
+    text = repr(value)
+    if "e" in text and "." not in text:
+        text = text.replace("e", ".0e")
+    text = re.sub(r"e(\d)", r"e+\1", text)
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+_Dumper.add_representer(float, _represent_float)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path` so that a reader sees the old file or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known word, or the list of known words."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def parse(model: type[ModelT], data: Any, where: str) -> ModelT:
+    """Build `model` from plain data; the first mistake becomes a ConfigError of one line.
+
+    Args:
+        model: a subclass of `StrictModel`.
+        data: what YAML or a dictionary gave.
+        where: file name or other origin, first word of the message.
+
+    Raises:
+        ConfigError: unknown key (with the nearest known one), wrong type, value out of range.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where}: expected `key: value` settings, found {_kind(data)}")
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_problem(model, error)}") from error
+
+
+def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    # An unknown key is usually the cause of a missing one: name it first.
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    location = ".".join(str(part) for part in problem["loc"])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        word = str(problem["loc"][-1])
+        return f"unknown key {location!r}{did_you_mean(word, _keys_at(model, problem['loc']))}{more}"
+    if problem["type"] == "missing":
+        return f"{location} is missing{more}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if problem["type"] == "value_error" and not location:
+        return f"{message}{more}"
+    return f"{location} = {_short(problem['input'])}: {message}{more}"
+
+
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
+    """The keys that `model` accepts where `location` (a path ending in an unknown key) points."""
+    for part in location[:-1]:
+        for name, field in model.model_fields.items():
+            if part in (name, field.alias):
+                for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
+                    if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                        model = candidate
+    return {field.alias or name for name, field in model.model_fields.items()}
+
+
+def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of `data` with each `a.b=value` set; values are read as YAML.
+
+    Raises:
+        ConfigError: an override is not of the form `key=value` or steps into a plain value.
+    """
+    result = _deep_copy(data)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        parts = key.strip().split(".")
+        if not separator or not all(parts):
+            raise ConfigError(f"--set {override}: expected key=value, such as batch_size=64")
+        node = result
+        for part in parts[:-1]:
+            child = node.setdefault(part, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"--set {override}: {part!r} holds a value, not a group of keys")
+            node = child
+        node[parts[-1]] = parse_yaml(text, f"--set {key}")
+    return result
+
+
+def _deep_copy(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _deep_copy(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_deep_copy(value) for value in data]
+    return data
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "plain text", type(None): "nothing", bool: "true/false"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,45 @@
+"""Everything that budgetsweep raises on purpose.
+
+A `UserError` is a mistake that the user can mend: the command line prints its message as one
+line and exits with code 2. The message says what is wrong, where, what was expected and what to
+do. Any other exception is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class BudgetsweepError(Exception):
+    """Root of the exceptions of this package."""
+
+
+class UserError(BudgetsweepError):
+    """Something the user can mend; shown as one line, exit code 2."""
+
+
+class ConfigError(UserError):
+    """A configuration, search space or command-line setting is not acceptable."""
+
+
+class DataError(UserError):
+    """Text, token files or tokenizer files are missing, damaged or foreign."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or weights file is missing, damaged or belongs to another run."""
+
+
+class StudyError(UserError):
+    """The study database is missing, foreign, newer than this program, or in use."""
+
+
+class BudgetExceeded(BudgetsweepError):
+    """A step was asked for that the budget cannot pay. A defect of ours: the meter refuses it."""
+
+
+class NonFiniteLoss(BudgetsweepError):
+    """The training loss became NaN or infinite; the step before the update is named."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(f"training loss became {loss} at step {step}")
+        self.step = step
+        self.loss = loss

@@ -1,0 +1,42 @@
+"""The shape of a model: sizes only, no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from budgetsweep.config import StrictModel
+
+Size = Annotated[int, Field(ge=1, le=1 << 24, strict=True)]
+
+
+class ModelConfig(StrictModel):
+    """Shape of the decoder-only transformer (GPT-2 shape, tied head)."""
+
+    n_vocab: Size
+    """Number of token ids (V)."""
+    n_embd: Size
+    """Width of the residual stream (D)."""
+    n_head: Size
+    """Attention heads (H); must divide n_embd."""
+    n_positions: Size
+    """Longest sequence that has position embeddings (P)."""
+    n_layer: Size
+    """Number of blocks (L)."""
+    p_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Dropout on attention weights, sub-layer outputs and the embedding sum."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ModelConfig:
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}: "
+                "every head must have the same width"
+            )
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head (D / H)."""
+        return self.n_embd // self.n_head

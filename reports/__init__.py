@@ -1,0 +1,1 @@
+"""Reports: read the database, draw, explain."""

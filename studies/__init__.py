@@ -1,0 +1,1 @@
+"""Studies: propose, admit, dispatch, record, promote."""

@@ -1,0 +1,204 @@
+"""Settings of one training run: data, optimiser, schedule, budget. No torch.
+
+The course's YAML is a valid run configuration as it is. Keys that it lacks have the defaults
+below. `RunConfig.to_dict()` is what is saved with a run and can be run again unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from budgetsweep.config import StrictModel
+from budgetsweep.errors import ConfigError
+from model.config import ModelConfig
+from model.flops import Convention
+
+TOKENIZER_VOCABULARIES = {"gpt2": 50257, "r50k_base": 50257, "p50k_base": 50281, "bytes": 257}
+"""Tokenizers whose ids fit in the two bytes of a token file, with their number of ids.
+
+`bytes` is the identity on UTF-8 bytes plus an end-of-text id (256); the others are tiktoken's.
+"""
+
+MAX_FLOPS = 10**30
+
+Count = Annotated[int, Field(ge=1, le=1 << 40, strict=True)]
+Rate = Annotated[float, Field(ge=0.0, le=1e3)]
+
+
+class DataConfig(StrictModel):
+    """Which text a run learns from and is measured on."""
+
+    source: str = "c4"
+    """`c4`, `demo`, `hub:owner/name[:config]`, or a path: a text, .jsonl(.gz|.zst|.xz) or .parquet
+    file, a folder or glob pattern of them, the course's tokens.npz, or a prepared token folder."""
+    validation: str | None = None
+    """Path of separate validation text; by default documents are split by hash."""
+    text_field: str = "text"
+    """Field of a document that holds its text."""
+    train_tokens: Count | None = None
+    """Only the first so many training tokens; None: all that are prepared."""
+    val_tokens: Count | None = None
+    """Only the first so many validation tokens; None: all that are prepared."""
+    max_epochs: float = Field(default=4.0, gt=0.0)
+    """A run that would repeat its training text more often than this is refused."""
+
+    @field_validator("source")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("expected c4, demo, hub:owner/name or a path")
+        return value
+
+
+class RunConfig(StrictModel):
+    """Everything that decides a training run."""
+
+    output_dir: str = "outputs/run"
+    """Folder for model.pt, config.yaml, eval.json and checkpoints."""
+    tokenizer_encoding: str = "gpt2"
+    """A key of `TOKENIZER_VOCABULARIES`."""
+    model: ModelConfig = Field(alias="model_config")
+    """Shape of the model; n_vocab may be left out and follows from the tokenizer."""
+    data: DataConfig = DataConfig()
+    """Training and validation text."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """auto: CUDA, then MPS, then the CPU."""
+    batch_size: Count
+    """Sequences in a micro-batch (B)."""
+    seq_len: Count
+    """Tokens in a training sequence (S), at most n_positions."""
+    grad_accumulation_steps: Count = 1
+    """Micro-batches in one optimiser step."""
+    num_training_steps: Count | Literal["fill"] = "fill"
+    """Optimiser steps; `fill`: the most that the budget affords."""
+    num_warmup_steps: Annotated[int, Field(ge=0, strict=True)] | None = None
+    """Steps of linear warm-up from 0 to max_lr; None: from warmup_fraction."""
+    warmup_fraction: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Warm-up as a share of the steps, instead of num_warmup_steps."""
+    max_lr: Rate
+    """Peak learning rate."""
+    min_lr: Rate | None = None
+    """Learning rate at the end of the cosine; None: from min_lr_ratio."""
+    min_lr_ratio: float | None = Field(default=None, ge=0.0, le=1.0)
+    """min_lr as a share of max_lr, instead of min_lr."""
+    weight_decay: Rate = 0.1
+    """Decoupled decay, on matrices only."""
+    beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
+    adam_eps: float = Field(default=1e-8, gt=0.0)
+    grad_clip: float | None = Field(default=1.0, gt=0.0)
+    """Largest gradient norm; None: no clipping."""
+    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0
+    """Seed of initialisation, data order and dropout."""
+    autocast: Literal["auto", "bf16", "off"] = "auto"
+    """bf16 autocast; auto: where the device computes bf16 natively."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto: where the run is long enough to pay it back."""
+    budget_flops: Annotated[int, Field(ge=1, le=MAX_FLOPS)] | None = None
+    """Training FLOPs that this run may spend; needed by `num_training_steps: fill`."""
+    convention: Convention = "nanogpt"
+    """How training FLOPs are counted against the budget."""
+    num_evals: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 5
+    """Validation passes, at equal fractions of the run; the last one at its end."""
+    num_reports: Annotated[int, Field(ge=1, le=100_000, strict=True)] = 100
+    """Points of the training curve, at equal fractions of the run."""
+    checkpoint_seconds: float = Field(default=60.0, ge=0.0)
+    """Seconds between checkpoints; 0: after every step."""
+
+    @field_validator("budget_flops", mode="before")
+    @classmethod
+    def _whole_flops(cls, value: Any) -> Any:
+        if isinstance(value, float) and 1.0 <= value <= MAX_FLOPS:
+            return int(value)
+        return value
+
+    @field_validator("tokenizer_encoding")
+    @classmethod
+    def _known_tokenizer(cls, value: str) -> str:
+        if value not in TOKENIZER_VOCABULARIES:
+            raise ValueError(f"expected one of {', '.join(TOKENIZER_VOCABULARIES)}")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _vocabulary_from_tokenizer(cls, data: Any) -> Any:
+        """Fill in n_vocab where the model's shape lacks it."""
+        if not isinstance(data, dict):
+            return data
+        key = "model_config" if "model_config" in data else "model"
+        shape = data.get(key)
+        encoding = data.get("tokenizer_encoding", "gpt2")
+        if isinstance(shape, dict) and "n_vocab" not in shape and isinstance(encoding, str):
+            n_vocab = TOKENIZER_VOCABULARIES.get(encoding)
+            if n_vocab is not None:
+                return {**data, key: {**shape, "n_vocab": n_vocab}}
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if self.seq_len > self.model.n_positions:
+            raise ValueError(
+                f"seq_len = {self.seq_len} is longer than n_positions = {self.model.n_positions}"
+            )
+        smallest = TOKENIZER_VOCABULARIES[self.tokenizer_encoding]
+        if self.model.n_vocab < smallest:
+            raise ValueError(
+                f"n_vocab = {self.model.n_vocab} is smaller than the {smallest} ids of "
+                f"tokenizer {self.tokenizer_encoding}"
+            )
+        if self.num_warmup_steps is not None and self.warmup_fraction is not None:
+            raise ValueError("give num_warmup_steps or warmup_fraction, not both")
+        if self.min_lr is not None and self.min_lr_ratio is not None:
+            raise ValueError("give min_lr or min_lr_ratio, not both")
+        if self.min_lr is not None and self.min_lr > self.max_lr:
+            raise ValueError(f"min_lr = {self.min_lr} is above max_lr = {self.max_lr}")
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens in one optimiser step."""
+        return self.batch_size * self.seq_len * self.grad_accumulation_steps
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a filled configuration.
+
+        Raises:
+            ConfigError: num_training_steps is still `fill`.
+        """
+        if self.num_training_steps == "fill":
+            raise ConfigError("num_training_steps is `fill`: give the run a budget (budget_flops)")
+        return self.num_training_steps
+
+    @property
+    def total_tokens(self) -> int:
+        """Training tokens of a filled configuration."""
+        return self.steps * self.tokens_per_step
+
+    @property
+    def warmup_steps(self) -> int:
+        """Warm-up steps of a filled configuration (0 when nothing is said)."""
+        if self.num_warmup_steps is not None:
+            return self.num_warmup_steps
+        return round((self.warmup_fraction or 0.0) * self.steps)
+
+    @property
+    def final_lr(self) -> float:
+        """Learning rate at the end of the schedule (0.1 · max_lr when nothing is said)."""
+        if self.min_lr is not None:
+            return self.min_lr
+        return self.max_lr * (0.1 if self.min_lr_ratio is None else self.min_lr_ratio)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data under the names of the YAML file; reading it back gives an equal object."""
+        data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        if self.grad_clip is None:  # None means something here: no clipping
+            data["grad_clip"] = None
+        return data
+
+    def with_changes(self, **changes: Any) -> RunConfig:
+        """A validated copy with some top-level fields replaced (`model` takes a ModelConfig)."""
+        data = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate({**data, **changes})
