@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from budgetsweep.config import StrictModel
+from budgetsweep.config import StrictModel, shape_error
 
 Size = Annotated[int, Field(ge=1, le=1 << 24, strict=True)]
 
@@ -30,7 +30,7 @@ class ModelConfig(StrictModel):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelConfig:
         if self.n_embd % self.n_head:
-            raise ValueError(
+            raise shape_error(
                 f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}: "
                 "every head must have the same width"
             )

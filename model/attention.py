@@ -1,0 +1,130 @@
+"""Causal multi-head self-attention from products and a softmax, all heads in one product."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attend(
+    q: Tensor, kT: Tensor, v: Tensor, allowed: Tensor | None, scale: float, p_dropout: float = 0.0
+) -> Tensor:
+    """Scaled dot-product attention, written out (Vaswani et al. 2017, eq. 1).
+
+    Args:
+        q: queries (B, H, T, HD).
+        kT: transposed keys (B, H, HD, S).
+        v: values (B, H, S, HD).
+        allowed: bool, broadcastable to (B, H, T, S): which query may see which key; None: all.
+        scale: factor on the scores, 1/√HD.
+        p_dropout: share of the attention weights to drop; the rest grows by 1/(1 - p_dropout).
+
+    Returns:
+        (B, H, T, HD). A query that may see no key gets zeros (and passes zero gradients), not NaN.
+    """
+    scores = (q * scale) @ kT
+    if allowed is None:
+        weights = scores.softmax(dim=-1)
+    else:
+        # The lowest finite number, not -inf: a row without any key must not turn into NaN, in the
+        # gradient neither. The second fill makes such a row zero; elsewhere it changes nothing.
+        forbidden = ~allowed
+        scores = scores.masked_fill(forbidden, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(dim=-1).masked_fill(forbidden, 0.0)
+    return F.dropout(weights, p_dropout) @ v
+
+
+def causal_padding_mask(length: int, attention_mask: Tensor | None, device: torch.device) -> Tensor:
+    """Which position may see which: not the future, not padding.
+
+    Args:
+        length: S.
+        attention_mask: (B, S), 0 for padding and anything else for content; None: no padding.
+        device: where the result lives.
+
+    Returns:
+        bool (S, S) without padding, (B, 1, S, S) with it; [.., t, s] is True where t may see s.
+    """
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    if attention_mask is None:
+        return causal
+    return causal & (attention_mask != 0)[:, None, None, :]
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal multi-head self-attention (GPT-2): dropout on the weights and on the output."""
+
+    def __init__(self, n_embd: int, n_head: int, p_dropout: float = 0.1) -> None:
+        """Build the projections.
+
+        Args:
+            n_embd: width D.
+            n_head: heads H; must divide n_embd.
+            p_dropout: dropout on attention weights and on the projected output.
+
+        Raises:
+            ValueError: n_embd is not a multiple of n_head.
+        """
+        super().__init__()
+        if n_head < 1 or n_embd < 1 or n_embd % n_head:
+            raise ValueError(
+                f"n_embd = {n_embd} is not a multiple of n_head = {n_head}: "
+                "every head must have the same width"
+            )
+        self.n_embd = n_embd
+        self.n_head = n_head
+        self.head_dim = n_embd // n_head
+        self.p_dropout = p_dropout
+        self.q_attn = nn.Linear(n_embd, n_embd)
+        self.k_attn = nn.Linear(n_embd, n_embd)
+        self.v_attn = nn.Linear(n_embd, n_embd)
+        self.proj = nn.Linear(n_embd, n_embd)
+        self.dropout = nn.Dropout(p_dropout)
+        self.scale = self.head_dim**-0.5
+        # Only for checkpoints of the course's reference, which hold it; the code uses `scale`.
+        self.register_buffer("scale_factor", torch.tensor(self.scale))
+
+    def q_kT_v(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: N802 - the course's name
+        """Project x (B, S, D) to q (B, H, S, HD), kT (B, H, HD, S) and v (B, H, S, HD)."""
+        B, S, _ = x.shape
+        by_head = (B, S, self.n_head, self.head_dim)
+        q = self.q_attn(x).view(by_head).transpose(1, 2)
+        kT = self.k_attn(x).view(by_head).permute(0, 2, 3, 1)
+        v = self.v_attn(x).view(by_head).transpose(1, 2)
+        return q, kT, v
+
+    def self_attention(
+        self, q: Tensor, kT: Tensor, v: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Causal attention over the heads, before the output projection.
+
+        Args:
+            q: (B, H, S, HD).
+            kT: (B, H, HD, S).
+            v: (B, H, S, HD).
+            attention_mask: (B, S), 1 for content and 0 for padding; None: all content.
+
+        Returns:
+            (B, S, D), the heads side by side. Zeros where a position may see nothing.
+        """
+        B, _, S, _ = q.shape
+        p_dropout = self.p_dropout if self.training else 0.0
+        if attention_mask is None:
+            k = kT.transpose(-2, -1)
+            heads = F.scaled_dot_product_attention(
+                q, k, v, dropout_p=p_dropout, is_causal=True, scale=self.scale
+            )
+        else:
+            allowed = causal_padding_mask(S, attention_mask, q.device)
+            heads = attend(q, kT, v, allowed, self.scale, p_dropout)
+        return heads.transpose(1, 2).reshape(B, S, self.n_embd)
+
+    def projection(self, attn: Tensor) -> Tensor:
+        """Output projection and dropout, (B, S, D) to (B, S, D)."""
+        return self.dropout(self.proj(attn))
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Attend x (B, S, D) to itself; attention_mask as in `self_attention`."""
+        q, kT, v = self.q_kT_v(x)
+        return self.projection(self.self_attention(q, kT, v, attention_mask))

@@ -1,0 +1,43 @@
+"""Learning-rate schedules: pure functions of the step. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+
+def cosine_lr_schedule(
+    num_warmup_steps: int, num_training_steps: int, min_lr: float, max_lr: float
+) -> Callable[[int], float]:
+    """Linear warm-up, then half a cosine (Loshchilov & Hutter 2017, eq. 5, without restarts).
+
+    With a = num_warmup_steps and b = num_training_steps: from 0 up to max_lr on [0, a), from
+    max_lr down to min_lr on [a, b), min_lr from b on. a = 0 means no warm-up.
+
+    Args:
+        num_warmup_steps: a.
+        num_training_steps: b.
+        min_lr: learning rate at the end.
+        max_lr: learning rate at the peak.
+
+    Returns:
+        get_lr(t): the learning rate of step t, counted from 0.
+
+    Raises:
+        ValueError: a number of steps is negative.
+    """
+    if num_warmup_steps < 0 or num_training_steps < 0:
+        raise ValueError(
+            f"num_warmup_steps = {num_warmup_steps} and num_training_steps = "
+            f"{num_training_steps} must not be negative"
+        )
+
+    def get_lr(t: int) -> float:
+        if t < num_warmup_steps:
+            return float(max_lr * t / num_warmup_steps)
+        if t < num_training_steps:
+            progress = (t - num_warmup_steps) / (num_training_steps - num_warmup_steps)
+            return float(min_lr + (max_lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress)))
+        return float(min_lr)
+
+    return get_lr
