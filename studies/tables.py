@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     DateTime,
     Dialect,
     Float,
@@ -39,11 +40,11 @@ class ExactInt(TypeDecorator[int]):
     impl = String(40)
     cache_ok = True
 
-    def process_bind_param(self, value: int | None, dialect: Dialect) -> str | None:
+    def process_bind_param(self, value: int | None, _dialect: Dialect) -> str | None:
         """Decimal text for the database."""
         return None if value is None else str(int(value))
 
-    def process_result_value(self, value: str | None, dialect: Dialect) -> int | None:
+    def process_result_value(self, value: str | None, _dialect: Dialect) -> int | None:
         """The whole number again."""
         return None if value is None else int(value)
 
@@ -55,13 +56,13 @@ class UtcDateTime(TypeDecorator[dt.datetime]):
     cache_ok = True
 
     def process_bind_param(
-        self, value: dt.datetime | None, dialect: Dialect
+        self, value: dt.datetime | None, _dialect: Dialect
     ) -> dt.datetime | None:
         """UTC without zone, for databases that have none."""
         return None if value is None else value.astimezone(dt.UTC).replace(tzinfo=None)
 
     def process_result_value(
-        self, value: dt.datetime | None, dialect: Dialect
+        self, value: dt.datetime | None, _dialect: Dialect
     ) -> dt.datetime | None:
         """The time with its zone."""
         return None if value is None else value.replace(tzinfo=dt.UTC)
@@ -84,7 +85,7 @@ class Study(Base):
     """Training FLOPs that one trial may spend, in `convention`."""
     convention: Mapped[str] = mapped_column(String(20))
     sampler: Mapped[str] = mapped_column(String(20))
-    seed: Mapped[int] = mapped_column(Integer)
+    seed: Mapped[int] = mapped_column(BigInteger)
     space: Mapped[dict[str, Any]] = mapped_column(JSON)
     """The search space as `SearchSpace.to_dict()`."""
     settings: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -93,11 +94,11 @@ class Study(Base):
     data_checksum: Mapped[str | None] = mapped_column(String(64))
     val_checksum: Mapped[str | None] = mapped_column(String(64))
     """SHA-256 of the study's fixed validation tokens."""
-    val_tokens: Mapped[int | None] = mapped_column(Integer)
+    val_tokens: Mapped[int | None] = mapped_column(BigInteger)
     bytes_per_token: Mapped[float | None] = mapped_column(Float)
     """UTF-8 bytes a token of the validation text, for bits per byte."""
     lease_owner: Mapped[str | None] = mapped_column(String(200))
-    """`host:pid:start time` of the dispatcher that works on the study now."""
+    """Dispatcher that works on the study now (`studies.leases.Owner`)."""
     lease_until_utc: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
 
 
@@ -108,6 +109,9 @@ class Run(Base):
     __table_args__ = (
         UniqueConstraint("study_id", "kind", "number"),
         Index("ix_bs_run_study_status", "study_id", "status"),
+        Index("ix_bs_run_best", "study_id", "kind", "status", "val_loss_nats"),
+        Index("ix_bs_run_config_hash", "study_id", "config_hash"),
+        Index("ix_bs_run_redone", "study_id", "steps_redone"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -130,8 +134,9 @@ class Run(Base):
     """The full run configuration, `RunConfig.to_dict()`; runs again unchanged."""
     config_hash: Mapped[str] = mapped_column(String(64))
     """Equal for configurations that train the same (output folder and seed left out)."""
-    seed: Mapped[int] = mapped_column(Integer)
-    git_commit: Mapped[str | None] = mapped_column(String(64))
+    seed: Mapped[int] = mapped_column(BigInteger)
+    git_commit: Mapped[str | None] = mapped_column(String(80))
+    """`studies.provenance.git_commit`: the hash, with `-dirty` where files had changed."""
     versions: Mapped[dict[str, str]] = mapped_column(JSON)
     """python, torch, optuna, numpy, budgetsweep."""
     device_name: Mapped[str | None] = mapped_column(String(200))
@@ -143,8 +148,8 @@ class Run(Base):
 
     budget_flops: Mapped[int] = mapped_column(ExactInt)
     n_params: Mapped[int] = mapped_column(ExactInt)
-    num_steps: Mapped[int] = mapped_column(Integer)
-    tokens_per_step: Mapped[int] = mapped_column(Integer)
+    num_steps: Mapped[int] = mapped_column(BigInteger)
+    tokens_per_step: Mapped[int] = mapped_column(ExactInt)
     planned_tokens: Mapped[int] = mapped_column(ExactInt)
     planned_flops_nanogpt: Mapped[int] = mapped_column(ExactInt)
     planned_flops_matmul: Mapped[int] = mapped_column(ExactInt)
@@ -155,16 +160,18 @@ class Run(Base):
 
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     """How often a worker took the run up."""
-    step: Mapped[int] = mapped_column(Integer, default=0)
+    step: Mapped[int] = mapped_column(BigInteger, default=0)
     """Optimiser steps in the model's history, as far as is known."""
-    steps_executed: Mapped[int] = mapped_column(Integer, default=0)
+    steps_executed: Mapped[int] = mapped_column(BigInteger, default=0)
     """Optimiser steps computed in all attempts, those lost to a kill included."""
+    steps_redone: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Of these, the steps lost to a kill (not in the history), as known when it last stopped."""
     val_loss_nats: Mapped[float | None] = mapped_column(Float)
     val_ppl: Mapped[float | None] = mapped_column(Float)
     val_bits_per_byte: Mapped[float | None] = mapped_column(Float)
     val_loss_stderr_nats: Mapped[float | None] = mapped_column(Float)
     """Sampling error of the validation loss (spread between windows)."""
-    val_tokens: Mapped[int | None] = mapped_column(Integer)
+    val_tokens: Mapped[int | None] = mapped_column(BigInteger)
     train_loss_nats: Mapped[float | None] = mapped_column(Float)
     train_seconds: Mapped[float | None] = mapped_column(Float)
     eval_seconds: Mapped[float | None] = mapped_column(Float)
@@ -174,6 +181,14 @@ class Run(Base):
     started_utc: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
     finished_utc: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
 
+    def planned_flops(self, convention: str) -> int:
+        """Planned training FLOPs in one of the conventions of `model.flops`."""
+        return {
+            "nanogpt": self.planned_flops_nanogpt,
+            "matmul": self.planned_flops_matmul,
+            "mac": self.planned_flops_mac,
+        }[convention]
+
 
 class Point(Base):
     """One point of a run's learning curves (`trainer.events.Point`)."""
@@ -181,7 +196,7 @@ class Point(Base):
     __tablename__ = "bs_point"
 
     run_id: Mapped[int] = mapped_column(ForeignKey("bs_run.id"), primary_key=True)
-    step: Mapped[int] = mapped_column(Integer, primary_key=True)
+    step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     tokens: Mapped[int] = mapped_column(ExactInt)
     flops: Mapped[int] = mapped_column(ExactInt)
     """In the study's convention."""
@@ -196,7 +211,10 @@ class Rejection(Base):
     """One proposal that the constraint refused; it cost no trial."""
 
     __tablename__ = "bs_rejection"
-    __table_args__ = (UniqueConstraint("study_id", "number"),)
+    __table_args__ = (
+        UniqueConstraint("study_id", "number"),
+        Index("ix_bs_rejection_reason", "study_id", "reason"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("bs_study.id"))
@@ -226,7 +244,7 @@ class LedgerEntry(Base):
     """
 
     __tablename__ = "bs_ledger"
-    __table_args__ = (Index("ix_bs_ledger_study", "study_id"),)
+    __table_args__ = (Index("ix_bs_ledger_study", "study_id", "id"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("bs_study.id"))
@@ -235,7 +253,7 @@ class LedgerEntry(Base):
     entry: Mapped[str] = mapped_column(String(10))
     """`planned` or `spent`."""
     attempt: Mapped[int] = mapped_column(Integer)
-    steps: Mapped[int] = mapped_column(Integer)
+    steps: Mapped[int] = mapped_column(BigInteger)
     tokens: Mapped[int] = mapped_column(ExactInt)
     flops_nanogpt: Mapped[int] = mapped_column(ExactInt)
     flops_matmul: Mapped[int] = mapped_column(ExactInt)
