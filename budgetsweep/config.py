@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
 
 from budgetsweep.errors import ConfigError
 
@@ -29,6 +30,14 @@ _FLOAT = re.compile(
     )$|^\.(?:nan|NaN|NAN)$""",
     re.VERBOSE,
 )
+
+
+INVALID_SHAPE = "invalid_shape"
+
+
+def shape_error(message: str) -> PydanticCustomError:
+    """The error that a validator raises for sizes that do not fit together."""
+    return PydanticCustomError(INVALID_SHAPE, message)
 
 
 class StrictModel(BaseModel):
@@ -79,7 +88,7 @@ def parse_yaml(text: str, where: str) -> Any:
         ConfigError: the text is not YAML, or a key is given twice.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
@@ -100,7 +109,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; give the path of a YAML file") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise ConfigError(
+            f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     data = parse_yaml(text, str(path))
@@ -173,7 +184,9 @@ def parse(model: type[ModelT], data: Any, where: str) -> ModelT:
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_first_problem(model, error)}") from error
+        shape = any(problem["type"] == INVALID_SHAPE for problem in error.errors())
+        kind = INVALID_SHAPE if shape else "invalid_value"
+        raise ConfigError(f"{where}: {_first_problem(model, error)}", kind) from error
 
 
 def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
@@ -184,12 +197,14 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if problem["type"] == "extra_forbidden":
         word = str(problem["loc"][-1])
-        return f"unknown key {location!r}{did_you_mean(word, _keys_at(model, problem['loc']))}{more}"
+        return (
+            f"unknown key {location!r}{did_you_mean(word, _keys_at(model, problem['loc']))}{more}"
+        )
     if problem["type"] == "missing":
         return f"{location} is missing{more}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    if problem["type"] == "value_error" and not location:
+    if problem["type"] == INVALID_SHAPE or (problem["type"] == "value_error" and not location):
         return f"{message}{more}"
     return f"{location} = {_short(problem['input'])}: {message}{more}"
 

@@ -17,7 +17,14 @@ class UserError(BudgetsweepError):
 
 
 class ConfigError(UserError):
-    """A configuration, search space or command-line setting is not acceptable."""
+    """A configuration, search space or command-line setting is not acceptable.
+
+    `kind` tells a program what a person reads in the message (`invalid_shape` or `invalid_value`).
+    """
+
+    def __init__(self, message: str, kind: str = "invalid_value") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class DataError(UserError):

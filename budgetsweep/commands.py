@@ -1,0 +1,571 @@
+"""What the commands do once their words are parsed: gather settings, call, print."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from budgetsweep.config import (
+    apply_overrides,
+    dump_yaml,
+    load_yaml,
+    parse,
+    write_text_atomically,
+)
+from budgetsweep.constraint import fill
+from budgetsweep.display import (
+    PrepareDisplay,
+    RunsDisplay,
+    count,
+    duration,
+    flops,
+    gib,
+    settings_text,
+)
+from budgetsweep.errors import CheckpointError, ConfigError, DataError
+from trainer.config import DataConfig, RunConfig
+
+if TYPE_CHECKING:
+    from studies.planning import TimePlan
+    from studies.promote import PromoteSettings, PromotionPlan
+    from studies.settings import SearchSettings
+
+LONG_SECONDS = 6 * 3600.0
+"""A promotion longer than this is asked about on a terminal."""
+
+
+class Stopper(Protocol):
+    """Says when to stop; `budgetsweep.cli.Signals`."""
+
+    def should_stop(self) -> bool:
+        """Save and stop."""
+
+    def should_kill(self) -> bool:
+        """Stop now."""
+
+
+def search_settings(
+    *,
+    space_file: Path | None,
+    source: str,
+    val_data: str | None,
+    text_field: str,
+    tokenizer: str | None,
+    budget: int | None,
+    convention: str | None,
+    sampler: str | None,
+    seed: int | None,
+    prune: bool,
+    overrides: tuple[str, ...],
+    **rest: Any,
+) -> SearchSettings:
+    """Settings from the flags and the space file; flags win."""
+    from studies.settings import SearchSettings
+    from studies.space import space_from_dict
+
+    space = None
+    if space_file is not None:
+        space = space_from_dict(load_yaml(space_file), str(space_file))
+        budget = budget or (int(space.budget) if space.budget else None)
+        convention = convention or space.convention
+        sampler = sampler or ("tpe" if space.method == "bayes" else space.method)
+        seed = space.seed if seed is None else seed
+        space = space.model_copy(
+            update={"budget": None, "convention": None, "method": None, "seed": None}
+        )
+    data = parse(
+        DataConfig,
+        {"source": source, "validation": val_data, "text_field": text_field},
+        "--data",
+    )
+    return SearchSettings(
+        space=space,
+        data=data,
+        tokenizer=tokenizer or ("bytes" if source == "demo" else "gpt2"),
+        budget_flops=10**15 if budget is None else budget,
+        convention=convention or "nanogpt",  # type: ignore[arg-type]
+        sampler=sampler or "tpe",  # type: ignore[arg-type]
+        seed=seed or 0,
+        pruning=prune,
+        overrides=tuple(overrides),
+        **rest,
+    )
+
+
+def search_command(
+    settings: SearchSettings, console: Console, signals: Stopper, *, yes: bool
+) -> bool:
+    """Run a search with progress; True when there is nothing left to do."""
+    from studies.search import Hooks, search
+    from studies.store import Store
+
+    n_done = 0
+    with Store.open(settings.storage, create=True) as store:
+        study = store.find_study(settings.study_name)
+        if study is not None:
+            statuses = ("complete", "pruned", "failed")
+            n_done = len(store.runs(study.id, kind="trial", statuses=statuses))
+            console.print(
+                f"continuing study {escape(study.name)}: {n_done} trials done", highlight=False
+            )
+    display = RunsDisplay(
+        console,
+        n_trials=settings.trials,
+        n_done=n_done,
+        budget_flops=settings.budget_flops,
+        title=settings.study_name,
+    )
+
+    def confirm(plan: TimePlan) -> bool:
+        _print_time_plan(plan, settings, console)
+        if plan.sensible_budget_flops is None or yes or not console.is_terminal:
+            return True
+        import click
+
+        return click.confirm("start all the same?", default=False)
+
+    hooks = Hooks(
+        observer=display,
+        should_stop=signals.should_stop,
+        should_kill=signals.should_kill,
+        confirm=confirm,
+        on_prepare=PrepareDisplay(console),
+    )
+    # The live view starts with the first trial: a question may come before it.
+    with display:
+        outcome = search(settings, hooks)
+    console.print(f"{outcome.reason}; {outcome.n_rejected} proposals rejected", highlight=False)
+    if outcome.best is not None and outcome.best.val_loss_nats is not None:
+        best = outcome.best
+        console.print(
+            f"best: trial {best.number}  val loss {best.val_loss_nats:.4f}  "
+            f"PPL {best.val_ppl:,.1f}  {settings_text(best.params)}",
+            highlight=False,
+        )
+    if not outcome.finished:
+        console.print("the same command again continues this search", highlight=False)
+    return outcome.finished
+
+
+def _print_time_plan(plan: TimePlan, settings: SearchSettings, console: Console) -> None:
+    low, high = plan.trial_seconds_range
+    console.print(
+        f"measured here: a trial of {flops(settings.budget_flops)} FLOPs takes about "
+        f"{duration(plan.trial_seconds)} ({duration(low)} to {duration(high)}), "
+        f"{plan.n_trials} trials about {duration(plan.search_seconds)}",
+        highlight=False,
+    )
+    if plan.sensible_budget_flops is not None:
+        console.print(
+            f"that is very long for this device; --budget {flops(plan.sensible_budget_flops)} "
+            "would take about half an hour. The search can be stopped and continued at any time",
+            highlight=False,
+        )
+
+
+def dry_run_command(settings: SearchSettings, console: Console) -> None:
+    """Print what 10,000 proposals would be."""
+    from studies.planning import charge_per_token
+    from studies.search import dry_run
+
+    n = 10_000
+    result = dry_run(settings, n)
+    sample = result.sample
+    console.print(
+        f"{n:,} random proposals at {flops(settings.budget_flops)} FLOPs "
+        f"({settings.convention}): {100 * sample.admitted_share:.1f} % admitted",
+        highlight=False,
+    )
+    for reason, number in sample.reasons().most_common():
+        console.print(
+            f"  {100 * number / n:.1f} % {reason}: for example, {escape(sample.example(reason))}",
+            highlight=False,
+        )
+    if not sample.admitted:
+        return
+    table = Table("", "least", "median", "most", box=None, pad_edge=False)
+    configs = [admitted.config for admitted in sample.admitted]
+
+    def row(name: str, values: list[float], show: Any) -> None:
+        values = sorted(values)
+        table.add_row(name, show(values[0]), show(values[len(values) // 2]), show(values[-1]))
+
+    from model.flops import count_params
+
+    row("parameters", [count_params(c.model) for c in configs], count)
+    row("width n_embd", [c.model.n_embd for c in configs], count)
+    row("layers n_layer", [c.model.n_layer for c in configs], count)
+    row("exact FLOPs a token", [charge_per_token(c) for c in configs], flops)
+    row("training tokens", [c.total_tokens for c in configs], count)
+    row("optimiser steps", [c.steps for c in configs], count)
+    row("FLOPs, share of budget", [a.charge_flops / settings.budget_flops for a in sample.admitted],
+        lambda share: f"{100 * share:.2f} %")  # fmt: skip
+    row("memory", [a.memory_bytes or 0 for a in sample.admitted], gib)
+    if not isinstance(result.speed, str):
+        row("time of a trial", [result.speed.seconds(c) for c in configs], duration)
+    console.print(table)
+    if isinstance(result.speed, str):
+        console.print(f"time was not measured: {result.speed}", highlight=False)
+    elif result.plan is not None:
+        _print_time_plan(result.plan, settings, console)
+
+
+def promote_command(
+    settings: PromoteSettings, console: Console, signals: Stopper, *, yes: bool
+) -> bool:
+    """Run a promotion with progress; True when it is complete."""
+    from studies.promote import PromoteHooks, promote
+
+    display = RunsDisplay(console, n_trials=1, n_done=0, budget_flops=0, title="promotion")
+
+    def on_plan(plan: PromotionPlan) -> bool:
+        _print_promotion_plan(plan, console)
+        long = plan.seconds is not None and plan.seconds > LONG_SECONDS
+        if not long or yes or not console.is_terminal:
+            return True
+        import click
+
+        return click.confirm("start all the same?", default=False)
+
+    hooks = PromoteHooks(
+        observer=display,
+        should_stop=signals.should_stop,
+        should_kill=signals.should_kill,
+        on_plan=on_plan,
+        on_prepare=PrepareDisplay(console),
+    )
+    with display:
+        outcome = promote(settings, hooks)
+    run, trial = outcome.run, outcome.trial
+    if run is None or run.status in ("queued", "interrupted"):
+        console.print("the same command again continues this promotion", highlight=False)
+        return False
+    if run.status == "failed":
+        console.print(f"the promotion failed: {escape(run.reason or '')}", highlight=False)
+        return False
+    assert run.val_loss_nats is not None
+    assert trial.val_loss_nats is not None
+    console.print(
+        f"promoted trial {trial.number}: val loss {trial.val_loss_nats:.4f} -> "
+        f"{run.val_loss_nats:.4f}, PPL {trial.val_ppl:,.1f} -> {run.val_ppl:,.1f}\n"
+        f"{run.output_dir}: model.pt, config.yaml, eval.json, curve.csv",
+        highlight=False,
+    )
+    return True
+
+
+def _print_promotion_plan(plan: PromotionPlan, console: Console) -> None:
+    config, rule = plan.config, plan.rescaling
+    epochs = "" if plan.epochs is None else f", {plan.epochs:.2f} epochs of the data"
+    memory = "" if plan.memory_bytes is None else f", about {gib(plan.memory_bytes)} of memory"
+    time = "" if plan.seconds is None else f", about {duration(plan.seconds)} here"
+    console.print(
+        f"promoting trial {plan.trial.number}: {flops(plan.charge_flops)} of "
+        f"{flops(plan.budget_flops)} FLOPs, {count(config.total_tokens)} tokens in "
+        f"{config.steps:,} steps of {config.tokens_per_step:,}{epochs}{memory}{time}",
+        highlight=False,
+    )
+    console.print(
+        f"for {rule.tokens_ratio:.3g} times the tokens: batch x{rule.batch_factor}, "
+        f"learning rate x{rule.lr_factor:.3g}, warm-up steps and weight decay kept; "
+        f"{settings_text(plan.changes)}",
+        highlight=False,
+    )
+
+
+def run_config(
+    path: Path, budget: int | None, source: str | None, overrides: tuple[str, ...]
+) -> RunConfig:
+    """A run's configuration from its YAML file and the flags."""
+    data = apply_overrides(load_yaml(path), overrides)
+    if budget is not None:
+        data["budget_flops"] = budget
+    if source is not None:
+        own = data.get("data")
+        data["data"] = {**(own if isinstance(own, dict) else {}), "source": source}
+    return parse(RunConfig, data, str(path))
+
+
+def train_command(
+    config: RunConfig, console: Console, signals: Stopper, *, cache_dir: Path | None
+) -> bool:
+    """Train one configuration in this process; True when it is complete."""
+    from trainer.loop import train_run
+    from trainer.prepare import open_prepared, prepare
+
+    from budgetsweep.constraint import Limits, Rejected, admit, charge_per_step
+    from trainer.device import detect_device
+    from trainer.events import Point, Progress
+
+    config = fill(config)
+    prepared = prepare(
+        config.data, config.tokenizer_encoding,
+        train_tokens=config.data.train_tokens or config.total_tokens,
+        val_tokens=config.data.val_tokens, cache_dir=cache_dir,
+        on_progress=PrepareDisplay(console),
+    )  # fmt: skip
+    train_tokens = min(len(prepared.train), config.data.train_tokens or config.total_tokens)
+    fixed = config.data.model_copy(
+        update={"train_tokens": train_tokens, "val_tokens": len(prepared.val)}
+    )
+    config = config.with_changes(data=fixed)
+    charge = charge_per_step(config, config.convention) * config.steps
+    device = detect_device(config.device)
+    limits = Limits(
+        config.budget_flops or charge, config.convention, device, train_tokens, len(prepared.val)
+    )
+    answer = admit(config, limits)
+    if isinstance(answer, Rejected):
+        raise ConfigError(answer.detail)
+    tokens = open_prepared(fixed, config.tokenizer_encoding, cache_dir)
+    run_dir = Path(config.output_dir)
+    console.print(
+        f"{flops(charge)} FLOPs ({config.convention}), {config.steps:,} steps, "
+        f"{count(config.total_tokens)} tokens, {answer.epochs or 0:.2f} epochs on {device.name}",
+        highlight=False,
+    )
+    run = train_run(config, tokens, run_dir)
+    command: Any = None
+    shown = PlainProgress(console)
+    while True:
+        try:
+            event = run.send(command)
+        except StopIteration as stop:
+            result = stop.value
+            break
+        command = "interrupt" if signals.should_stop() else None
+        if isinstance(event, Progress):
+            shown.progress(event)
+        elif isinstance(event, Point) and event.val_loss_nats is not None:
+            console.print(
+                f"step {event.step:,}/{config.steps:,}  val loss {event.val_loss_nats:.4f}  "
+                f"PPL {math.exp(event.val_loss_nats):,.1f}",
+                highlight=False,
+            )
+    if result.status == "interrupted":
+        console.print("the same command again continues this run", highlight=False)
+    elif result.status == "failed":
+        console.print(f"the run failed: {escape(result.reason or '')}", highlight=False)
+    else:
+        console.print(
+            f"val loss {result.val_loss_nats:.4f}  PPL {result.val_ppl:,.1f}  in "
+            f"{duration(result.train_seconds)}; {run_dir}: model.pt, config.yaml, eval.json",
+            highlight=False,
+        )
+    return result.status == "complete"
+
+
+class PlainProgress:
+    """A line of progress now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last = 0.0
+
+    def progress(self, progress: Any) -> None:
+        """Print at most one line in ten seconds."""
+        import time
+
+        if time.monotonic() - self._last < 10.0:
+            return
+        self._last = time.monotonic()
+        left = (progress.num_steps - progress.step) * progress.tokens / max(1, progress.step)
+        remaining = (
+            f", about {duration(left / progress.tokens_per_second)} left"
+            if progress.tokens_per_second > 0 and progress.step
+            else ""
+        )
+        self._console.print(
+            f"  step {progress.step:,}/{progress.num_steps:,}, "
+            f"{count(progress.tokens_per_second)} tokens/s{remaining}",
+            highlight=False,
+        )
+
+
+def evaluate_command(
+    console: Console,
+    *,
+    model: Path,
+    source: str | None,
+    val_tokens: int | None,
+    drop_last: bool,
+    cache_dir: Path | None,
+    as_json: bool,
+    device: str,
+) -> None:
+    """Validate a run's model.pt."""
+    from trainer.artefacts import load_model
+    from trainer.prepare import open_prepared, prepare
+
+    from trainer.device import autocast_context, torch_device
+    from trainer.evaluate import validate
+
+    folder = model if model.is_dir() else model.parent
+    if not (folder / "config.yaml").is_file():
+        raise CheckpointError(
+            f"{model}: no config.yaml beside the weights; expected a run's folder "
+            "(as `train` and `promote` write it)"
+        )
+    config = parse(RunConfig, load_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+    data = config.data
+    if source is not None:
+        data = DataConfig(source=source, text_field=data.text_field)
+    if val_tokens is not None:
+        data = data.model_copy(update={"val_tokens": val_tokens})
+    prepare(
+        data, config.tokenizer_encoding, train_tokens=data.train_tokens or 1,
+        val_tokens=data.val_tokens, cache_dir=cache_dir, on_progress=PrepareDisplay(console),
+    )  # fmt: skip
+    tokens = open_prepared(
+        data.model_copy(update={"train_tokens": None}), config.tokenizer_encoding, cache_dir
+    )
+    if len(tokens.val) < config.seq_len:
+        raise DataError(
+            f"the validation text has {len(tokens.val):,} tokens; at least one window of "
+            f"seq_len = {config.seq_len} is needed"
+        )
+    where = torch_device(device)
+    network = load_model(folder / "model.pt", config.model).to(where)
+    result = validate(
+        network, tokens.val, seq_len=config.seq_len, batch_size=config.batch_size, device=where,
+        autocast=autocast_context(config, where), bytes_per_token=tokens.bytes_per_token,
+        drop_last=drop_last,
+    )  # fmt: skip
+    if as_json:
+        console.print_json(json.dumps(dataclasses.asdict(result)))
+        return
+    bits = "" if result.bits_per_byte is None else f"  {result.bits_per_byte:.4f} bits per byte"
+    console.print(
+        f"val loss {result.loss_nats:.4f} ± {result.stderr_nats:.4f}  PPL {result.ppl:,.2f}{bits}  "
+        f"on {result.n_tokens:,} tokens ({escape(tokens.description)})",
+        highlight=False,
+    )
+
+
+def explain_command(config: RunConfig, console: Console, *, measure: bool, as_json: bool) -> None:
+    """Print what a configuration costs."""
+    from budgetsweep.explain import explain, print_explanation
+
+    facts = explain(config, measure=measure)
+    if as_json:
+        console.print_json(json.dumps(facts))
+    else:
+        print_explanation(facts, console)
+
+
+def prepare_command(
+    config: DataConfig,
+    tokenizer: str,
+    console: Console,
+    *,
+    train_tokens: int | None,
+    val_tokens: int | None,
+    cache_dir: Path | None,
+    workers: int | None,
+) -> None:
+    """Tokenise and say what there is."""
+    from trainer.prepare import prepare
+
+    data = prepare(
+        config, tokenizer, train_tokens=train_tokens, val_tokens=val_tokens, cache_dir=cache_dir,
+        workers=workers, on_progress=PrepareDisplay(console),
+    )  # fmt: skip
+    console.print(
+        f"{escape(data.description)}: {len(data.train):,} training and {len(data.val):,} "
+        f"validation tokens in {data.folder}",
+        highlight=False,
+    )
+
+
+def info_command(console: Console, cache_dir: Path | None, *, verify: bool, as_json: bool) -> None:
+    """List prepared token sets."""
+    from trainer.prepare import list_prepared
+
+    prepared = list_prepared(cache_dir, verify=verify)
+    if as_json:
+        rows = [{k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(p).items()}
+                for p in prepared]  # fmt: skip
+        console.print_json(json.dumps(rows))
+        return
+    if not prepared:
+        console.print("nothing is prepared yet; `budgetsweep data prepare` does it")
+        return
+    table = Table("source", "tokenizer", "train tokens", "val tokens", "state", "folder",
+                  box=None, pad_edge=False)  # fmt: skip
+    for entry in prepared:
+        table.add_row(
+            escape(entry.source), entry.tokenizer_encoding, f"{entry.train_tokens:,}",
+            f"{entry.val_tokens:,}", entry.state, str(entry.folder),
+        )  # fmt: skip
+    console.print(table)
+
+
+def status_command(
+    storage: str, study_name: str | None, console: Console, *, as_json: bool
+) -> None:
+    """Print where a study stands."""
+    from studies.status import study_status
+
+    status = study_status(storage, study_name)
+    if as_json:
+        console.print_json(json.dumps(status))
+        return
+    best = status["best"]
+    console.print(
+        f"study {escape(status['study'])}: budget {flops(status['budget_flops'])} FLOPs a trial "
+        f"({status['convention']}), sampler {status['sampler']}, seed {status['seed']}",
+        highlight=False,
+    )
+    counts = ", ".join(f"{n} {name}" for name, n in status["trials"].items()) or "none yet"
+    console.print(f"trials: {counts}", highlight=False)
+    spent, planned = status["flops_spent"], status["flops_planned"]
+    console.print(
+        f"FLOPs: {flops(spent)} spent of {flops(planned)} planned, "
+        f"{flops(status['flops_redone'])} of them redone after interruptions",
+        highlight=False,
+    )
+    if best is not None:
+        console.print(
+            f"best: trial {best['number']}  val loss {best['val_loss_nats']:.4f}  "
+            f"PPL {best['val_ppl']:,.1f}  {escape(settings_text(best['params']))}",
+            highlight=False,
+        )
+    for run in status["unfinished"] + status["failed"]:
+        reason = f": {run['reason']}" if run["reason"] else ""
+        console.print(
+            f"{run['kind']} {run['number']} {run['status']} at step {run['step']:,} of "
+            f"{run['num_steps']:,}{escape(reason)}",
+            highlight=False,
+        )
+    for run in status["promotions"]:
+        if run["val_loss_nats"] is not None:
+            console.print(
+                f"promotion {run['number']} of trial {run['parent_number']} (x{run['scale']:g}): "
+                f"val loss {run['val_loss_nats']:.4f}  PPL {run['val_ppl']:,.1f}",
+                highlight=False,
+            )
+    for reason, entry in status["rejections"].items():
+        console.print(
+            f"rejected {entry['count']} x {reason}: for example, {escape(entry['example'])}",
+            highlight=False,
+        )
+
+
+def export_command(storage: str, study_name: str | None, folder: Path, console: Console) -> None:
+    """Write a study's space and configurations as files that run again."""
+    from studies.export import export_study
+
+    for path, data in export_study(storage, study_name).items():
+        text = data if isinstance(data, str) else dump_yaml(data)
+        write_text_atomically(folder / path, text)
+    console.print(
+        f"{folder}: space.yaml (search --space), best.yaml and runs/*.yaml (train), runs.csv",
+        highlight=False,
+    )

@@ -1,0 +1,243 @@
+"""What a budget buys: the charge of a configuration, the steps it affords, admit or reject.
+
+Everything here is whole-number arithmetic on the configuration alone; nothing is trained, and
+torch is never loaded. The charge of one optimiser step is
+
+    flops_per_token * batch_size * seq_len * grad_accumulation_steps
+
+in the budget's convention (`model.flops`), so a run of n steps costs exactly n charges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from trainer.memory import estimate_memory_bytes
+
+from budgetsweep.config import parse
+from budgetsweep.errors import ConfigError
+from model.flops import CONVENTIONS, Convention, count_params, flops_per_token
+from trainer.config import RunConfig
+from trainer.events import DeviceInfo
+
+MIN_VALIDATION_WINDOWS = 8
+"""Windows of seq_len tokens that a validation pass must have: fewer give no standard error worth
+its name (*assumption*)."""
+
+
+class Reason(StrEnum):
+    """Why a proposal is refused."""
+
+    OVER_BUDGET = "over_budget"
+    INVALID_SHAPE = "invalid_shape"
+    INVALID_VALUE = "invalid_value"
+    OUT_OF_MEMORY = "out_of_memory"
+    TOO_LITTLE_VALIDATION_DATA = "too_little_validation_data"
+    TOO_MANY_EPOCHS = "too_many_epochs"
+    DUPLICATE = "duplicate"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a configuration must fit into; None: not limited or not known."""
+
+    budget_flops: int
+    convention: Convention = "nanogpt"
+    device: DeviceInfo | None = None
+    train_tokens: int | None = None
+    """Training tokens there are."""
+    val_tokens: int | None = None
+    """Validation tokens there are."""
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A configuration that fits, its steps and learning rates written out."""
+
+    config: RunConfig
+    charge_flops: int
+    """Whole cost in the budget's convention; at most the budget."""
+    memory_bytes: int | None
+    """Estimated peak memory, where the device is known."""
+    epochs: float | None
+    """Passes over the training text, where its size is known."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A configuration that does not fit, why, and by how much."""
+
+    reason: Reason
+    detail: str
+    """One line with the figures."""
+    excess: float | None = None
+    """How many times the limit is needed (1.5: half as much again), where there is a limit."""
+    n_params: int | None = None
+    tokens: int | None = None
+    charge_flops: int | None = None
+
+
+def charge_per_step(config: RunConfig, convention: Convention) -> int:
+    """Training FLOPs of one optimiser step, gradient accumulation included."""
+    return flops_per_token(config.model, config.seq_len, convention) * config.tokens_per_step
+
+
+def affordable_steps(config: RunConfig, budget_flops: int, convention: Convention) -> int:
+    """The most optimiser steps that `budget_flops` pays for; 0 when it does not pay one."""
+    return budget_flops // charge_per_step(config, convention)
+
+
+def planned_flops(config: RunConfig) -> dict[Convention, int]:
+    """Training FLOPs of a filled configuration in every convention."""
+    return {name: charge_per_step(config, name) * config.steps for name in CONVENTIONS}
+
+
+def fill(config: RunConfig) -> RunConfig:
+    """Write out what a configuration leaves to the budget.
+
+    Given `num_training_steps: fill` and budget_flops, solve for the most steps; then write the
+    warm-up in steps and the final learning rate as numbers. A filled configuration is returned
+    with equal values.
+
+    Raises:
+        ConfigError: `fill` without a budget, or a budget that does not pay one step.
+    """
+    steps = config.num_training_steps
+    if steps == "fill":
+        if config.budget_flops is None:
+            raise ConfigError(
+                "num_training_steps is `fill` but there is no budget; "
+                "set budget_flops (such as 1e13) or a number of steps"
+            )
+        steps = affordable_steps(config, config.budget_flops, config.convention)
+        if steps == 0:
+            raise ConfigError(_no_step(config, config.budget_flops, config.convention))
+    filled = config.with_changes(num_training_steps=steps)
+    return filled.with_changes(
+        num_warmup_steps=min(filled.warmup_steps, steps),
+        warmup_fraction=None,
+        min_lr=filled.final_lr,
+        min_lr_ratio=None,
+    )
+
+
+def admit(proposal: RunConfig | Mapping[str, Any], limits: Limits) -> Admitted | Rejected:
+    """Decide whether a proposed configuration may run.
+
+    Args:
+        proposal: a configuration, or plain data in the form of a run's YAML.
+        limits: budget, device and data.
+
+    Returns:
+        `Admitted` with the filled configuration, whose charge is at most the budget, or `Rejected`.
+    """
+    if isinstance(proposal, RunConfig):
+        config = proposal
+    else:
+        try:
+            config = parse(RunConfig, proposal, "proposal")
+        except ConfigError as error:
+            return Rejected(Reason(error.kind), str(error).removeprefix("proposal: "))
+    config = config.with_changes(budget_flops=limits.budget_flops, convention=limits.convention)
+    n_params = count_params(config.model)
+    per_step = charge_per_step(config, limits.convention)
+    if per_step > limits.budget_flops:
+        return Rejected(
+            Reason.OVER_BUDGET,
+            _no_step(config, limits.budget_flops, limits.convention),
+            excess=per_step / limits.budget_flops,
+            n_params=n_params,
+            tokens=config.tokens_per_step,
+            charge_flops=per_step,
+        )
+    config = fill(config)
+    charge = per_step * config.steps
+    facts = {"n_params": n_params, "tokens": config.total_tokens, "charge_flops": charge}
+    refusal = (
+        _over_budget(config, charge, limits)
+        or _too_little_validation(config, limits)
+        or _too_many_epochs(config, limits)
+    )
+    memory = None
+    if refusal is None and limits.device is not None:
+        memory = estimate_memory_bytes(config, limits.device.kind, bf16=uses_bf16(config, limits))
+        refusal = _out_of_memory(memory, limits.device)
+    if refusal is not None:
+        reason, detail, excess = refusal
+        return Rejected(reason, detail, excess, **facts)
+    return Admitted(config, charge, memory, epochs(config, limits.train_tokens))
+
+
+def uses_bf16(config: RunConfig, limits: Limits) -> bool:
+    """Whether the run would compute in bf16 on the device of `limits`."""
+    if config.autocast == "auto":
+        return limits.device is not None and limits.device.bf16
+    return config.autocast == "bf16"
+
+
+def epochs(config: RunConfig, train_tokens: int | None) -> float | None:
+    """Passes of a filled configuration over `train_tokens`; None when their number is unknown."""
+    return None if not train_tokens else config.total_tokens / train_tokens
+
+
+_Refusal = tuple[Reason, str, float | None]
+
+
+def _over_budget(config: RunConfig, charge: int, limits: Limits) -> _Refusal | None:
+    if charge <= limits.budget_flops:
+        return None
+    affordable = affordable_steps(config, limits.budget_flops, limits.convention)
+    return (
+        Reason.OVER_BUDGET,
+        f"{config.steps:,} steps cost {charge:.4g} FLOPs ({limits.convention}), "
+        f"{charge / limits.budget_flops:.3g} times the budget of {limits.budget_flops:.4g}; "
+        f"it affords {affordable:,} steps",
+        charge / limits.budget_flops,
+    )
+
+
+def _too_little_validation(config: RunConfig, limits: Limits) -> _Refusal | None:
+    needed = MIN_VALIDATION_WINDOWS * config.seq_len
+    if limits.val_tokens is None or limits.val_tokens >= needed:
+        return None
+    return (
+        Reason.TOO_LITTLE_VALIDATION_DATA,
+        f"a validation pass at seq_len = {config.seq_len} needs {needed:,} tokens "
+        f"({MIN_VALIDATION_WINDOWS} windows); there are {limits.val_tokens:,}",
+        needed / max(1, limits.val_tokens),
+    )
+
+
+def _too_many_epochs(config: RunConfig, limits: Limits) -> _Refusal | None:
+    passes = epochs(config, limits.train_tokens)
+    if passes is None or passes <= config.data.max_epochs:
+        return None
+    return (
+        Reason.TOO_MANY_EPOCHS,
+        f"{config.total_tokens:,} tokens are {passes:.3g} passes over the {limits.train_tokens:,} "
+        f"training tokens; allowed are {config.data.max_epochs:g} (data.max_epochs)",
+        passes / config.data.max_epochs,
+    )
+
+
+def _out_of_memory(memory: int, device: DeviceInfo) -> _Refusal | None:
+    if memory <= device.memory_bytes:
+        return None
+    return (
+        Reason.OUT_OF_MEMORY,
+        f"would need about {memory / 2**30:.3g} GiB; {device.name} has "
+        f"{device.memory_bytes / 2**30:.3g} GiB for it",
+        memory / max(1, device.memory_bytes),
+    )
+
+
+def _no_step(config: RunConfig, budget_flops: int, convention: Convention) -> str:
+    per_step = charge_per_step(config, convention)
+    return (
+        f"one optimiser step of {config.tokens_per_step:,} tokens costs {per_step:.4g} FLOPs "
+        f"({convention}), {per_step / budget_flops:.3g} times the whole budget of "
+        f"{budget_flops:.4g}"
+    )

@@ -1,0 +1,144 @@
+"""What a configuration costs, laid out for a person: `budgetsweep flops CONFIG.yaml`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from budgetsweep.constraint import affordable_steps, epochs, fill, planned_flops
+from budgetsweep.display import count, duration, flops, gib
+from model.flops import CONVENTIONS, count_params, flops_per_token_by_part, params_by_group
+from trainer.config import RunConfig
+
+
+def explain(config: RunConfig, *, measure: bool) -> dict[str, Any]:
+    """Facts about a configuration's cost, as plain data.
+
+    Args:
+        config: with steps, or `fill` and a budget.
+        measure: also detect the device, estimate its memory and measure its speed (loads torch).
+
+    Raises:
+        ConfigError: `fill` without a budget.
+    """
+    config = fill(config)
+    shape = config.model
+    facts: dict[str, Any] = {
+        "params": params_by_group(shape),
+        "n_params": count_params(shape),
+        "flops_per_token": {
+            name: flops_per_token_by_part(shape, config.seq_len, name) for name in CONVENTIONS
+        },
+        "steps": config.steps,
+        "tokens_per_step": config.tokens_per_step,
+        "tokens": config.total_tokens,
+        "tokens_per_param": config.total_tokens / count_params(shape),
+        "train_flops": planned_flops(config),
+        "convention": config.convention,
+        "budget_flops": config.budget_flops,
+        "budget_share": None,
+        "affordable_steps": None,
+        "epochs": None,
+        "train_tokens_prepared": None,
+        "device": None,
+        "memory_bytes": None,
+        "seconds": None,
+    }
+    if config.budget_flops is not None:
+        facts["budget_share"] = planned_flops(config)[config.convention] / config.budget_flops
+        facts["affordable_steps"] = affordable_steps(config, config.budget_flops, config.convention)
+    prepared = _prepared_tokens(config)
+    facts["train_tokens_prepared"] = prepared
+    facts["epochs"] = epochs(config, prepared)
+    if measure:
+        facts.update(_on_this_device(config))
+    return facts
+
+
+def _prepared_tokens(config: RunConfig) -> int | None:
+    """Training tokens of the run's data that are prepared; None when none are."""
+    from trainer.prepare import open_prepared
+
+    from budgetsweep.errors import DataError
+
+    try:
+        return len(open_prepared(config.data, config.tokenizer_encoding).train)
+    except DataError:
+        return None
+
+
+def _on_this_device(config: RunConfig) -> dict[str, Any]:
+    from trainer.memory import estimate_memory_bytes
+
+    from budgetsweep.constraint import Limits, uses_bf16
+    from trainer.device import detect_device, measure_tokens_per_second
+
+    device = detect_device(config.device)
+    bf16 = uses_bf16(config, Limits(1, device=device))
+    memory = estimate_memory_bytes(config, device.kind, bf16=bf16)
+    facts: dict[str, Any] = {
+        "device": device.name,
+        "memory_bytes": memory,
+        "device_memory_bytes": device.memory_bytes,
+    }
+    if memory <= device.memory_bytes:
+        facts["seconds"] = config.total_tokens / measure_tokens_per_second(config, 1.0)
+    return facts
+
+
+def print_explanation(facts: dict[str, Any], console: Console) -> None:
+    """Print `explain`'s facts as tables."""
+    groups = Table("parameters", "", "share", box=None, pad_edge=False)
+    for name, number in facts["params"].items():
+        groups.add_row(name, f"{number:,}", f"{100 * number / facts['n_params']:.1f} %")
+    groups.add_row("all", f"{facts['n_params']:,}", "", style="bold")
+    console.print(groups)
+    console.print()
+    for convention, parts in facts["flops_per_token"].items():
+        total = sum(parts.values())
+        table = Table(f"FLOPs a token ({convention})", "", "share", box=None, pad_edge=False)
+        for name, number in parts.items():
+            table.add_row(name, f"{number:,}", f"{100 * number / total:.1f} %")
+        table.add_row("all", f"{total:,}", "", style="bold")
+        console.print(table)
+        console.print()
+    _print_totals(facts, console)
+
+
+def _print_totals(facts: dict[str, Any], console: Console) -> None:
+    table = Table.grid(padding=(0, 2))
+    table.add_row(
+        "tokens",
+        f"{facts['tokens']:,} ({facts['steps']:,} steps of {facts['tokens_per_step']:,}), "
+        f"{facts['tokens_per_param']:.2f} a parameter",
+    )
+    for convention, total in facts["train_flops"].items():
+        table.add_row(f"training FLOPs, {convention}", f"{total:,} ({total:.4e})")
+    if facts["budget_flops"] is not None:
+        share = facts["budget_share"]
+        verdict = "within" if share <= 1 else "OVER"
+        table.add_row(
+            f"budget, {facts['convention']}",
+            f"{flops(facts['budget_flops'])}: {100 * share:.2f} % used, {verdict} the budget; "
+            f"it affords {facts['affordable_steps']:,} steps",
+        )
+    if facts["epochs"] is None:
+        table.add_row("epochs of the data", "unknown until the data are prepared")
+    else:
+        table.add_row(
+            "epochs of the data",
+            f"{facts['epochs']:.2f} of {count(facts['train_tokens_prepared'])} prepared tokens",
+        )
+    if facts["device"] is not None:
+        table.add_row(
+            "memory",
+            f"about {gib(facts['memory_bytes'])} of {gib(facts['device_memory_bytes'])} "
+            f"on {facts['device']}",
+        )
+        if facts["seconds"] is None:
+            table.add_row("time here", "does not fit in memory")
+        else:
+            table.add_row("time here", f"about {duration(facts['seconds'])} (measured speed)")
+    console.print(table, highlight=False)

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# search -> promote -> report on the text of Python's own standard library, on the CPU, in minutes.
+# Usage: make demo   (or, with budgetsweep installed: bash examples/demo.sh [FOLDER])
+set -euo pipefail
+folder="${1:-demo}"
+mkdir -p "$folder"
+storage="$folder/budgetsweep.db"
+
+echo "== 1. search: 8 trials of at most 2e11 training FLOPs each"
+budgetsweep search --data demo --budget 2e11 --trials 8 --device cpu --storage "$storage" --yes
+echo
+echo "== 2. promote: the best shape with 10 times the FLOPs"
+budgetsweep promote --scale 10 --device cpu --storage "$storage" --yes
+echo
+echo "== 3. report"
+budgetsweep report --storage "$storage" --output-dir "$folder/report"
+echo
+echo "Open these:"
+echo "  $folder/report/report.html   what was best, what it cost, what to do next"
+echo "  $folder/report/best.yaml     the best configuration: budgetsweep train $folder/report/best.yaml"
+echo "  $folder/report/data.csv      every run"
+echo "  $storage       the study: budgetsweep status --storage $storage"

@@ -1,0 +1,149 @@
+"""The search space and the first proposal that fit a budget, when the user names none.
+
+The ranges follow from the budget alone:
+
+* *Size.* The best model at C training FLOPs has about N = sqrt(C / (6 · r)) parameters, r tokens a
+  parameter. Published isoFLOP runs at 1e15 to 1e17 with a 50k vocabulary (Porian et al. 2024, N
+  with embeddings and head) have their optimum at 14 to 23; r = 14 here. Depth is width / 32.
+* *Batch.* Tokens a step B = 0.58 · D^0.571 (StepLaw, Li et al. 2025), D the training tokens.
+* *Learning rate.* The range spans what StepLaw and the course used, 1e-3 to 3e-2 (*assumption*
+  within it: 1e-2 first).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from budgetsweep.errors import ConfigError
+from model.config import ModelConfig
+from model.flops import Convention, count_params, flops_per_token
+from studies.space import SearchSpace, Value, space_from_dict
+
+TOKENS_PER_PARAM = 14.0
+WIDTHS_PER_LAYER = 32
+SEQ_LENS = (32, 64, 128, 256)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+def default_space(budget_flops: int, n_vocab: int, convention: Convention) -> SearchSpace:
+    """The built-in search space for a budget and a vocabulary.
+
+    Raises:
+        ConfigError: the budget is too small for any sensible model.
+    """
+    width, _ = _centre(budget_flops, n_vocab, convention)
+    step = _width_step(width)
+    low = max(step, width // 2 // step * step)
+    high = max(2 * step, 2 * width)
+    batch = _batch_index(budget_flops, n_vocab, convention)
+    parameters: dict[str, Any] = {
+        "n_embd": {"min": low, "max": high, "step": step},
+        "n_layer": {"min": 1, "max": max(3, 2 * _depth(width))},
+        "head_dim": {"values": [step // 2, step]},
+        "seq_len": {"values": list(SEQ_LENS)},
+        "batch_size": {"values": list(BATCH_SIZES[max(0, batch - 2) : batch + 3])},
+        "grad_accumulation_steps": {"value": 1},
+        "num_training_steps": {"value": "fill"},
+        "max_lr": {"min": 1e-3, "max": 3e-2, "distribution": "log_uniform_values"},
+        "min_lr_ratio": {"values": [0.0, 0.1]},
+        "warmup_fraction": {"min": 0.01, "max": 0.1, "distribution": "log_uniform_values"},
+        "weight_decay": {"values": [0.0, 0.01, 0.1]},
+        "beta2": {"values": [0.95, 0.98, 0.99]},
+        "p_dropout": {"value": 0.0},
+    }
+    return space_from_dict({"parameters": parameters}, "default search space")
+
+
+def first_proposal(
+    space: SearchSpace, budget_flops: int, n_vocab: int, convention: Convention
+) -> dict[str, Value]:
+    """A known-good proposal inside `space`: each value the nearest that the space allows."""
+    try:
+        width, _ = _centre(budget_flops, n_vocab, convention)
+        batch = BATCH_SIZES[_batch_index(budget_flops, n_vocab, convention)]
+    except ConfigError:  # the user's own space may make sense where the default has none
+        width, batch = 16, 8
+    wanted: dict[str, Value] = {
+        "n_embd": width,
+        "n_layer": _depth(width),
+        "head_dim": _width_step(width),
+        "n_head": max(1, width // _width_step(width)),
+        "n_positions": _SEQ_LEN,
+        "seq_len": _SEQ_LEN,
+        "batch_size": batch,
+        "grad_accumulation_steps": 1,
+        "max_lr": 1e-2,
+        "min_lr": 1e-3,
+        "min_lr_ratio": 0.1,
+        "warmup_fraction": 0.05,
+        "num_warmup_steps": 10,
+        "weight_decay": 0.1,
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "p_dropout": 0.0,
+    }
+    proposal: dict[str, Value] = {}
+    for name, parameter in space.parameters.items():
+        if not parameter.is_fixed:
+            proposal[name] = _nearest(parameter, wanted.get(name))
+    return proposal
+
+
+_SEQ_LEN = 128
+
+
+def _nearest(parameter: Any, wanted: Value) -> Value:
+    """The allowed setting nearest to `wanted`; the middle one when nothing is wanted."""
+    if not isinstance(wanted, int | float):
+        return parameter.decode(parameter.at_quantile(0.5))
+    if parameter.count() is None:
+        return min(max(float(wanted), float(parameter.min)), float(parameter.max))
+    numbers = [v for v in parameter.all_values() if isinstance(v, int | float)]
+    if not numbers:
+        return parameter.decode(parameter.at_quantile(0.5))
+    return min(numbers, key=lambda value: abs(value - wanted))
+
+
+def _depth(width: int) -> int:
+    return max(1, round(width / WIDTHS_PER_LAYER))
+
+
+def _width_step(width: int) -> int:
+    return 16 if width < 128 else 32 if width < 512 else 64
+
+
+def _centre(budget_flops: int, n_vocab: int, convention: Convention) -> tuple[int, int]:
+    """Width of the model that the budget suits best, and the tokens it then affords."""
+    target = (budget_flops / (6 * TOKENS_PER_PARAM)) ** 0.5
+    width = 16
+    while width < 4096 and _params(width, n_vocab) < target:
+        width += _width_step(width)
+    smaller = width - _width_step(width - 1)
+    if smaller >= 16 and target - _params(smaller, n_vocab) < _params(width, n_vocab) - target:
+        width = smaller
+    tokens = budget_flops // flops_per_token(_shape(width, n_vocab), _SEQ_LEN, convention)
+    if tokens < 2_000:
+        raise ConfigError(
+            f"a budget of {budget_flops:.3g} training FLOPs buys {tokens:,} tokens for the "
+            f"smallest model of {n_vocab:,} token ids; set a larger --budget "
+            "(1e13 suits a CPU, 1e15 a GPU) or a smaller vocabulary (--tokenizer bytes)"
+        )
+    return width, tokens
+
+
+def _shape(width: int, n_vocab: int) -> ModelConfig:
+    return ModelConfig(
+        n_vocab=n_vocab, n_embd=width, n_head=1, n_positions=_SEQ_LEN, n_layer=_depth(width)
+    )
+
+
+def _params(width: int, n_vocab: int) -> int:
+    return count_params(_shape(width, n_vocab))
+
+
+def _batch_index(budget_flops: int, n_vocab: int, convention: Convention) -> int:
+    """Index in `BATCH_SIZES` of the batch that StepLaw's tokens a step give."""
+    _, tokens = _centre(budget_flops, n_vocab, convention)
+    wanted = 0.58 * tokens**0.571 / _SEQ_LEN
+    nearest = min(BATCH_SIZES[2:-1], key=lambda size: abs(size - wanted))
+    return BATCH_SIZES.index(nearest)

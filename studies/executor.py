@@ -1,0 +1,243 @@
+"""Where runs are computed: warm worker processes, one run at a time each.
+
+The pool starts processes, hands out runs, passes events back and notices death. It decides
+nothing: what to run, what to store and what a death means is the dispatcher's business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import time
+from dataclasses import dataclass
+from multiprocessing import connection as mpc
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from budgetsweep.errors import StudyError
+from studies.worker import Measure, Measured, Ready, RunEvent, StartRun, Verdict, worker_main
+from trainer.config import RunConfig
+from trainer.events import Command, DeviceInfo, RunResult
+
+START_SECONDS = 180.0
+"""How long a worker may take to import torch and find its device (a cold disk is slow)."""
+
+
+@dataclass(frozen=True)
+class WorkerDied:
+    """A worker process ended while it had a run in hand."""
+
+    run_id: int
+    exit_code: int | None
+
+    def describe(self) -> str:
+        """The cause, as far as the exit code tells it."""
+        if self.exit_code == -9:
+            return "the worker process was killed (SIGKILL; often the system is out of memory)"
+        if self.exit_code is not None and self.exit_code < 0:
+            return f"the worker process died of signal {-self.exit_code}"
+        return f"the worker process ended with exit code {self.exit_code}"
+
+
+class _Worker:
+    """One process, its pipe and the run it has in hand."""
+
+    def __init__(self, device: str, threads: int, cache_dir: Path | None) -> None:
+        context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(
+            target=worker_main, args=(theirs, device, threads, cache_dir), daemon=True
+        )
+        self.run_id: int | None = None
+        self.device: DeviceInfo | None = None
+        self.process.start()
+        theirs.close()
+
+    def wait_until_ready(self) -> DeviceInfo:
+        if self.device is None:
+            answer = self._receive(START_SECONDS)
+            if not isinstance(answer, Ready):
+                self.process.join(5.0)
+                raise StudyError(
+                    f"a worker process did not start (exit code {self.process.exitcode}); "
+                    "its own message stands above"
+                )
+            self.device = answer.device
+        return self.device
+
+    def measure(self, config: RunConfig, seconds: float) -> Measured:
+        self.wait_until_ready()
+        self.connection.send(Measure(config, seconds))
+        answer = self._receive(60.0 + 30.0 * seconds)
+        return answer if isinstance(answer, Measured) else Measured(None, "the worker died")
+
+    def _receive(self, timeout: float) -> object:
+        try:
+            return self.connection.recv() if self.connection.poll(timeout) else None
+        except (OSError, EOFError):
+            return None
+
+    def stop(self) -> None:
+        try:
+            self.connection.send(None)
+        except OSError:  # it is gone already
+            return
+
+    def end(self, timeout: float) -> None:
+        self.process.join(timeout)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.connection.close()
+
+
+class WorkerPool:
+    """A fixed number of workers; a context manager that leaves no process behind."""
+
+    def __init__(
+        self,
+        n_workers: int,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        cache_dir: Path | None = None,
+    ) -> None:
+        self._n_workers = n_workers
+        self._threads = threads or max(1, usable_cores() // n_workers)
+        self._cache_dir = cache_dir
+        self._device = device
+        self._workers: list[_Worker] = []
+        # The first worker finds the device while the dispatcher prepares; the others follow it.
+        self._workers.append(self._spawn(0))
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def device(self) -> DeviceInfo:
+        """The device of the first worker; waits until it is up.
+
+        Raises:
+            StudyError: the process did not start.
+        """
+        return self._workers[0].wait_until_ready()
+
+    def device_per_worker(self) -> DeviceInfo:
+        """The device as one worker may use it: CPU memory is shared among the workers on it."""
+        info = self.device()
+        sharing = self._n_workers if info.kind != "cuda" else -(-self._n_workers // info.count)
+        return dataclasses.replace(info, memory_bytes=info.memory_bytes // sharing)
+
+    def measure(self, config: RunConfig, seconds: float) -> Measured:
+        """Training speed of one configuration on the first worker, which must be idle."""
+        return self._workers[0].measure(config, seconds)
+
+    def start_all(self) -> None:
+        """Bring up the workers beyond the first."""
+        self.device()
+        while len(self._workers) < self._n_workers:
+            self._workers.append(self._spawn(len(self._workers)))
+        for worker in self._workers:
+            worker.wait_until_ready()
+
+    def n_idle(self) -> int:
+        """Workers that can take a run."""
+        return sum(worker.run_id is None for worker in self._workers)
+
+    def running(self) -> set[int]:
+        """Runs in hand."""
+        return {worker.run_id for worker in self._workers if worker.run_id is not None}
+
+    def submit(
+        self, run_id: int, config: RunConfig, run_dir: Path, *, wait_for_verdict: bool
+    ) -> None:
+        """Hand a run to an idle worker; there must be one."""
+        worker = next(worker for worker in self._workers if worker.run_id is None)
+        worker.run_id = run_id
+        message = StartRun(run_id, config, str(run_dir), wait_for_verdict)
+        try:
+            worker.connection.send(message)
+        except OSError:  # it died while idle: take a new one
+            index = self._workers.index(worker)
+            worker.end(0.0)
+            worker = self._workers[index] = self._spawn(index)
+            worker.wait_until_ready()
+            worker.run_id = run_id
+            worker.connection.send(message)
+
+    def command(self, run_id: int, command: Command) -> None:
+        """Answer a validation point, or tell a run to stop. A finished run does not hear it."""
+        self._tell(run_id, Verdict(run_id, command))
+
+    def go_on(self, run_id: int) -> None:
+        """Answer a validation point: continue."""
+        self._tell(run_id, Verdict(run_id, "continue"))
+
+    def _tell(self, run_id: int, verdict: Verdict) -> None:
+        for worker in self._workers:
+            if worker.run_id == run_id:
+                try:
+                    worker.connection.send(verdict)
+                except OSError:  # its death shows in poll()
+                    return
+
+    def interrupt_all(self) -> None:
+        """Tell every run to write a checkpoint and stop."""
+        for run_id in self.running():
+            self.command(run_id, "interrupt")
+
+    def poll(self, timeout: float) -> list[RunEvent | WorkerDied]:
+        """What happened in at most `timeout` seconds; dead workers are replaced."""
+        busy = {worker.connection: worker for worker in self._workers if worker.run_id is not None}
+        happened: list[RunEvent | WorkerDied] = []
+        for ready in mpc.wait(list(busy), timeout):
+            worker = busy[ready]  # type: ignore[index]
+            try:
+                while worker.run_id is not None and worker.connection.poll():
+                    message = worker.connection.recv()
+                    if isinstance(message, RunEvent):
+                        happened.append(message)
+                        if isinstance(message.event, RunResult):
+                            worker.run_id = None
+            except (OSError, EOFError):
+                worker.process.join(5.0)
+                assert worker.run_id is not None
+                happened.append(WorkerDied(worker.run_id, worker.process.exitcode))
+                worker.end(0.0)
+                index = self._workers.index(worker)
+                self._workers[index] = self._spawn(index)
+                self._workers[index].wait_until_ready()
+        return happened
+
+    def close(self, grace_seconds: float = 30.0) -> None:
+        """Stop all workers; runs in hand write a checkpoint if they can in time."""
+        for worker in self._workers:
+            worker.stop()
+        deadline = time.monotonic() + grace_seconds
+        for worker in self._workers:
+            worker.end(max(0.1, deadline - time.monotonic()))
+        self._workers.clear()
+
+    def kill(self) -> None:
+        """End all workers at once, unsaved work and all."""
+        for worker in self._workers:
+            worker.process.kill()
+        self.close(1.0)
+
+    def _spawn(self, index: int) -> _Worker:
+        """Start the worker of a place; on several GPUs each place has its own."""
+        info = self._workers[0].device if self._workers else None
+        device = self._device
+        if device == "auto" and info is not None and info.kind == "cuda":
+            device = f"cuda:{index % info.count}"
+        return _Worker(device, self._threads, self._cache_dir)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use (affinity and container limits counted)."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1

@@ -1,0 +1,238 @@
+"""Proposals: what to try next, as a pure function of (seed, number, results so far).
+
+Two Optuna studies hold the same trials. The stored one, in the study's database, is the record
+that Optuna's own tools read. The other lives in memory and feeds the sampler. A proposal reaches
+the record whole, in one transaction, so a kill leaves no half-suggested trial behind, and asking
+costs no database round trip a parameter.
+
+Optuna does not store a sampler's random state, so a resumed study would propose something else
+than an uninterrupted one. Here the sampler is made anew from (seed, number) for every proposal.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from budgetsweep.errors import ConfigError
+from studies.space import SearchSpace, Value
+from studies.storage import tune_sqlite
+
+SamplerName = Literal["tpe", "gp", "random", "qmc", "grid"]
+SAMPLERS: tuple[SamplerName, ...] = ("tpe", "gp", "random", "qmc", "grid")
+
+RANDOM_AFTER_REJECTIONS = 25
+"""After so many refused proposals in a row the sampler is stuck; the next ones are random."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What to try: its number in the study and the settings of what varies."""
+
+    number: int
+    settings: dict[str, Value]
+
+
+class SpaceExhausted(Exception):
+    """Every point of a grid has been proposed."""
+
+
+class Proposals:
+    """The Optuna side of a study: proposes, and is told how it went."""
+
+    def __init__(
+        self,
+        url: str,
+        study_name: str,
+        space: SearchSpace,
+        sampler: SamplerName,
+        seed: int,
+        first: Mapping[str, Value] | None,
+        pruning: bool,
+    ) -> None:
+        """Open or create the Optuna study.
+
+        Args:
+            url: SQLAlchemy URL of the study's database.
+            study_name: name shared with our own study row.
+            space: what varies.
+            sampler: one of `SAMPLERS`.
+            seed: seed of the search.
+            first: settings of proposal 0; None: the sampler's own.
+            pruning: whether `report` may say to stop.
+
+        Raises:
+            ConfigError: a grid over a continuous parameter.
+        """
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._space = space
+        self._sampler: SamplerName = sampler
+        self._seed = seed
+        self._first = first
+        self._distributions = space.distributions()
+        self._grid = _grid_order(space, seed) if sampler == "grid" else None
+        storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        tune_sqlite(storage.engine)
+        self._engine = storage.engine
+        self._record = optuna.create_study(
+            storage=storage, study_name=study_name, direction="minimize", load_if_exists=True
+        )
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=5) if pruning else None
+        self._memory = optuna.create_study(
+            direction="minimize", pruner=pruner or optuna.pruners.NopPruner()
+        )
+        trials = self._record.get_trials(deepcopy=False)
+        self._memory.add_trials(trials)
+        self._count = len(trials)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    def propose(self, *, rejected_in_a_row: int = 0) -> Proposal:
+        """The next proposal, on record as running.
+
+        Raises:
+            SpaceExhausted: the grid has no more points.
+        """
+        number = self._count
+        drawn = self._drawn(number, rejected_in_a_row)
+        settings = self._space.decode(drawn)
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=drawn,
+            distributions=self._distributions,
+            user_attrs={"settings": settings},
+        )
+        trial.datetime_start = dt.datetime.now(dt.UTC).replace(tzinfo=None)
+        if len(self._memory.get_trials(deepcopy=False)) == number:
+            self._memory.add_trial(trial)
+        self._record.add_trial(trial)
+        self._count += 1
+        return Proposal(number, settings)
+
+    def _drawn(self, number: int, rejected_in_a_row: int) -> dict[str, Any]:
+        if number == 0 and self._first is not None:
+            return self._space.encode(self._first)
+        if self._grid is not None:
+            return self._grid_point(number)
+        stuck = rejected_in_a_row >= RANDOM_AFTER_REJECTIONS
+        if self._sampler == "qmc" and not stuck:
+            return self._qmc_point(number)
+        self._memory.sampler = _make_sampler(
+            "random" if stuck else self._sampler, _mix(self._seed, number)
+        )
+        return self._memory.ask(self._distributions).params
+
+    def _grid_point(self, number: int) -> dict[str, Any]:
+        assert self._grid is not None
+        index = number if self._first is None else number - 1
+        if index >= len(self._grid):
+            raise SpaceExhausted
+        names = list(self._distributions)
+        choices = [self._space.parameters[name].all_values() for name in names]
+        point = np.unravel_index(self._grid[index], [len(values) for values in choices])
+        settings = {
+            name: values[int(i)] for name, values, i in zip(names, choices, point, strict=True)
+        }
+        return self._space.encode(settings)
+
+    def _qmc_point(self, number: int) -> dict[str, Any]:
+        from scipy.stats import qmc
+
+        names = list(self._distributions)
+        sobol = qmc.Sobol(len(names), scramble=True, rng=np.random.default_rng(self._seed))
+        sobol.fast_forward(number)
+        with warnings.catch_warnings():  # one point at a time is not a power of two, as intended
+            warnings.simplefilter("ignore", UserWarning)
+            point = sobol.random(1)[0]
+        return {
+            name: self._space.parameters[name].at_quantile(min(float(q), math.nextafter(1.0, 0.0)))
+            for name, q in zip(names, point, strict=True)
+        }
+
+    def report(self, number: int, fraction: float, val_loss_nats: float) -> bool:
+        """Record a validation loss at a fraction of the budget; True: the pruner would stop.
+
+        Fractions are compared in thousandths, so runs of different lengths meet at equal shares
+        of their budget, never at equal steps.
+        """
+        key = round(1000 * fraction)
+        for study in (self._record, self._memory):
+            storage = study._storage
+            trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+            storage.set_trial_intermediate_value(trial_id, key, val_loss_nats)
+        frozen = self._memory.get_trials(deepcopy=False)[number]
+        return bool(self._memory.pruner.prune(self._memory, frozen))
+
+    def complete(self, number: int, val_loss_nats: float) -> None:
+        """The trial ended with this loss. Nothing happens if that is on record already."""
+        self._tell(number, TrialState.COMPLETE, val_loss_nats)
+
+    def fail(self, number: int) -> None:
+        """The proposal was refused or its trial failed: samplers leave it out of account."""
+        self._tell(number, TrialState.FAIL, None)
+
+    def prune(self, number: int) -> None:
+        """The trial was stopped early."""
+        self._tell(number, TrialState.PRUNED, None)
+
+    def _tell(self, number: int, state: TrialState, value: float | None) -> None:
+        if self._memory.get_trials(deepcopy=False)[number].state != TrialState.RUNNING:
+            return
+        for study in (self._record, self._memory):
+            study.tell(number, value, state=state)
+
+    def open_proposals(self) -> list[Proposal]:
+        """Proposals whose end is not on record, in order (after a kill)."""
+        return [
+            Proposal(trial.number, _settings(trial))
+            for trial in self._memory.get_trials(deepcopy=False)
+            if trial.state == TrialState.RUNNING
+        ]
+
+
+def _settings(trial: FrozenTrial) -> dict[str, Value]:
+    return dict(trial.user_attrs["settings"])
+
+
+def _mix(seed: int, number: int) -> int:
+    """A 32-bit seed from (seed, number), without collisions between neighbours."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def _make_sampler(name: SamplerName, seed: int) -> BaseSampler:
+    if name == "random":
+        return RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name == "gp":
+            return optuna.samplers.GPSampler(seed=seed)
+        return TPESampler(seed=seed)
+
+
+def _grid_order(space: SearchSpace, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """All grid points in a shuffled order, so that an early stop has seen every region."""
+    for name, parameter in space.parameters.items():
+        if parameter.count() is None:
+            raise ConfigError(
+                f"--sampler grid: {name} is continuous; give it values: [...] or a step, "
+                "or use --sampler qmc"
+            )
+    size = space.size()
+    assert size is not None
+    if size > 1_000_000:
+        raise ConfigError(
+            f"--sampler grid: the space has {size:,} points; use --sampler qmc or fewer values"
+        )
+    return np.random.default_rng(seed).permutation(size)

@@ -1,0 +1,301 @@
+"""A search: propose, admit, dispatch, tell; and the same again after any interruption.
+
+The study row keeps what decides the outcome (budget, convention, sampler, seed, space, the fixed
+run settings with the exact data). The same command again finds it and goes on; a command that
+would change it is refused, because its trials could not be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit
+from budgetsweep.errors import ConfigError, StudyError
+from model.flops import Convention
+from studies.defaults import first_proposal
+from studies.dispatcher import LEASE_SECONDS, Dispatcher
+from studies.executor import WorkerPool
+from studies.observer import Observer
+from studies.planning import (
+    PLAN_SAMPLES,
+    Sample,
+    Speed,
+    TimePlan,
+    measure_speed,
+    plan_time,
+    sample_space,
+)
+from studies.proposals import Proposals
+from studies.settings import SearchSettings
+from studies.space import SearchSpace
+from studies.storage import storage_url
+from studies.store import Store
+from studies.study_data import fix_data
+from studies.tables import FINISHED_STATUSES, Run, Study
+from studies.trials import TrialSource, reconcile
+from trainer.config import TOKENIZER_VOCABULARIES
+
+if TYPE_CHECKING:
+    from trainer.prepare import PrepareProgress
+
+
+def _go_ahead(plan: TimePlan) -> bool:
+    del plan
+    return True
+
+
+@dataclass
+class Hooks:
+    """How a search talks to its caller."""
+
+    observer: Observer = field(default_factory=Observer)
+    should_stop: Callable[[], bool] = lambda: False
+    should_kill: Callable[[], bool] = lambda: False
+    confirm: Callable[[TimePlan], bool] = _go_ahead
+    """Asked once before the first trial, with the measured time; False: do not start."""
+    on_prepare: Callable[[PrepareProgress], None] | None = None
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """Where a search stands when it returns."""
+
+    study_name: str
+    best: Run | None
+    n_finished: int
+    n_rejected: int
+    reason: str
+    """Why it stopped, in words."""
+    finished: bool
+    """False: the same command continues it."""
+
+
+def search(settings: SearchSettings, hooks: Hooks) -> SearchOutcome:
+    """Run or continue a search.
+
+    Raises:
+        UserError: settings, data or database do not allow it; nothing is lost.
+    """
+    space = settings.resolved_space()
+    base = settings.base()
+    _check_base(base, space, settings)
+    store = Store.open(settings.storage, create=True)
+    try:
+        study = _open_study(store, settings, space, base)
+        store.acquire_lease(study.id, seconds=LEASE_SECONDS)
+        try:
+            with WorkerPool(
+                settings.workers, device=settings.device, cache_dir=settings.cache_dir
+            ) as pool:
+                return _search(store, study, settings, space, pool, hooks)
+        finally:
+            store.release_lease(study.id)
+    finally:
+        store.close()
+
+
+def _check_base(base: Mapping[str, Any], space: SearchSpace, settings: SearchSettings) -> None:
+    """Refuse a wrong `--set` or a space with nothing in it before anything is written."""
+    limits = Limits(settings.budget_flops, settings.convention)
+    rng = np.random.default_rng(settings.seed)
+    answers = [
+        admit(space.run_data(space.random_settings(rng), base), limits) for _ in range(PLAN_SAMPLES)
+    ]
+    if any(isinstance(answer, Admitted) for answer in answers):
+        return
+    first = next(answer for answer in answers if isinstance(answer, Rejected))
+    same = [a for a in answers if isinstance(a, Rejected) and a.reason == Reason.OVER_BUDGET]
+    nearest = min(same, key=lambda a: a.excess or 0.0) if same else first
+    raise ConfigError(
+        f"none of {PLAN_SAMPLES} random proposals is admitted; the nearest: {nearest.detail}"
+    )
+
+
+def _open_study(
+    store: Store, settings: SearchSettings, space: SearchSpace, base: dict[str, Any]
+) -> Study:
+    stored_settings = {"base": base, "pruning": settings.pruning}
+    study = store.find_study(settings.study_name)
+    if study is None:
+        return store.create_study(
+            name=settings.study_name,
+            budget_flops=settings.budget_flops,
+            convention=settings.convention,
+            sampler=settings.sampler,
+            seed=settings.seed,
+            space=space.to_dict(),
+            settings=stored_settings,
+        )
+    asked = {
+        "budget": (study.budget_flops, settings.budget_flops),
+        "convention": (study.convention, settings.convention),
+        "sampler": (study.sampler, settings.sampler),
+        "seed": (study.seed, settings.seed),
+        "search space": (study.space, space.to_dict()),
+        "pruning": (study.settings.get("pruning"), settings.pruning),
+        "run settings": (_comparable(study.settings["base"]), _comparable(base)),
+    }
+    for what, (old, new) in asked.items():
+        if old != new:
+            shown = f" ({old!r}, now {new!r})" if len(repr(old)) + len(repr(new)) < 80 else ""
+            raise StudyError(
+                f"study {study.name!r} was made with another {what}{shown}; its trials could not "
+                "be compared. Give the same as before, or another name with --study"
+            )
+    return study
+
+
+def _comparable(base: Mapping[str, Any]) -> dict[str, Any]:
+    """Base settings without the device and what the prepared data filled in."""
+    data = {k: v for k, v in base["data"].items() if k not in ("train_tokens", "val_tokens")}
+    return {**{k: v for k, v in base.items() if k != "device"}, "data": data}
+
+
+def _search(
+    store: Store,
+    study: Study,
+    settings: SearchSettings,
+    space: SearchSpace,
+    pool: WorkerPool,
+    hooks: Hooks,
+) -> SearchOutcome:
+    study, data = fix_data(
+        store, study, space, cache_dir=settings.cache_dir, on_prepare=hooks.on_prepare
+    )
+    base = study.settings["base"]
+    proposals = Proposals(
+        storage_url(settings.storage),
+        study.name,
+        space,
+        settings.sampler,
+        settings.seed,
+        _first(space, base, study),
+        settings.pruning,
+    )
+    try:
+        reconcile(store, study, proposals)
+        source = TrialSource(
+            store,
+            study,
+            settings,
+            space,
+            data,
+            proposals,
+            hooks.observer,
+            device=pool.device_per_worker(),
+            should_stop=hooks.should_stop,
+        )
+        if source.reason_to_stop() is None and not hooks.should_stop():
+            if not source.recovered and not store.runs(study.id, kind="trial"):
+                plan = _announce(settings, space, base, source.limits, pool, hooks)
+                if plan is not None and not hooks.confirm(plan):
+                    return _outcome(store, study, "not started", finished=False)
+            pool.start_all()
+            finished = Dispatcher(
+                store,
+                study,
+                pool,
+                source,
+                hooks.observer,
+                should_stop=lambda: hooks.should_stop() or source.out_of_time(),
+                should_kill=hooks.should_kill,
+                pruning=settings.pruning,
+            ).run()
+        else:
+            finished = True
+        reason = source.reason_to_stop() or ("interrupted" if not finished else "done")
+        return _outcome(store, study, reason, finished=finished and not source.out_of_time())
+    finally:
+        proposals.close()
+
+
+def _first(space: SearchSpace, base: Mapping[str, Any], study: Study) -> dict[str, Any] | None:
+    """The known-good first proposal, unless the constraint refuses it."""
+    n_vocab = TOKENIZER_VOCABULARIES[base["tokenizer_encoding"]]
+    convention: Convention = study.convention  # type: ignore[assignment]
+    first = first_proposal(space, study.budget_flops, n_vocab, convention)
+    answer = admit(space.run_data(first, base), Limits(study.budget_flops, convention))
+    return first if isinstance(answer, Admitted) else None
+
+
+def _announce(
+    settings: SearchSettings,
+    space: SearchSpace,
+    base: Mapping[str, Any],
+    limits: Limits,
+    pool: WorkerPool,
+    hooks: Hooks,
+) -> TimePlan | None:
+    """Measure the device and say what a trial and the search will take."""
+    sample = sample_space(space, base, limits, PLAN_SAMPLES, settings.seed)
+    if not sample.admitted:
+        (reason, _), *_ = sample.reasons().most_common(1)
+        raise ConfigError(
+            f"no configuration of the space fits this device and data; {sample.example(reason)}"
+        )
+    seconds = min(1.0, max(0.05, settings.budget_flops / 1e12))
+    speed = measure_speed(sample, pool.measure, pool.device().name, seconds_each=seconds)
+    if not isinstance(speed, Speed):
+        hooks.observer.message(f"the speed of this device could not be measured: {speed}")
+        return None
+    return plan_time(
+        sample,
+        speed,
+        n_trials=settings.trials,
+        n_workers=settings.workers,
+        budget_flops=settings.budget_flops,
+    )
+
+
+def _outcome(store: Store, study: Study, reason: str, *, finished: bool) -> SearchOutcome:
+    return SearchOutcome(
+        study_name=study.name,
+        best=store.best_run(study.id),
+        n_finished=len(store.runs(study.id, kind="trial", statuses=FINISHED_STATUSES)),
+        n_rejected=len(store.rejections(study.id)),
+        reason=reason,
+        finished=finished,
+    )
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a search would propose, nothing trained."""
+
+    settings: SearchSettings
+    space: SearchSpace
+    sample: Sample
+    speed: Speed | str
+    plan: TimePlan | None
+
+
+def dry_run(
+    settings: SearchSettings, n: int, on_progress: Callable[[int], None] | None = None
+) -> DryRun:
+    """Sample the space, ask the constraint and measure the device; write and train nothing."""
+    space = settings.resolved_space()
+    base = settings.base()
+    with WorkerPool(1, device=settings.device, cache_dir=settings.cache_dir) as pool:
+        limits = Limits(
+            settings.budget_flops,
+            settings.convention,
+            pool.device_per_worker(),
+            val_tokens=settings.data.val_tokens,
+            train_tokens=settings.data.train_tokens,
+        )
+        sample = sample_space(space, base, limits, n, settings.seed, on_progress)
+        if not sample.admitted:
+            return DryRun(settings, space, sample, "nothing is admitted", None)
+        seconds = min(1.0, max(0.05, settings.budget_flops / 1e12))
+        speed = measure_speed(sample, pool.measure, pool.device().name, seconds_each=seconds)
+    plan = None
+    if isinstance(speed, Speed):
+        plan = plan_time(
+            sample, speed, n_trials=settings.trials, n_workers=settings.workers,
+            budget_flops=settings.budget_flops,
+        )  # fmt: skip
+    return DryRun(settings, space, sample, speed, plan)

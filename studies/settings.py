@@ -1,0 +1,120 @@
+"""What a user asks of a search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import make_url
+
+from budgetsweep.config import apply_overrides
+from budgetsweep.errors import ConfigError
+from model.flops import CONVENTIONS, Convention
+from studies.defaults import default_space
+from studies.proposals import SamplerName
+from studies.space import SearchSpace, space_from_dict
+from studies.storage import storage_url
+from trainer.config import TOKENIZER_VOCABULARIES, DataConfig
+
+Keep = Literal["best", "all", "none"]
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What the user asked for."""
+
+    storage: str | Path = "budgetsweep.db"
+    study: str | None = None
+    """None: named after the data and the budget."""
+    budget_flops: int = 10**15
+    convention: Convention = "nanogpt"
+    space: SearchSpace | None = None
+    """None: the built-in space for the budget."""
+    sampler: SamplerName = "tpe"
+    seed: int = 0
+    trials: int = 32
+    """Trials in the study in all, those of earlier sessions included."""
+    hours: float | None = None
+    """Stop this session after so long, runs in hand checkpointed."""
+    total_flops: int | None = None
+    """Start no trial that would take the study's spending past this, in its convention."""
+    workers: int = 1
+    device: str = "auto"
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: str = "gpt2"
+    pruning: bool = False
+    keep: Keep = "best"
+    """Whose model.pt stays on disk."""
+    overrides: tuple[str, ...] = ()
+    """`key=value` settings of every run."""
+    runs_dir: Path | None = None
+    """None: `budgetsweep-runs` beside the SQLite file (elsewhere: in the working directory)."""
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise ConfigError("--trials: expected at least 1")
+        if self.workers < 1:
+            raise ConfigError("--workers: expected at least 1")
+        if self.budget_flops < 1:
+            raise ConfigError("--budget: expected a number of training FLOPs such as 1e15")
+        if self.hours is not None and self.hours <= 0:
+            raise ConfigError("--hours: expected more than 0")
+        if self.convention not in CONVENTIONS:
+            raise ConfigError(f"--convention: expected one of {', '.join(CONVENTIONS)}")
+
+    @property
+    def study_name(self) -> str:
+        """The study's name: `c4-1e+15`, unless one is given."""
+        if self.study is not None:
+            return self.study
+        source = self.data.source.rstrip("/").rsplit("/", 1)[-1].split("*")[0]
+        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in source.split(".")[0])
+        return f"{name.strip('-') or 'data'}-{self.budget_flops:.3g}".replace("+", "")
+
+    @property
+    def folder(self) -> Path:
+        """Where run folders lie."""
+        return runs_folder(storage_url(self.storage), self.runs_dir) / self.study_name
+
+    def base(self) -> dict[str, Any]:
+        """Run settings that every trial shares, before the data are known.
+
+        Raises:
+            ConfigError: an override of what the space or the search itself decides.
+        """
+        base: dict[str, Any] = {
+            "tokenizer_encoding": self.tokenizer,
+            "device": self.device,
+            "seed": self.seed,
+            "data": self.data.model_dump(mode="json", exclude_none=True),
+        }
+        return apply_overrides(base, self.overrides)
+
+    def resolved_space(self) -> SearchSpace:
+        """The space given or the built-in one, without what `--set` fixes."""
+        n_vocab = TOKENIZER_VOCABULARIES.get(self.tokenizer)
+        if n_vocab is None:
+            known = ", ".join(TOKENIZER_VOCABULARIES)
+            raise ConfigError(f"--tokenizer {self.tokenizer}: expected one of {known}")
+        space = self.space or default_space(self.budget_flops, n_vocab, self.convention)
+        data = space.to_dict()
+        for override in self.overrides:
+            name, separator, _ = override.partition("=")
+            short = name.strip().removeprefix("model_config.")
+            if separator and short in data["parameters"]:
+                data["parameters"][short] = apply_overrides(
+                    {}, [f"v={override.partition('=')[2]}"]
+                )["v"]
+        return space_from_dict(data, "search space")
+
+
+def runs_folder(url: str, runs_dir: Path | None) -> Path:
+    """The folder of all run folders of a storage."""
+    if runs_dir is not None:
+        return runs_dir.absolute()
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        return Path(parsed.database).absolute().parent / "budgetsweep-runs"
+    return Path.cwd() / "budgetsweep-runs"

@@ -1,0 +1,108 @@
+"""The text of a study: prepared once, then exactly the same tokens for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from budgetsweep.config import parse
+from budgetsweep.constraint import Limits
+from budgetsweep.errors import DataError
+from studies.planning import PLAN_SAMPLES, sample_space, wanted_train_tokens, wanted_val_tokens
+from studies.space import SearchSpace
+from studies.store import Store
+from studies.tables import Study
+from trainer.config import DataConfig
+
+if TYPE_CHECKING:
+    from trainer.prepare import PrepareProgress
+
+    from trainer.tokens import TokenData
+
+
+def fix_data(
+    store: Store,
+    study: Study,
+    space: SearchSpace,
+    *,
+    cache_dir: Path | None,
+    on_prepare: Callable[[PrepareProgress], None] | None,
+) -> tuple[Study, TokenData]:
+    """Prepare a study's data, once; afterwards open exactly the same tokens.
+
+    The first call decides: training tokens, what the cheapest shape of the space can use in one
+    pass; validation tokens, what a tenth of the shortest run's time pays for. Both are written
+    into the study's run settings.
+
+    Returns:
+        The study's row, as it is now, and its tokens.
+
+    Raises:
+        DataError: text cannot be had, or is not what the study began with.
+    """
+    from trainer.prepare import open_prepared, prepare
+
+    base = dict(study.settings["base"])
+    config = parse(DataConfig, base["data"], "data")
+    tokenizer = base["tokenizer_encoding"]
+    if study.val_checksum is None:
+        limits = Limits(study.budget_flops, study.convention)  # type: ignore[arg-type]
+        sample = sample_space(space, base, limits, PLAN_SAMPLES, study.seed)
+        train = config.train_tokens or wanted_train_tokens(sample)
+        val = config.val_tokens or wanted_val_tokens(sample)
+        prepared = prepare(
+            config,
+            tokenizer,
+            train_tokens=train,
+            val_tokens=val,
+            cache_dir=cache_dir,
+            on_progress=on_prepare,
+        )
+        fixed = config.model_copy(
+            update={
+                "train_tokens": min(train, len(prepared.train)),
+                "val_tokens": min(val, len(prepared.val)),
+            }
+        )
+        data = open_prepared(fixed, tokenizer, cache_dir)
+        base["data"] = fixed.model_dump(mode="json", exclude_none=True)
+        store.set_study_data(
+            study.id,
+            description=data.description,
+            data_checksum=data.data_checksum,
+            val_checksum=data.val_checksum,
+            val_tokens=len(data.val),
+            bytes_per_token=data.bytes_per_token,
+        )
+        store.update_settings(study.id, {**study.settings, "base": base})
+        return store.study(study.name), data
+    prepare(
+        config,
+        tokenizer,
+        train_tokens=config.train_tokens,
+        val_tokens=config.val_tokens,
+        cache_dir=cache_dir,
+        on_progress=on_prepare,
+    )
+    data = open_prepared(config, tokenizer, cache_dir)
+    check_same_data(study, data)
+    return study, data
+
+
+def check_same_data(study: Study, data: TokenData) -> None:
+    """Refuse to go on with other text than the study began with.
+
+    Raises:
+        DataError: the validation or training tokens are not those of the study.
+    """
+    if data.val_checksum != study.val_checksum:
+        raise DataError(
+            f"the validation text is not that of study {study.name!r} any more (its checksum "
+            "differs), so losses could not be compared; restore the data or begin a new --study"
+        )
+    if data.data_checksum != study.data_checksum:
+        raise DataError(
+            f"the training text is not that of study {study.name!r} any more (its checksum "
+            "differs); restore the data or begin a new --study"
+        )

@@ -1,0 +1,232 @@
+"""Where a search's runs come from: interrupted ones first, then admitted proposals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit
+from studies.dispatcher import recover
+from studies.observer import Observer
+from studies.proposals import Proposal, Proposals, SpaceExhausted
+from studies.settings import SearchSettings
+from studies.space import SearchSpace
+from studies.store import Store, config_hash
+from studies.tables import FINISHED_STATUSES, Run, Study
+from trainer.events import DeviceInfo, Point, RunResult
+
+if TYPE_CHECKING:
+    from trainer.tokens import TokenData
+
+MAX_REJECTED_IN_A_ROW = 2_000
+"""So many refusals in a row end a search: the space has hardly anything that fits."""
+
+
+def reconcile(store: Store, study: Study, proposals: Proposals) -> None:
+    """Tell Optuna what a killed dispatcher had stored but not told."""
+    runs = {run.number: run for run in store.runs(study.id, kind="trial")}
+    rejected = {rejection.number for rejection in store.rejections(study.id)}
+    for proposal in proposals.open_proposals():
+        run = runs.get(proposal.number)
+        if proposal.number in rejected:
+            proposals.fail(proposal.number)
+        elif run is not None and run.status in FINISHED_STATUSES:
+            tell(proposals, run)
+
+
+def tell(proposals: Proposals, run: Run) -> None:
+    """Pass a finished trial's outcome to Optuna."""
+    if run.status == "complete" and run.val_loss_nats is not None:
+        proposals.complete(run.number, run.val_loss_nats)
+    elif run.status == "pruned":
+        proposals.prune(run.number)
+    else:
+        proposals.fail(run.number)
+
+
+class TrialSource:
+    """Gives the dispatcher interrupted runs first, then new proposals that are admitted."""
+
+    def __init__(
+        self,
+        store: Store,
+        study: Study,
+        settings: SearchSettings,
+        space: SearchSpace,
+        data: TokenData,
+        proposals: Proposals,
+        observer: Observer,
+        *,
+        device: DeviceInfo,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """Find out where the study stands.
+
+        Args:
+            store: the study's database; its lease is held.
+            study: its row, data fixed.
+            settings: when to stop, what to keep.
+            space: what varies.
+            data: the study's tokens.
+            proposals: the Optuna side, reconciled.
+            observer: hears of refused proposals.
+            device: what one worker may use.
+            should_stop: asked between proposals.
+        """
+        self._store, self._study, self._settings = store, study, settings
+        self._space, self._base, self._data = space, study.settings["base"], data
+        self._proposals, self._observer, self._should_stop = proposals, observer, should_stop
+        self._started = time.monotonic()
+        self.recovered = [run for run in recover(store, study) if run.kind == "trial"]
+        known = {run.number for run in store.runs(study.id, kind="trial")}
+        known |= {rejection.number for rejection in store.rejections(study.id)}
+        self._undecided = [p for p in proposals.open_proposals() if p.number not in known]
+        self._hashes = store.config_hashes(study.id)
+        finished = store.runs(study.id, kind="trial", statuses=FINISHED_STATUSES)
+        self._n_started = len(finished)
+        """Trials finished or in hand; recovered ones join when they are taken up."""
+        self._best = store.best_run(study.id)
+        self._rejected_in_a_row = 0
+        self._ended: str | None = None
+        self.limits = Limits(
+            budget_flops=study.budget_flops,
+            convention=study.convention,  # type: ignore[arg-type]
+            device=device,
+            train_tokens=len(data.train),
+            val_tokens=len(data.val),
+        )
+
+    def out_of_time(self) -> bool:
+        """Whether `--hours` are over."""
+        hours = self._settings.hours
+        return hours is not None and time.monotonic() - self._started > 3600.0 * hours
+
+    def reason_to_stop(self) -> str | None:
+        """Why no further trial is started, in words; None: go on."""
+        if self.out_of_time():
+            return f"--hours {self._settings.hours:g} are over"
+        if self.recovered:
+            return None
+        if self._n_started >= self._settings.trials:
+            return f"all {self._settings.trials} trials are done"
+        return self._ended
+
+    def next_run(self) -> Run | None:
+        """The next run to start; refused proposals are stored on the way."""
+        if self.out_of_time():
+            return None
+        if self.recovered:
+            self._n_started += 1
+            return self.recovered.pop(0)
+        while self.reason_to_stop() is None and not self._should_stop():
+            try:
+                proposal = (
+                    self._undecided.pop(0)
+                    if self._undecided
+                    else self._proposals.propose(rejected_in_a_row=self._rejected_in_a_row)
+                )
+            except SpaceExhausted:
+                self._ended = "every point of the grid has been tried"
+                return None
+            run = self._decide(proposal)
+            if run is not None:
+                return run
+        return None
+
+    def _decide(self, proposal: Proposal) -> Run | None:
+        run_dir = self._settings.folder / f"trial-{proposal.number:05d}"
+        data = self._space.run_data(proposal.settings, self._base)
+        answer = admit({**data, "output_dir": str(run_dir)}, self.limits)
+        if isinstance(answer, Admitted):
+            digest = config_hash(answer.config)
+            if digest in self._hashes:
+                answer = Rejected(Reason.DUPLICATE, "this configuration has been tried already")
+        if isinstance(answer, Rejected):
+            self._reject(proposal, answer)
+            return None
+        limit = self._settings.total_flops
+        if limit is not None and (committed := self._committed()) + answer.charge_flops > limit:
+            self._ended = (
+                f"--total-flops {limit:.4g}: {committed:.4g} are spent or under way and the "
+                f"next trial would cost {answer.charge_flops:.4g}"
+            )
+            self._undecided.insert(0, proposal)
+            return None
+        self._rejected_in_a_row = 0
+        self._hashes.add(digest)
+        self._n_started += 1
+        run_id = self._store.add_run(
+            study_id=self._study.id,
+            kind="trial",
+            number=proposal.number,
+            params=proposal.settings,
+            config=answer.config,
+            budget_flops=self._study.budget_flops,
+            data_checksum=self._data.data_checksum,
+            val_checksum=self._data.val_checksum,
+            epochs=answer.epochs,
+            estimated_memory_bytes=answer.memory_bytes,
+            output_dir=str(run_dir),
+        )
+        return self._store.run(run_id)
+
+    def _committed(self) -> int:
+        """FLOPs spent by the study's trials and what the unfinished ones may still take."""
+        total = 0
+        for run in self._store.runs(self._study.id, kind="trial"):
+            planned = run.planned_flops(self._study.convention)
+            per_step = planned // run.num_steps
+            total += per_step * run.steps_executed
+            if run.status not in FINISHED_STATUSES:
+                total += per_step * (run.num_steps - run.step)
+        return total
+
+    def _reject(self, proposal: Proposal, answer: Rejected) -> None:
+        self._store.add_rejection(
+            study_id=self._study.id,
+            number=proposal.number,
+            reason=answer.reason.value,
+            detail=answer.detail,
+            excess=answer.excess,
+            params=proposal.settings,
+            n_params=answer.n_params,
+            tokens=answer.tokens,
+            charge_flops=answer.charge_flops,
+        )
+        self._proposals.fail(proposal.number)
+        self._observer.rejected(proposal.number, answer)
+        self._rejected_in_a_row += 1
+        size = self._space.size()
+        if size is not None and len(self._hashes) >= size:
+            self._ended = "every configuration of the space has been tried"
+        elif self._rejected_in_a_row >= MAX_REJECTED_IN_A_ROW:
+            self._ended = (
+                f"{MAX_REJECTED_IN_A_ROW:,} proposals in a row were refused, the last one: "
+                f"{answer.detail}; widen the space or raise the budget"
+            )
+
+    def validated(self, run: Run, fraction: float, point: Point) -> bool:
+        """Ask the pruner."""
+        assert point.val_loss_nats is not None
+        return self._proposals.report(run.number, fraction, point.val_loss_nats)
+
+    def finished(self, run: Run, result: RunResult) -> None:
+        """Tell Optuna, and keep on disk only the weights that are asked for."""
+        del result  # it is in the run's row
+        tell(self._proposals, run)
+        keep = self._settings.keep
+        if keep == "all" or run.status != "complete":
+            return
+        losers = [run]
+        if keep == "best" and (
+            self._best is None
+            or self._best.val_loss_nats is None
+            or (run.val_loss_nats is not None and run.val_loss_nats < self._best.val_loss_nats)
+        ):
+            losers = [self._best] if self._best is not None else []
+            self._best = run
+        for loser in losers:
+            if loser.output_dir is not None:
+                (Path(loser.output_dir) / "model.pt").unlink(missing_ok=True)

@@ -1,0 +1,220 @@
+"""A warm worker: one process that runs many training runs for a dispatcher.
+
+It talks over one pipe and touches no database. It dies with its dispatcher: when the pipe breaks,
+the run in hand writes a checkpoint and the process ends. A lock on the run's folder keeps a
+successor out until then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from budgetsweep.errors import CheckpointError, UserError
+from trainer.config import RunConfig
+from trainer.events import Command, DeviceInfo, Point, Progress, RunResult
+
+if TYPE_CHECKING:
+    from trainer.events import Checkpointed
+    from trainer.tokens import TokenData
+
+LOCK_WAIT_SECONDS = 60.0
+"""How long a run waits for the worker of a killed dispatcher to let go of its folder."""
+
+
+@dataclass(frozen=True)
+class StartRun:
+    """Dispatcher to worker: train this."""
+
+    run_id: int
+    config: RunConfig
+    run_dir: str
+    wait_for_verdict: bool
+    """Whether to wait after each validation for `Verdict` (pruning)."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Dispatcher to worker: how fast is this configuration here?"""
+
+    config: RunConfig
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Dispatcher to worker: the answer to a validation point, or an unasked command."""
+
+    run_id: int
+    command: Command | Literal["continue"]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Worker to dispatcher: started, on this device."""
+
+    device: DeviceInfo
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Worker to dispatcher: training tokens a second (None: it failed, with the reason)."""
+
+    tokens_per_second: float | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """Worker to dispatcher: something happened in a run, `RunResult` last."""
+
+    run_id: int
+    event: Progress | Point | Checkpointed | RunResult
+
+
+class _DispatcherGone(Exception):
+    """The pipe broke: nobody is there to report to."""
+
+
+def worker_main(connection: Connection, device: str, threads: int, cache_dir: Path | None) -> None:
+    """Entry point of a worker process; returns when told to stop (None) or left alone.
+
+    Args:
+        connection: the worker's end of a duplex pipe.
+        device: `cpu`, `cuda:1`, … or `auto`.
+        threads: arithmetic threads of this worker.
+        cache_dir: where prepared tokens lie; None: the default.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us through the dispatcher
+    from trainer.device import configure_threads, detect_device
+
+    configure_threads(threads)
+    # BrokenPipeError, EOFError, ConnectionResetError: the dispatcher died while we were idle.
+    with contextlib.suppress(OSError, EOFError, _DispatcherGone):
+        connection.send(Ready(detect_device(device)))
+        opened: dict[str, TokenData] = {}
+        while (message := connection.recv()) is not None:
+            if isinstance(message, Measure):
+                connection.send(_measure(message))
+            elif isinstance(message, StartRun):
+                _run(connection, message, opened, cache_dir)
+
+
+def _measure(message: Measure) -> Measured:
+    from trainer.device import measure_tokens_per_second
+
+    try:
+        return Measured(measure_tokens_per_second(message.config, message.seconds))
+    except (RuntimeError, MemoryError, UserError) as error:  # RuntimeError: CUDA out of memory
+        return Measured(None, _one_line(error))
+
+
+def _run(
+    connection: Connection,
+    message: StartRun,
+    opened: dict[str, TokenData],
+    cache_dir: Path | None,
+) -> None:
+    from trainer.loop import train_run
+    from trainer.prepare import open_prepared
+
+    run_dir = Path(message.run_dir)
+    config = message.config
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        key = f"{config.tokenizer_encoding} {config.data.model_dump_json()}"
+        if key not in opened:
+            opened.clear()  # one data set at a time: a study has one
+            opened[key] = open_prepared(config.data, config.tokenizer_encoding, cache_dir)
+        with _locked(run_dir):
+            result = _drive(connection, message, train_run(config, opened[key], run_dir))
+    except _DispatcherGone:
+        raise
+    except (UserError, OSError) as error:
+        result = _failed(run_dir, _one_line(error))
+    except Exception as error:  # noqa: BLE001 - a defect in one run must not end the search
+        traceback.print_exc(file=sys.stderr)
+        result = _failed(run_dir, f"defect: {type(error).__name__}: {_one_line(error)}")
+    connection.send(RunEvent(message.run_id, result))
+
+
+def _drive(connection: Connection, message: StartRun, run: Iterator[object]) -> RunResult:
+    """Pass events up and commands down until the run returns its result."""
+    command: Command | None = None
+    gone = False
+    while True:
+        try:
+            event = run.send(command)  # type: ignore[attr-defined]
+        except StopIteration as stop:
+            if gone:
+                raise _DispatcherGone from None
+            return stop.value
+        command = None
+        if gone:
+            continue
+        try:
+            connection.send(RunEvent(message.run_id, event))
+            asked = _asks(message, event)
+            while command is None and (asked or connection.poll()):
+                answer = connection.recv()
+                if answer is None:  # stop for good: keep the work first
+                    command = "interrupt"
+                elif isinstance(answer, Verdict) and answer.run_id == message.run_id:
+                    command = None if answer.command == "continue" else answer.command
+                    asked = False
+        except (OSError, EOFError):
+            command, gone = "interrupt", True
+
+
+def _asks(message: StartRun, event: object) -> bool:
+    return (
+        message.wait_for_verdict
+        and isinstance(event, Point)
+        and event.val_loss_nats is not None
+        and event.step < message.config.steps
+    )
+
+
+@contextlib.contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    """Hold the run's folder; wait for a worker that outlived its dispatcher."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: one dispatcher at a time is kept by the study's lease
+        yield
+        return
+    deadline = time.monotonic() + LOCK_WAIT_SECONDS
+    with (run_dir / ".lock").open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise CheckpointError(
+                        f"{run_dir}: another process still trains in this folder; stop it first"
+                    ) from None
+                time.sleep(0.1)
+        yield
+
+
+def _failed(run_dir: Path, reason: str) -> RunResult:
+    from trainer.meter import read_executed_steps
+
+    executed = read_executed_steps(run_dir)
+    return RunResult(
+        status="failed", step=executed, steps_executed=executed, tokens=0, reason=reason
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:500]
