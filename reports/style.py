@@ -1,0 +1,254 @@
+"""The look of the figures: palette, sizes, axes, and rendering to SVG and PNG.
+
+Nothing here uses pyplot or leaves matplotlib's global settings changed. A figure is drawn once,
+in the light palette and in colours that name their role; the dark rendition of its SVG is the
+same drawing with each role's dark colour. Equal input gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ft2font import LoadFlags
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patheffects import withStroke
+
+LIGHT = {
+    "paper": "#ffffff",
+    "ink": "#1f2933",
+    "muted": "#56616d",
+    "grid": "#e4e8ec",
+    "other": "#9aa5b1",
+    "best": "#0072b2",
+    "good": "#56b4e9",
+    "promoted": "#d55e00",
+    "green": "#009e73",
+    "amber": "#b97a00",
+    "purple": "#9b5fa8",
+    "brown": "#7a5c43",
+    "cyan": "#2a9d9a",
+}
+"""Role → colour on paper. Hues after Okabe and Ito (2008), safe for colour-blind readers; where
+several appear together they differ in marker or weight too."""
+
+DARK = {
+    "paper": "#15191e",
+    "ink": "#e7eaee",
+    "muted": "#a9b3be",
+    "grid": "#2d353e",
+    "other": "#75818e",
+    "best": "#5cb8f5",
+    "good": "#2f7fb5",
+    "promoted": "#ff9650",
+    "green": "#3ccb9b",
+    "amber": "#f0b840",
+    "purple": "#cf9bdb",
+    "brown": "#c9a587",
+    "cyan": "#67d3d0",
+}
+"""The same roles on a dark page."""
+
+PAPER, INK, MUTED, GRID = (LIGHT[role] for role in ("paper", "ink", "muted", "grid"))
+OTHER, BEST, GOOD, PROMOTED = (LIGHT[role] for role in ("other", "best", "good", "promoted"))
+
+Layout = Literal["wide", "narrow"]
+_WIDTH_INCHES: dict[Layout, float] = {"wide": 7.4, "narrow": 4.0}
+_TITLE_POINTS: dict[Layout, float] = {"wide": 11.0, "narrow": 10.5}
+PNG_DPI = 160
+RASTER_ABOVE = 400
+"""Marks of one kind above which they are drawn as pixels inside the SVG."""
+
+_SETTINGS: dict[str, Any] = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9.5,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9.5,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "text.color": INK,
+    "text.parse_math": False,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "legend.handletextpad": 0.5,
+    "legend.columnspacing": 1.4,
+    "legend.borderaxespad": 0.2,
+    "lines.solid_capstyle": "round",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.fonttype": "path",
+    "svg.hashsalt": "budgetsweep",
+    "path.simplify": True,
+}
+
+
+_DRAWING = (
+    "axes.", "figure.", "font.", "grid.", "hatch.", "legend.", "lines.", "mathtext.", "patch.",
+    "path.", "savefig.", "scatter.", "svg.", "text.", "xaxis.", "xtick.", "yaxis.", "ytick.",
+)  # fmt: skip
+"""Groups of matplotlib's settings that decide how a figure looks."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of the report: what it is called, what it says, how it is drawn."""
+
+    name: str
+    """File name without ending."""
+    title: str
+    """The finding, in one line."""
+    alt: str
+    """What is drawn, for those who cannot see it."""
+    draw: Callable[[Figure, Layout], None]
+    height_inches: float = 4.0
+
+
+@dataclass(frozen=True)
+class NoChart:
+    """A figure that has nothing to show, and why, in words."""
+
+    name: str
+    why: str
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """Matplotlib's defaults with ours, whatever the user's matplotlibrc says."""
+    settings: dict[Any, Any] = {
+        key: value for key, value in mpl.rcParamsDefault.items() if key.startswith(_DRAWING)
+    }
+    settings.update(_SETTINGS)
+    with mpl.rc_context(settings):
+        yield
+
+
+@contextlib.contextmanager
+def drawn(chart: Chart, layout: Layout) -> Iterator[Figure]:
+    """The chart as a matplotlib figure, with our settings in force."""
+    with _settings():
+        figure = Figure(
+            figsize=(_WIDTH_INCHES[layout], chart.height_inches),
+            layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05),
+            dpi=PNG_DPI,
+        )
+        FigureCanvasAgg(figure)
+        size = _TITLE_POINTS[layout]
+        room = 72 * _WIDTH_INCHES[layout] * 0.97 / size
+        title = _balanced(printable(chart.title), room)
+        figure.suptitle(title, x=0.004, ha="left", fontsize=size, weight="bold")
+        chart.draw(figure, layout)
+        yield figure
+
+
+def _balanced(title: str, room: float) -> str:
+    """Break a title into as few lines as fit in `room` (in units of the font size), about equal."""
+    for n_lines in range(1, 6):
+        for most in range(max(len(title) // n_lines, 8), len(title) + 1):
+            lines = textwrap.wrap(title, most)
+            if len(lines) <= n_lines and all(_bold_width(line) <= room for line in lines):
+                return "\n".join(lines)
+    return "\n".join(textwrap.wrap(title, 40))
+
+
+def _bold_width(line: str) -> float:
+    """Width of a line in the titles' font, in units of the font size."""
+    font = get_font(findfont(FontProperties(family="DejaVu Sans", weight="bold")))
+    font.set_size(100.0, 72)
+    font.set_text(line, 0.0, flags=LoadFlags.NO_HINTING)
+    width, _ = font.get_width_height()
+    return width / 64 / 100
+
+
+def svg(chart: Chart, layout: Layout) -> str:
+    """The chart as SVG text in the light palette, on a transparent ground."""
+    buffer = io.StringIO()
+    with drawn(chart, layout) as figure:
+        figure.savefig(
+            buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None}
+        )
+    return buffer.getvalue()
+
+
+def svg_and_png(chart: Chart) -> tuple[str, bytes]:
+    """The wide chart as SVG on a transparent ground and as PNG on paper."""
+    text, pixels = io.StringIO(), io.BytesIO()
+    with drawn(chart, "wide") as figure:
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None})
+        figure.savefig(pixels, format="png", facecolor=PAPER, metadata={"Software": None})
+    return text.getvalue(), pixels.getvalue()
+
+
+_ROLE_COLOURS = re.compile("|".join(LIGHT.values()), re.IGNORECASE)
+_DARK_OF = {LIGHT[role]: DARK[role] for role in LIGHT}
+
+
+def to_dark(svg_text: str) -> str:
+    """The same drawing in the dark palette."""
+    return _ROLE_COLOURS.sub(lambda match: _DARK_OF[match.group().lower()], svg_text)
+
+
+_FIRST_GROUP = re.compile(r'<g id="figure_1">')
+
+
+def on_paper(svg_text: str) -> str:
+    """The light drawing on an opaque ground, for an SVG file that stands alone."""
+    ground = f'<rect width="100%" height="100%" style="fill: {PAPER}"/>\n '
+    return _FIRST_GROUP.sub(lambda match: ground + match.group(), svg_text, count=1)
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    with _settings():
+        return frozenset(get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap())
+
+
+def printable(text: object, most: int | None = None) -> str:
+    """Text that the figures' font can show: one line, unknown characters as `?`, cut to `most`."""
+    line = " ".join(str(text).split())
+    shown = "".join(c if ord(c) in _glyphs() and c.isprintable() else "?" for c in line)
+    if most is not None and len(shown) > most:
+        return shown[: most - 1] + "…"
+    return shown
+
+
+def halo(width: float = 2.5) -> list[Any]:
+    """Path effect that keeps text readable over lines."""
+    return [withStroke(linewidth=width, foreground=PAPER)]
+
+
+def legend_below(figure: Figure, handles: list[Any], layout: Layout) -> None:
+    """A key under the axes, where it covers nothing."""
+    if handles:
+        columns = 2
+        if layout == "wide":
+            columns = 5 if sum(len(str(handle.get_label())) + 6 for handle in handles) < 100 else 4
+        figure.legend(handles=handles, loc="outside lower left", ncols=columns)
+
+
+def remark(axes: Axes, text: str) -> None:
+    """A small remark above the axes, at the right."""
+    axes.set_title(text, loc="right", fontsize=9, color=MUTED, pad=5)

@@ -1,0 +1,301 @@
+"""The sentences of the report: what was best, by how much, how sure, and what it cost.
+
+Everything said is computed from the study's records; what they do not tell is called unknown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from statistics import median
+
+from model.flops import CONVENTIONS
+from reports.document import Bullets, Card, Cards, Table, Text
+from reports.facts import (
+    SEED_NOISE_NATS,
+    Costs,
+    Facts,
+    charged_flops,
+    final_loss,
+    tokens_per_param,
+)
+from reports.formats import (
+    DASH,
+    count,
+    duration,
+    known,
+    loss,
+    percent,
+    perplexity,
+    plural,
+    power,
+    setting,
+    short,
+)
+from studies.ledger import Amount
+from studies.tables import Run
+
+
+def title(facts: Facts) -> tuple[str, str]:
+    """Headline and line under it."""
+    study = facts.study
+    state = Counter(run.status for run in facts.trials)
+    parts = [
+        f"{power(study.budget_flops, 3)} training FLOPs a trial ({study.convention})",
+        f"{plural(len(facts.trials), 'trial')}, {state['complete']} complete",
+    ]
+    if study.data_description:
+        parts.append(study.data_description)
+    return f"Study {study.name}", " · ".join(parts)
+
+
+# ── what was best ────────────────────────────────────────────────────────────────────────────
+
+
+def head(facts: Facts) -> list[Cards]:
+    """Loss, perplexity and bits per byte of the best trial and of the best promotion."""
+    blocks = []
+    if facts.best is not None:
+        blocks.append(Cards(f"Best trial: number {facts.best.number}", _cards(facts.best)))
+    promoted = facts.promoted
+    if promoted is not None:
+        caption = (
+            f"Promotion {promoted.number}: the same shape, {promoted.scale:g} times the budget"
+        )
+        blocks.append(Cards(caption, _cards(promoted)))
+    return blocks
+
+
+def _cards(run: Run) -> list[Card]:
+    error = run.val_loss_stderr_nats
+    note = f"nats a token, ± {loss(error)} sampling" if known(error) else "nats a token"
+    return [
+        Card("Validation loss", loss(run.val_loss_nats), note),
+        Card("Perplexity", perplexity(run.val_ppl), "on the same text"),
+        Card("Bits per byte", loss(run.val_bits_per_byte, 3), "comparable across tokenizers"),
+        Card("Parameters", short(run.n_params), "embeddings counted"),
+        Card(
+            "Training tokens", short(run.planned_tokens), f"{tokens_per_param(run):.3g} each param."
+        ),
+    ]
+
+
+def best(facts: Facts) -> list[Text | Bullets]:
+    """What was best, by how much, and how sure that is."""
+    winner = facts.best
+    if winner is None:
+        return [_no_best(facts)]
+    shape = winner.config.get("model_config", {})
+    sizes = ", ".join(
+        f"{name} {setting(shape[name])}"
+        for name in ("n_layer", "n_embd", "n_head")
+        if name in shape
+    )
+    return [
+        Text(
+            f"is the best of {plural(len(facts.ranked), 'complete trial')}: validation loss "
+            f"{loss(winner.val_loss_nats)} nats a token, perplexity {perplexity(winner.val_ppl)}. "
+            f"Its model has {short(winner.n_params)} parameters ({sizes}) and learned from "
+            f"{short(winner.planned_tokens)} tokens, {tokens_per_param(winner):.3g} a parameter, "
+            f"in {plural(winner.num_steps, 'step')} of {count(winner.tokens_per_step)} tokens at a "
+            f"peak learning rate of {setting(winner.config.get('max_lr'))}.",
+            f"Trial {winner.number}",
+        ),
+        Text(_by_how_much(facts, winner), "By how much?"),
+        Text(_verdict(facts, winner), "How sure?"),
+        Bullets(_how_sure(facts, winner)),
+    ]
+
+
+def _no_best(facts: Facts) -> Text:
+    if not facts.n_proposals:
+        return Text("Nothing was proposed yet.", "No result.")
+    if not facts.trials:
+        return Text(
+            f"All {plural(len(facts.rejections), 'proposal')} were rejected, so nothing was "
+            "trained.",
+            "No result.",
+        )
+    state = Counter(run.status for run in facts.trials)
+    told = ", ".join(f"{number} {status}" for status, number in sorted(state.items()))
+    return Text(f"No trial is complete with a finite loss ({told}).", "No result.")
+
+
+def _by_how_much(facts: Facts, winner: Run) -> str:
+    parts = []
+    rival, first = facts.rival, facts.first
+    if rival is None:
+        parts.append("There is no other complete configuration to compare with.")
+    else:
+        parts.append(f"{_gap(winner, rival)} ahead of the second, trial {rival.number}")
+        if first is not None and first.id not in (winner.id, rival.id):
+            if known(first.val_loss_nats):
+                parts[-1] += f"; {_gap(winner, first)} ahead of the first proposal"
+            else:
+                parts[-1] += f" (the first proposal is {first.status}: no loss to compare with)"
+        parts[-1] += "."
+        if first is not None and first.id == winner.id:
+            parts.append("It is the first proposal itself: the search found nothing better.")
+    if len(facts.ranked) >= 5:
+        middle = median(final_loss(run) for run in facts.ranked)
+        worst = final_loss(facts.ranked[-1])
+        parts.append(f"The middle trial has {loss(middle, 3)}, the worst {loss(worst, 3)} nats.")
+    return " ".join(parts)
+
+
+def _gap(winner: Run, other: Run) -> str:
+    gap = final_loss(other) - final_loss(winner)
+    return f"{loss(gap)} nats ({percent(math.expm1(gap))} in perplexity)"
+
+
+def _verdict(facts: Facts, winner: Run) -> str:
+    if len({run.val_checksum for run in facts.ranked}) > 1:
+        return (
+            "Not at all: the trials were measured on different validation texts (their checksums "
+            "differ), so their losses do not compare."
+        )
+    if facts.rival is None:
+        return "There is nothing to compare it with."
+    gap, noise = final_loss(facts.rival) - final_loss(winner), facts.seed_noise
+    if noise is not None:
+        ratio = gap / (noise.sd_nats * math.sqrt(2)) if noise.sd_nats > 0 else math.inf
+        if ratio > 2:
+            return "Fairly: the gap to the second is larger than what the repeats differ by."
+        return "Not sure: the gap to the second is no larger than what the repeats differ by."
+    near = [r for r in facts.ranked[1:] if final_loss(r) - final_loss(winner) < SEED_NOISE_NATS]
+    if near:
+        return (
+            f"Call it a tie with {plural(len(near), 'other trial')}, within {SEED_NOISE_NATS} nats "
+            "of the best."
+        )
+    return (
+        f"No other trial is within {SEED_NOISE_NATS} nats, which is more than seeds usually differ "
+        "by; a repeat with another seed would settle it."
+    )
+
+
+def _how_sure(facts: Facts, winner: Run) -> list[Text]:
+    rival, noise = facts.rival, facts.seed_noise
+    remarks = [Text(_sampling(winner, rival), "Sampling of the validation text:")]
+    if noise is None:
+        text = (
+            "unknown here, for no configuration was run with a second seed. In published runs near "
+            "1e15 FLOPs seeds differ by 0.01 nats and more."
+        )
+    else:
+        text = (
+            f"{loss(noise.sd_nats)} nats (standard deviation over {noise.n_runs} runs of "
+            f"{plural(noise.n_configs, 'repeated configuration')})."
+        )
+    remarks.append(Text(text, "Noise between seeds:"))
+    if len(facts.ranked) > 2:
+        text = (
+            "the lowest of many noisy losses is a little lucky; expect a repeat to be a bit worse."
+        )
+        remarks.append(Text(text, "Selection:"))
+    return remarks
+
+
+def _sampling(winner: Run, rival: Run | None) -> str:
+    error = winner.val_loss_stderr_nats
+    if not known(error):
+        return "its error was not recorded."
+    text = (
+        f"{count(winner.val_tokens)} tokens leave ± {loss(error)} nats (one standard error) on the "
+        "loss itself."
+    )
+    other = rival.val_loss_stderr_nats if rival is not None else None
+    if rival is None or not known(other):
+        return text
+    bound, gap = math.hypot(error, other), final_loss(rival) - final_loss(winner)
+    text += (
+        " The trials saw the same tokens, so their difference is known better than to the "
+        f"{loss(bound)} nats of independent samples, but how much better was not recorded:"
+    )
+    if gap > 2 * bound:
+        return text + " the gap is hardly an accident of which text was held out."
+    return text + " whether the gap is an accident of which text was held out cannot be told."
+
+
+# ── what did it cost ─────────────────────────────────────────────────────────────────────────
+
+
+def cost(facts: Facts) -> list[Text | Table]:
+    """FLOPs from the ledger, tokens, time, device."""
+    groups = [("trials", facts.trials)]
+    if facts.promotions:
+        groups.append((plural(len(facts.promotions), "promotion"), facts.promotions))
+        groups.append(("together", [*facts.trials, *facts.promotions]))
+    costs = [(name, facts.costs(runs)) for name, runs in groups]
+    total = costs[-1][1]
+    if total.planned is None or total.spent is None:
+        return [Text("The ledger has no entry: nothing was planned and nothing spent.")]
+    convention = facts.study.convention
+    spent = total.spent.flops(convention)  # type: ignore[arg-type]
+    sentences = [
+        f"{power(spent)} training FLOPs ({convention}) and {short(total.spent.tokens)} tokens",
+    ]
+    if known(facts.wall_seconds):
+        sentences[0] += (
+            f" in {duration(facts.wall_seconds)} from the first start to the last finish"
+        )
+    sentences[0] += "."
+    if total.redone.steps:
+        redone = total.redone.flops(convention)  # type: ignore[arg-type]
+        sentences.append(f"{percent(redone / spent)} of it was done twice after interruptions.")
+    sentences.append(_kept(facts))
+    devices = sorted({_device(run) for run in facts.data.runs if run.device_name})
+    sentences.append(f"Device: {'; '.join(devices)}." if devices else "Device: not recorded.")
+    return [
+        Text(" ".join(sentences)),
+        Table(
+            ["", "FLOPs planned", "spent", "done twice", "tokens spent", "training", "evaluation"],
+            [[name, *_cost_cells(each, convention)] for name, each in costs],
+            caption=f"From the ledger, in the budget's convention ({convention})",
+        ),
+        Table(
+            ["convention", "planned", "spent", "done twice"],
+            [
+                [name + (" (budget)" if name == convention else ""), *_flop_cells(total, name)]
+                for name in CONVENTIONS
+            ],
+            caption="All runs, in each way of counting, exact",
+        ),
+    ]
+
+
+def _device(run: Run) -> str:
+    extra = [run.precision or "", "compiled" if run.compiled else ""]
+    told = ", ".join(part for part in extra if part)
+    return f"{run.device_name} ({told})" if told else str(run.device_name)
+
+
+def _kept(facts: Facts) -> str:
+    shares = [
+        charged_flops(run, facts.study.convention) / run.budget_flops for run in facts.data.runs
+    ]
+    over = sum(share > 1 for share in shares)
+    if over:
+        return f"{plural(over, 'run')} planned more than the budget: that must not happen."
+    return f"No run planned more than its budget; the fullest used {100 * max(shares):.2f} % of it."
+
+
+def _cost_cells(costs: Costs, convention: str) -> list[str]:
+    def flops(amount: Amount | None) -> str:
+        return DASH if amount is None else power(amount.flops(convention))  # type: ignore[arg-type]
+
+    return [
+        flops(costs.planned),
+        flops(costs.spent),
+        flops(costs.redone),
+        short(costs.spent.tokens) if costs.spent is not None else DASH,
+        duration(costs.train_seconds),
+        duration(costs.eval_seconds),
+    ]
+
+
+def _flop_cells(costs: Costs, convention: str) -> list[str]:
+    return [
+        DASH if amount is None else f"{amount.flops(convention):,}"  # type: ignore[arg-type]
+        for amount in (costs.planned, costs.spent, costs.redone)
+    ]
