@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-LOGIT_CHUNK_ELEMENTS = 1 << 25
-"""Logits alive at once in the loss (tokens x vocabulary)."""
+CPU_CHUNK_LOGITS = 1 << 24
+"""Logits in a chunk on a CPU."""
+CUDA_CHUNK_LOGITS = 1 << 28
+"""Logits in a chunk on a GPU, where few large kernels matter more. *Assumption*, not measured."""
 
 
-def loss_chunk_tokens(n_vocab: int) -> int:
-    """Tokens in one chunk of the linear cross-entropy, a multiple of 32 and at least 32."""
-    return max(32, LOGIT_CHUNK_ELEMENTS // n_vocab // 32 * 32)
+def loss_chunk_tokens(n_vocab: int, kind: str = "cpu") -> int:
+    """Tokens in one chunk of the linear cross-entropy, a multiple of 32 and at least 32.
+
+    Args:
+        n_vocab: logits of a token (V).
+        kind: `cpu`, `cuda` or `mps`.
+    """
+    logits = CUDA_CHUNK_LOGITS if kind == "cuda" else CPU_CHUNK_LOGITS
+    return max(32, logits // n_vocab // 32 * 32)

@@ -155,7 +155,7 @@ def train(
                 raise DataError(f"the batch sampler ran out of batches in step {step + 1}")
             with autocast:
                 loss = compute_language_modeling_loss(input_ids, model(input_ids))
-            (loss / grad_accumulation_steps).backward()
+            (loss / grad_accumulation_steps).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach()
         mean = float(total) / grad_accumulation_steps
         if not math.isfinite(mean):
