@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ class Manifest:
     validation: str | None = None
     val_below: int | None = None
     """Documents whose 64-bit hash is below this are validation; None: validation is separate."""
-    block_bytes: int = 0
-    """Text bytes from which on a shard is closed."""
+    revision: str | None = None
+    """Commit of a hub data set that every extension stays with."""
     train: tuple[ShardEntry, ...] = ()
     val: tuple[ShardEntry, ...] = ()
     token_bytes: ShardEntry | None = None
@@ -91,11 +92,18 @@ class Manifest:
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace the manifest of `folder` in one step."""
+    """Replace the manifest of `folder` in one step.
+
+    Raises:
+        DataError: it cannot be written.
+    """
     body = dataclasses.asdict(manifest)
     data = {"format": MANIFEST_FORMAT, "version": FORMAT_VERSION, "checksum": _checksum(body)}
     text = json.dumps({**data, **body}, indent=1, ensure_ascii=False)
-    write_text_atomically(folder / MANIFEST_NAME, text + "\n")
+    try:
+        write_text_atomically(folder / MANIFEST_NAME, text + "\n")
+    except OSError as error:
+        raise cannot_write(folder / MANIFEST_NAME, error) from error
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -131,6 +139,19 @@ def load_manifest(folder: Path) -> Manifest:
     body["cursor"] = tuple(body["cursor"])
     body["bad_examples"] = tuple(body["bad_examples"])
     return Manifest(**body)
+
+
+def cannot_write(path: Path, error: OSError) -> DataError:
+    """The error for a full disk or a folder of somebody else."""
+    return DataError(
+        f"{path}: cannot be written ({error.strerror}); what was finished stays, make room and "
+        "run the same command again"
+    )
+
+
+def utc_now() -> str:
+    """The time, in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _checksum(body: dict[str, Any]) -> str:

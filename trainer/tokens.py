@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from budgetsweep.errors import DataError
-from trainer.manifest import FORMAT_VERSION, Manifest, ShardEntry, load_manifest
+from trainer.manifest import FORMAT_VERSION, Manifest, ShardEntry, cannot_write, load_manifest
 
 Ids = npt.NDArray[np.uint16]
 
@@ -232,10 +232,7 @@ def write_shard(
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror}); what was finished stays, "
-            "make room and run the same command again"
-        ) from error
+        raise cannot_write(path, error) from error
     return ShardEntry(file=path.name, n_tokens=len(array), sha256=digest)
 
 

@@ -1,0 +1,147 @@
+"""Which local files a source means, and what identifies them. No torch."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from budgetsweep.errors import DataError
+
+Kind = Literal["text", "json", "parquet"]
+
+KINDS: dict[str, Kind] = {
+    ".txt": "text",
+    ".text": "text",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+}
+COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
+EXPECTED = ".txt, .jsonl, .json (each also .gz, .zst, .xz or .bz2), .parquet, or tokens.npz"
+_PACKED = {".gz": 2.6, ".zst": 2.8, ".xz": 3.6, ".bz2": 3.4}
+"""Bytes of text in a packed byte (English web text, *assumption* within a factor of 1.5)."""
+
+# The words that `datasets` takes for the name of another split.
+_HELD_OUT = re.compile(r"(?:^|[\W_\d])(?:validation|valid|dev|val|testing|test|eval|evaluation)"
+                       r"(?:[\W_\d]|$)", re.IGNORECASE)  # fmt: skip
+_TRAINING = re.compile(r"(?:^|[\W_\d])(?:train|training)(?:[\W_\d]|$)", re.IGNORECASE)
+
+SMALLEST_PIECE, LARGEST_PIECE, WANTED_PIECES = 256, 4096, 256
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """One file of a source."""
+
+    path: Path
+    kind: Kind
+    size: int
+    mtime_ns: int
+
+    @property
+    def text_bytes(self) -> int:
+        """About how many bytes of text it holds."""
+        return round(self.size * _PACKED.get(self.path.suffix.lower(), 1.0))
+
+
+@dataclass(frozen=True)
+class FoundFiles:
+    """Files of a source, sorted by path, and how many were left out as another split's."""
+
+    files: list[LocalFile]
+    n_left_out: int = 0
+
+    @property
+    def note(self) -> str:
+        """What to add to the source's name for people."""
+        if len(self.files) == 1 and not self.n_left_out:
+            return ""
+        left_out = f"; {self.n_left_out} of other splits left out" if self.n_left_out else ""
+        return f" ({len(self.files)} files{left_out})"
+
+
+def kind_of(path: Path) -> Kind | None:
+    """Kind of a file by its name; None: not one that is read."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        kind = KINDS.get(suffixes[-2]) if len(suffixes) > 1 else None
+        return None if kind == "parquet" else kind
+    return KINDS.get(suffixes[-1]) if suffixes else None
+
+
+def find_files(source: str) -> FoundFiles:
+    """Files of a path, folder or glob pattern, sorted by path.
+
+    In a folder or pattern, hidden files and files of other kinds are passed over, and where some
+    names say `train`, those that say `validation`, `test` and the like are left out.
+
+    Raises:
+        DataError: nothing there, or nothing that can be read.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _chosen(source, path, (p for p in path.rglob("*") if _visible(p, path)))
+    if path.exists():
+        kind = kind_of(path)
+        if kind is None:
+            raise DataError(f"{source}: what kind of file is this? Expected {EXPECTED}")
+        return FoundFiles([_local_file(path, kind)])
+    if glob.has_magic(source):
+        matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob refuses absolute
+        if not matches:
+            raise DataError(f"{source}: no file matches this pattern")
+        return _chosen(source, None, (Path(match) for match in matches))
+    raise DataError(
+        f"{source}: no such file or folder; expected c4, demo, hub:owner/name, or a path of "
+        f"{EXPECTED}"
+    )
+
+
+def _visible(path: Path, root: Path) -> bool:
+    return not any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _chosen(source: str, root: Path | None, paths: Iterable[Path]) -> FoundFiles:
+    files = []
+    for path in sorted(paths, key=lambda p: p.as_posix()):
+        kind = kind_of(path)
+        if kind is not None and path.is_file():
+            files.append(_local_file(path, kind))
+    if not files:
+        raise DataError(f"{source}: no file in it that can be read; expected {EXPECTED}")
+    names = {
+        f: f.path.relative_to(root.absolute()).as_posix() if root else f.path.name for f in files
+    }
+    if not any(_TRAINING.search(name) for name in names.values()):
+        return FoundFiles(files)
+    kept = [f for f in files if not _HELD_OUT.search(names[f]) or _TRAINING.search(names[f])]
+    return FoundFiles(kept, len(files) - len(kept))
+
+
+def _local_file(path: Path, kind: Kind) -> LocalFile:
+    try:
+        status = path.stat()
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    return LocalFile(path.absolute(), kind, status.st_size, status.st_mtime_ns)
+
+
+def local_identity(files: Iterable[LocalFile]) -> list[list[Any]]:
+    """Path, size and time of change of each file, as plain data."""
+    return [[str(file.path), file.size, file.mtime_ns] for file in files]
+
+
+def piece_bytes(n_bytes: int) -> int:
+    """Size from which on a piece of a text file ends at the next blank line.
+
+    About 256 pieces where the text is short, so that a split by hash can be fair; 4096 bytes,
+    about a thousand GPT-2 tokens, where it is long.
+    """
+    return min(max(n_bytes // WANTED_PIECES, SMALLEST_PIECE), LARGEST_PIECE)
