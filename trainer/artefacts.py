@@ -1,0 +1,119 @@
+"""What a finished run leaves in its folder: model.pt, config.yaml, curve.csv, eval.json.
+
+eval.json is written last, and each file whole or not at all: where it exists, the run is complete.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from budgetsweep.config import dump_yaml, write_text_atomically
+from budgetsweep.errors import CheckpointError
+from trainer.checkpoint import cannot_write, run_hash, write_tensors
+from trainer.config import RunConfig
+from trainer.events import Point, RunResult
+
+FILES = {"model": "model.pt", "config": "config.yaml", "curve": "curve.csv", "eval": "eval.json"}
+_FACTS = tuple(f.name for f in dataclasses.fields(RunResult) if f.name != "artefacts")
+
+
+def write_artefacts(
+    run_dir: Path,
+    config: RunConfig,
+    weights: dict[str, Any],
+    points: Iterable[Point],
+    result: RunResult,
+    facts: dict[str, Any],
+) -> RunResult:
+    """Write the files of a complete run.
+
+    Args:
+        run_dir: the run's folder.
+        config: the filled configuration.
+        weights: the model's state dict.
+        points: all points of the curves, in order.
+        result: the run's result.
+        facts: further plain data for eval.json (checksums of the data).
+
+    Returns:
+        `result` with the files named in it.
+
+    Raises:
+        CheckpointError: a file cannot be written.
+    """
+    result = dataclasses.replace(
+        result, artefacts={kind: str(run_dir / name) for kind, name in FILES.items()}
+    )
+    report = {
+        "val-loss": result.val_loss_nats,  # the two keys of the course's evaluate()
+        "val-perplexity": result.val_ppl,
+        "config_hash": run_hash(config),
+        **facts,
+        **{name: getattr(result, name) for name in _FACTS},
+    }
+    try:
+        _write_model(run_dir / FILES["model"], weights)
+        write_text_atomically(run_dir / FILES["config"], dump_yaml(config.to_dict()))
+        write_text_atomically(run_dir / FILES["curve"], curve_csv(points))
+        write_text_atomically(run_dir / FILES["eval"], json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise cannot_write(Path(error.filename or run_dir), error) from error
+    return result
+
+
+def read_result(run_dir: Path, config: RunConfig) -> RunResult | None:
+    """The result of a run that is complete; None where it is not.
+
+    Raises:
+        CheckpointError: the folder holds another run's result, or one that cannot be read.
+    """
+    path = run_dir / FILES["eval"]
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        result = RunResult(**{name: report[name] for name in _FACTS})
+        owner = report["config_hash"]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or not of budgetsweep: move it away to train here again, or give "
+            "another output_dir"
+        ) from error
+    if owner != run_hash(config):
+        raise CheckpointError(
+            f"{run_dir} holds the finished run of another configuration: give another output_dir"
+        )
+    files = {kind: run_dir / name for kind, name in FILES.items()}
+    present = {kind: str(file) for kind, file in files.items() if file.exists()}
+    return dataclasses.replace(result, artefacts=present)
+
+
+def curve_csv(points: Iterable[Point]) -> str:
+    """The points of the curves as CSV; an empty cell is a value that was not measured."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([field.name for field in dataclasses.fields(Point)])
+    writer.writerows(dataclasses.astuple(point) for point in points)
+    return text.getvalue()
+
+
+def _write_model(path: Path, weights: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write_tensors(weights, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,233 @@
+"""The device of a run: which one, how much memory, which precision, how fast."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from statistics import median
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from budgetsweep.errors import ConfigError
+from model.decoder import DecoderLM
+from model.loss import linear_cross_entropy
+from trainer.config import RunConfig
+from trainer.events import DeviceInfo
+from trainer.host import (
+    available_memory_bytes,
+    cpu_name,
+    keep_freed_memory,
+    peak_rss_bytes,
+    release_freed_memory,
+    reset_peak_rss,
+)
+from trainer.optim import build_optimizer
+
+Kind = Literal["cpu", "cuda", "mps"]
+
+
+def torch_device(spec: str = "auto") -> torch.device:
+    """The device that `auto`, `cpu`, `mps`, `cuda` or `cuda:N` means here.
+
+    Raises:
+        ConfigError: this machine or this build of PyTorch does not have it.
+    """
+    if spec == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(spec)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ConfigError(
+                f"device = {spec}: PyTorch {torch.__version__} finds "
+                f"{f'{count} CUDA device(s)' if count else 'no CUDA device'} here; "
+                "use device: auto"
+            )
+        return torch.device("cuda", device.index or 0)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device = mps: not available here; use device: auto")
+    return device
+
+
+def detect_device(spec: str = "auto") -> DeviceInfo:
+    """The device that a run with this setting would use, and its free memory now.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    device = torch_device(spec)
+    kind: Kind = device.type  # type: ignore[assignment]
+    count = 1
+    if kind == "cuda":
+        memory = torch.cuda.mem_get_info(device)[0]
+        count = torch.cuda.device_count()
+    elif kind == "mps":
+        memory = torch.mps.recommended_max_memory()
+    else:
+        memory = available_memory_bytes()
+    return DeviceInfo(
+        kind=kind,
+        name=device_name(device),
+        memory_bytes=memory,
+        bf16=has_native_bf16(device),
+        n_threads=torch.get_num_threads(),
+        count=count,
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """Model name of the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"Apple GPU ({platform.machine()})" if device.type == "mps" else cpu_name()
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware.
+
+    CUDA from compute capability 8.0; x86 with AMX or AVX-512 BF16; ARM with BF16. Not MPS: its
+    autocast gains nothing at these sizes.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        has = torch.cpu.get_capabilities()
+        return any(has.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    return False
+
+
+def uses_bf16(device: torch.device, autocast: str) -> bool:
+    """Whether a run with this `autocast` setting (auto, bf16, off) computes in bf16."""
+    return autocast == "bf16" or (autocast == "auto" and has_native_bf16(device))
+
+
+def autocast_context(device: torch.device, autocast: str = "auto") -> AbstractContextManager[Any]:
+    """Context of the forward pass; may be entered again and again."""
+    if uses_bf16(device, autocast):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def configure_threads(n_threads: int | None = None) -> None:
+    """Set up arithmetic on the CPU; call it once a process, before its first tensor.
+
+    Denormal numbers count as zero: an attention or output softmax that is far off makes them by
+    the million, and each costs a hundred cycles.
+
+    Args:
+        n_threads: threads of one operation; None leaves PyTorch's choice, one a core.
+    """
+    torch.set_flush_denormal(True)  # threads that are made later inherit it
+    if n_threads is not None:
+        torch.set_num_threads(n_threads)
+    keep_freed_memory()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """State of the random generators that a run on this device uses."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
+    """Set what `random_state` returned; a generator that it lacks is left alone."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
+
+
+def start_peak_memory(device: torch.device) -> None:
+    """Begin to watch the peak of memory, for `peak_memory_bytes`."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        release_freed_memory()
+        reset_peak_rss()
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Peak since `start_peak_memory`: of the allocator on CUDA, of this process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return peak_rss_bytes()
+
+
+def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
+    """Training speed of a configuration here, from real optimiser steps on random tokens.
+
+    Forward, loss, backward and AdamW are run on this device in the run's precision after a
+    warm-up. A batch too large for the time is measured on fewer sequences; the update is timed by
+    itself and charged once a step. Without torch.compile. The caller's random state is kept.
+
+    Args:
+        config: a filled configuration.
+        seconds: time to measure, warm-up (about as long at most) not counted.
+
+    Returns:
+        Training tokens a second.
+    """
+    device = torch_device(config.device)
+    configure_threads()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(config.seed)
+        return _measure(config, device, seconds)
+
+
+def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:
+    model = DecoderLM.from_config(config.model).to(device)
+    optimizer = build_optimizer(model, config, device)
+    autocast = autocast_context(device, config.autocast)
+
+    def timed(work: Callable[..., object], *arguments: int) -> float:
+        start = time.perf_counter()
+        work(*arguments)
+        synchronize(device)
+        return time.perf_counter() - start
+
+    def pass_over(n_sequences: int) -> None:
+        ids = torch.randint(config.model.n_vocab, (n_sequences, config.seq_len + 1), device=device)
+        with autocast:
+            hidden = model.hidden(ids[:, :-1]).flatten(0, 1)
+            loss = linear_cross_entropy(hidden, model.head_weight, ids[:, 1:].flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    # Warm up with growing batches, until one is the run's own or takes a fifth of the time.
+    n_sequences = 1
+    timed(pass_over, 1)
+    timed(optimizer.step)
+    while (took := timed(pass_over, n_sequences)) < seconds / 5:
+        if n_sequences == config.batch_size:
+            break
+        growth = max(2, min(8, int(seconds / 5 / max(took, 1e-6))))
+        n_sequences = min(config.batch_size, n_sequences * growth)
+    passes: list[float] = []
+    updates: list[float] = []
+    deadline = time.perf_counter() + seconds
+    while not passes or time.perf_counter() < deadline:
+        passes.append(timed(pass_over, n_sequences))
+        updates.append(timed(optimizer.step))
+        optimizer.zero_grad(set_to_none=True)
+    pass_seconds = median(passes) * config.batch_size / n_sequences
+    step_seconds = config.grad_accumulation_steps * pass_seconds + median(updates)
+    return config.tokens_per_step / step_seconds

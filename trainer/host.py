@@ -1,0 +1,124 @@
+"""What the operating system says about this process and its machine. No torch."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+if sys.platform != "win32":
+    import resource
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Let glibc keep large freed blocks for the next step; True where that is possible.
+
+    By default each tensor of more than 32 MiB is a mapping of its own, given back when freed and
+    faulted in again, page by page, at its next use: the chunks of logits, several times a step.
+    What is kept is given back by `release_freed_memory`.
+    """
+    mallopt = _glibc("mallopt")
+    if mallopt is None:
+        return False
+    m_mmap_max, m_trim_threshold = -4, -1  # malloc.h
+    return bool(mallopt(m_mmap_max, 0)) and bool(mallopt(m_trim_threshold, 2**31 - 1))
+
+
+def release_freed_memory() -> None:
+    """Give memory that earlier runs of this process freed back to the system."""
+    trim = _glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _glibc(function: str) -> Callable[..., int] | None:
+    if platform.system() != "Linux":
+        return None
+    return getattr(ctypes.CDLL(None), function, None)  # musl has neither
+
+
+def cpu_name() -> str:
+    """Model name of the processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "CPU"
+
+
+def available_memory_bytes(
+    proc_cgroup: Path = Path("/proc/self/cgroup"), cgroup_root: Path = Path("/sys/fs/cgroup")
+) -> int:
+    """Memory that this process may still take: what the system has, within its cgroup's limit."""
+    available = psutil.virtual_memory().available
+    return max(0, min([available, *_cgroup_rooms(proc_cgroup, cgroup_root)]))
+
+
+def _cgroup_rooms(proc_cgroup: Path, root: Path) -> list[int]:
+    """Bytes left in each control group (version 1 or 2) that limits this process."""
+    try:
+        lines = proc_cgroup.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    rooms = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            base, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base = root / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # A container may see its own group as the root: then the path leads nowhere.
+        innermost = base / group.lstrip("/")
+        for folder in (innermost, *innermost.parents):
+            room = _room(folder, *names)
+            if room is not None:
+                rooms.append(room)
+            if folder == base:
+                break
+    return rooms
+
+
+def _room(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> int | None:
+    """Limit less usage, page cache that can be dropped counted as free; None: no limit."""
+    try:
+        limit = int((folder / limit_name).read_text(encoding="utf-8"))
+        usage = int((folder / usage_name).read_text(encoding="utf-8"))
+        stat = (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):  # no such group, or "max"
+        return None
+    cache = next((int(line.split()[1]) for line in stat if line.startswith(f"{cache_name} ")), 0)
+    return limit - usage + cache
+
+
+def reset_peak_rss() -> bool:
+    """Make `peak_rss_bytes` start anew from what is resident now; False where it cannot."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5)
+    except OSError:
+        return False
+    return True
+
+
+def peak_rss_bytes() -> int | None:
+    """Most memory that was resident since `reset_peak_rss`, or since the process began."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    if sys.platform == "win32":
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) of each
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,115 @@
+"""One training run, from its configuration to its result, wherever it was interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from budgetsweep.errors import NonFiniteLoss
+from trainer.artefacts import read_result
+from trainer.config import RunConfig
+from trainer.device import random_state, set_random_state, torch_device
+from trainer.events import Checkpointed, Command, Point, Progress, RunResult
+from trainer.state import RunState
+from trainer.tokens import TokenData
+
+Event: TypeAlias = Progress | Point | Checkpointed
+Run: TypeAlias = Generator[Event, Command | None, RunResult]
+
+
+def train_run(config: RunConfig, data: TokenData, run_dir: Path) -> Run:
+    """Train one configuration, from its latest checkpoint if `run_dir` has one.
+
+    A generator of events: `Progress` about once a second, `Point` at num_reports and num_evals
+    equal fractions of the run (after a kill those since the last checkpoint come again, equal),
+    `Checkpointed`. The caller may send "prune" or "interrupt" in answer to any of them; the run
+    obeys before its next step, "interrupt" after a checkpoint. `StopIteration.value` is the result:
+
+    * complete: model.pt, config.yaml, curve.csv and eval.json are written, checkpoints removed.
+      A folder whose run is complete returns its result at once;
+    * pruned: checkpoints removed;
+    * interrupted: the same call continues;
+    * failed, with the reason: loss, gradient or validation loss not finite; out of memory.
+
+    The caller's random state is the same before and after, and while it handles an event.
+
+    Args:
+        config: a filled configuration.
+        data: its tokens.
+        run_dir: folder of checkpoints and results; made if missing.
+
+    Raises:
+        CheckpointError: the folder cannot be written (disk full), belongs to another
+            configuration or is in use by another process.
+        DataError: the text is too short.
+        ConfigError: no such device, or the configuration is not filled.
+    """
+    finished = read_result(run_dir, config)
+    if finished is not None:
+        return finished
+    device = torch_device(config.device)
+    return (yield from _with_own_random_state(_train(config, data, run_dir, device), device))
+
+
+def _train(config: RunConfig, data: TokenData, run_dir: Path, device: torch.device) -> Run:
+    run = RunState(config, data, run_dir, device)
+    command: Command | None = None
+    with run.meter:
+        try:
+            run.start()
+            while True:
+                if run.evaluation_is_due():
+                    run.evaluate()
+                if run.point_is_due():
+                    command = (yield run.point()) or command
+                elif run.progress_is_due():
+                    command = (yield run.progress()) or command
+                if command == "interrupt" or run.checkpoint_is_due():
+                    command = (yield run.save()) or command
+                if command is not None or run.step == config.steps:
+                    return run.finish(command)
+                run.meter.charge(run.step)
+                run.train_step()
+        except (NonFiniteLoss, FloatingPointError) as error:
+            return run.result("failed", str(error))
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            return run.result("failed", f"out of memory after step {run.step}: {_line(error)}")
+        finally:
+            run.forget()
+
+
+def _with_own_random_state(run: Run, device: torch.device) -> Run:
+    """Give `run` a random state of its own: the caller's is back whenever an event is handled."""
+    ours = random_state(device)
+    command: Command | None = None
+    with closing(run):
+        while True:
+            theirs = random_state(device)
+            set_random_state(device, ours)
+            try:
+                event = run.send(command)
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                ours = random_state(device)
+                set_random_state(device, theirs)
+            command = yield event
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch raises a plain RuntimeError where the CPU's or MPS's memory is used up."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return "can't allocate memory" in text or "out of memory" in text
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else "no memory left"

@@ -1,0 +1,348 @@
+"""The state of a training run between two optimiser steps, and what is done to it.
+
+**Finite or not.** The loss of a step reaches the host before the weights are touched, and a
+non-finite one ends the run there. On CUDA it is copied asynchronously while the backward pass runs,
+so that the device never waits. The gradient's norm is checked before the update too, except on
+CUDA, where that would stall each step: there it is read one step later, before anything is
+reported, saved or updated again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from budgetsweep.errors import NonFiniteLoss
+from model.decoder import DecoderLM
+from model.flops import flops_per_token
+from model.loss import linear_cross_entropy
+from trainer import checkpoint
+from trainer.artefacts import write_artefacts
+from trainer.compilation import forget_compiled, training_forward, wants_compile
+from trainer.config import RunConfig
+from trainer.device import (
+    autocast_context,
+    configure_threads,
+    device_name,
+    peak_memory_bytes,
+    random_state,
+    set_random_state,
+    start_peak_memory,
+    synchronize,
+    uses_bf16,
+)
+from trainer.evaluate import Validation, validate
+from trainer.events import Checkpointed, Command, Point, Progress, RunResult, Status
+from trainer.meter import FlopMeter
+from trainer.optim import build_optimizer
+from trainer.sampler import WindowSampler
+from trainer.schedule import cosine_lr_schedule
+from trainer.tokens import TokenData
+
+PROGRESS_SECONDS = 1.0
+EVAL_TOKENS = 8192
+"""Least tokens of a validation batch: with those of a small training batch it would be slow."""
+
+logger = logging.getLogger("budgetsweep")
+
+
+def fractions(num_steps: int, parts: int) -> frozenset[int]:
+    """The steps round(k · num_steps / parts), k = 1 … parts; 0 is no step."""
+    steps = (round(k * num_steps / parts) for k in range(1, parts + 1))
+    return frozenset(step for step in steps if step > 0)
+
+
+class RunState:
+    """State of a run between two optimiser steps."""
+
+    def __init__(
+        self, config: RunConfig, data: TokenData, run_dir: Path, device: torch.device
+    ) -> None:
+        """Claim the folder; nothing large is made yet."""
+        per_token = flops_per_token(config.model, config.seq_len, config.convention)
+        self.flops_per_step = per_token * config.tokens_per_step
+        planned = self.flops_per_step * config.steps
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise checkpoint.cannot_write(run_dir, error) from error
+        self.meter = FlopMeter(run_dir, self.flops_per_step, config.budget_flops or planned)
+        self.config, self.data, self.run_dir, self.device = config, data, run_dir, device
+        self.config_hash = checkpoint.run_hash(config)
+        self.compiled = wants_compile(config, device)
+        self.step = 0
+        self.points: list[Point] = []
+        self.validation: Validation | None = None
+        self.validated_step = 0
+        self.train_seconds = self.eval_seconds = 0.0
+        self.loss_sum, self.loss_count = 0.0, 0  # since the last point
+        self.norm: Arriving | None = None
+        self.eval_steps = fractions(config.steps, config.num_evals)
+        self.point_steps = fractions(config.steps, config.num_reports) | self.eval_steps
+
+    def start(self) -> None:
+        """Make model and optimiser, from the latest checkpoint if there is one."""
+        config, device = self.config, self.device
+        configure_threads()
+        start_peak_memory(device)
+        torch.manual_seed(config.seed)
+        self.sampler = WindowSampler(
+            self.data.train,
+            config.batch_size,
+            config.seq_len,
+            config.seed,
+            config.grad_accumulation_steps,
+        )
+        self.model = DecoderLM.from_config(config.model).to(device)
+        self.parameters = list(self.model.parameters())
+        self.optimizer = build_optimizer(self.model, config, device)
+        self.get_lr = cosine_lr_schedule(
+            config.warmup_steps, config.steps, config.final_lr, config.max_lr
+        )
+        self.autocast = autocast_context(device, config.autocast)
+        self.forward = training_forward(self.model, self.compiled)
+        state = checkpoint.load_latest(self.run_dir, self.config_hash)
+        if state is not None:
+            self._restore(state)
+        self.saved_at = time.monotonic()
+        self.told_at, self.told_step, self.told_seconds = -math.inf, self.step, self.train_seconds
+
+    def evaluation_is_due(self) -> bool:
+        """A validation pass belongs to this step and has not been made."""
+        return self.step in self.eval_steps and self.validated_step != self.step
+
+    def point_is_due(self) -> bool:
+        """A point of the curves belongs to this step and has not been made."""
+        last = self.points[-1].step if self.points else 0
+        return self.step in self.point_steps and last != self.step
+
+    def progress_is_due(self) -> bool:
+        """The last `Progress` is a second old."""
+        return time.monotonic() - self.told_at >= PROGRESS_SECONDS
+
+    def checkpoint_is_due(self) -> bool:
+        """The last checkpoint is old enough, and something has been done since."""
+        unsaved = 0 < self.step < self.config.steps
+        return unsaved and time.monotonic() - self.saved_at >= self.config.checkpoint_seconds
+
+    def train_step(self) -> None:
+        """One optimiser step: all micro-batches, finite or not, clip, update."""
+        with self._clock("train_seconds"):
+            micro_batches = self.config.grad_accumulation_steps
+            losses = []
+            for micro in range(micro_batches):
+                inputs, targets = self._batch(micro)
+                with self.autocast:
+                    hidden = self.forward(inputs).flatten(0, 1)
+                    loss = linear_cross_entropy(hidden, self.model.head_weight, targets.flatten())
+                losses.append(loss.detach())
+                if micro == micro_batches - 1:
+                    arriving = Arriving(torch.stack(losses))  # travels during the backward pass
+                (loss / micro_batches).backward()  # type: ignore[no-untyped-call]
+            step_loss = arriving.mean()
+            if not math.isfinite(step_loss):
+                raise NonFiniteLoss(self.step + 1, step_loss)
+            self._require_finite_norm()
+            self.norm = Arriving(self._clip())
+            if self.device.type != "cuda":
+                self._require_finite_norm(self.step + 1)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.get_lr(self.step)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.loss_sum += step_loss
+            self.loss_count += 1
+            self.step += 1
+
+    def evaluate(self) -> None:
+        """The validation pass of this step."""
+        with self._clock("train_seconds"):
+            synchronize(self.device)
+            self._require_finite_norm()
+        seq_len = max(2, self.config.seq_len)
+        with self._clock("eval_seconds"):
+            self.validation = validate(
+                self.model,
+                self.data.val,
+                seq_len=seq_len,
+                batch_size=max(self.config.batch_size, EVAL_TOKENS // seq_len),
+                device=self.device,
+                autocast=self.autocast,
+                bytes_per_token=self.data.bytes_per_token,
+            )
+        self.validated_step = self.step
+        if not math.isfinite(self.validation.loss_nats):
+            raise FloatingPointError(
+                f"validation loss became {self.validation.loss_nats} at step {self.step}"
+            )
+
+    def point(self) -> Point:
+        """The point of the curves at this step."""
+        self._require_finite_norm()
+        validation = self.validation if self.validated_step == self.step else None
+        point = Point(
+            step=self.step,
+            tokens=self.step * self.config.tokens_per_step,
+            flops=self.step * self.flops_per_step,
+            seconds=self.train_seconds,
+            train_loss_nats=self.loss_sum / self.loss_count if self.loss_count else None,
+            val_loss_nats=validation.loss_nats if validation else None,
+            lr=self.get_lr(self.step - 1),
+            grad_norm=self.norm.mean() if self.norm else None,
+        )
+        self.loss_sum, self.loss_count = 0.0, 0
+        self.points.append(point)
+        return point
+
+    def progress(self) -> Progress:
+        """Where the run is now, with its speed since the last time."""
+        per_step = self.config.tokens_per_step
+        seconds = self.train_seconds - self.told_seconds
+        tokens = (self.step - self.told_step) * per_step
+        self.told_at, self.told_step = time.monotonic(), self.step
+        self.told_seconds = self.train_seconds
+        speed = tokens / seconds if seconds > 0 else 0.0
+        return Progress(self.step, self.config.steps, self.step * per_step, speed)
+
+    def save(self) -> Checkpointed:
+        """Write a checkpoint of this step."""
+        self._require_finite_norm()
+        state: dict[str, Any] = {
+            "config_hash": self.config_hash,
+            "data_checksum": self.data.data_checksum,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": random_state(self.device),
+            "points": [dataclasses.asdict(point) for point in self.points],
+            "validation": dataclasses.asdict(self.validation) if self.validation else None,
+            "validated_step": self.validated_step,
+            "loss_sum": self.loss_sum,
+            "loss_count": self.loss_count,
+            "train_seconds": self.train_seconds,
+            "eval_seconds": self.eval_seconds,
+        }
+        checkpoint.save(self.run_dir, state, self.step)
+        self.saved_at = time.monotonic()
+        return Checkpointed(self.step)
+
+    def finish(self, command: Command | None) -> RunResult:
+        """End the run as the command says; without one it is complete."""
+        if command == "interrupt":
+            return self.result("interrupted")
+        if command == "prune":
+            result = self.result("pruned")
+        else:
+            facts = {
+                "data_checksum": self.data.data_checksum,
+                "val_checksum": self.data.val_checksum,
+            }
+            weights = {name: tensor.cpu() for name, tensor in self.model.state_dict().items()}
+            result = write_artefacts(
+                self.run_dir, self.config, weights, self.points, self.result("complete"), facts
+            )
+        checkpoint.remove_checkpoints(self.run_dir)
+        return result
+
+    def result(self, status: Status, reason: str | None = None) -> RunResult:
+        """What is known now, as a result."""
+        validation = self.validation
+        losses = [p.train_loss_nats for p in self.points if p.train_loss_nats is not None]
+        return RunResult(
+            status=status,
+            step=self.step,
+            steps_executed=self.meter.executed_steps,
+            tokens=self.step * self.config.tokens_per_step,
+            reason=reason,
+            val_loss_nats=validation.loss_nats if validation else None,
+            val_ppl=validation.ppl if validation else None,
+            val_bits_per_byte=validation.bits_per_byte if validation else None,
+            val_loss_stderr_nats=validation.stderr_nats if validation else None,
+            val_tokens=validation.n_tokens if validation else None,
+            train_loss_nats=losses[-1] if losses else None,
+            train_seconds=self.train_seconds,
+            eval_seconds=self.eval_seconds,
+            peak_memory_bytes=peak_memory_bytes(self.device),
+            device_name=device_name(self.device),
+            precision="bf16" if uses_bf16(self.device, self.config.autocast) else "fp32",
+            compiled=self.compiled,
+        )
+
+    def forget(self) -> None:
+        """Leave nothing behind in a process that goes on to other runs."""
+        if self.compiled:
+            forget_compiled()
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state["data_checksum"] != self.data.data_checksum:
+            logger.warning(
+                "%s: the training text is not the one that this run began with; it goes on with "
+                "the present one",
+                self.run_dir,
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.points = [Point(**point) for point in state["points"]]
+        self.validation = Validation(**state["validation"]) if state["validation"] else None
+        self.validated_step = state["validated_step"]
+        self.loss_sum, self.loss_count = state["loss_sum"], state["loss_count"]
+        self.train_seconds, self.eval_seconds = state["train_seconds"], state["eval_seconds"]
+        set_random_state(self.device, state["random"])
+
+    def _batch(self, micro: int) -> tuple[Tensor, Tensor]:
+        windows = torch.from_numpy(self.sampler.batch(self.step, micro))
+        if self.device.type == "cuda":
+            windows = windows.pin_memory()
+        windows = windows.to(self.device, non_blocking=True)
+        return windows[:, :-1], windows[:, 1:]
+
+    def _clip(self) -> Tensor:
+        """Norm of the gradient before it is clipped, on the device."""
+        if self.config.grad_clip is not None:
+            return torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
+        return torch.nn.utils.get_total_norm(
+            [p.grad for p in self.parameters if p.grad is not None]
+        )
+
+    def _require_finite_norm(self, step: int | None = None) -> None:
+        norm = self.norm.mean() if self.norm else 0.0
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"gradient norm became {norm} at step {step or self.step}")
+
+    @contextmanager
+    def _clock(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) + time.perf_counter() - start)
+
+
+class Arriving:
+    """Numbers on their way from the device to the host; reading them waits for their arrival."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            self._host = torch.empty_like(values, device="cpu", pin_memory=True)
+            self._host.copy_(values, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record(torch.cuda.current_stream(values.device))
+        else:
+            self._host = values.detach().cpu()
+
+    def mean(self) -> float:
+        """Their mean, summed in float64."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return float(self._host.double().mean())
