@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,11 @@ from studies.tables import Study
 LEASE_SECONDS = 60.0
 """A lease that is not renewed for so long may be taken over."""
 
-_SAME_START_SECONDS = 2.0
-"""Two readings of a process's start time may differ by so much (clock adjustments)."""
+_SAME_START_SECONDS = 30.0
+"""Two readings of one process's start may differ by so much, where the clock was set meanwhile.
+
+A pid that is reused sooner than that looks alive; the lease then runs out by itself.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,20 +48,14 @@ class Owner:
     @classmethod
     def this_process(cls) -> Owner:
         """The process that asks."""
-        process = psutil.Process()
-        host = socket.gethostname().replace(":", "_")[:120]
-        return cls(host, process.pid, process.create_time(), _pid_namespace())
-
-    def same_process(self, other: Owner) -> bool:
-        """Whether both are one process."""
-        return (
-            (self.host, self.namespace, self.pid) == (other.host, other.namespace, other.pid)
-        ) and abs(self.started - other.started) < _SAME_START_SECONDS
+        return _owner(os.getpid())
 
     def is_dead(self, observer: Owner) -> bool:
         """Whether the process is known to be gone; False where `observer` cannot know."""
         if (self.host, self.namespace) != (observer.host, observer.namespace):
             return False
+        if self.pid == observer.pid:
+            return self != observer
         try:
             process = psutil.Process(self.pid)
             if process.status() == psutil.STATUS_ZOMBIE:
@@ -66,6 +65,13 @@ class Owner:
             return True
         except psutil.AccessDenied:
             return False
+
+
+@functools.cache
+def _owner(pid: int) -> Owner:
+    """Read once a process: a clock that is set later must not change who we are."""
+    host = socket.gethostname().replace(":", "_")[:120]
+    return Owner(host, pid, round(psutil.Process(pid).create_time(), 2), _pid_namespace())
 
 
 def _pid_namespace() -> str:
@@ -90,7 +96,7 @@ def acquire(connection: Connection, study_id: int, seconds: float) -> None:
     now = _now(connection)
     if study.lease_owner is not None:
         owner = Owner.parse(study.lease_owner)
-        free = owner.same_process(me) or owner.is_dead(me) or study.lease_until_utc <= now
+        free = owner == me or owner.is_dead(me) or study.lease_until_utc <= now
         if not free:
             raise StudyError(_held(study.name, owner, study.lease_until_utc))
     _set(connection, study_id, str(me), now, seconds)
@@ -126,7 +132,7 @@ def release(connection: Connection, study_id: int) -> None:
 
 
 def _mine(owner: str | None) -> bool:
-    return owner is not None and Owner.parse(owner).same_process(Owner.this_process())
+    return owner is not None and Owner.parse(owner) == Owner.this_process()
 
 
 def _set(

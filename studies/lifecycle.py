@@ -60,6 +60,11 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def storable(text: str) -> str:
+    """Text as every database takes it: without NUL and half characters."""
+    return text.replace("\x00", "").encode("utf-8", "replace").decode()
+
+
 def lock_study(connection: Connection, study_id: int) -> None:
     """Serialise the writers of a study on servers; SQLite's BEGIN IMMEDIATE has done so."""
     found = connection.scalar(select(Study.id).where(Study.id == study_id).with_for_update())
@@ -135,7 +140,7 @@ def finish(connection: Connection, run_id: int, result: events.RunResult) -> Non
         connection,
         run_id,
         status=result.status,
-        reason=result.reason,
+        reason=result.reason and storable(result.reason),
         val_loss_nats=finite(result.val_loss_nats),
         val_ppl=finite(result.val_ppl),
         val_bits_per_byte=finite(result.val_bits_per_byte),

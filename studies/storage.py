@@ -10,13 +10,14 @@ instead of waiting.
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
@@ -58,6 +59,8 @@ def storage_url(storage: str | Path) -> str:
             raise StudyError(
                 f"{path} is a directory; give a file in it, such as {path / 'runs.db'}"
             )
+        if not str(url.database).startswith("file:"):
+            url = url.set(database=str(path))  # a relative one would follow the current directory
     return url.render_as_string(hide_password=False)
 
 
@@ -89,7 +92,7 @@ def _parse(text: str) -> URL:
 
 def _sqlite_path(url: URL) -> Path:
     database = url.database or ""
-    if database in ("", ":memory:") or "mode=memory" in database:
+    if database in ("", ":memory:", "file::memory:") or url.query.get("mode") == "memory":
         raise StudyError("a study in memory would be lost; give a file such as runs.db")
     return Path(database.removeprefix("file:").partition("?")[0]).absolute()
 
@@ -171,15 +174,13 @@ def _write_ahead_log(cursor: Any) -> None:
         try:
             if cursor.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
                 return  # a file system without shared memory: the rollback journal works too
-        except Exception as error:
+        except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 
 
 def _check_file(path: Path, *, create: bool) -> None:
-    if path.is_dir():
-        raise StudyError(f"{path} is a directory; give a file in it, such as {path / 'runs.db'}")
     try:
         if path.exists():
             with path.open("rb") as file:
@@ -203,7 +204,7 @@ def _check_file(path: Path, *, create: bool) -> None:
 
 
 def _check_tables(connection: Connection, where: str, *, create: bool, is_sqlite: bool) -> None:
-    tables = set(connection.dialect.get_table_names(connection))
+    tables = set(inspect(connection).get_table_names())
     if "bs_study" in tables:
         return
     if not create:

@@ -129,8 +129,8 @@ class Store(Reader):
         Raises:
             StudyError: the name is taken, empty or longer than 200 characters.
         """
-        if not name.strip() or len(name) > 200 or "\x00" in name:
-            raise StudyError(f"study name {name[:40]!r}: expected 1 to 200 characters")
+        if not name.strip() or len(name) > 200 or not name.isprintable():
+            raise StudyError(f"study name {name[:40]!r}: expected 1 to 200 printable characters")
         try:
             with self._write() as connection:
                 connection.execute(

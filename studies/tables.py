@@ -109,7 +109,7 @@ class Run(Base):
     __table_args__ = (
         UniqueConstraint("study_id", "kind", "number"),
         Index("ix_bs_run_study_status", "study_id", "status"),
-        Index("ix_bs_run_best", "study_id", "kind", "status", "val_loss_nats"),
+        Index("ix_bs_run_best", "study_id", "kind", "status", "val_loss_nats", "number"),
         Index("ix_bs_run_config_hash", "study_id", "config_hash"),
         Index("ix_bs_run_redone", "study_id", "steps_redone"),
     )

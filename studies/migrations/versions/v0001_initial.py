@@ -121,7 +121,10 @@ def upgrade() -> None:
         sa.UniqueConstraint("study_id", "kind", "number"),
     )
     op.create_index(
-        "ix_bs_run_best", "bs_run", ["study_id", "kind", "status", "val_loss_nats"], unique=False
+        "ix_bs_run_best",
+        "bs_run",
+        ["study_id", "kind", "status", "val_loss_nats", "number"],
+        unique=False,
     )
     op.create_index("ix_bs_run_config_hash", "bs_run", ["study_id", "config_hash"], unique=False)
     op.create_index("ix_bs_run_redone", "bs_run", ["study_id", "steps_redone"], unique=False)
