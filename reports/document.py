@@ -134,16 +134,19 @@ figure { margin: 1.5rem 0; max-width: 48rem; }
 figure img { display: block; width: 100%; max-width: 100%; height: auto; }
 .none { background: var(--tint); border-radius: 8px; padding: .8rem 1rem; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; font-size: .9rem;
+  font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: .35rem; }
 th, td { padding: .32rem .6rem; border-bottom: 1px solid var(--line); text-align: right;
   vertical-align: top; white-space: nowrap; }
 th:first-child { text-align: left; padding-left: 0; }
-tbody th { font-weight: 400; position: sticky; left: 0; background: var(--paper); }
+tbody th { font-weight: 400; position: sticky; left: 0; background: var(--paper);
+  white-space: normal; min-width: 6rem; max-width: 15rem; }
 thead th { font-weight: 600; color: var(--muted); vertical-align: bottom; }
 td strong { color: var(--best); }
 .words th, .words td { text-align: left; }
 .words td:last-child { white-space: normal; min-width: 17rem; overflow-wrap: anywhere; }
+@media (max-width: 600px) { .words td:last-child { min-width: 13rem; } }
 details { margin: 1rem 0; }
 summary { cursor: pointer; color: var(--muted); }
 pre { overflow-x: auto; background: var(--tint); border-radius: 8px; padding: .8rem 1rem;

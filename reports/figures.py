@@ -251,7 +251,9 @@ def proposals(facts: Facts) -> Chart | NoChart:
         return NoChart("proposals", why)
     unplaced = len(facts.rejections) - len(placed)
     study = facts.study
-    if facts.rejections:
+    if not facts.trials:
+        title = f"All {plural(len(facts.rejections), 'proposal')} were refused"
+    elif facts.rejections:
         title = (
             f"{len(facts.rejections)} of {facts.n_proposals} proposals were refused before they "
             f"cost anything; the rest keep to {power(study.budget_flops, 3)} FLOPs"

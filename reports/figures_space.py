@@ -140,17 +140,19 @@ def _size_classes(runs: list[Run]) -> list[tuple[str, FloatArray, str, str]]:
     if len(runs) < 12 or not min(sizes) < low < high < max(sizes):
         return [("complete trial", everything, "o", OTHER)]
     return [
-        (f"up to {short(low)} parameters", sizes <= low, "v", LIGHT["amber"]),
-        (f"up to {short(high)}", (sizes > low) & (sizes <= high), "o", LIGHT["green"]),
-        (f"more than {short(high)}", sizes > high, "s", LIGHT["purple"]),
+        (f"≤ {short(low)} parameters", sizes <= low, "v", LIGHT["amber"]),
+        (f"≤ {short(high)}", (sizes > low) & (sizes <= high), "o", LIGHT["green"]),
+        (f"> {short(high)}", sizes > high, "s", LIGHT["purple"]),
     ]
 
 
 def parallel(facts: Facts) -> Chart | NoChart:
     """Parallel coordinates: a row a parameter, a line a trial, the best ones highlighted."""
     runs = facts.ranked
-    rows = [row for name in facts.varied if (row := _row(name, facts, runs)) is not None]
-    if len(runs) < 3 or len(rows) < 2:
+    rows = []
+    if len(runs) >= 3:
+        rows = [row for name in facts.varied if (row := _row(name, facts, runs)) is not None]
+    if len(rows) < 2:
         why = "Fewer than three complete trials or two varied parameters: nothing to compare."
         return NoChart("parallel", why)
     few = max(1, min(BEST_FEW, len(runs) // 3))

@@ -65,7 +65,7 @@ def perplexity(value: float | None) -> str:
         return DASH
     if value >= 1000:
         return f"{value:,.0f}" if value < 1e6 else power(value, 3)
-    return f"{value:.4g}" if value >= 10 else f"{value:.3f}"
+    return f"{value:#.4g}" if value >= 10 else f"{value:.3f}"
 
 
 def percent(share: float | None) -> str:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import LoadFlags
@@ -67,6 +68,8 @@ Layout = Literal["wide", "narrow"]
 _WIDTH_INCHES: dict[Layout, float] = {"wide": 7.4, "narrow": 4.0}
 _TITLE_POINTS: dict[Layout, float] = {"wide": 11.0, "narrow": 10.5}
 PNG_DPI = 160
+RASTER_DPI = 120
+"""Resolution of what is drawn as pixels inside an SVG."""
 RASTER_ABOVE = 400
 """Marks of one kind above which they are drawn as pixels inside the SVG."""
 
@@ -161,6 +164,8 @@ def drawn(chart: Chart, layout: Layout) -> Iterator[Figure]:
         title = _balanced(printable(chart.title), room)
         figure.suptitle(title, x=0.004, ha="left", fontsize=size, weight="bold")
         chart.draw(figure, layout)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, for every format
         yield figure
 
 
@@ -185,21 +190,31 @@ def _bold_width(line: str) -> float:
 
 def svg(chart: Chart, layout: Layout) -> str:
     """The chart as SVG text in the light palette, on a transparent ground."""
-    buffer = io.StringIO()
     with drawn(chart, layout) as figure:
-        figure.savefig(
-            buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None}
-        )
-    return buffer.getvalue()
+        return _svg_of(figure)
 
 
 def svg_and_png(chart: Chart) -> tuple[str, bytes]:
     """The wide chart as SVG on a transparent ground and as PNG on paper."""
-    text, pixels = io.StringIO(), io.BytesIO()
     with drawn(chart, "wide") as figure:
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None})
-        figure.savefig(pixels, format="png", facecolor=PAPER, metadata={"Software": None})
-    return text.getvalue(), pixels.getvalue()
+        text = _svg_of(figure)
+        figure.set_dpi(PNG_DPI)
+        figure.set_facecolor(PAPER)
+        pixels = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(  # type: ignore[no-untyped-call]
+            pixels, metadata={"Software": None}
+        )
+    return text, pixels.getvalue()
+
+
+def _svg_of(figure: Figure) -> str:
+    # Figure.savefig would draw everything once more, to lay it out again.
+    buffer = io.StringIO()
+    figure.set_dpi(RASTER_DPI)
+    FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
+        buffer, metadata={"Date": None, "Creator": None, "Format": None}
+    )
+    return buffer.getvalue()
 
 
 _ROLE_COLOURS = re.compile("|".join(LIGHT.values()), re.IGNORECASE)
@@ -245,7 +260,7 @@ def legend_below(figure: Figure, handles: list[Any], layout: Layout) -> None:
     if handles:
         columns = 2
         if layout == "wide":
-            columns = 5 if sum(len(str(handle.get_label())) + 6 for handle in handles) < 100 else 4
+            columns = 5 if sum(len(str(handle.get_label())) + 6 for handle in handles) < 105 else 4
         figure.legend(handles=handles, loc="outside lower left", ncols=columns)
 
 

@@ -33,7 +33,7 @@ from reports.formats import (
     short,
 )
 from studies.ledger import Amount
-from studies.tables import Run
+from studies.tables import FINISHED_STATUSES, Run
 
 
 def title(facts: Facts) -> tuple[str, str]:
@@ -68,11 +68,14 @@ def head(facts: Facts) -> list[Cards]:
 
 def _cards(run: Run) -> list[Card]:
     error = run.val_loss_stderr_nats
+    bits_note = "comparable across tokenizers"
+    if not known(run.val_bits_per_byte):
+        bits_note = "bytes a token not recorded"
     note = f"nats a token, ± {loss(error)} sampling" if known(error) else "nats a token"
     return [
         Card("Validation loss", loss(run.val_loss_nats), note),
         Card("Perplexity", perplexity(run.val_ppl), "on the same text"),
-        Card("Bits per byte", loss(run.val_bits_per_byte, 3), "comparable across tokenizers"),
+        Card("Bits per byte", loss(run.val_bits_per_byte, 3), bits_note),
         Card("Parameters", short(run.n_params), "embeddings counted"),
         Card(
             "Training tokens", short(run.planned_tokens), f"{tokens_per_param(run):.3g} each param."
@@ -91,9 +94,12 @@ def best(facts: Facts) -> list[Text | Bullets]:
         for name in ("n_layer", "n_embd", "n_head")
         if name in shape
     )
+    rank = f"best of {len(facts.ranked)} complete trials"
+    if len(facts.ranked) == 1:
+        rank = "only complete trial"
     return [
         Text(
-            f"is the best of {plural(len(facts.ranked), 'complete trial')}: validation loss "
+            f"is the {rank}: validation loss "
             f"{loss(winner.val_loss_nats)} nats a token, perplexity {perplexity(winner.val_ppl)}. "
             f"Its model has {short(winner.n_params)} parameters ({sizes}) and learned from "
             f"{short(winner.planned_tokens)} tokens, {tokens_per_param(winner):.3g} a parameter, "
@@ -145,6 +151,8 @@ def _by_how_much(facts: Facts, winner: Run) -> str:
 
 def _gap(winner: Run, other: Run) -> str:
     gap = final_loss(other) - final_loss(winner)
+    if gap < 0.00005:
+        return "Less than 0.0001 nats"
     return f"{loss(gap)} nats ({percent(math.expm1(gap))} in perplexity)"
 
 
@@ -169,8 +177,8 @@ def _verdict(facts: Facts, winner: Run) -> str:
             "of the best."
         )
     return (
-        f"No other trial is within {SEED_NOISE_NATS} nats, which is more than seeds usually differ "
-        "by; a repeat with another seed would settle it."
+        f"No other trial is within {SEED_NOISE_NATS} nats, about twice what seeds differ by in "
+        "published runs near 1e15 FLOPs. A repeat with another seed would tell for this study."
     )
 
 
@@ -236,10 +244,10 @@ def cost(facts: Facts) -> list[Text | Table]:
         f"{power(spent)} training FLOPs ({convention}) and {short(total.spent.tokens)} tokens",
     ]
     if known(facts.wall_seconds):
-        sentences[0] += (
-            f" in {duration(facts.wall_seconds)} from the first start to the last finish"
-        )
-    sentences[0] += "."
+        took = duration(facts.wall_seconds)
+        sentences[0] += f" in {took} from the first start to the last finish"
+    open_runs = any(run.status not in FINISHED_STATUSES for run in facts.data.runs)
+    sentences[0] += " so far." if open_runs else "."
     if total.redone.steps:
         redone = total.redone.flops(convention)  # type: ignore[arg-type]
         sentences.append(f"{percent(redone / spent)} of it was done twice after interruptions.")

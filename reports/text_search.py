@@ -62,6 +62,8 @@ def tried(facts: Facts) -> list[Text | Table]:
 
 
 def _space_row(name: str, entry: Parameter, facts: Facts) -> list[str]:
+    if entry.is_fixed:
+        return [name, space_in_words(entry), "", ""]
     values = [run.params[name] for run in facts.trials if name in run.params]
     spread = DASH
     if values:
@@ -173,11 +175,12 @@ def failed(facts: Facts) -> list[Text | Bullets]:
             items.append(Text(f"and {len(bad) - MOST_EXAMPLES} more; all are in data.csv."))
         blocks.append(Bullets(items))
     if pruned:
+        one = len(pruned) == 1
         blocks.append(
             Text(
-                f"{plural(len(pruned), 'trial').capitalize()} "
-                f"{'was' if len(pruned) == 1 else 'were'} stopped early by the pruner; their last "
-                "losses are not compared with complete ones."
+                f"{plural(len(pruned), 'trial').capitalize()} {'was' if one else 'were'} stopped "
+                f"early by the pruner; {'its loss is' if one else 'their losses are'} not compared "
+                "with those of complete trials."
             )
         )
     return blocks
