@@ -10,12 +10,17 @@ import dataclasses
 import io
 import json
 import os
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from budgetsweep.config import dump_yaml, write_text_atomically
 from budgetsweep.errors import CheckpointError
+from model.config import ModelConfig
+from model.decoder import DecoderLM
 from trainer.checkpoint import cannot_write, run_hash, write_tensors
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult
@@ -79,7 +84,7 @@ def read_result(run_dir: Path, config: RunConfig) -> RunResult | None:
         report = json.loads(path.read_text(encoding="utf-8"))
         result = RunResult(**{name: report[name] for name in _FACTS})
         owner = report["config_hash"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
@@ -95,6 +100,31 @@ def read_result(run_dir: Path, config: RunConfig) -> RunResult | None:
     files = {kind: run_dir / name for kind, name in FILES.items()}
     present = {kind: str(file) for kind, file in files.items() if file.exists()}
     return dataclasses.replace(result, artefacts=present)
+
+
+def load_model(path: Path, shape: ModelConfig) -> DecoderLM:
+    """A model with the weights of a model.pt, on the CPU.
+
+    Args:
+        path: a state dict as `write_artefacts` or the course's trainer writes it.
+        shape: the model's shape, from the config.yaml beside it.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another shape.
+    """
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        model = DecoderLM.from_config(shape)
+        model.load_state_dict(weights)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise CheckpointError(f"{path}: damaged or no weights file") from error
+    except (RuntimeError, TypeError, AttributeError) as error:
+        # torch: a damaged archive, or missing, unexpected and misshapen tensors, one a line
+        problems = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise CheckpointError(f"{path}: does not fit the model ({problems[-1]})") from error
+    return model
 
 
 def curve_csv(points: Iterable[Point]) -> str:

@@ -29,6 +29,7 @@ from model.flops import flops_per_token
 from trainer.config import RunConfig
 
 AUTO_FROM_FLOPS = 3 * 10**16
+BACKEND = "inductor"
 
 
 def wants_compile(config: RunConfig, device: torch.device) -> bool:
@@ -53,7 +54,9 @@ def training_forward(model: DecoderLM, compiled: bool) -> Callable[[Tensor], Ten
     """`model.hidden`, compiled for the run's one shape or as it is."""
     if not compiled:
         return model.hidden
-    forward: Callable[[Tensor], Tensor] = torch.compile(model.hidden, dynamic=False)
+    forward: Callable[[Tensor], Tensor] = torch.compile(
+        model.hidden, dynamic=False, backend=BACKEND
+    )
     return forward
 
 

@@ -102,14 +102,14 @@ def has_native_bf16(device: torch.device) -> bool:
     return False
 
 
-def uses_bf16(device: torch.device, autocast: str) -> bool:
-    """Whether a run with this `autocast` setting (auto, bf16, off) computes in bf16."""
-    return autocast == "bf16" or (autocast == "auto" and has_native_bf16(device))
+def uses_bf16(config: RunConfig, device: torch.device) -> bool:
+    """Whether a run computes in bf16 on this device (`autocast`: auto, bf16 or off)."""
+    return config.autocast == "bf16" or (config.autocast == "auto" and has_native_bf16(device))
 
 
-def autocast_context(device: torch.device, autocast: str = "auto") -> AbstractContextManager[Any]:
-    """Context of the forward pass; may be entered again and again."""
-    if uses_bf16(device, autocast):
+def autocast_context(config: RunConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """Context of a run's forward passes; may be entered again and again."""
+    if uses_bf16(config, device):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 
@@ -197,7 +197,7 @@ def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
 def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:
     model = DecoderLM.from_config(config.model).to(device)
     optimizer = build_optimizer(model, config, device)
-    autocast = autocast_context(device, config.autocast)
+    autocast = autocast_context(config, device)
 
     def timed(work: Callable[..., object], *arguments: int) -> float:
         start = time.perf_counter()
@@ -210,7 +210,7 @@ def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:
         with autocast:
             hidden = model.hidden(ids[:, :-1]).flatten(0, 1)
             loss = linear_cross_entropy(hidden, model.head_weight, ids[:, 1:].flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     # Warm up with growing batches, until one is the run's own or takes a fifth of the time.
     n_sequences = 1

@@ -83,6 +83,7 @@ class RunState:
         self.points: list[Point] = []
         self.validation: Validation | None = None
         self.validated_step = 0
+        self.saved_step: int | None = None
         self.train_seconds = self.eval_seconds = 0.0
         self.loss_sum, self.loss_count = 0.0, 0  # since the last point
         self.norm: Arriving | None = None
@@ -108,7 +109,7 @@ class RunState:
         self.get_lr = cosine_lr_schedule(
             config.warmup_steps, config.steps, config.final_lr, config.max_lr
         )
-        self.autocast = autocast_context(device, config.autocast)
+        self.autocast = autocast_context(config, device)
         self.forward = training_forward(self.model, self.compiled)
         state = checkpoint.load_latest(self.run_dir, self.config_hash)
         if state is not None:
@@ -131,7 +132,7 @@ class RunState:
 
     def checkpoint_is_due(self) -> bool:
         """The last checkpoint is old enough, and something has been done since."""
-        unsaved = 0 < self.step < self.config.steps
+        unsaved = self.saved_step != self.step and 0 < self.step < self.config.steps
         return unsaved and time.monotonic() - self.saved_at >= self.config.checkpoint_seconds
 
     def train_step(self) -> None:
@@ -147,7 +148,7 @@ class RunState:
                 losses.append(loss.detach())
                 if micro == micro_batches - 1:
                     arriving = Arriving(torch.stack(losses))  # travels during the backward pass
-                (loss / micro_batches).backward()  # type: ignore[no-untyped-call]
+                (loss / micro_batches).backward()
             step_loss = arriving.mean()
             if not math.isfinite(step_loss):
                 raise NonFiniteLoss(self.step + 1, step_loss)
@@ -214,7 +215,9 @@ class RunState:
         return Progress(self.step, self.config.steps, self.step * per_step, speed)
 
     def save(self) -> Checkpointed:
-        """Write a checkpoint of this step."""
+        """Write a checkpoint of this step, unless there is one."""
+        if self.saved_step == self.step:
+            return Checkpointed(self.step)
         self._require_finite_norm()
         state: dict[str, Any] = {
             "config_hash": self.config_hash,
@@ -232,7 +235,7 @@ class RunState:
             "eval_seconds": self.eval_seconds,
         }
         checkpoint.save(self.run_dir, state, self.step)
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_step = time.monotonic(), self.step
         return Checkpointed(self.step)
 
     def finish(self, command: Command | None) -> RunResult:
@@ -273,7 +276,7 @@ class RunState:
             eval_seconds=self.eval_seconds,
             peak_memory_bytes=peak_memory_bytes(self.device),
             device_name=device_name(self.device),
-            precision="bf16" if uses_bf16(self.device, self.config.autocast) else "fp32",
+            precision="bf16" if uses_bf16(self.config, self.device) else "fp32",
             compiled=self.compiled,
         )
 
@@ -291,7 +294,7 @@ class RunState:
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        self.step = self.saved_step = state["step"]
         self.points = [Point(**point) for point in state["points"]]
         self.validation = Validation(**state["validation"]) if state["validation"] else None
         self.validated_step = state["validated_step"]

@@ -1,0 +1,496 @@
+"""One training run: what it computes, and that no interruption changes it."""
+
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from budgetsweep.errors import BudgetExceeded, CheckpointError, DataError
+from model.decoder import DecoderLM
+from model.flops import flops_per_token
+from tests.trainer.tiny_runs import (
+    assert_same_run,
+    curve,
+    drive,
+    tiny_config,
+    tiny_data,
+    weights,
+)
+from trainer import checkpoint, compilation, state
+from trainer.config import RunConfig
+from trainer.events import Checkpointed, Point, Progress
+from trainer.loop import train_run
+from trainer.meter import read_executed_steps
+from trainer.sampler import WindowSampler
+from trainer.tokens import TokenData
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def data() -> TokenData:
+    return tiny_data()
+
+
+@pytest.fixture(scope="module")
+def whole(data: TokenData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run, with dropout and gradient accumulation."""
+    run_dir = tmp_path_factory.mktemp("whole")
+    result, _ = drive(tiny_config(), data, run_dir)
+    assert result.status == "complete"
+    return run_dir
+
+
+def points_of(events: list[Progress | Point | Checkpointed]) -> list[Point]:
+    return [event for event in events if isinstance(event, Point)]
+
+
+def test_a_run_from_start_to_end(data: TokenData, tmp_path: Path) -> None:
+    config = tiny_config(num_training_steps=60, shape={"p_dropout": 0.0}, num_reports=6)
+    result, events = drive(config, data, tmp_path / "new" / "folder")
+    points = points_of(events)
+    assert [p.step for p in points] == [10, 15, 20, 30, 40, 45, 50, 60]
+    assert [p.step for p in points if p.val_loss_nats is not None] == [15, 30, 45, 60]
+    assert points[-1].tokens == 60 * 4 * 16 * 2 == result.tokens == config.total_tokens
+    assert points[-1].flops == flops_per_token(config.model, 16) * config.total_tokens
+    assert (result.status, result.step, result.steps_executed) == ("complete", 60, 60)
+    assert result.val_loss_nats == points[-1].val_loss_nats
+    assert result.val_bits_per_byte == pytest.approx(result.val_loss_nats / np.log(2))
+    assert result.train_loss_nats == points[-1].train_loss_nats
+    assert result.val_tokens == 25 * 15
+    # Each token is the one before plus 0 ... 3: what can be learnt is log(4) = 1.39 of log(257).
+    assert result.val_loss_nats < 4.0 < np.log(257)
+    assert isinstance(events[0], Progress)
+    assert points[-1].seconds == result.train_seconds > 0
+
+
+def test_the_files_of_a_complete_run(data: TokenData, whole: Path) -> None:
+    names = sorted(path.name for path in whole.iterdir())
+    assert names == ["config.yaml", "curve.csv", "eval.json", "meter.bin", "model.pt"]
+    saved = yaml.safe_load((whole / "config.yaml").read_text())
+    assert RunConfig.model_validate(saved) == tiny_config()
+    model = DecoderLM.from_config(tiny_config().model)
+    model.load_state_dict(weights(whole))
+    report = json.loads((whole / "eval.json").read_text())
+    assert report["val-loss"] == report["val_loss_nats"]
+    assert report["val-perplexity"] == pytest.approx(np.exp(report["val-loss"]))
+    assert (report["data_checksum"], report["val_checksum"]) == ("train 0", "val 0")
+    # The weights are those that were evaluated: worked out without the trainer's evaluation.
+    model.eval()
+    ids = torch.from_numpy(data.val[0:400].astype(np.int64)).view(25, 16)
+    loss = F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert loss.item() == pytest.approx(report["val-loss"], rel=1e-5)
+    rows = curve(whole)
+    assert rows[0]["val_loss_nats"] == ""
+    assert float(rows[-1]["val_loss_nats"]) == report["val_loss_nats"]
+
+
+def test_the_steps_are_those_of_plain_pytorch(data: TokenData, tmp_path: Path) -> None:
+    # The same run written down with full logits, torch's losses, optimiser, clipping, scheduler.
+    config = tiny_config(
+        num_training_steps=12, num_reports=12, shape={"p_dropout": 0.0}, grad_clip=0.5
+    )
+    _, events = drive(config, data, tmp_path)
+    torch.manual_seed(config.seed)
+    model = DecoderLM.from_config(config.model)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), eps=1e-8)
+    warm = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda t: (
+            1e-2 * t / 3 if t < 3 else 1e-3 + 9e-3 * 0.5 * (1 + np.cos(np.pi * (t - 3) / (12 - 3)))
+        ),
+    )
+    sampler = WindowSampler(data.train, 8, 16, config.seed)  # one large batch for two small
+    for step, point in enumerate(points_of(events)):
+        ids = torch.from_numpy(sampler.batch(step))
+        loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        assert point.lr == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        warm.step()
+        assert point.train_loss_nats == pytest.approx(loss.item(), rel=2e-5)
+        assert point.grad_norm == pytest.approx(norm.item(), rel=2e-4)
+
+
+@pytest.mark.parametrize("at_step", [0, 1, 3, 4, 5, 10, 13, 19, 20])
+def test_an_interrupted_run_ends_as_the_whole_one(
+    data: TokenData, whole: Path, tmp_path: Path, at_step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "PROGRESS_SECONDS", 0.0)  # an event at each step
+    first, events = drive(tiny_config(), data, tmp_path, "interrupt", at_step)
+    assert (first.status, first.step) == ("interrupted", at_step)
+    assert events[-1] == Checkpointed(at_step)
+    second, more = drive(tiny_config(), data, tmp_path)
+    assert second.status == "complete"
+    assert second.steps_executed == 20  # nothing lost, nothing done twice
+    steps = [point.step for point in points_of(events) + points_of(more)]
+    assert steps == [3, 5, 6, 9, 10, 11, 14, 15, 17, 20]
+    assert second.train_seconds >= first.train_seconds
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_run_interrupted_at_every_step_ends_as_the_whole_one(
+    data: TokenData, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "PROGRESS_SECONDS", 0.0)
+    for step in range(21):
+        result, _ = drive(tiny_config(), data, tmp_path, "interrupt", step)
+        assert (result.status, result.step) == ("interrupted", step)
+    assert drive(tiny_config(), data, tmp_path)[0].steps_executed == 20
+    assert_same_run(tmp_path, whole)
+
+
+def test_bf16_resumes_bit_for_bit_too(data: TokenData, tmp_path: Path) -> None:
+    config = tiny_config(autocast="bf16", num_training_steps=10)
+    for name, at_step in (("whole", 99), ("parts", 4)):
+        result, _ = drive(config, data, tmp_path / name, "interrupt", at_step)
+        if result.status == "interrupted":
+            result, _ = drive(config, data, tmp_path / name)
+        assert (result.status, result.precision) == ("complete", "bf16")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    drive(tiny_config(autocast="off", num_training_steps=10), data, tmp_path / "fp32")
+    assert curve(tmp_path / "fp32") != curve(tmp_path / "whole")
+
+
+def child(script: str, *arguments: str) -> subprocess.Popen[str]:
+    """A Python process that has the tests' helpers."""
+    setup = """
+        import resource, sys, time
+        from pathlib import Path
+        from tests.trainer.tiny_runs import drive, tiny_config, tiny_data
+        from trainer.loop import train_run
+        run_dir = Path(sys.argv[1])
+    """
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(setup) + textwrap.dedent(script), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_a_killed_run_ends_as_the_whole_one_and_its_spending_is_known(
+    data: TokenData, whole: Path, tmp_path: Path
+) -> None:
+    # Steps 0 ... 5 with a checkpoint at 2 and 4; SIGKILL after step 5 has been computed.
+    script = """
+        run = train_run(tiny_config(checkpoint_seconds=0.0), tiny_data(), run_dir)
+        for event in run:
+            if type(event).__name__ == "Checkpointed" and event.step == 4:
+                break
+        for event in run:
+            if type(event).__name__ == "Point":
+                print(event.step, flush=True)
+                sys.stdin.read()
+    """
+    with child(script, str(tmp_path)) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "5\n"
+        process.send_signal(signal.SIGKILL)
+    assert read_executed_steps(tmp_path) == 5
+    files = checkpoint.checkpoint_files(tmp_path)
+    assert [step for step, _ in files] == [4, 3]
+    result, events = drive(tiny_config(), data, tmp_path)
+    assert (result.status, result.step) == ("complete", 20)
+    assert result.steps_executed == 21  # step 5 was computed twice
+    assert points_of(events)[0].step == 5
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_pruned_run_leaves_no_checkpoint(data: TokenData, tmp_path: Path) -> None:
+    config = tiny_config(checkpoint_seconds=0.0)
+    result, events = drive(config, data, tmp_path, "prune", 10)
+    assert (result.status, result.step, result.reason) == ("pruned", 10, None)
+    assert any(isinstance(event, Checkpointed) for event in events)
+    assert [path.name for path in tmp_path.iterdir()] == ["meter.bin"]
+    val = [point.val_loss_nats for point in points_of(events) if point.val_loss_nats is not None]
+    assert result.val_loss_nats == val[-1]
+
+
+def test_a_complete_run_is_not_trained_again(data: TokenData, whole: Path) -> None:
+    result, events = drive(tiny_config(output_dir="other name"), data, whole)
+    assert (result.status, result.steps_executed, events) == ("complete", 20, [])
+    assert result.artefacts == {
+        "model": str(whole / "model.pt"),
+        "config": str(whole / "config.yaml"),
+        "curve": str(whole / "curve.csv"),
+        "eval": str(whole / "eval.json"),
+    }
+    assert result.val_loss_nats == json.loads((whole / "eval.json").read_text())["val-loss"]
+    with pytest.raises(CheckpointError, match="holds the finished run of another configuration"):
+        drive(tiny_config(seed=1), data, whole)
+
+
+@pytest.mark.parametrize("content", ["{}", "not json", "[]", '{"val-loss": 3.0}'])
+def test_a_foreign_result_is_not_overwritten(data: TokenData, tmp_path: Path, content: str) -> None:
+    (tmp_path / "eval.json").write_text(content)
+    with pytest.raises(CheckpointError, match="damaged or not of budgetsweep"):
+        drive(tiny_config(), data, tmp_path)
+    assert (tmp_path / "eval.json").read_text() == content
+
+
+def interrupted(data: TokenData, run_dir: Path) -> list[Path]:
+    """Stop a run at step 8; returns its two checkpoints, the newest first."""
+    config = tiny_config(checkpoint_seconds=0.0)
+    assert drive(config, data, run_dir, "interrupt", 8)[0].status == "interrupted"
+    return [path for _, path in checkpoint.checkpoint_files(run_dir)]
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(
+    data: TokenData, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest, _ = interrupted(data, tmp_path)
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with caplog.at_level(logging.WARNING, "budgetsweep"):
+        result, _ = drive(tiny_config(), data, tmp_path)
+    assert [str(newest) in message for message in caplog.messages] == [True]
+    assert result.steps_executed == 21  # the step between the two checkpoints, once more
+    assert_same_run(tmp_path, whole)
+
+
+def test_with_both_checkpoints_damaged_the_run_starts_over(
+    data: TokenData, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in interrupted(data, tmp_path):
+        path.write_bytes(b"damaged")
+    with caplog.at_level(logging.WARNING, "budgetsweep"):
+        result, _ = drive(tiny_config(), data, tmp_path)
+    assert "the run starts over" in caplog.messages[-1]
+    assert result.steps_executed == 28
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(data: TokenData, tmp_path: Path) -> None:
+    interrupted(data, tmp_path)
+    with pytest.raises(CheckpointError, match="belongs to another configuration"):
+        drive(tiny_config(max_lr=2e-2), data, tmp_path)
+    # ... and the folder is released: the right one goes on.
+    assert drive(tiny_config(), data, tmp_path)[0].status == "complete"
+
+
+def test_other_training_text_is_mentioned(
+    data: TokenData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    interrupted(data, tmp_path)
+    with caplog.at_level(logging.WARNING, "budgetsweep"):
+        assert drive(tiny_config(), tiny_data(seed=1), tmp_path)[0].status == "complete"
+    assert "the training text is not the one that this run began with" in caplog.text
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(
+    data: TokenData, tmp_path: Path
+) -> None:
+    newest, _ = interrupted(data, tmp_path)
+    saved = checkpoint.load_latest(tmp_path, checkpoint.run_hash(tiny_config()))
+    assert saved is not None
+    saved["model"]["ln.bias"][0] = float("nan")
+    checkpoint.save(tmp_path, saved, 8)
+    before = newest.read_bytes()
+    result, _ = drive(tiny_config(checkpoint_seconds=0.0), data, tmp_path)
+    assert result.status == "failed"
+    assert result.reason == "training loss became nan at step 9"
+    assert (result.step, result.steps_executed) == (8, 9)
+    assert newest.read_bytes() == before
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_the_update(
+    data: TokenData, tmp_path: Path
+) -> None:
+    # Finite weights, finite loss, and products in the backward pass that pass 3e38.
+    interrupted(data, tmp_path)
+    saved = checkpoint.load_latest(tmp_path, checkpoint.run_hash(tiny_config()))
+    assert saved is not None
+    saved["model"]["token_embeddings.weight"].mul_(1e-25)
+    saved["model"]["position_embeddings.weight"].zero_()
+    saved["model"]["ln.weight"].fill_(1e38)
+    saved["model"]["blocks.0.ln_1.weight"].fill_(1e38)
+    checkpoint.save(tmp_path, saved, 8)
+    result, _ = drive(tiny_config(), data, tmp_path)
+    assert result.status == "failed"
+    assert result.reason in (
+        "gradient norm became inf at step 9",
+        "gradient norm became nan at step 9",
+    )
+
+
+def test_the_budget_is_never_passed(data: TokenData, tmp_path: Path) -> None:
+    config = tiny_config()
+    per_step = flops_per_token(config.model, 16) * config.tokens_per_step
+    exact = config.with_changes(budget_flops=20 * per_step)
+    assert drive(exact, data, tmp_path / "exact")[0].status == "complete"
+    short = config.with_changes(budget_flops=20 * per_step - 1)
+    with pytest.raises(BudgetExceeded, match="step 20 would bring the run to"):
+        drive(short, data, tmp_path / "short")
+    assert read_executed_steps(tmp_path / "short") == 19
+
+
+def test_other_conventions_charge_differently(data: TokenData, tmp_path: Path) -> None:
+    config = tiny_config(num_training_steps=2, num_reports=1, num_evals=1, convention="mac")
+    (point,) = points_of(drive(config, data, tmp_path)[1])
+    assert point.flops == flops_per_token(config.model, 16, "mac") * config.total_tokens
+
+
+def test_the_random_state_of_the_caller_is_left_alone(
+    data: TokenData, whole: Path, tmp_path: Path
+) -> None:
+    # Two runs in turn in one process, and a caller that draws numbers in between.
+    torch.manual_seed(123)
+    expected = torch.rand(1000)
+    torch.manual_seed(123)
+    drawn = []
+    runs = [train_run(tiny_config(), data, tmp_path / name) for name in "ab"]
+    for _ in range(5):
+        for run in runs:
+            next(run)
+            drawn.append(torch.rand(1))
+    for run in runs:
+        drawn.extend(torch.rand(1) for _ in run)
+    assert torch.equal(torch.cat(drawn), expected[: len(drawn)])
+    assert_same_run(tmp_path / "a", whole)
+    assert_same_run(tmp_path / "b", whole)
+
+
+def test_seeds_differ_in_weights_order_and_dropout(data: TokenData, tmp_path: Path) -> None:
+    first = points_of(drive(tiny_config(seed=0), data, tmp_path / "0")[1])
+    second = points_of(drive(tiny_config(seed=1), data, tmp_path / "1")[1])
+    assert all(a.train_loss_nats != b.train_loss_nats for a, b in zip(first, second, strict=True))
+
+
+def test_two_processes_do_not_train_in_one_folder(data: TokenData, tmp_path: Path) -> None:
+    first = train_run(tiny_config(), data, tmp_path)
+    next(first)
+    with pytest.raises(CheckpointError, match="another process is training there"):
+        next(train_run(tiny_config(), data, tmp_path))
+    first.close()  # a caller that loses interest releases the folder
+    assert drive(tiny_config(), data, tmp_path)[0].status == "complete"
+
+
+def test_too_little_text_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="16 tokens and one window needs 17"):
+        drive(tiny_config(), tiny_data(n_train=16), tmp_path)
+
+
+def test_progress_comes_by_the_clock(
+    data: TokenData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "PROGRESS_SECONDS", 3600.0)
+    rare = drive(tiny_config(), data, tmp_path / "rare")[1]
+    assert [event for event in rare if isinstance(event, Progress)] == [Progress(0, 20, 0, 0.0)]
+    monkeypatch.setattr(state, "PROGRESS_SECONDS", 0.0)
+    often = drive(tiny_config(), data, tmp_path / "often")[1]
+    steps = [event.step for event in often if isinstance(event, Progress)]
+    assert steps == [0, 1, 2, 4, 7, 8, 12, 13, 16, 18, 19]  # all where no point says it
+    speeds = [event.tokens_per_second for event in often if isinstance(event, Progress)]
+    assert all(speed > 0 for speed in speeds[1:])
+
+
+def test_a_run_of_fewer_steps_than_reports(data: TokenData, tmp_path: Path) -> None:
+    config = tiny_config(num_training_steps=3, num_reports=100, num_evals=5, num_warmup_steps=0)
+    result, events = drive(config, data, tmp_path)
+    assert [point.step for point in points_of(events)] == [1, 2, 3]
+    assert result.val_loss_nats is not None
+
+
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(
+    data: TokenData, whole: Path, tmp_path: Path
+) -> None:
+    interrupted(data, tmp_path)
+    before = sorted(tmp_path.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # the weights alone need more
+    try:
+        with pytest.raises(CheckpointError) as caught:
+            drive(tiny_config(checkpoint_seconds=0.0), data, tmp_path)
+        with pytest.raises(CheckpointError) as at_the_end:
+            drive(tiny_config(), data, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "checkpoint-00000009.pt: cannot be written (File too large)" in str(caught.value)
+    assert f"{tmp_path}: cannot be written (File too large)" in str(at_the_end.value)
+    assert "\n" not in str(caught.value) + str(at_the_end.value)
+    assert sorted(tmp_path.iterdir()) == before  # nothing half-written, nothing lost
+    assert drive(tiny_config(), data, tmp_path)[0].status == "complete"
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(data: TokenData, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot be written \(Not a directory\)"):
+        drive(tiny_config(), data, tmp_path / "file" / "run")
+
+
+def test_running_out_of_memory_fails_the_run_and_not_the_process(tmp_path: Path) -> None:
+    # The address space is limited to what is in use and 300 MB; the model alone needs 400 MB.
+    script = """
+        config = tiny_config(shape={"n_embd": 1024, "n_layer": 8})
+        drive(tiny_config(num_training_steps=1), tiny_data(), run_dir / "small")
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000, -1))
+        result, _ = drive(config, tiny_data(), run_dir / "large")
+        print(result.status, result.step, result.reason, sep="|")
+        print(drive(tiny_config(), tiny_data(), run_dir / "next")[0].status)
+    """
+    with child(script, str(tmp_path)) as process:
+        out, _ = process.communicate()
+    failed, after = out.splitlines()
+    assert failed.startswith("failed|0|out of memory after step 0: ")
+    assert after == "complete"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_a_compiled_run_resumes_bit_for_bit_and_computes_the_same(
+    data: TokenData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Traced and differentiated as always, but not turned into C++, which takes half a minute.
+    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
+    plain = tiny_config(num_training_steps=6, shape={"p_dropout": 0.0})
+    config = plain.with_changes(compile="on")
+    drive(plain, data, tmp_path / "plain")
+    whole, _ = drive(config, data, tmp_path / "whole")
+    assert whole.compiled is True
+    drive(config, data, tmp_path / "parts", "interrupt", 3)
+    drive(config, data, tmp_path / "parts")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    for a, b in zip(curve(tmp_path / "plain"), curve(tmp_path / "whole"), strict=True):
+        assert float(b["train_loss_nats"]) == pytest.approx(float(a["train_loss_nats"]), rel=1e-5)
+
+
+@pytest.mark.gpu
+def test_on_cuda_a_resumed_run_continues_the_same_one(data: TokenData, tmp_path: Path) -> None:
+    config = tiny_config(device="cuda", autocast="auto")
+    whole, _ = drive(config, data, tmp_path / "whole")
+    drive(config, data, tmp_path / "parts", "interrupt", 10)
+    parts, _ = drive(config, data, tmp_path / "parts")
+    assert parts.steps_executed == 20
+    assert parts.val_loss_nats == pytest.approx(whole.val_loss_nats, rel=1e-3)
+    assert whole.peak_memory_bytes is not None
+
+
+@pytest.mark.gpu
+def test_on_cuda_a_loss_that_is_not_finite_names_its_step(data: TokenData, tmp_path: Path) -> None:
+    config = tiny_config(device="cuda")
+    drive(config, data, tmp_path, "interrupt", 10)
+    saved = checkpoint.load_latest(tmp_path, checkpoint.run_hash(config))
+    assert saved is not None
+    saved["model"]["ln.bias"][0] = float("nan")
+    checkpoint.save(tmp_path, saved, saved["step"])
+    result, _ = drive(config, data, tmp_path)
+    assert result.reason == f"training loss became nan at step {saved['step'] + 1}"
