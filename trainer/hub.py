@@ -13,7 +13,9 @@ from trainer.loading import (
     Record,
     column_records,
     import_datasets,
+    json_line_record,
     missing_field,
+    read_lines,
     without_torch,
 )
 
@@ -54,39 +56,59 @@ class HubCorpus(Corpus):
         self.revision = _reach(source, lambda: _commit(repo, revision))
         with _hub_errors(source):
             loader = datasets.load_dataset_builder(repo, config, revision=self.revision)
-            if hasattr(loader.config, "columns"):  # parquet: fetch one column, in small batches
-                only = {"columns": [text_field], "batch_size": _PARQUET_ROWS}
-                names = list(loader.info.features or {})
-                if names and text_field not in names:
-                    raise missing_field(source, text_field, names)
+            names = list(loader.info.features or {})
+            if hasattr(loader.config, "columns") and text_field in names:
+                # Parquet: fetch one column, in small batches.
                 loader = datasets.load_dataset_builder(
-                    repo, config, revision=self.revision, **(only if names else {})
-                )
-            self._urls = _train_files(loader)
-            with without_torch():
-                self._stream = loader.as_streaming_dataset(split="train").with_format("arrow")
-            names = list(self._stream.features or {})
+                    repo, config, revision=self.revision, columns=[text_field],
+                    batch_size=_PARQUET_ROWS,
+                )  # fmt: skip
+            self._loader = loader
+            self._urls = [str(url) for url in (loader.config.data_files or {}).get("train", [])]
         if names and text_field not in names:
             raise missing_field(source, text_field, names)
+        # Lines of JSON are read one by one, as local ones are: a bad one is no reason to stop.
+        self._by_line = type(loader).__name__ == "Json" and loader.config.field is None
 
     def identity(self) -> dict[str, Any]:
         """Repository, configuration and field; the commit is pinned in the manifest."""
         return {"hub": self.repo, "config": self.config, "text_field": self.text_field}
 
     def records(self, start: Cursor = (0, 0)) -> Iterator[Record]:
-        """Rows file by file; a file before `start` is not fetched."""
-        n_files = self._stream.num_shards
+        """Records file by file; a file before `start` is not fetched."""
+        with _hub_errors(self.source, midway=True):
+            if self._by_line and self._urls:
+                yield from self._line_records(start)
+            else:
+                yield from self._table_records(start)
+
+    def _line_records(self, start: Cursor) -> Iterator[Record]:
+        for index in range(start[0], len(self._urls)):
+            first = start[1] if index == start[0] else 0
+            for number, line in enumerate(read_lines(self._urls[index])):
+                if number == 0 and line.lstrip().startswith(b"["):  # one JSON list a file
+                    yield from self._table_records((index, first))
+                    return
+                if number >= first:
+                    record = json_line_record(line, index, number, self.text_field)
+                    if record is not None:
+                        yield record
+
+    def _table_records(self, start: Cursor) -> Iterator[Record]:
+        with without_torch():
+            whole = self._loader.as_streaming_dataset(split="train").with_format("arrow")
+        n_files = whole.num_shards
         for index in range(start[0], n_files):
             first = start[1] if index == start[0] else 0
-            with _hub_errors(self.source):
-                with without_torch():
-                    stream = self._stream.shard(num_shards=n_files, index=index)
-                yield from column_records(stream, index, first, self.text_field, self.source)
+            with without_torch():
+                stream = whole.shard(num_shards=n_files, index=index)
+            yield from column_records(stream, index, first, self.text_field, self.source)
 
     def place(self, file: int, record: int) -> str:
-        """File within the repository and row."""
-        name = self._urls[file] if file < len(self._urls) else f"file {file + 1}"
-        return f"{self.source}: {name}: row {record + 1}"
+        """File within the repository and line or row."""
+        url = self._urls[file] if file < len(self._urls) else f"@/file {file + 1}"
+        name = url.rpartition("@")[2].partition("/")[2]
+        return f"{self.source}: {name}:{record + 1}"
 
 
 def _commit(repo: str, revision: str | None) -> str | None:
@@ -94,12 +116,6 @@ def _commit(repo: str, revision: str | None) -> str | None:
 
     info = HfApi().dataset_info(repo, revision=revision, timeout=REQUEST_SECONDS)
     return info.sha
-
-
-def _train_files(loader: Any) -> list[str]:
-    """Paths of the data files within the repository, in the order of the stream's shards."""
-    files = (loader.config.data_files or {}).get("train", [])
-    return [str(file).rpartition("@")[2].partition("/")[2] for file in files]
 
 
 def _reach(source: str, ask: Callable[[], T]) -> T:
@@ -132,8 +148,9 @@ class _hub_errors:  # noqa: N801 - a context manager used like a function
     A class and not a generator: it is used around `yield` in generators that may be closed.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, midway: bool = False) -> None:
         self.source = source
+        self.midway = midway
 
     def __enter__(self) -> None:
         return None
@@ -142,10 +159,10 @@ class _hub_errors:  # noqa: N801 - a context manager used like a function
         self, kind: type[BaseException] | None, error: BaseException | None, *_: Any
     ) -> None:
         if isinstance(error, Exception) and not isinstance(error, DataError | MemoryError):
-            raise _as_data_error(self.source, error) from error
+            raise _as_data_error(self.source, error, self.midway) from error
 
 
-def _as_data_error(source: str, error: Exception) -> DataError:
+def _as_data_error(source: str, error: Exception, midway: bool = False) -> DataError:
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
@@ -166,6 +183,11 @@ def _as_data_error(source: str, error: Exception) -> DataError:
     if isinstance(error, ValueError) and "split" in text.lower():
         return DataError(f"{source}: {text[:300]}; a split named train is needed")
     reason = text[:160] or type(error).__name__
+    if midway:
+        return DataError(
+            f"{source}: reading from the Hugging Face hub broke off ({reason}); what was finished "
+            f"stays, run the same command again to go on, or {WAYS_ON}"
+        )
     return DataError(
         f"{source}: could not be fetched from the Hugging Face hub ({reason}); {WAYS_ON}"
     )

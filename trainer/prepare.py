@@ -94,7 +94,7 @@ def prepare(
                     _run(data, tokenizer_encoding, folder, manifest, train_tokens, val_tokens,
                          workers, on_progress)  # fmt: skip
                 except DataError:
-                    _forget_nothing(folder)
+                    _forget_empty(folder)
                     raise
                 if data_identity(data, tokenizer_encoding)[:12] not in folder.name:
                     raise DataError(
@@ -130,10 +130,10 @@ def _run(
         )  # fmt: skip
 
 
-def _forget_nothing(folder: Path) -> None:
-    """After a failure, leave no trace of a preparation that has not finished a single shard."""
+def _forget_empty(folder: Path) -> None:
+    """After a failure, leave no trace of a preparation that has no tokens yet."""
     manifest = _manifest_of(folder)
-    if manifest is None or not (manifest.train or manifest.val):
+    if manifest is None or manifest.train_tokens + manifest.val_tokens == 0:
         for path in folder.iterdir():
             if path.name != ".lock":
                 path.unlink(missing_ok=True)
