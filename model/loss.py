@@ -24,8 +24,11 @@ SAFE_LOGIT = 60.0
 """Largest |logit| for exp without subtracting the maximum: e^±60 times any vocabulary is far
 inside the range of float32 and bfloat16."""
 
+CACHED_LOGITS = 1 << 20
+"""Logits of a chunk that elementwise passes touch at once on a CPU (2 to 4 MB)."""
 
-@torch.compiler.disable
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int | None = None
 ) -> Tensor:
@@ -55,7 +58,7 @@ def linear_cross_entropy(
     return loss
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 @torch.no_grad()
 def token_losses(
     hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int | None = None
@@ -69,14 +72,26 @@ def token_losses(
     losses = torch.empty(len(targets), dtype=_wide(hidden.dtype), device=hidden.device)
     with torch.autocast(hidden.device.type, enabled=False):
         for part in _parts(len(targets), chunk):
-            logits = head.logits(part).to(losses.dtype)
-            right = logits.gather(1, targets[part, None])
-            if not head.small:
-                top = logits.amax(dim=1, keepdim=True)
-                right -= top
-                logits -= top
-            losses[part] = (logits.exp_().sum(dim=1, keepdim=True).log_() - right).squeeze(1)
+            logits = head.logits(part)
+            losses[part] = -logits.gather(1, targets[part, None]).squeeze(1).to(losses.dtype)
+            rows = _rows_in_cache(logits)
+            losses[part] += torch.cat([_log_sum_exp(b, head.small) for b in logits.split(rows)])
     return losses
+
+
+def _log_sum_exp(logits: Tensor, small: bool) -> Tensor:
+    wide = logits.to(_wide(logits.dtype))  # may be the buffer itself; nobody needs it any more
+    if small:
+        return wide.exp_().sum(dim=1).log_()
+    top = wide.amax(dim=1, keepdim=True)
+    return wide.sub_(top).exp_().sum(dim=1).log_() + top.squeeze(1)
+
+
+def _rows_in_cache(logits: Tensor) -> int:
+    """Rows of logits to pass over at once: on a CPU those that fit its cache, else all."""
+    if logits.device.type != "cpu":
+        return len(logits)
+    return max(1, CACHED_LOGITS // logits.shape[1])
 
 
 class _Head(NamedTuple):
@@ -161,15 +176,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 target = targets[part]
                 here = rows[: len(target)]
                 e = head.logits(part)
+                right = e[here, target].to(wide)
                 if head.small:
-                    right = e[here, target].to(wide)
-                    z = e.exp_().sum(dim=1).to(wide)
+                    blocks = e.split(_rows_in_cache(e))
+                    z = torch.cat([block.exp_().sum(dim=1) for block in blocks]).to(wide)
+                    log_z = z.log()
                 else:
+                    top, where = e.max(dim=1)
                     torch.softmax(e, dim=1, out=e)
-                    # A probability that underflows counts as the smallest normal number.
-                    right = e[here, target].to(wide).clamp_(torch.finfo(wide).tiny).log_()
+                    log_z = top - e[here, where].to(wide).log()
                     z = torch.ones_like(right)
-                loss += (z.log() - right).sum()
+                loss += (log_z - right).sum()
                 e[here, target] -= z.to(e.dtype)
                 share = (1.0 / (n * z))[:, None]
                 d_hidden[part] = (e @ head.w).to(wide) * share
