@@ -106,16 +106,21 @@ def start(connection: Connection, run_id: int) -> int:
     return attempt
 
 
-def executed(connection: Connection, run_id: int, steps_executed: int) -> None:
-    """Enter what the meter of a running or interrupted run shows."""
+def executed(
+    connection: Connection, run_id: int, steps_executed: int, step: int | None = None
+) -> None:
+    """Enter what the meter of a running or interrupted run shows, and its newest checkpoint."""
     run = lock_run(connection, run_id)
     if run.status not in ("running", "interrupted"):
         raise IllegalChangeError(f"steps of run {run_id}, which is {run.status}")
-    if _spend(connection, run, steps_executed):
-        values = {"steps_executed": steps_executed}
-        if run.status == "interrupted":
-            values["steps_redone"] = steps_executed - run.step
-        change(connection, run_id, **values)
+    step = run.step if step is None else step
+    if run.status == "interrupted":
+        values = _rest(connection, run, step, steps_executed)
+    else:
+        _check_step(run, step, steps_executed)
+        _spend(connection, run, steps_executed)
+        values = {"step": step, "steps_executed": steps_executed}
+    change(connection, run_id, **values)
 
 
 def interrupt(connection: Connection, run_id: int, step: int, steps_executed: int) -> None:
@@ -160,10 +165,7 @@ def finish(connection: Connection, run_id: int, result: events.RunResult) -> Non
 
 def _rest(connection: Connection, run: RunState, step: int, steps_executed: int) -> dict[str, int]:
     """The run rests at `step`: settle what it spent and what of that was lost."""
-    if not 0 <= step <= min(run.num_steps, steps_executed):
-        raise IllegalChangeError(
-            f"run {run.id} rests at step {step} of {run.num_steps} with {steps_executed} computed"
-        )
+    _check_step(run, step, steps_executed)
     _spend(connection, run, steps_executed)
     return {
         "step": step,
@@ -172,8 +174,15 @@ def _rest(connection: Connection, run: RunState, step: int, steps_executed: int)
     }
 
 
-def _spend(connection: Connection, run: RunState, steps_executed: int) -> bool:
-    """Enter the steps computed since the last report; False: none."""
+def _check_step(run: RunState, step: int, steps_executed: int) -> None:
+    if not 0 <= step <= min(run.num_steps, steps_executed):
+        raise IllegalChangeError(
+            f"run {run.id} is at step {step} of {run.num_steps} with {steps_executed} computed"
+        )
+
+
+def _spend(connection: Connection, run: RunState, steps_executed: int) -> None:
+    """Enter the steps computed since the last report."""
     new = steps_executed - run.steps_executed
     if new < 0:
         raise IllegalChangeError(
@@ -183,7 +192,6 @@ def _spend(connection: Connection, run: RunState, steps_executed: int) -> bool:
         planned = [run.planned_flops_nanogpt, run.planned_flops_matmul, run.planned_flops_mac]
         amount = ledger.of_steps(new, run.num_steps, run.tokens_per_step, planned)
         enter(connection, run.study_id, run.id, "spent", run.attempts, amount)
-    return new > 0
 
 
 def enter(
@@ -207,13 +215,12 @@ def enter(
 
 
 def add_points(connection: Connection, run_id: int, points: Sequence[events.Point]) -> None:
-    """Record points of a running run; the run's step becomes that of the last one."""
+    """Record points of a running run."""
     run = lock_run(connection, run_id)
     if run.status != "running":
         raise IllegalChangeError(f"points of run {run_id}, which is {run.status}")
     for first in range(0, len(points), _POINTS_AT_ONCE):
         _put_points(connection, run_id, points[first : first + _POINTS_AT_ONCE])
-    change(connection, run_id, step=points[-1].step)
 
 
 def _put_points(connection: Connection, run_id: int, points: Sequence[events.Point]) -> None:

@@ -10,10 +10,11 @@ from sqlalchemy.orm import Session
 
 from budgetsweep.config import did_you_mean
 from budgetsweep.errors import StudyError
+from model.flops import Convention
 from studies import ledger, storage
 from studies.ledger import LedgerTotals
 from studies.lifecycle import IllegalChangeError
-from studies.tables import Point, Rejection, Run, Study
+from studies.tables import FINISHED_STATUSES, Point, Rejection, Run, Study
 
 
 class Reader:
@@ -114,6 +115,19 @@ class Reader:
         )
         with self._read() as session:
             return session.scalar(query)
+
+    def committed_flops(self, study_id: int, convention: Convention, kind: str = "trial") -> int:
+        """Training FLOPs that runs have spent, and that the unfinished ones may still take."""
+        planned = getattr(Run, f"planned_flops_{convention}")
+        query = select(
+            Run.status, Run.step, Run.steps_executed, Run.num_steps, planned.label("planned")
+        ).where(Run.study_id == study_id, Run.kind == kind)
+        total = 0
+        with self._read() as session:
+            for run in session.execute(query):
+                left = 0 if run.status in FINISHED_STATUSES else run.num_steps - run.step
+                total += (run.steps_executed + left) * (run.planned // run.num_steps)
+        return total
 
     def rejections(self, study_id: int) -> list[Rejection]:
         """Refused proposals of a study by number."""

@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url
 from sqlalchemy.engine import URL
@@ -23,6 +23,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 
 from budgetsweep.config import did_you_mean
 from budgetsweep.errors import StudyError
+
+T = TypeVar("T")
 
 BUSY_SECONDS = 60.0
 """How long a writer waits for another before it gives up."""
@@ -33,6 +35,7 @@ BEGIN_OPTION = "budgetsweep_begin"
 READ, WRITE = "BEGIN", "BEGIN IMMEDIATE"
 
 _MAGIC = b"SQLite format 3\x00"
+_COLLISIONS = ("already exists", "unique constraint", "duplicate key", "locked")
 _DRIVERS = {"psycopg2": "psycopg2-binary", "psycopg": "psycopg[binary]"}
 
 
@@ -142,6 +145,27 @@ def tune_sqlite(engine: Engine) -> None:
     if engine.dialect.name == "sqlite":
         _listen(engine, default_begin=WRITE)
         engine.dispose()
+
+
+def open_patiently(make: Callable[[], T], *, seconds: float = BUSY_SECONDS) -> T:
+    """Call `make` again while it stumbles over another process that creates the same tables.
+
+    Optuna creates and stamps its tables in several transactions: of two processes that open a
+    fresh database at once, one usually fails on what the other has just made. All of it is there
+    or harmless to repeat, so the next attempt finds more of it done.
+
+    Raises:
+        DBAPIError: it still fails after `seconds`, or for another reason.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return make()
+        except DBAPIError as error:
+            text = str(error.orig).lower()
+            if not any(word in text for word in _COLLISIONS) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def _listen(engine: Engine, *, default_begin: str) -> None:

@@ -287,7 +287,7 @@ class Store(Reader):
             return lifecycle.start(connection, run_id)
 
     def add_points(self, run_id: int, points: Sequence[events.Point]) -> None:
-        """Record points of the learning curves; the run's step becomes that of the last one.
+        """Record points of the learning curves.
 
         A step that is there already (a resumed run computes some again) takes the new figures;
         a figure that the new point lacks stays. Losses that are not finite are stored as missing.
@@ -299,16 +299,22 @@ class Store(Reader):
             with self._write() as connection:
                 lifecycle.add_points(connection, run_id, points)
 
-    def record_executed(self, run_id: int, steps_executed: int) -> None:
+    def record_executed(self, run_id: int, steps_executed: int, *, step: int | None = None) -> None:
         """Enter what the run's meter shows: all optimiser steps computed so far, in all attempts.
 
         Only what is new goes on the ledger, so the same figure may be reported again.
 
+        Args:
+            run_id: a running or interrupted run.
+            steps_executed: never less than before.
+            step: of its newest checkpoint, where there is a new one: a kill from now on resumes
+                there.
+
         Raises:
-            IllegalChangeError: the figure is lower than before, or the run is queued or finished.
+            IllegalChangeError: the figures do not add up, or the run is queued or finished.
         """
         with self._write() as connection:
-            lifecycle.executed(connection, run_id, steps_executed)
+            lifecycle.executed(connection, run_id, steps_executed, step)
 
     def interrupt_run(self, run_id: int, *, step: int, steps_executed: int) -> None:
         """The run has stopped for now (running -> interrupted); it resumes after `step`.

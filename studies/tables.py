@@ -161,7 +161,7 @@ class Run(Base):
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     """How often a worker took the run up."""
     step: Mapped[int] = mapped_column(BigInteger, default=0)
-    """Optimiser steps in the model's history, as far as is known."""
+    """Optimiser steps in the model's history; of a running run, those in its last checkpoint."""
     steps_executed: Mapped[int] = mapped_column(BigInteger, default=0)
     """Optimiser steps computed in all attempts, those lost to a kill included."""
     steps_redone: Mapped[int] = mapped_column(BigInteger, default=0)

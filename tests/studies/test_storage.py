@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, event, make_url, text
+from sqlalchemy.exc import OperationalError
 
 from budgetsweep.errors import StudyError
-from studies.storage import describe, open_engine, storage_url, tune_sqlite
+from studies.storage import describe, open_engine, open_patiently, storage_url, tune_sqlite
 from studies.store import Store
+
+ROOT = Path(__file__).parents[2]
 
 
 class TestStorageUrl:
@@ -188,6 +191,65 @@ class TestOpenEngine:
             with engine.connect() as connection:
                 assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
             engine.dispose()
+
+
+class TestOpenPatiently:
+    def test_optuna_is_opened_by_processes_at_once(self, tmp_path: Path) -> None:
+        """Without patience about half of these fail on tables that another has just made."""
+        code = (
+            "import pathlib, sys, time\n"
+            "from optuna.storages import RDBStorage\n"
+            "from studies.storage import open_patiently, tune_sqlite\n"
+            "folder = pathlib.Path(sys.argv[1])\n"
+            "print('ready', flush=True)\n"
+            "while not (folder / 'go').exists(): time.sleep(0.001)\n"
+            "for n in range(4):\n"
+            "    storage = open_patiently(lambda: RDBStorage(f'sqlite:///{folder}/{n}.db'))\n"
+            "    tune_sqlite(storage.engine)\n"
+            "    storage.create_new_study([], sys.argv[2])\n"
+        )
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-c", code, str(tmp_path), name],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for name in "ab"
+        ]
+        for worker in workers:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "ready\n"
+        (tmp_path / "go").touch()
+        errors = [worker.communicate(timeout=60)[1] for worker in workers]
+        assert not any("Traceback" in error for error in errors), errors
+        for n in range(4):
+            with sqlite3.connect(tmp_path / f"{n}.db") as database:
+                names = database.execute("SELECT study_name FROM studies").fetchall()
+                versions = database.execute("SELECT count(*) FROM version_info").fetchall()
+            database.close()
+            assert sorted(names) == [("a",), ("b",)]
+            assert versions == [(1,)]
+
+    def test_another_error_is_not_repeated(self) -> None:
+        calls = 0
+
+        def make() -> None:
+            nonlocal calls
+            calls += 1
+            raise OperationalError("SELECT", {}, sqlite3.OperationalError("disk is full"))
+
+        with pytest.raises(OperationalError, match="disk is full"):
+            open_patiently(make)
+        assert calls == 1
+
+    def test_patience_ends(self) -> None:
+        def make() -> None:
+            raise OperationalError("SELECT", {}, sqlite3.OperationalError("database is locked"))
+
+        with pytest.raises(OperationalError, match="locked"):
+            open_patiently(make, seconds=0.1)
 
 
 class TestTransactions:
