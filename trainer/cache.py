@@ -18,7 +18,7 @@ from typing import Any
 
 from budgetsweep.errors import DataError
 from trainer.config import DataConfig
-from trainer.corpus import is_hub, source_identity
+from trainer.corpus import hub_name, is_hub, source_identity
 from trainer.manifest import FORMAT_VERSION, MANIFEST_NAME, load_manifest
 
 CACHE_VARIABLE = "BUDGETSWEEP_CACHE"
@@ -105,7 +105,11 @@ def folder_for(data: DataConfig, tokenizer_encoding: str, cache_dir: Path | None
     if is_prepared(data.source):
         return Path(data.source).expanduser()
     identity = data_identity(data, tokenizer_encoding)
-    short = data.source.removeprefix("hub:") if is_hub(data.source) else Path(data.source).name
+    if is_hub(data.source):
+        repo, config = hub_name(data.source)
+        short = f"{repo}-{config}" if config else repo
+    else:
+        short = Path(data.source).name
     words = re.sub(r"[^A-Za-z0-9.]+", "-", short)
     name = f"{words[-40:].strip('-.') or 'text'}-{tokenizer_encoding}-{identity[:12]}"
     return (cache_dir or default_cache_dir()) / "tokens" / name

@@ -68,7 +68,7 @@ class HubCorpus(Corpus):
         if names and text_field not in names:
             raise missing_field(source, text_field, names)
         # Lines of JSON are read one by one, as local ones are: a bad one is no reason to stop.
-        self._by_line = type(loader).__name__ == "Json" and loader.config.field is None
+        self._by_line = _is_json(loader) and loader.config.field is None
 
     def identity(self) -> dict[str, Any]:
         """Repository, configuration and field; the commit is pinned in the manifest."""
@@ -116,6 +116,12 @@ def _commit(repo: str, revision: str | None) -> str | None:
 
     info = HfApi().dataset_info(repo, revision=revision, timeout=REQUEST_SECONDS)
     return info.sha
+
+
+def _is_json(loader: Any) -> bool:
+    from datasets.packaged_modules.json.json import Json
+
+    return isinstance(loader, Json)
 
 
 def _reach(source: str, ask: Callable[[], T]) -> T:

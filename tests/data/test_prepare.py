@@ -421,7 +421,10 @@ def test_the_hub_wants_a_number():
 def test_names_of_one_text_share_a_folder():
     c4 = folder_for(DataConfig(source="c4"), "gpt2")
     same_text = folder_for(DataConfig(source="hub:allenai/c4:en"), "gpt2")
-    assert c4.name.rpartition("-")[2] == same_text.name.rpartition("-")[2]
+    assert c4 == same_text
+    assert c4.name.startswith("allenai-c4-en-gpt2-")
+    assert c4 != folder_for(DataConfig(source="c4"), "bytes")
+    assert c4 != folder_for(DataConfig(source="c4", text_field="url"), "gpt2")
 
 
 def test_the_demo_needs_nothing():
