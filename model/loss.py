@@ -74,8 +74,8 @@ def token_losses(
         for part in _parts(len(targets), chunk):
             logits = head.logits(part)
             losses[part] = -logits.gather(1, targets[part, None]).squeeze(1).to(losses.dtype)
-            rows = _rows_in_cache(logits)
-            losses[part] += torch.cat([_log_sum_exp(b, head.small) for b in logits.split(rows)])
+            blocks = _parts(len(logits), _rows_in_cache(logits))
+            losses[part] += torch.cat([_log_sum_exp(logits[b], head.small) for b in blocks])
     return losses
 
 
@@ -178,8 +178,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 e = head.logits(part)
                 right = e[here, target].to(wide)
                 if head.small:
-                    blocks = e.split(_rows_in_cache(e))
-                    z = torch.cat([block.exp_().sum(dim=1) for block in blocks]).to(wide)
+                    blocks = _parts(len(e), _rows_in_cache(e))
+                    z = torch.cat([e[block].exp_().sum(dim=1) for block in blocks]).to(wide)
                     log_z = z.log()
                 else:
                     top, where = e.max(dim=1)
