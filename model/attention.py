@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 SLOW_CPU_HEAD_DIM = 64
 """Up to this head width torch's bf16 attention on CPUs is not faster than its float32 one: forward
-and backward take 5 times as long at 16, 4 times at 32, as long at 64 (torch 2.13, Xeon with AMX)."""
+and backward take 5 times as long at 16, 4 times at 32, as long at 64 (torch 2.13, Xeon, AMX)."""
 
 
 def attend(

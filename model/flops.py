@@ -79,6 +79,4 @@ def flops_per_token_by_part(
         parts["attention_scores"] = 12 * shape.n_layer * shape.n_embd * shape.n_positions
         return parts
     factor = 3 if convention == "mac" else 6
-    return {
-        name: factor * macs for name, macs in macs_per_token_by_part(shape, seq_len).items()
-    }
+    return {name: factor * macs for name, macs in macs_per_token_by_part(shape, seq_len).items()}

@@ -28,7 +28,6 @@ CACHED_LOGITS = 1 << 20
 """Logits of a chunk that elementwise passes touch at once on a CPU (2 to 4 MB)."""
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int | None = None
 ) -> Tensor:
@@ -36,8 +35,8 @@ def linear_cross_entropy(
 
     Differentiable once, in hidden and weight. Under autocast the products run in its lower
     precision; exponentials and sums are evaluated in float32 and kept in the lower one between
-    the products. torch.compile leaves this function as it is. A logit that is NaN or infinite
-    makes the loss NaN.
+    the products. torch.compile can trace it as one graph. A logit that is NaN or infinite makes
+    the loss NaN.
 
     Args:
         hidden: (N, D) hidden states.
@@ -58,7 +57,6 @@ def linear_cross_entropy(
     return loss
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 @torch.no_grad()
 def token_losses(
     hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int | None = None
@@ -123,6 +121,7 @@ def _prepare(hidden: Tensor, weight: Tensor, chunk: int) -> _Head:
     # |logit| <= |h| |w|. Asked on CPUs only: on a GPU the answer would stall the queue.
     small = (
         kind == "cpu"
+        and not torch.compiler.is_compiling()
         and dtype != torch.float16
         and bool(_longest_row(hidden) * _longest_row(weight) <= SAFE_LOGIT)
     )
@@ -176,7 +175,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 target = targets[part]
                 here = rows[: len(target)]
                 e = head.logits(part)
-                right = e[here, target].to(wide)
+                right = e.gather(1, target[:, None]).squeeze(1).to(wide)
                 if head.small:
                     blocks = _parts(len(e), _rows_in_cache(e))
                     z = torch.cat([e[block].exp_().sum(dim=1) for block in blocks]).to(wide)
@@ -188,13 +187,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     z = torch.ones_like(right)
                 loss += (log_z - right).sum()
                 e[here, target] -= z.to(e.dtype)
-                share = (1.0 / (n * z))[:, None]
+                share = (1.0 / z)[:, None]
                 d_hidden[part] = (e @ head.w).to(wide) * share
                 scaledT = (hidden[part] * share).to(e.dtype).T.contiguous()
                 if e.dtype == wide:
                     d_weightT.addmm_(scaledT, e)
                 else:
                     d_weightT += scaledT @ e
+        ctx.n_tokens = n
         ctx.save_for_backward(d_hidden, d_weightT.T.to(weight.dtype).contiguous())
         return loss / n
 
@@ -202,4 +202,5 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * grad, d_weight * grad, None, None
+        share = grad / ctx.n_tokens
+        return d_hidden * share, d_weight * share, None, None
