@@ -61,7 +61,8 @@ def default_cache_dir() -> Path:
 
 def is_prepared(source: str) -> bool:
     """Whether a source is a folder of prepared tokens."""
-    return (Path(source).expanduser() / MANIFEST_NAME).is_file()
+    named = source == "demo" or is_hub(source)
+    return not named and (Path(source).expanduser() / MANIFEST_NAME).is_file()
 
 
 def is_course_file(source: str) -> bool:

@@ -315,6 +315,16 @@ def test_a_prepared_folder_is_a_source(source: Path):
         prepared(data.folder, validation=str(source))
 
 
+def test_keywords_win_over_folders_of_that_name(source: Path, monkeypatch: pytest.MonkeyPatch):
+    data = prepared(source)
+    for name in ("demo", "c4"):
+        data.folder.parent.joinpath(name).symlink_to(data.folder)
+    monkeypatch.chdir(data.folder.parent)
+    for name in ("demo", "c4"):
+        assert folder_for(DataConfig(source=name), "bytes") != Path(name)
+        assert same(prepared(f"./{name}"), data)
+
+
 def test_open_prepared_is_strict(source: Path):
     config = DataConfig(source=str(source))
     with pytest.raises(DataError, match="not prepared with tokenizer bytes"):

@@ -29,7 +29,7 @@ PARTS = st.lists(
     max_size=6,
 )
 SAME_TMP = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
