@@ -193,6 +193,10 @@ def cli() -> None:
     "--workers", type=click.IntRange(1, 256), default=1, show_default=True,
     help="Trials at a time: one a GPU, or a CPU's cores divided.",
 )  # fmt: skip
+@click.option(
+    "--threads", type=click.IntRange(1, 1024),
+    help="Arithmetic threads of a worker [default: the cores divided among the workers].",
+)  # fmt: skip
 @click.option("--prune", is_flag=True, help="Stop trials below the median at equal budget shares.")
 @click.option(
     "--keep", type=click.Choice(["best", "all", "none"]), default="best", show_default=True,

@@ -21,6 +21,8 @@ from pydantic_core import PydanticCustomError
 
 from budgetsweep.errors import ConfigError
 
+_FLOAT_TAG = "tag:yaml.org,2002:float"
+_BOOL_TAG = "tag:yaml.org,2002:bool"
 _FLOAT = re.compile(
     r"""^[-+]?(?:
         [0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
@@ -52,7 +54,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loader that reads `1e-4` as a number (YAML 1.2) and refuses duplicate keys."""
+    """Safe loader that reads `1e-4` as a number and `off` as a word (YAML 1.2) and refuses duplicate keys."""
 
 
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -75,10 +77,14 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 # A copy, so that the loader of other libraries in this process is left alone.
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:float"]
+    first: [(tag, pattern) for tag, pattern in rules if tag not in (_FLOAT_TAG, _BOOL_TAG)]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+# `compile: off` is a word, as in YAML 1.2: only true and false are truth values.
+_Loader.add_implicit_resolver(
+    _BOOL_TAG, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+0123456789."))
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -124,7 +130,14 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 def dump_yaml(data: Mapping[str, Any]) -> str:
     """YAML text of plain data, keys in the order given; floats survive a round trip exactly."""
-    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    def dump(*, readable: bool) -> str:
+        return yaml.dump(
+            dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=readable, width=100
+        )
+
+    text = dump(readable=True)
+    # PyYAML loses Unicode's own line breaks unless they are escaped.
+    return dump(readable=False) if any(mark in text for mark in "\x85\u2028\u2029") else text
 
 
 class _Dumper(yaml.SafeDumper):
@@ -136,10 +149,12 @@ def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
     if "e" in text and "." not in text:
         text = text.replace("e", ".0e")
     text = re.sub(r"e(\d)", r"e+\1", text)
-    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+    return dumper.represent_scalar(_FLOAT_TAG, text)
 
 
 _Dumper.add_representer(float, _represent_float)
+# Words that either version of YAML would read as numbers are quoted.
+_Dumper.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+0123456789."))
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from budgetsweep.constraint import Admitted, Limits, Rejected, admit, charge_per_step
+from budgetsweep.constraint import MIN_VALIDATION_WINDOWS, Admitted, Limits, Rejected, admit, charge_per_step
 from studies.space import SearchSpace
 from studies.worker import Measured
 from trainer.config import RunConfig
@@ -82,12 +82,14 @@ def wanted_val_tokens(sample: Sample) -> int:
     """Validation tokens such that even the shortest run spends a tenth of its time on them.
 
     Given n passes at a third of the training cost a token, solve
-    n · val_tokens / 3 = 0.1 · train_tokens.
+    n · val_tokens / 3 = 0.1 · train_tokens. Runs so short that this gives fewer windows than the
+    constraint demands get that many all the same.
     """
-    return min(
-        int(EVAL_SHARE / EVAL_COST * admitted.config.total_tokens / admitted.config.num_evals)
-        for admitted in sample.admitted
+    configs = [admitted.config for admitted in sample.admitted]
+    affordable = min(
+        int(EVAL_SHARE / EVAL_COST * config.total_tokens / config.num_evals) for config in configs
     )
+    return max(affordable, MIN_VALIDATION_WINDOWS * max(config.seq_len for config in configs))
 
 
 @dataclass(frozen=True)

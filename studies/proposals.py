@@ -152,7 +152,8 @@ class Proposals:
 
         names = list(self._distributions)
         sobol = qmc.Sobol(len(names), scramble=True, rng=np.random.default_rng(self._seed))
-        sobol.fast_forward(number)
+        if number:
+            sobol.fast_forward(number)
         with warnings.catch_warnings():  # one point at a time is not a power of two, as intended
             warnings.simplefilter("ignore", UserWarning)
             point = sobol.random(1)[0]

@@ -89,7 +89,10 @@ def search(settings: SearchSettings, hooks: Hooks) -> SearchOutcome:
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
         try:
             with WorkerPool(
-                settings.workers, device=settings.device, cache_dir=settings.cache_dir
+                settings.workers,
+                device=settings.device,
+                threads=settings.threads,
+                cache_dir=settings.cache_dir,
             ) as pool:
                 return _search(store, study, settings, space, pool, hooks)
         finally:
@@ -279,7 +282,9 @@ def dry_run(
     """Sample the space, ask the constraint and measure the device; write and train nothing."""
     space = settings.resolved_space()
     base = settings.base()
-    with WorkerPool(1, device=settings.device, cache_dir=settings.cache_dir) as pool:
+    with WorkerPool(
+        1, device=settings.device, threads=settings.threads, cache_dir=settings.cache_dir
+    ) as pool:
         limits = Limits(
             settings.budget_flops,
             settings.convention,

@@ -40,6 +40,8 @@ class SearchSettings:
     total_flops: int | None = None
     """Start no trial that would take the study's spending past this, in its convention."""
     workers: int = 1
+    threads: int | None = None
+    """Arithmetic threads of a worker; None: the cores divided among the workers."""
     device: str = "auto"
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: str = "gpt2"
@@ -57,6 +59,8 @@ class SearchSettings:
             raise ConfigError("--trials: expected at least 1")
         if self.workers < 1:
             raise ConfigError("--workers: expected at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError("--threads: expected at least 1")
         if self.budget_flops < 1:
             raise ConfigError("--budget: expected a number of training FLOPs such as 1e15")
         if self.hours is not None and self.hours <= 0:

@@ -93,7 +93,8 @@ def worker_main(connection: Connection, device: str, threads: int, cache_dir: Pa
         threads: arithmetic threads of this worker.
         cache_dir: where prepared tokens lie; None: the default.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us through the dispatcher
+    for name in (signal.SIGINT, signal.SIGTERM):  # they reach us through the dispatcher
+        signal.signal(name, signal.SIG_IGN)
     from trainer.device import configure_threads, detect_device
 
     configure_threads(threads)
