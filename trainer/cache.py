@@ -20,6 +20,7 @@ from budgetsweep.errors import DataError
 from trainer.config import DataConfig
 from trainer.corpus import hub_name, is_hub, source_identity
 from trainer.manifest import FORMAT_VERSION, MANIFEST_NAME, load_manifest
+from trainer.tokens import open_tokens
 
 CACHE_VARIABLE = "BUDGETSWEEP_CACHE"
 _LOG = logging.getLogger("budgetsweep")
@@ -31,21 +32,19 @@ class PreparedInfo:
     """One prepared text, for a list."""
 
     folder: Path
-    source: str
-    description: str
-    tokenizer: str
-    train_tokens: int
-    val_tokens: int
-    documents: int
-    bad_records: int
+    state: str
+    """`ready`, `ready (whole text)`, `unfinished` or `damaged: why`."""
     size_bytes: int
-    complete: bool
-    """The first preparation was completed, so it can be used."""
-    exhausted: bool
+    source: str = ""
+    description: str = ""
+    tokenizer_encoding: str = ""
+    train_tokens: int = 0
+    val_tokens: int = 0
+    documents: int = 0
+    bad_records: int = 0
+    exhausted: bool = False
     """The source has no more text."""
-    updated_utc: str
-    problem: str | None = None
-    """Why it cannot be read; the other fields are empty then."""
+    updated_utc: str = ""
 
 
 def default_cache_dir() -> Path:
@@ -116,30 +115,39 @@ def folder_for(data: DataConfig, tokenizer_encoding: str, cache_dir: Path | None
     return (cache_dir or default_cache_dir()) / "tokens" / name
 
 
-def list_prepared(cache_dir: Path | None = None) -> list[PreparedInfo]:
-    """What is prepared in the cache, by name; damaged folders have a `problem`."""
+def list_prepared(cache_dir: Path | None = None, *, verify: bool = False) -> list[PreparedInfo]:
+    """What is prepared in the cache, by name of folder.
+
+    Args:
+        cache_dir: folder of the cache; None: the default.
+        verify: read all tokens and compare their checksums; else only headers and sizes.
+    """
     manifests = ((cache_dir or default_cache_dir()) / "tokens").glob(f"*/{MANIFEST_NAME}")
-    return [prepared_info(path.parent) for path in sorted(manifests)]
+    return [prepared_info(path.parent, verify=verify) for path in sorted(manifests)]
 
 
-def prepared_info(folder: Path) -> PreparedInfo:
-    """What is prepared in one folder."""
+def prepared_info(folder: Path, *, verify: bool = False) -> PreparedInfo:
+    """What is prepared in one folder; a damaged one has a `state` that says why."""
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     try:
         manifest = load_manifest(folder)
+        state = "unfinished"
+        if manifest.val_frozen:
+            open_tokens(folder, verify=verify)
+            state = "ready (whole text)" if manifest.exhausted else "ready"
     except DataError as error:
-        return PreparedInfo(folder, "", "", "", 0, 0, 0, 0, size, False, False, "", str(error))
+        return PreparedInfo(folder, f"damaged: {error}", size)
     return PreparedInfo(
         folder=folder,
+        state=state,
+        size_bytes=size,
         source=manifest.source,
         description=manifest.description,
-        tokenizer=manifest.tokenizer,
+        tokenizer_encoding=manifest.tokenizer,
         train_tokens=manifest.train_tokens,
         val_tokens=manifest.val_tokens,
         documents=manifest.documents + manifest.val_documents,
         bad_records=manifest.bad_records,
-        size_bytes=size,
-        complete=manifest.val_frozen,
         exhausted=manifest.exhausted,
         updated_utc=manifest.updated_utc,
     )

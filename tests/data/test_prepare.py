@@ -153,7 +153,7 @@ def test_an_interrupted_preparation_goes_on(
     assert reached == [0, 1, 3]
     with pytest.raises(DataError, match="was not finished"):
         open_prepared(DataConfig(source=str(source)), "bytes")
-    assert list_prepared()[0].complete is False
+    assert list_prepared()[0].state == "unfinished"
     resumed = prepared(source, wanted)
     assert same(resumed, whole)
     assert resumed.train[:].tolist() == whole.train[:].tolist()
@@ -371,15 +371,23 @@ def test_list_prepared(source: Path, cache: Path):
     assert info.folder.parent.parent == cache
     assert info.source == str(source)
     assert info.description == f"{source}, tokenizer bytes"
-    assert info.complete
+    assert info.tokenizer_encoding == "bytes"
+    assert info.state == "ready"
     assert not info.exhausted
     assert info.train_tokens >= 30_000
     assert info.size_bytes > 2 * info.train_tokens
-    assert info.problem is None
+    prepared(source)
+    assert list_prepared()[0].state == "ready (whole text)"
+    shard = data.folder / "train-00001.tok"
+    raw = shard.read_bytes()
+    shard.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    assert list_prepared()[0].state == "ready (whole text)"
+    (info,) = list_prepared(verify=True)
+    assert info.state.startswith(f"damaged: {shard}: damaged (checksum of the tokens differs)")
+    shard.write_bytes(raw[:-1])
+    assert list_prepared()[0].state.startswith(f"damaged: {shard}: truncated")
     (data.folder / "manifest.json").write_text("{")
-    (info,) = list_prepared()
-    assert info.problem is not None
-    assert "damaged" in info.problem
+    assert list_prepared()[0].state.startswith("damaged: ")
     with pytest.raises(DataError, match="damaged"):
         prepared(source, 30_000)
 
