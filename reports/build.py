@@ -11,14 +11,16 @@ import datetime as dt
 import io
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from budgetsweep.config import dump_yaml, write_text_atomically
 from model.flops import CONVENTIONS
-from reports import figures, figures_space, style, text, text_search
+from reports import figures as runs
+from reports import figures_space as space
+from reports import style, text, text_search
 from reports.advice import advice
 from reports.document import (
     Block,
@@ -38,14 +40,14 @@ from reports.style import Chart, NoChart
 from studies.tables import Run
 
 FIGURES = (
-    figures.history,
-    figures.learning_curves,
-    figures_space.isoflop,
-    figures_space.learning_rate,
-    figures_space.parallel,
-    figures_space.importance,
-    figures.schedule,
-    figures.proposals,
+    runs.history,
+    runs.learning_curves,
+    space.isoflop,
+    space.learning_rate,
+    space.parallel,
+    space.importance,
+    runs.schedule,
+    runs.proposals,
 )
 
 
@@ -75,11 +77,19 @@ def build_report(storage_url: str, study_name: str | None, out_dir: Path) -> Rep
     Raises:
         StudyError: no such database or study, or not a database of ours.
     """
-    facts = Facts(read_study(storage_url, study_name))
+    return write_report(Facts(read_study(storage_url, study_name)), out_dir)
+
+
+def write_report(
+    facts: Facts,
+    out_dir: Path,
+    figures: Sequence[Callable[[Facts], Chart | NoChart]] = FIGURES,
+) -> ReportFiles:
+    """Write the report of facts already read, with all figures or only some."""
     folder = out_dir / "figures"
     written: list[Path] = []
     pictures: dict[str, Picture] = {}
-    for make in FIGURES:
+    for make in figures:
         chart = make(facts)
         pictures[chart.name] = _picture(chart, folder, written)
     best_yaml = _write_best(facts, out_dir / "best.yaml")
@@ -116,31 +126,30 @@ def _picture(chart: Chart | NoChart, folder: Path, written: list[Path]) -> Pictu
 
 
 def compose(facts: Facts, pictures: dict[str, Picture], best_yaml: Path | None) -> Document:
-    """The report's blocks, in the order of the questions."""
+    """The report's blocks, in the order of the questions; figures not drawn are left out."""
+
+    def shown(*names: str) -> list[Picture]:
+        return [pictures[name] for name in names if name in pictures]
+
     title, subtitle = text.title(facts)
     blocks: list[Block] = [
         *text.head(facts),
         Heading("What was best?"),
         *text.best(facts),
-        pictures["history"],
-        pictures["learning_curves"],
+        *shown("history", "learning_curves"),
         Heading("What did it cost?"),
         *text.cost(facts),
         Heading("What was tried?"),
         *text_search.tried(facts),
         *text_search.best_few(facts),
-        pictures["isoflop"],
-        pictures["learning_rate"],
-        pictures["parallel"],
-        pictures["importance"],
-        pictures["schedule"],
+        *shown("isoflop", "learning_rate", "parallel", "importance", "schedule"),
     ]
     if best_yaml is not None and facts.best is not None:
         blocks.append(Code("The best configuration (best.yaml)", _best_text(facts, facts.best)))
     blocks += [
         Heading("Why were proposals rejected?"),
         *text_search.rejected(facts),
-        pictures["proposals"],
+        *shown("proposals"),
         Heading("What failed?"),
         *text_search.failed(facts),
         Heading("What did the larger budget bring?"),

@@ -97,7 +97,10 @@ class Document:
 
 def clean(text: object) -> str:
     """Text that any file can hold: no control characters, no broken surrogates."""
-    line = str(text).encode("utf-8", "replace").decode("utf-8")
+    line = str(text)
+    if line.isprintable():  # nearly always
+        return line
+    line = line.encode("utf-8", "replace").decode("utf-8")
     return "".join(
         c if c.isprintable() or c in "\n " else "\N{REPLACEMENT CHARACTER}" for c in line
     )

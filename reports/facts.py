@@ -110,9 +110,14 @@ class Facts:
         order = list(self.parameters) + [name for name in seen if name not in self.parameters]
         return [name for name in order if len(seen.get(name, ())) > 1]
 
+    @cached_property
+    def _trial_by_id(self) -> dict[int, Run]:
+        return {run.id: run for run in self.trials}
+
     def trial_of(self, promotion: Run) -> Run | None:
-        """The trial that a promotion came from."""
-        return next((r for r in self.trials if r.id == promotion.parent_run_id), None)
+        """The trial that a promotion came from; None for a trial."""
+        parent = promotion.parent_run_id
+        return None if parent is None else self._trial_by_id.get(parent)
 
     def curve(self, run: Run) -> Curve | None:
         """A run's learning curves."""

@@ -32,6 +32,10 @@ from studies.tables import Run
 IMPORTANCE_MIN_TRIALS = 12
 """Complete trials under which importances are noise: the best fifth would be one or two trials."""
 
+MOST_LINES = 300
+"""Lines of parallel coordinates beyond which more only make a grey field; the rest are an even
+sample by rank."""
+
 AT_BUDGET = 0.9
 """Share of the budget that a run must plan to count as a run at the budget."""
 
@@ -165,9 +169,10 @@ def parallel(facts: Facts) -> Chart | NoChart:
             np.column_stack([[row.places[i] for row in rows], heights]) for i in range(len(runs))
         ]
         many = len(runs) > 100
+        others = lines[few :: 1 + (len(lines) - few) // MOST_LINES]
         axes.add_collection(
             LineCollection(
-                lines[few:], colors=OTHER, linewidths=0.4 if many else 0.8,
+                others, colors=OTHER, linewidths=0.4 if many else 0.8,
                 alpha=0.25 if many else 0.55, rasterized=many,
             )
         )  # fmt: skip
@@ -194,7 +199,14 @@ def parallel(facts: Facts) -> Chart | NoChart:
         handles = [
             key(f"trial {runs[0].number}, the best", linestyle="-", lw=2.4, color=BEST),
             key(f"next {few - 1}", linestyle="-", lw=1.6, color=GOOD),
-            key(f"{plural(len(runs) - few, 'other')}", linestyle="-", lw=1, color=OTHER),
+            key(
+                f"{plural(len(runs) - few, 'other')}"
+                if len(others) == len(runs) - few
+                else f"{len(others)} of {len(runs) - few} others",
+                linestyle="-",
+                lw=1,
+                color=OTHER,
+            ),
         ]
         if few == 1:
             del handles[1]

@@ -63,7 +63,7 @@ def perplexity(value: float | None) -> str:
     """Four digits at most: `265.9`, `1,373`."""
     if not known(value):
         return DASH
-    if value >= 1000:
+    if value >= 999.95:
         return f"{value:,.0f}" if value < 1e6 else power(value, 3)
     return f"{value:#.4g}" if value >= 10 else f"{value:.3f}"
 

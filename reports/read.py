@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, create_engine, make_url, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
 from budgetsweep.config import did_you_mean
 from budgetsweep.errors import StudyError
@@ -118,12 +120,17 @@ def _engine(url: str) -> Engine:
     path = Path(storage.describe(url).removeprefix("file:").partition("?")[0]).absolute()
     if not path.is_file():
         raise StudyError(f"{path}: no such study database; run `budgetsweep search` first")
-    query = "mode=ro&uri=true"
+    mode = "mode=ro"
     if not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists():
         # SQLite would make a file beside a database in WAL mode; on a read-only disk it cannot,
         # and nobody else can write there either.
-        query = "immutable=1&uri=true"
-    return create_engine(f"sqlite:///{path.as_uri()}?{query}", connect_args={"timeout": 60})
+        mode = "immutable=1"
+    address = f"{path.as_uri()}?{mode}"
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(address, uri=True, timeout=storage.BUSY_SECONDS)
+
+    return create_engine("sqlite://", creator=connect, poolclass=NullPool)
 
 
 @contextlib.contextmanager

@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -31,9 +30,9 @@ LIGHT = {
     "ink": "#1f2933",
     "muted": "#56616d",
     "grid": "#e4e8ec",
-    "other": "#9aa5b1",
+    "other": "#8793a0",
     "best": "#0072b2",
-    "good": "#56b4e9",
+    "good": "#3d9bd4",
     "promoted": "#d55e00",
     "green": "#009e73",
     "amber": "#b97a00",
@@ -155,30 +154,44 @@ def drawn(chart: Chart, layout: Layout) -> Iterator[Figure]:
     with _settings():
         figure = Figure(
             figsize=(_WIDTH_INCHES[layout], chart.height_inches),
-            layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05),
             dpi=PNG_DPI,
         )
         FigureCanvasAgg(figure)
         size = _TITLE_POINTS[layout]
         room = 72 * _WIDTH_INCHES[layout] * 0.97 / size
-        title = _balanced(printable(chart.title), room)
+        title = _balanced(printable(chart.title, 150), room)
         figure.suptitle(title, x=0.004, ha="left", fontsize=size, weight="bold")
         chart.draw(figure, layout)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once, for every format
+        # Laid out once, for every format; as the figure's own engine it would be at each drawing.
+        ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05).execute(figure)
         yield figure
 
 
 def _balanced(title: str, room: float) -> str:
     """Break a title into as few lines as fit in `room` (in units of the font size), about equal."""
-    for n_lines in range(1, 6):
-        for most in range(max(len(title) // n_lines, 8), len(title) + 1):
-            lines = textwrap.wrap(title, most)
-            if len(lines) <= n_lines and all(_bold_width(line) <= room for line in lines):
-                return "\n".join(lines)
-    return "\n".join(textwrap.wrap(title, 40))
+    words = [word[i : i + 24] for word in title.split() for i in range(0, len(word), 24)]
+    n_lines = len(_broken(words, room))
+    least = sum(map(_bold_width, words)) / n_lines
+    for step in range(21):
+        lines = _broken(words, least + (room - least) * step / 20)
+        if len(lines) <= n_lines:
+            break
+    return "\n".join(lines)
 
 
+def _broken(words: list[str], room: float) -> list[str]:
+    """Words in lines of at most `room`."""
+    lines: list[str] = []
+    for word in words:
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _bold_width(longer) <= room:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+@lru_cache(maxsize=4096)
 def _bold_width(line: str) -> float:
     """Width of a line in the titles' font, in units of the font size."""
     font = get_font(findfont(FontProperties(family="DejaVu Sans", weight="bold")))

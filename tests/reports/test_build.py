@@ -1,0 +1,278 @@
+import base64
+import csv
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from budgetsweep.config import load_yaml, parse
+from budgetsweep.errors import StudyError
+from model.flops import count_params
+from reports import build, figures
+from reports.build import build_report, data_table, write_bytes_atomically, write_report
+from reports.facts import Facts
+from reports.read import read_study
+from reports.style import NoChart
+from studies.storage import storage_url
+from tests.reports.conftest import HOSTILE
+from tests.reports.test_document import Page, render_markdown
+from trainer.config import RunConfig
+
+EVERY = (
+    "full", "empty", "all rejected", "all failed", "one trial", "promotion running",
+    "promotion failed", "hostile",
+)  # fmt: skip
+
+ORDER = [
+    "What was best?",
+    "What did it cost?",
+    "What was tried?",
+    "Why were proposals rejected?",
+    "What failed?",
+    "What did the larger budget bring?",
+    "What to do next?",
+    "Where this comes from",
+]
+
+
+def flat(text):
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("variant", EVERY)
+def test_the_page_stands_alone(built, variant):
+    """No references out of the file; every image is a drawing that an XML parser accepts."""
+    page = Page(built(variant).html)
+    assert {"script", "link", "iframe"}.isdisjoint(page.tags)
+    assert page.tags.count("h1") == 1
+    assert ("viewport", True) in [
+        (value, True) for name, value in page.attributes if name == "name"
+    ]
+    references = [v for name, v in page.attributes if name in ("src", "srcset", "href")]
+    assert len(references) == 4 * page.tags.count("figure")
+    for reference in references:
+        head, _, body = reference.partition(",")
+        assert head == "data:image/svg+xml;base64"
+        drawing = base64.b64decode(body, validate=True).decode()
+        assert ET.fromstring(drawing).tag == "{http://www.w3.org/2000/svg}svg"
+        for target in re.findall(r'(?:href|src)="([^"]*)"|url\(([^)]*)\)', drawing):
+            assert "".join(target).startswith(("#", "data:")), target
+
+
+@pytest.mark.parametrize("variant", EVERY)
+def test_the_questions_come_in_order_in_both_writings(built, variant):
+    report = built(variant)
+    at = [report.html.index(f"<h2>{question}</h2>") for question in ORDER]
+    assert at == sorted(at)
+    at = [report.markdown.index(f"\n## {question}\n") for question in ORDER]
+    assert at == sorted(at)
+
+
+@pytest.mark.parametrize("variant", EVERY)
+def test_nothing_missing_looks_like_a_number(built, variant):
+    report = built(variant)
+    for text in (
+        "".join(Page(report.html).text),
+        report.markdown,
+        report.files.data_csv.read_text(encoding="utf-8"),
+    ):
+        odd = re.findall(r"\b(?:None|nan|NaN|inf|infinity|Traceback)\b", text)
+        assert len(odd) == text.count("loss became nan at step")
+
+
+@pytest.mark.parametrize("variant", EVERY)
+def test_the_figures_are_files_and_pictures(built, variant):
+    report = built(variant)
+    names = {path.name for path in report.files.figures}
+    assert names == {path.name for path in (report.files.html.parent / "figures").glob("*")}
+    for path in report.files.figures:
+        if path.suffix == ".png":
+            assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+            assert f"](figures/{path.name})" in report.markdown
+        else:
+            ET.parse(path)
+    assert report.html.count("<figure") == len(names) // 2
+
+
+def test_the_head_has_loss_perplexity_and_bits_of_trial_and_promotion(built, facts):
+    study = facts("full")
+    text = flat("".join(Page(built("full").html).text).split("What was best?")[0])
+    for run in (study.best, study.promoted):
+        assert f"{run.val_loss_nats:.4f}" in text
+        assert f"{run.val_ppl:.4g}" in text
+        assert f"{run.val_bits_per_byte:.3f}" in text
+
+
+@pytest.mark.parametrize(
+    ("variant", "sentences"),
+    [
+        ("empty", ["Nothing was proposed yet.", "No proposal was rejected.", "No run failed."]),
+        ("all rejected", ["All 8 proposals were rejected, so nothing was trained."]),
+        ("all failed", ["No trial is complete with a finite loss (3 failed).", "3 runs failed:"]),
+        (
+            "one trial",
+            [
+                "is the only complete trial", "There is no other complete configuration",
+                "Nothing has been promoted yet.", "Too few trials: hyperparameter importance",
+                "bytes a token not recorded",
+            ],
+        ),
+        (
+            "promotion running",
+            [
+                "It is running, 60 % done; its loss is not known yet.", "was done twice",
+                "the last finish so far.", "1 trial was stopped early by the pruner",
+            ],
+        ),
+        (
+            "promotion failed",
+            ["It failed after 30 %: training loss became", "3 runs of 1 repeated configuration"],
+        ),
+        ("full", ["nats below its trial", "were refused before they cost", "(one standard error)"]),
+    ],
+)  # fmt: skip
+def test_what_happened_is_said(built, variant, sentences):
+    html = flat("".join(Page(built(variant).html).text))
+    markdown = flat(built(variant).markdown.replace("\\", ""))
+    for sentence in sentences:
+        assert sentence in html
+        assert sentence in markdown
+
+
+@pytest.mark.parametrize("variant", ["empty", "all rejected", "all failed"])
+def test_without_a_complete_trial_there_is_no_best_configuration(built, variant):
+    files = built(variant).files
+    assert files.best_yaml is None
+    assert not (files.html.parent / "best.yaml").exists()
+
+
+def test_best_yaml_is_the_run_that_was_best(built, facts):
+    config = parse(RunConfig, load_yaml(built("full").files.best_yaml), "best.yaml")
+    best = facts("full").best
+    assert config.to_dict() == best.config
+    assert config == RunConfig.model_validate(best.config)
+    assert config.total_tokens == best.planned_tokens
+    assert count_params(config.model) == best.n_params
+
+
+def test_data_csv_has_every_fact_of_every_run(built, facts):
+    study = facts("full")
+    with built("full").files.data_csv.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(study.data.runs)
+    for row, run in zip(rows, study.data.runs, strict=True):
+        assert (row["kind"], int(row["number"]), row["status"]) == (
+            run.kind,
+            run.number,
+            run.status,
+        )
+        assert int(row["planned_flops_matmul"]) == run.planned_flops_matmul
+        assert int(row["spent_flops_nanogpt"]) == study.data.spending[run.id].spent.nanogpt
+        assert float(row["config.max_lr"]) == run.config["max_lr"]
+        assert int(row["config.model_config.n_embd"]) == run.config["model_config"]["n_embd"]
+        if run.val_loss_nats is None:
+            assert row["val_loss_nats"] == ""
+        else:
+            assert float(row["val_loss_nats"]) == run.val_loss_nats
+    assert rows[-1]["parent_trial"] == str(study.best.number)
+
+
+def test_data_csv_of_an_empty_study_has_its_columns(facts):
+    (header,) = csv.reader(io.StringIO(data_table(facts("empty"))))
+    assert header[:3] == ["kind", "number", "status"]
+
+
+def test_hostile_text_stays_text(built):
+    report = built("hostile")
+    page = Page(report.html)
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert page.tags.count("img") == page.tags.count("figure")
+    shown = flat("".join(page.text))
+    assert flat(HOSTILE.split("\x00", maxsplit=1)[0]) in shown
+    assert "<script" not in report.html
+    rendered = Page(render_markdown(report.markdown))
+    assert {"script", "h3"}.isdisjoint(rendered.tags)
+    assert rendered.tags.count("img") == page.tags.count("img")
+    assert rendered.tags.count("h1") == 1
+    rows = list(csv.DictReader(io.StringIO(report.files.data_csv.read_text(encoding="utf-8"))))
+    assert len(rows) == 15
+    load_yaml(report.files.best_yaml)
+
+
+def test_the_same_database_gives_the_same_bytes(built, tmp_path):
+    """Read twice, written twice: all texts, and a drawing in all its renditions."""
+    for name in ("one", "two"):
+        facts = Facts(read_study(str(built("full").database)))
+        write_report(facts, tmp_path / name, (figures.history,))
+    one, two = (
+        {p.relative_to(tmp_path / name): p.read_bytes() for p in files_in(tmp_path / name)}
+        for name in ("one", "two")
+    )
+    assert one == two
+    assert len(one) == 6
+    full = built("full").files.html.parent
+    for path in ("figures/history.svg", "figures/history.png", "data.csv", "best.yaml"):
+        assert (full / path).read_bytes() == one[Path(path)]
+
+
+def files_in(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_a_new_report_replaces_the_old_one(built, tmp_path):
+    """Files of figures that no longer have anything to show do not linger."""
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "history.png").write_bytes(b"old")
+    (tmp_path / "figures" / "mine.png").write_bytes(b"not ours")
+    (tmp_path / "best.yaml").write_text("old: true")
+    (tmp_path / "report.html").write_text("old")
+    files = build_report(storage_url(built("empty").database), "c4-1e15", tmp_path)
+    left = sorted(path.name for path in files_in(tmp_path))
+    assert left == ["data.csv", "mine.png", "report.html", "report.md"]
+    assert "Nothing was proposed yet" in files.html.read_text()
+
+
+def test_a_report_that_cannot_be_written_leaves_no_half_file(tmp_path, monkeypatch):
+    path = tmp_path / "figure.png"
+    write_bytes_atomically(path, b"first")
+
+    def full_disk(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(build.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_bytes_atomically(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_study_writes_nothing(tmp_path):
+    out = tmp_path / "report"
+    with pytest.raises(StudyError):
+        build_report(str(tmp_path / "missing.db"), None, out)
+    assert not out.exists()
+
+
+def test_reports_never_load_torch_or_the_writers():
+    code = (
+        "import sys; import reports.build; "
+        "print([m for m in ('torch', 'studies.store', 'studies.search', 'studies.executor', "
+        "'trainer.loop', 'matplotlib.pyplot') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_figure_of_the_report_is_in_its_text(facts):
+    study = facts("full")
+    named = {make(study).name for make in build.FIGURES}
+    pictures = {name: build.Picture(NoChart(name, f"{name} has nothing.")) for name in named}
+    document = build.compose(study, pictures, None)
+    assert {b.chart.name for b in document.blocks if isinstance(b, build.Picture)} == named

@@ -1,0 +1,155 @@
+from html.parser import HTMLParser
+
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from reports.document import (
+    Bullets,
+    Card,
+    Cards,
+    Code,
+    Document,
+    Heading,
+    Picture,
+    Table,
+    Text,
+    clean,
+    to_html,
+    to_markdown,
+)
+from reports.style import Chart, NoChart
+from tests.reports.conftest import HOSTILE
+
+
+class Page(HTMLParser):
+    """Tags, attributes and the text of a page, as a browser would see them."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.hidden = [], [], [], 0
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        self.hidden += tag == "style"
+
+    def handle_endtag(self, tag):
+        self.hidden -= tag == "style"
+
+    def handle_data(self, data):
+        if not self.hidden:
+            self.text.append(data)
+
+
+def document_of(text):
+    chart = Chart("history", text, text, lambda figure, layout: None)
+    svgs = dict.fromkeys(("wide", "wide-dark", "narrow", "narrow-dark"), "<svg/>")
+    return Document(
+        text,
+        text,
+        [
+            Heading(text),
+            Text(text, text),
+            Bullets([Text(text), Text(text, text)]),
+            Cards(text, [Card(text, text, text)]),
+            Table([text, text], [[text, text], ["a", text]], frozenset({(0, 1)}), text),
+            Picture(chart, svgs),
+            Picture(NoChart("isoflop", text)),
+        ],
+    )
+
+
+def render_markdown(markdown):
+    """HTML as GitHub would show it, by an independent parser."""
+    return (
+        MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown)
+    )
+
+
+def words(text):
+    return clean(text).split()
+
+
+ours = set(Page(to_html(document_of("x"))).tags)
+ours_in_markdown = set(Page(render_markdown(to_markdown(document_of("x"), str))).tags)
+
+
+def test_hostile_text_is_text_on_the_page():
+    html = to_html(document_of(HOSTILE))
+    page = Page(html)
+    assert set(page.tags) == ours
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert "".join(page.text).count("<script>alert(1)</script>") >= 14
+
+
+def test_hostile_text_is_text_in_markdown():
+    page = Page(render_markdown(to_markdown(document_of(HOSTILE), str)))
+    assert set(page.tags) == ours_in_markdown
+    assert "".join(page.text).count("<script>alert(1)</script>") >= 14
+    assert "".join(page.text).count("[a](b)") >= 14
+
+
+@given(st.text())
+def test_any_text_stays_what_it_is_in_markdown(text):
+    """A table cell shows exactly the words put into it, whatever they are."""
+    table = to_markdown(Document("t", "s", [Table(["a", "b"], [["x", text]])]), str)
+    page = Page(render_markdown(table))
+    assert set(page.tags) == {"h1", "p", "table", "thead", "tbody", "tr", "th", "td"}
+    cells = "".join(page.text).split("x", 1)[1]
+    assert cells.split() == words(text)
+
+
+@given(st.text())
+def test_any_text_stays_what_it_is_in_html(text):
+    page = Page(to_html(Document("t", "s", [Heading(text)])))
+    shown = "".join(page.text).split("s", 1)[1]
+    assert shown.split() == words(text)
+
+
+@given(st.text(alphabet=st.characters(codec=None, categories=("Cs", "Cc", "L"))))
+def test_clean_text_can_be_written_anywhere(text):
+    cleaned = clean(text)
+    cleaned.encode("utf-8")
+    assert all(character.isprintable() or character == "\n" for character in cleaned)
+
+
+@given(st.text(alphabet="`~\nyaml: "))
+def test_code_cannot_close_its_fence(text):
+    rendered = render_markdown(
+        to_markdown(Document("t", "s", [Code("c", text), Text("after")]), str)
+    )
+    page = Page(rendered)
+    assert page.tags.count("code") == 1
+    assert page.tags[-1] == "p"
+
+
+def test_the_page_fetches_and_runs_nothing():
+    html = to_html(document_of("x"))
+    page = Page(html)
+    assert {"script", "link", "iframe", "object"}.isdisjoint(page.tags)
+    assert "default-src 'none'" in html
+    for name, value in page.attributes:
+        if name in ("src", "srcset", "href"):
+            assert value.startswith("data:")
+
+
+def test_a_figure_has_its_four_renditions_and_words():
+    page = Page(to_html(document_of("the finding")))
+    assert page.tags.count("source") == 3
+    assert page.tags.count("img") == 1
+    assert ("alt", "the finding. the finding") in page.attributes
+    media = [value for name, value in page.attributes if name == "media"]
+    assert media == [
+        "(max-width: 600px) and (prefers-color-scheme: dark)",
+        "(max-width: 600px)",
+        "(prefers-color-scheme: dark)",
+    ]
+
+
+def test_bold_cells_are_bold_in_both():
+    document = Document("t", "s", [Table(["", "n"], [["a", "1"], ["b", "2"]], frozenset({(1, 1)}))])
+    assert "<td><strong>2</strong></td>" in to_html(document)
+    assert "| b | **2** |" in to_markdown(document, str)

@@ -1,0 +1,179 @@
+import hashlib
+import sqlite3
+
+import numpy as np
+import pytest
+from sqlalchemy import create_engine, func, select
+from sqlalchemy.orm import Session
+
+from budgetsweep.errors import StudyError
+from reports import read
+from reports.read import read_study
+from studies import storage
+from studies.tables import Base, LedgerEntry, Point, Rejection, Run
+from tests.reports.synthetic import BEGIN, fill_database
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    path = tmp_path / "study.db"
+    fill_database(f"sqlite:///{path}", trials=3, failed=1, rejections=2, points=4)
+    return path
+
+
+def test_everything_is_read(study_file):
+    data = read_study(str(study_file))
+    with Session(create_engine(f"sqlite:///{study_file}")) as session:
+        assert len(data.runs) == session.scalar(select(func.count()).select_from(Run)) == 4
+        assert len(data.rejections) == session.scalar(select(func.count()).select_from(Rejection))
+        n_points = session.scalar(select(func.count()).select_from(Point))
+        points = session.scalars(select(Point).where(Point.run_id == data.runs[0].id)).all()
+    assert sum(len(curve.step) for curve in data.curves.values()) == n_points
+    curve = data.curves[data.runs[0].id]
+    assert curve.flops.tolist() == [float(point.flops) for point in points]
+    assert curve.val_loss_nats.tolist() == pytest.approx(
+        [np.nan if p.val_loss_nats is None else p.val_loss_nats for p in points], nan_ok=True
+    )
+
+
+def test_the_ledger_is_exact_beyond_64_bits(study_file):
+    huge = 2**80 + 1
+    with Session(create_engine(f"sqlite:///{study_file}")) as session, session.begin():
+        for attempt in (1, 2):
+            session.add(
+                LedgerEntry(
+                    study_id=1, run_id=1, created_utc=BEGIN, entry="spent", attempt=attempt,
+                    steps=1, tokens=1, flops_nanogpt=huge, flops_matmul=huge, flops_mac=huge,
+                )
+            )  # fmt: skip
+    before = read_study(str(study_file)).spending[1]
+    assert before.spent.nanogpt == before.planned.nanogpt + 2 * huge
+
+
+def test_a_missing_file_is_said_and_not_made(tmp_path):
+    path = tmp_path / "missing.db"
+    with pytest.raises(StudyError, match=r"missing\.db: no such study database"):
+        read_study(f"sqlite:///{path}")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no database at all, just text" * 100])
+def test_a_foreign_file_is_said(tmp_path, content):
+    path = tmp_path / "foreign.db"
+    path.write_bytes(content)
+    with pytest.raises(StudyError, match=r"foreign\.db"):
+        read_study(str(path))
+    assert path.read_bytes() == content
+
+
+def test_another_programs_tables_are_said(tmp_path):
+    path = tmp_path / "other.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE songs (title TEXT)")
+    connection.close()
+    with pytest.raises(StudyError, match="cannot be read as a study database of this version"):
+        read_study(str(path))
+
+
+def test_a_database_without_a_study_is_said(tmp_path):
+    path = tmp_path / "fresh.db"
+    engine = create_engine(f"sqlite:///{path}")
+    Base.metadata.create_all(engine)
+    engine.dispose()
+    with pytest.raises(StudyError, match="holds no study yet"):
+        read_study(str(path))
+
+
+def test_an_unknown_kind_of_database_is_said():
+    with pytest.raises(StudyError, match="unknown kind of database 'sqlit'; did you mean 'sqlite'"):
+        read_study("sqlit:///x.db")
+
+
+def test_the_study_is_chosen_by_name_or_is_the_newest(study_file):
+    fill_database(f"sqlite:///{study_file}", name="second", trials=1, failed=0, rejections=0)
+    assert read_study(str(study_file)).study.name == "second"
+    assert read_study(str(study_file)).other_studies == ["c4-1e15"]
+    first = read_study(str(study_file), "c4-1e15")
+    assert first.study.name == "c4-1e15"
+    assert {run.study_id for run in first.runs} == {first.study.id}
+    with pytest.raises(StudyError, match="no study 'secnd'; did you mean 'second'"):
+        read_study(str(study_file), "secnd")
+
+
+def test_reading_changes_nothing(study_file):
+    before = hashlib.sha256(study_file.read_bytes()).digest()
+    read_study(str(study_file))
+    assert hashlib.sha256(study_file.read_bytes()).digest() == before
+
+
+def test_the_connection_cannot_write(study_file):
+    engine = read._engine(storage.storage_url(study_file))
+    with engine.connect() as connection, pytest.raises(Exception, match="readonly"):
+        connection.exec_driver_sql("DELETE FROM bs_run")
+    engine.dispose()
+
+
+def test_a_running_search_is_not_disturbed(study_file):
+    """Another process is in the middle of a write; we read the moment before, it goes on."""
+    writer = sqlite3.connect(study_file, isolation_level=None, timeout=0)
+    assert writer.execute("PRAGMA journal_mode = WAL").fetchone() == ("wal",)
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("DELETE FROM bs_rejection")
+    assert len(read_study(str(study_file)).rejections) == 2
+    writer.execute("COMMIT")
+    assert len(read_study(str(study_file)).rejections) == 0
+    writer.close()
+
+
+def test_all_tables_show_one_moment(study_file, monkeypatch):
+    """A commit between two of our reads is in neither."""
+    writer = sqlite3.connect(study_file, isolation_level=None, timeout=0)
+    writer.execute("PRAGMA journal_mode = WAL")
+    read_ledger = read._read_ledger
+
+    def commit_then_read(session, study_id):
+        writer.execute("DELETE FROM bs_ledger")
+        writer.execute("DELETE FROM bs_point")
+        return read_ledger(session, study_id)
+
+    monkeypatch.setattr(read, "_read_ledger", commit_then_read)
+    data = read_study(str(study_file))
+    writer.close()
+    assert len(data.spending) == len(data.runs)
+    assert len(data.curves) == len(data.runs)
+
+
+@pytest.mark.parametrize("as_root", [True, False])
+def test_a_write_protected_copy_is_read(study_file, tmp_path, monkeypatch, as_root):
+    if not as_root:  # whoever runs the tests: the folder counts as one that cannot be written
+        monkeypatch.setattr(read.os, "access", lambda path, mode: False)
+    engine = create_engine(f"sqlite:///{study_file}")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+    engine.dispose()
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    copy = folder / "study.db"
+    copy.write_bytes(study_file.read_bytes())
+    copy.chmod(0o444)
+    folder.chmod(0o555)
+    try:
+        assert len(read_study(str(copy)).runs) == 4
+    finally:
+        folder.chmod(0o755)
+
+
+def test_a_name_with_odd_characters_is_read(study_file, tmp_path):
+    odd = tmp_path / "50% of #1 städy.db"
+    study_file.rename(odd)
+    assert read_study(str(odd)).study.name == "c4-1e15"
+    assert read_study(storage.storage_url(odd)).study.name == "c4-1e15"
+
+
+def test_a_damaged_loss_is_missing_and_not_a_number(study_file):
+    with Session(create_engine(f"sqlite:///{study_file}")) as session, session.begin():
+        point = session.scalars(select(Point)).first()
+        assert point is not None
+        point.val_loss_nats, run_id = float("inf"), point.run_id
+    curve = read_study(str(study_file)).curves[run_id]
+    assert np.isnan(curve.val_loss_nats[0])
