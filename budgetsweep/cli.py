@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
     from trainer.config import DataConfig
 
+    WholeNumber = click.ParamType[int]
+else:  # click before 8.2 has no type parameter
+    WholeNumber = click.ParamType
+
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 SAMPLER_NAMES = ("tpe", "gp", "random", "qmc", "grid")
 CONVENTION_NAMES = ("nanogpt", "matmul", "mac")
@@ -31,7 +35,7 @@ CONVENTION_NAMES = ("nanogpt", "matmul", "mac")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Flops(click.ParamType):
+class Flops(WholeNumber):
     """A whole number of FLOPs, such as 1e15 or 250_000."""
 
     name = "FLOPS"
@@ -143,7 +147,10 @@ device_option = click.option(
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(soft_wrap=True)
+    console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200  # files and pipes have no edge to wrap at
+    return console
 
 
 def _data_config(
@@ -160,7 +167,7 @@ def _data_config(
 @click.group(context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="budgetsweep")
 def cli() -> None:
-    """Find the best language model that a compute budget can buy.
+    r"""Find the best language model that a compute budget can buy.
 
     \b
     budgetsweep search --budget 1e15     try configurations, none above the budget
@@ -267,7 +274,6 @@ def promote(yes: bool, **options: Any) -> None:
 def report(output_dir: Path, storage: str, study: str | None) -> None:
     """Write the report: HTML, Markdown, figures, data.csv, best.yaml."""
     from reports.build import build_report
-
     from studies.storage import storage_url
 
     files = build_report(storage_url(storage), study, output_dir)

@@ -31,6 +31,7 @@ from budgetsweep.display import (
 )
 from budgetsweep.errors import CheckpointError, ConfigError, DataError
 from trainer.config import DataConfig, RunConfig
+from trainer.threads import let_threads_sleep
 
 if TYPE_CHECKING:
     from studies.planning import TimePlan
@@ -297,12 +298,12 @@ def train_command(
     config: RunConfig, console: Console, signals: Stopper, *, cache_dir: Path | None
 ) -> bool:
     """Train one configuration in this process; True when it is complete."""
-    from trainer.loop import train_run
-    from trainer.prepare import open_prepared, prepare
-
+    let_threads_sleep()
     from budgetsweep.constraint import Limits, Rejected, admit, charge_per_step
     from trainer.device import detect_device
     from trainer.events import Point, Progress
+    from trainer.loop import train_run
+    from trainer.prepare import open_prepared, prepare
 
     config = fill(config)
     prepared = prepare(
@@ -401,11 +402,11 @@ def evaluate_command(
     device: str,
 ) -> None:
     """Validate a run's model.pt."""
+    let_threads_sleep()
     from trainer.artefacts import load_model
-    from trainer.prepare import open_prepared, prepare
-
     from trainer.device import autocast_context, torch_device
     from trainer.evaluate import validate
+    from trainer.prepare import open_prepared, prepare
 
     folder = model if model.is_dir() else model.parent
     if not (folder / "config.yaml").is_file():
@@ -451,6 +452,7 @@ def evaluate_command(
 
 def explain_command(config: RunConfig, console: Console, *, measure: bool, as_json: bool) -> None:
     """Print what a configuration costs."""
+    let_threads_sleep()
     from budgetsweep.explain import explain, print_explanation
 
     facts = explain(config, measure=measure)

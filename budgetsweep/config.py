@@ -54,7 +54,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loader that reads `1e-4` as a number and `off` as a word (YAML 1.2) and refuses duplicate keys."""
+    """Safe; reads `1e-4` as a number and `off` as a word (YAML 1.2), refuses duplicate keys."""
 
 
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -130,6 +130,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 def dump_yaml(data: Mapping[str, Any]) -> str:
     """YAML text of plain data, keys in the order given; floats survive a round trip exactly."""
+
     def dump(*, readable: bool) -> str:
         return yaml.dump(
             dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=readable, width=100

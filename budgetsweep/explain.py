@@ -59,9 +59,8 @@ def explain(config: RunConfig, *, measure: bool) -> dict[str, Any]:
 
 def _prepared_tokens(config: RunConfig) -> int | None:
     """Training tokens of the run's data that are prepared; None when none are."""
-    from trainer.prepare import open_prepared
-
     from budgetsweep.errors import DataError
+    from trainer.prepare import open_prepared
 
     try:
         return len(open_prepared(config.data, config.tokenizer_encoding).train)
@@ -70,10 +69,9 @@ def _prepared_tokens(config: RunConfig) -> int | None:
 
 
 def _on_this_device(config: RunConfig) -> dict[str, Any]:
-    from trainer.memory import estimate_memory_bytes
-
     from budgetsweep.constraint import Limits, uses_bf16
     from trainer.device import detect_device, measure_tokens_per_second
+    from trainer.memory import estimate_memory_bytes
 
     device = detect_device(config.device)
     bf16 = uses_bf16(config, Limits(1, device=device))

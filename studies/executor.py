@@ -20,6 +20,7 @@ from budgetsweep.errors import StudyError
 from studies.worker import Measure, Measured, Ready, RunEvent, StartRun, Verdict, worker_main
 from trainer.config import RunConfig
 from trainer.events import Command, DeviceInfo, RunResult
+from trainer.threads import let_threads_sleep
 
 START_SECONDS = 180.0
 """How long a worker may take to import torch and find its device (a cold disk is slow)."""
@@ -49,11 +50,9 @@ def _context() -> multiprocessing.context.BaseContext:
     interpreter would import torch again for each worker. The server never touches a GPU, so CUDA
     begins in the worker. Where there is no fork server (Windows), workers are fresh interpreters.
     """
+    let_threads_sleep()
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    # OpenMP's threads spin while they wait. On a machine with anything else to do they spin
-    # against each other: 2 threads on 2 busy cores trained 4 to 18 times slower than sleeping ones.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["studies.forkserver", "trainer.loop", "trainer.prepare"])
     return context

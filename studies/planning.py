@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from budgetsweep.constraint import MIN_VALIDATION_WINDOWS, Admitted, Limits, Rejected, admit, charge_per_step
+from budgetsweep.constraint import (
+    MIN_VALIDATION_WINDOWS,
+    Admitted,
+    Limits,
+    Rejected,
+    admit,
+    charge_per_step,
+)
 from studies.space import SearchSpace
 from studies.worker import Measured
 from trainer.config import RunConfig

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.memory import estimate_memory_bytes
-
 from budgetsweep.config import apply_overrides, parse
 from budgetsweep.constraint import (
     Admitted,
@@ -33,6 +31,7 @@ from studies.store import Store, config_hash
 from studies.tables import FINISHED_STATUSES, Run, Study
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult
+from trainer.memory import estimate_memory_bytes
 
 if TYPE_CHECKING:
     from trainer.prepare import PrepareProgress

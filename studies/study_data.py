@@ -17,7 +17,6 @@ from trainer.config import DataConfig
 
 if TYPE_CHECKING:
     from trainer.prepare import PrepareProgress
-
     from trainer.tokens import TokenData
 
 
