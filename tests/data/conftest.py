@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.making import fill_tiktoken_cache, real_data
+from tests.data.making import fill_tiktoken_cache, make_documents, real_data, write_jsonl
+from trainer import blocks
 
 # Read when `datasets` is imported; keeps its lock files out of the user's home.
 os.environ.setdefault("HF_HOME", tempfile.mkdtemp(prefix="budgetsweep-hf-"))
@@ -53,3 +54,15 @@ def serve() -> Iterator[Callable[[type[http.server.BaseHTTPRequestHandler]], str
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 5,000 characters, so that small texts have many."""
+    monkeypatch.setattr(blocks, "SMALLEST_BLOCK_CHARS", 5_000)
+    monkeypatch.setattr(blocks, "LARGEST_BLOCK_CHARS", 20_000)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "source.jsonl", make_documents(1500))

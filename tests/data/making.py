@@ -8,7 +8,12 @@ import os
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from trainer.config import DataConfig
+from trainer.prepare import prepare
+from trainer.tokens import TokenArray, TokenData
 
 ROOT = Path(__file__).parents[2]
 GPT2_BASE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
@@ -67,3 +72,21 @@ def fill_tiktoken_cache(folder: Path, vocab: bytes, encoder: bytes, base: str = 
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in (("vocab.bpe", vocab), ("encoder.json", encoder)):
         (folder / hashlib.sha1(f"{base}/{name}".encode()).hexdigest()).write_bytes(content)
+
+
+def decode(tokens: TokenArray) -> list[str]:
+    texts = bytes(np.where(tokens[:] == 256, 0, tokens[:]).astype(np.uint8)).decode().split("\0")
+    assert texts.pop() == ""
+    return texts
+
+
+def prepared(path: Path | str, train: int | None = None, val: int | None = None, **kw) -> TokenData:
+    options = {key: kw.pop(key) for key in ("workers", "on_progress", "cache_dir") if key in kw}
+    data = DataConfig(source=str(path), **kw)
+    return prepare(data, "bytes", train_tokens=train, val_tokens=val, **options)
+
+
+def same(a: TokenData, b: TokenData) -> bool:
+    return (a.data_checksum, a.val_checksum, len(a.train), len(a.val), a.exhausted) == (
+        b.data_checksum, b.val_checksum, len(b.train), len(b.val), b.exhausted,
+    )  # fmt: skip
