@@ -191,7 +191,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d_hidden[part] = (e @ head.w).to(wide) * share
                 scaledT = (hidden[part] * share).to(e.dtype).T.contiguous()
                 if e.dtype == wide:
-                    d_weightT.addmm_(scaledT, e)
+                    torch.addmm(d_weightT, scaledT, e, out=d_weightT)  # addmm_ is not counted
                 else:
                     d_weightT += scaledT @ e
         ctx.n_tokens = n

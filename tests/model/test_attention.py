@@ -1,0 +1,189 @@
+"""Multi-head attention against loops, with padding, dropout and rows that see nothing."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from model.attention import MultiHeadAttention, attend, causal_padding_mask
+from tests.model import reference
+
+MASKS = {
+    "left": [0, 0, 1, 1, 1, 1],
+    "right": [1, 1, 1, 1, 0, 0],
+    "holes": [0, 1, 0, 1, 1, 0],
+    "none": [1, 1, 1, 1, 1, 1],
+    "one": [0, 0, 0, 1, 0, 0],
+}
+
+
+def make(n_embd: int = 8, n_head: int = 2, p_dropout: float = 0.0) -> MultiHeadAttention:
+    torch.manual_seed(0)
+    return MultiHeadAttention(n_embd, n_head, p_dropout).double()
+
+
+def named(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {f"mha.{name}": p for name, p in module.named_parameters()}
+
+
+@pytest.mark.parametrize("n_head", [1, 2, 4, 8])
+def test_forward_and_gradients_equal_loops_over_heads_and_positions(n_head: int) -> None:
+    mha = make(8, n_head)
+    x = torch.randn(3, 6, 8, dtype=torch.float64, requires_grad=True)
+    direction = torch.randn(3, 6, 8, dtype=torch.float64)
+    inputs = [x, *mha.parameters()]
+
+    ours = mha(x)
+    expected = torch.stack(
+        [reference.attention(row, named(mha), "mha", n_head, reference.keep_all) for row in x]
+    )
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    for a, b in zip(
+        torch.autograd.grad((ours * direction).sum(), inputs),
+        torch.autograd.grad((expected * direction).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_content_is_computed_as_if_padding_were_not_there(name: str) -> None:
+    mha = make()
+    mask = torch.tensor(MASKS[name], dtype=torch.float32)
+    content = mask.bool()
+    x = torch.randn(1, 6, 8, dtype=torch.float64, requires_grad=True)
+    direction = torch.randn(int(mask.sum()), 8, dtype=torch.float64)
+
+    ours = mha(x, mask[None])[0, content]
+    expected = reference.attention(x[0, content], named(mha), "mha", 2, reference.keep_all)
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    inputs = [x, *mha.parameters()]
+    for a, b in zip(
+        torch.autograd.grad((ours * direction).sum(), inputs),
+        torch.autograd.grad((expected * direction).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_written_out_path_equals_fused_path(dtype: torch.dtype) -> None:
+    mha = make(32, 4).to(dtype)
+    x = torch.randn(2, 7, 32, dtype=dtype)
+    fused, written_out = mha(x), mha(x, torch.ones(2, 7))
+    tolerance = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(fused, written_out, rtol=tolerance, atol=tolerance)
+    assert fused.dtype == dtype
+
+
+@pytest.mark.parametrize("head_dim", [16, 128])  # below and above SLOW_CPU_HEAD_DIM
+def test_autocast_attention_is_close_to_float32(head_dim: int) -> None:
+    mha = make(2 * head_dim, 2).float()
+    x = torch.randn(2, 9, 2 * head_dim)
+    exact = mha(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = mha(x)
+    assert low.dtype == torch.bfloat16
+    error = (low.float() - exact).norm() / exact.norm()
+    assert 0 < error < 2e-2
+
+
+def test_rows_that_see_nothing_give_zeros_and_finite_gradients() -> None:
+    mha = make()
+    x = torch.randn(2, 4, 8, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    q, kT, v = mha.q_kT_v(x)
+    out = mha.self_attention(q, kT, v, mask)
+    assert torch.equal(out[0, :2], torch.zeros(2, 8, dtype=torch.float64))
+    assert torch.equal(out[1], torch.zeros(4, 8, dtype=torch.float64))
+    assert out[0, 2:].abs().min() > 0
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    assert gradient.isfinite().all()
+    # Nothing that a blind row holds reaches the output.
+    assert torch.equal(gradient[1], torch.zeros(4, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_blind_rows_are_zero_in_every_precision(dtype: torch.dtype) -> None:
+    q = torch.randn(1, 1, 3, 4, dtype=dtype)
+    allowed = torch.tensor([[False] * 3, [True, False, False], [True] * 3])
+    out = attend(q, q.transpose(-2, -1), q, allowed, 0.5)
+    assert torch.equal(out[0, 0, 0], torch.zeros(4, dtype=dtype))
+    torch.testing.assert_close(out[0, 0, 1], q[0, 0, 0])
+
+
+def test_blind_rows_agree_with_torch_sdpa() -> None:
+    # Claim of the docstring: what torch's own math kernel does with a mask without any key.
+    q = torch.randn(1, 1, 3, 4, dtype=torch.float64)
+    allowed = torch.tensor([[False] * 3, [True, False, False], [True] * 3])
+    with sdpa_kernel(SDPBackend.MATH):
+        theirs = torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=allowed)
+    ours = attend(q, q.transpose(-2, -1), q, allowed, 0.5)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_without_a_mask_every_query_sees_every_key() -> None:
+    q = torch.randn(1, 2, 3, 4, dtype=torch.float64)
+    k = torch.randn(1, 2, 5, 4, dtype=torch.float64)
+    everyone = torch.ones(3, 5, dtype=torch.bool)
+    assert torch.equal(
+        attend(q, k.transpose(-2, -1), k, None, 0.5),
+        attend(q, k.transpose(-2, -1), k, everyone, 0.5),
+    )
+
+
+def test_causal_padding_mask_by_its_definition() -> None:
+    attention_mask = torch.tensor([[0.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    mask = causal_padding_mask(3, attention_mask, torch.device("cpu"))
+    assert mask.shape == (2, 1, 3, 3)
+    for b in range(2):
+        for t in range(3):
+            for s in range(3):
+                assert bool(mask[b, 0, t, s]) == (s <= t and attention_mask[b, s] == 1.0)
+    assert torch.equal(
+        causal_padding_mask(4, None, torch.device("cpu")), torch.ones(4, 4).tril().bool()
+    )
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(1, 16)])
+def test_dropout_falls_on_the_weights_after_the_softmax(mask: Tensor | None) -> None:
+    """With v = identity the output of a head is its weights: each is 0 or w / (1 - p)."""
+    p, S = 0.3, 16
+    mha = make(S, 1, p)
+    q, k = torch.randn(2, 1, 1, S, S, dtype=torch.float64).unbind(0)
+    v = torch.eye(S, dtype=torch.float64)[None, None]
+    mha.eval()
+    weights = mha.self_attention(q, k, v, mask)[0]
+    mha.train()
+    draws = torch.stack([mha.self_attention(q, k, v, mask)[0] for _ in range(400)])
+
+    kept = draws != 0
+    torch.testing.assert_close(draws, kept * weights / (1 - p))
+    seen = torch.ones(S, S).tril().bool()
+    n = 400 * int(seen.sum())
+    share = kept[:, seen].double().mean()
+    assert abs(share - (1 - p)) < 5 * math.sqrt(p * (1 - p) / n)
+    # In expectation dropout changes nothing.
+    standard_error = weights[seen] * math.sqrt(p / (1 - p) / 400)
+    assert ((draws.mean(dim=0) - weights)[seen].abs() / standard_error).max() < 5
+
+
+def test_dropout_falls_on_the_projected_output() -> None:
+    p = 0.25
+    mha = make(64, 2, p)
+    attn = torch.randn(50, 4, 64, dtype=torch.float64)
+    dropped = mha.projection(attn)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped, kept * mha.proj(attn) / (1 - p))
+    assert abs(kept.double().mean() - (1 - p)) < 5 * math.sqrt(p * (1 - p) / kept.numel())
+    mha.eval()
+    assert torch.equal(mha.projection(attn), mha.proj(attn))
+
+
+def test_width_must_be_a_multiple_of_the_heads() -> None:
+    with pytest.raises(ValueError, match=r"n_embd = 10 is not a multiple of n_head = 4"):
+        MultiHeadAttention(10, 4)
+    with pytest.raises(ValueError, match=r"n_head = 0"):
+        MultiHeadAttention(8, 0)
