@@ -405,8 +405,8 @@ def evaluate_command(
     let_threads_sleep()
     from trainer.artefacts import load_model
     from trainer.device import autocast_context, torch_device
-    from trainer.evaluate import validate
     from trainer.prepare import open_prepared, prepare
+    from trainer.validation import validate
 
     folder = model if model.is_dir() else model.parent
     if not (folder / "config.yaml").is_file():

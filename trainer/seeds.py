@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from budgetsweep.errors import DataError, NonFiniteLoss
-from trainer.evaluate import perplexity
+from trainer.validation import perplexity
 
 Tokens: TypeAlias = Tensor | np.ndarray | Sequence[int]
 """Token ids in one dimension; a memory-mapped array is never read as a whole."""

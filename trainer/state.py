@@ -40,13 +40,13 @@ from trainer.device import (
     synchronize,
     uses_bf16,
 )
-from trainer.evaluate import Validation, validate
 from trainer.events import Checkpointed, Command, Point, Progress, RunResult, Status
 from trainer.meter import FlopMeter
 from trainer.optim import build_optimizer
 from trainer.sampler import WindowSampler
 from trainer.schedule import cosine_lr_schedule
 from trainer.tokens import TokenData
+from trainer.validation import Validation, validate
 
 PROGRESS_SECONDS = 1.0
 EVAL_TOKENS = 8192
