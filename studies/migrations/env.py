@@ -20,8 +20,6 @@ context.configure(
     target_metadata=Base.metadata,
     version_table=VERSION_TABLE,
     include_name=_is_ours,
-    # SQLite can roll a change of the schema back; Alembic assumes that it cannot.
-    transactional_ddl=True,
     render_as_batch=True,
 )
 with context.begin_transaction():

@@ -397,3 +397,50 @@ def test_ledger_entries_add_up_to_their_totals(template: Path, tmp_path: Path) -
             spent = sum(getattr(e, f"flops_{name}") for e in entries if e.entry == "spent")
             assert spent == getattr(step_by_step.spent, name)
         assert len([e for e in entries if e.entry == "spent"]) == 6, "no entry of nothing"
+
+
+PATHS: dict[str, tuple[str, ...]] = {
+    "queued": (),
+    "running": ("running",),
+    "interrupted": ("running", "interrupted"),
+    "complete": ("running", "complete"),
+    "pruned": ("running", "pruned"),
+    "failed": ("running", "failed"),
+}
+LEGAL = {
+    ("queued", "running"), ("running", "interrupted"), ("interrupted", "running"),
+    ("running", "complete"), ("running", "pruned"), ("running", "failed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("start", tables.TRIAL_STATUSES)
+@pytest.mark.parametrize("end", [s for s in tables.TRIAL_STATUSES if s != "queued"])
+def test_every_arrow(template: Path, tmp_path: Path, start: str, end: Any) -> None:
+    shutil.copy(template, tmp_path / "runs.db")
+    with Store.open(tmp_path / "runs.db") as store:
+        run_id = store.add_run(
+            study_id=store.study().id, kind="trial", number=0, params={}, config=config(8, 1),
+            budget_flops=10**12, data_checksum=None, val_checksum=None, epochs=None,
+            estimated_memory_bytes=None, output_dir=None,
+        )  # fmt: skip
+
+        def go(to: Any) -> None:
+            if to == "running":
+                store.start_attempt(run_id)
+            elif to == "interrupted":
+                store.interrupt_run(run_id, step=STEPS, steps_executed=STEPS)
+            else:
+                store.finish_run(run_id, RunResult(to, STEPS, STEPS, 12 * STEPS))
+
+        for status in PATHS[start]:
+            go(status)
+        before = store.run(run_id)
+        if (start, end) in LEGAL:
+            go(end)
+            assert store.run(run_id).status == end
+            return
+        with pytest.raises(IllegalChangeError, match=f"from {start} to {end}"):
+            go(end)
+        after = store.run(run_id)
+        names = [column.name for column in tables.Run.__table__.columns]
+        assert [getattr(after, n) for n in names] == [getattr(before, n) for n in names]

@@ -179,7 +179,7 @@ class TestOpenEngine:
         code = (
             "import sqlite3, sys, time\n"
             "c = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
-            "c.execute('BEGIN EXCLUSIVE'); print('held', flush=True)\n"
+            "c.execute('BEGIN IMMEDIATE'); print('held', flush=True)\n"
             "time.sleep(0.4); c.execute('ROLLBACK')\n"
         )
         with subprocess.Popen(

@@ -325,7 +325,7 @@ class TestPoints:
         six = store.points(run_id)[2]
         assert (six.seconds, six.lr, six.flops, six.tokens) == (9.0, 1e-3, 6 * 10**19, 96)
         assert store.points(run_id)[1].grad_norm is None
-        store.finish_run(run_id, done("pruned", 8, steps_executed=11))
+        store.finish_run(run_id, done("pruned", 9, steps_executed=11))
         assert [p.step for p in store.points(run_id)] == [2, 4, 6, 8]
 
     def test_twice_is_once(self, store: Store, study: tables.Study, add_run: AddRun) -> None:
