@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from budgetsweep.errors import DataError
+from budgetsweep.errors import ConfigError, DataError
 from model.decoder import DecoderLM
 from model.loss import token_losses
 
@@ -64,8 +64,11 @@ def validate(
         drop_last: leave out the last incomplete batch, as the course's sampler does.
 
     Raises:
+        ConfigError: seq_len is below 2.
         DataError: not even two tokens, or with drop_last not one full batch.
     """
+    if seq_len < 2:
+        raise ConfigError(f"seq_len = {seq_len}: a window to validate on needs at least 2 tokens")
     was_training = model.training
     model.eval()
     losses: list[Tensor] = []
