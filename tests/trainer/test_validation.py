@@ -174,7 +174,7 @@ def test_less_than_one_full_batch_with_drop_last() -> None:
 
 
 def test_windows_of_one_token_predict_nothing() -> None:
-    with pytest.raises(ConfigError, match="seq_len = 1: .* at least 2"):
+    with pytest.raises(ConfigError, match=r"seq_len = 1: .* at least 2"):
         run(make_model(), tokens(20), seq_len=1)
 
 
