@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -65,6 +66,7 @@ def counted_flops(
     return counter.get_total_flops(), expected
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(shape=shapes(), data=st.data())
 def test_matmul_flops_equal_what_torch_counts(shape: ModelConfig, data: st.DataObject) -> None:

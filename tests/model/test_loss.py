@@ -1,5 +1,7 @@
 """The chunked loss against F.cross_entropy, numerical gradients and its promise on memory."""
 
+import subprocess
+import sys
 import weakref
 from typing import Any
 
@@ -222,3 +224,27 @@ def test_a_target_outside_the_vocabulary_is_an_error(target: int) -> None:
             function(hidden, weight, targets)
     with pytest.raises(ValueError, match="chunk_tokens = 0"):
         linear_cross_entropy(*inputs(), 0)
+
+
+COMPILED = """
+import torch
+from model.loss import linear_cross_entropy
+torch.manual_seed(0)
+hidden = torch.randn(50, 8, requires_grad=True)
+weight = torch.randn(40, 8, requires_grad=True)
+targets = torch.randint(40, (50,))
+def scaled_loss(h, w, t):
+    return linear_cross_entropy(2 * h, w, t, 32)
+results = []
+for function in (scaled_loss, torch.compile(scaled_loss, backend="aot_eager", fullgraph=True)):
+    loss = function(hidden, weight, targets)
+    results.append((loss, *torch.autograd.grad(loss, (hidden, weight))))
+torch.testing.assert_close(*results)
+"""
+
+
+@pytest.mark.slow
+def test_torch_compile_takes_it_as_one_graph() -> None:
+    # In a process of its own: importing the compiler warns, and warnings are errors here.
+    result = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
