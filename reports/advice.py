@@ -54,6 +54,7 @@ def advice(facts: Facts) -> list[Text]:
         *_edges(facts),
         *_unspent(facts),
         *_ties(facts),
+        *_validation(facts),
         *_shape_for_promotion(facts),
         *_promotions(facts),
     ]
@@ -210,12 +211,11 @@ def _unspent(facts: Facts) -> Iterator[Text]:
 
 
 def _ties(facts: Facts) -> Iterator[Text]:
-    best, rival = facts.best, facts.rival
-    if best is None or rival is None:
+    best, rival, gap = facts.best, facts.rival, facts.gap_nats
+    if best is None or rival is None or gap is None:
         return
     noise = facts.seed_noise
     margin = 2 * math.sqrt(2) * noise.sd_nats if noise is not None else SEED_NOISE_NATS
-    gap = final_loss(rival) - final_loss(best)
     if gap < margin:
         near = sum(final_loss(r) - final_loss(best) < margin for r in facts.ranked)
         yield Text(
@@ -223,6 +223,17 @@ def _ties(facts: Facts) -> Iterator[Text]:
             f"{'the repeats' if noise else 'seeds alone'} may differ by. Run the finalists "
             f"({min(near, BEST_FEW)} of them) with three seeds each before you prefer one.",
             "The best are tied.",
+        )
+
+
+def _validation(facts: Facts) -> Iterator[Text]:
+    error = facts.best.val_loss_stderr_nats if facts.best is not None else None
+    if known(error) and error > SEED_NOISE_NATS:
+        yield Text(
+            f"Its {facts.study.val_tokens or 0:,} tokens leave a sampling error of {loss(error)} "
+            "nats on each loss, more than what separates good trials. A study with more "
+            "validation text tells them apart.",
+            "The validation text is small.",
         )
 
 

@@ -166,6 +166,24 @@ class Facts:
             return None
         return next((r for r in self.ranked if r.config_hash != self.ranked[0].config_hash), None)
 
+    @property
+    def gap_nats(self) -> float | None:
+        """Distance from the best trial to its rival."""
+        if self.best is None or self.rival is None:
+            return None
+        return final_loss(self.rival) - final_loss(self.best)
+
+    @property
+    def gap_error_bound_nats(self) -> float | None:
+        """Standard error of `gap_nats` if the two had been measured on independent samples.
+
+        They saw the same tokens, so the true error is smaller; by how much is not stored.
+        """
+        if self.best is None or self.rival is None:
+            return None
+        one, other = self.best.val_loss_stderr_nats, self.rival.val_loss_stderr_nats
+        return math.hypot(one, other) if known(one) and known(other) else None
+
     @cached_property
     def wall_seconds(self) -> float | None:
         """From the first start to the last finish; pauses between sessions included."""

@@ -148,11 +148,11 @@ def learning_curves(facts: Facts) -> Chart | NoChart:
         log_axis(axes, "x", padded_log_limits(flops, 0.1), lambda v: power(v, 2), 6)
         log_axis(axes, "y", (float(losses.min()) * 0.97, top * 1.06), nats, 7)
         many = len(trials) > 60
+        alpha = min(0.75, max(0.06, 30 / max(1, len(trials))))
         axes.add_collection(
             LineCollection(
                 [np.column_stack(curves[r.id]) for r in trials], colors=OTHER,
-                linewidths=0.5 if many else 0.9, alpha=0.35 if many else 0.75,
-                rasterized=len(trials) > 60,
+                linewidths=0.5 if many else 0.9, alpha=alpha, rasterized=many,
             ),
             autolim=False,
         )  # fmt: skip

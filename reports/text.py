@@ -162,29 +162,32 @@ def _verdict(facts: Facts, winner: Run) -> str:
             "Not at all: the trials were measured on different validation texts (their checksums "
             "differ), so their losses do not compare."
         )
-    if facts.rival is None:
+    gap, bound, noise = facts.gap_nats, facts.gap_error_bound_nats, facts.seed_noise
+    if gap is None:
         return "There is nothing to compare it with."
-    gap, noise = final_loss(facts.rival) - final_loss(winner), facts.seed_noise
     if noise is not None:
-        ratio = gap / (noise.sd_nats * math.sqrt(2)) if noise.sd_nats > 0 else math.inf
-        if ratio > 2:
-            return "Fairly: the gap to the second is larger than what the repeats differ by."
-        return "Not sure: the gap to the second is no larger than what the repeats differ by."
-    near = [r for r in facts.ranked[1:] if final_loss(r) - final_loss(winner) < SEED_NOISE_NATS]
-    if near:
-        return (
-            f"Call it a tie with {plural(len(near), 'other trial')}, within {SEED_NOISE_NATS} nats "
-            "of the best."
+        if gap <= 2 * math.sqrt(2) * noise.sd_nats:
+            return "Not sure: the gap to the second is no larger than what the repeats differ by."
+        verdict = "Fairly: the gap to the second is larger than what the repeats differ by."
+    else:
+        near = sum(final_loss(r) - final_loss(winner) < SEED_NOISE_NATS for r in facts.ranked[1:])
+        if near:
+            return (
+                f"Call it a tie with {plural(near, 'other trial')}, within {SEED_NOISE_NATS} nats "
+                "of the best."
+            )
+        verdict = (
+            f"No other trial is within {SEED_NOISE_NATS} nats, about twice what seeds differ by in "
+            "published runs near 1e15 FLOPs. A repeat with another seed would tell for this study."
         )
-    return (
-        f"No other trial is within {SEED_NOISE_NATS} nats, about twice what seeds differ by in "
-        "published runs near 1e15 FLOPs. A repeat with another seed would tell for this study."
-    )
+    if bound is not None and gap < 2 * bound:
+        verdict += " But the validation text is small for such a gap."
+    return verdict
 
 
 def _how_sure(facts: Facts, winner: Run) -> list[Text]:
-    rival, noise = facts.rival, facts.seed_noise
-    remarks = [Text(_sampling(winner, rival), "Sampling of the validation text:")]
+    noise = facts.seed_noise
+    remarks = [Text(_sampling(facts, winner), "Sampling of the validation text:")]
     if noise is None:
         text = (
             "unknown here, for no configuration was run with a second seed. In published runs near "
@@ -204,7 +207,7 @@ def _how_sure(facts: Facts, winner: Run) -> list[Text]:
     return remarks
 
 
-def _sampling(winner: Run, rival: Run | None) -> str:
+def _sampling(facts: Facts, winner: Run) -> str:
     error = winner.val_loss_stderr_nats
     if not known(error):
         return "its error was not recorded."
@@ -212,10 +215,9 @@ def _sampling(winner: Run, rival: Run | None) -> str:
         f"{count(winner.val_tokens)} tokens leave ± {loss(error)} nats (one standard error) on the "
         "loss itself."
     )
-    other = rival.val_loss_stderr_nats if rival is not None else None
-    if rival is None or not known(other):
+    gap, bound = facts.gap_nats, facts.gap_error_bound_nats
+    if gap is None or bound is None:
         return text
-    bound, gap = math.hypot(error, other), final_loss(rival) - final_loss(winner)
     text += (
         " The trials saw the same tokens, so their difference is known better than to the "
         f"{loss(bound)} nats of independent samples, but how much better was not recorded:"

@@ -208,7 +208,8 @@ def _promotion_sentence(run: Run, parent: Run | None) -> str:
         f"{short(run.planned_tokens)} tokens"
     )
     if known(run.epochs):
-        plan += f" ({run.epochs:.3g} passes over the training text)"
+        passes = f"{run.epochs:.3g}"
+        plan += f" ({passes} {'pass' if passes == '1' else 'passes'} over the training text)"
     if run.status == "complete" and known(run.val_loss_nats):
         text = f"{plan}: validation loss {loss(run.val_loss_nats)} nats, perplexity "
         text += perplexity(run.val_ppl)

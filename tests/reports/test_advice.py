@@ -147,6 +147,18 @@ def test_known_noise_replaces_the_assumed_one(advised):
     assert "within what the repeats may differ by" in advised(noisy)
 
 
+def test_a_small_validation_text(advised):
+    def small(session, runs):
+        for run in runs:
+            run.val_loss_stderr_nats = 0.06
+
+    assert "a sampling error of 0.0600 nats on each loss" in advised(small)
+
+
+def test_a_large_validation_text_is_no_cause(advised):
+    assert "sampling error" not in advised()
+
+
 def test_leftover_budget(advised):
     def leftover(session, runs):
         a_clear_winner(runs)
