@@ -148,7 +148,7 @@ class Dispatcher:
             self._point(run_id, event)
         elif isinstance(event, Checkpointed):
             self._flush(run_id)
-            self._store.record_executed(run_id, self._executed(run_id))
+            self._store.record_executed(run_id, self._executed(run_id), step=event.step)
         elif isinstance(event, RunResult):
             self._result(run_id, event)
 
@@ -194,23 +194,23 @@ class Dispatcher:
         self._flush(run_id)
         executed = self._executed(run_id)
         self._deaths[run_id] += 1
-        run = self._runs[run_id]
+        run = self._store.run(run_id)  # its step is that of the last checkpoint
         name = f"{run.kind} {run.number}"
         if self._deaths[run_id] > MAX_DEATHS:
             result = RunResult(
                 status="failed",
-                step=0,
+                step=run.step,
                 steps_executed=executed,
-                tokens=0,
+                tokens=run.step * run.tokens_per_step,
                 reason=f"{death.describe()}, {self._deaths[run_id]} times",
             )
             self._store.finish_run(run_id, result)
             self._source.finished(self._store.run(run_id), result)
         else:
             self._observer.message(f"{name}: {death.describe()}; continuing from its checkpoint")
-            self._store.interrupt_run(run_id, step=self._runs[run_id].step, steps_executed=executed)
+            self._store.interrupt_run(run_id, step=run.step, steps_executed=executed)
             result = RunResult(
-                status="interrupted", step=0, steps_executed=executed, tokens=0,
+                status="interrupted", step=run.step, steps_executed=executed, tokens=0,
                 reason=death.describe(),
             )  # fmt: skip
             if not stopping:
@@ -221,9 +221,8 @@ class Dispatcher:
         """After a kill: what the meters say goes on the ledger; the runs can be continued."""
         for run_id in list(self._views):
             self._flush(run_id)
-            self._store.interrupt_run(
-                run_id, step=self._runs[run_id].step, steps_executed=self._executed(run_id)
-            )
+            step = self._store.run(run_id).step
+            self._store.interrupt_run(run_id, step=step, steps_executed=self._executed(run_id))
             self._views.pop(run_id)
 
     def _ended(self, run_id: int, result: RunResult) -> None:

@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from budgetsweep.errors import ConfigError
 from studies.space import SearchSpace, Value
-from studies.storage import tune_sqlite
+from studies.storage import open_patiently, tune_sqlite
 
 SamplerName = Literal["tpe", "gp", "random", "qmc", "grid"]
 SAMPLERS: tuple[SamplerName, ...] = ("tpe", "gp", "random", "qmc", "grid")
@@ -81,7 +81,8 @@ class Proposals:
         self._first = first
         self._distributions = space.distributions()
         self._grid = _grid_order(space, seed) if sampler == "grid" else None
-        storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        # Two processes that make Optuna's tables at once fail by turns; patience sorts them out.
+        storage = open_patiently(lambda: RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
         tune_sqlite(storage.engine)
         self._engine = storage.engine
         self._record = optuna.create_study(

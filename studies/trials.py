@@ -147,7 +147,10 @@ class TrialSource:
             self._reject(proposal, answer)
             return None
         limit = self._settings.total_flops
-        if limit is not None and (committed := self._committed()) + answer.charge_flops > limit:
+        committed = 0 if limit is None else self._store.committed_flops(
+            self._study.id, self.limits.convention
+        )
+        if limit is not None and committed + answer.charge_flops > limit:
             self._ended = (
                 f"--total-flops {limit:.4g}: {committed:.4g} are spent or under way and the "
                 f"next trial would cost {answer.charge_flops:.4g}"
@@ -171,17 +174,6 @@ class TrialSource:
             output_dir=str(run_dir),
         )
         return self._store.run(run_id)
-
-    def _committed(self) -> int:
-        """FLOPs spent by the study's trials and what the unfinished ones may still take."""
-        total = 0
-        for run in self._store.runs(self._study.id, kind="trial"):
-            planned = run.planned_flops(self._study.convention)
-            per_step = planned // run.num_steps
-            total += per_step * run.steps_executed
-            if run.status not in FINISHED_STATUSES:
-                total += per_step * (run.num_steps - run.step)
-        return total
 
     def _reject(self, proposal: Proposal, answer: Rejected) -> None:
         self._store.add_rejection(

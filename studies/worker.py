@@ -140,10 +140,10 @@ def _run(
     except _DispatcherGone:
         raise
     except (UserError, OSError) as error:
-        result = _failed(run_dir, _one_line(error))
+        result = _failed(message, _one_line(error))
     except Exception as error:  # noqa: BLE001 - a defect in one run must not end the search
         traceback.print_exc(file=sys.stderr)
-        result = _failed(run_dir, f"defect: {type(error).__name__}: {_one_line(error)}")
+        result = _failed(message, f"defect: {type(error).__name__}: {_one_line(error)}")
     connection.send(RunEvent(message.run_id, result))
 
 
@@ -207,12 +207,20 @@ def _locked(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def _failed(run_dir: Path, reason: str) -> RunResult:
+def _failed(message: StartRun, reason: str) -> RunResult:
+    """A failed result with what the meter says; a folder that cannot be read says nothing."""
     from trainer.meter import read_executed_steps
 
-    executed = read_executed_steps(run_dir)
+    executed = 0
+    with contextlib.suppress(UserError):
+        executed = read_executed_steps(Path(message.run_dir))
+    step = min(executed, message.config.steps)
     return RunResult(
-        status="failed", step=executed, steps_executed=executed, tokens=0, reason=reason
+        status="failed",
+        step=step,
+        steps_executed=executed,
+        tokens=step * message.config.tokens_per_step,
+        reason=reason,
     )
 
 
