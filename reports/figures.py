@@ -276,10 +276,15 @@ def proposals(facts: Facts) -> Chart | NoChart:
         grid = np.geomspace(*x_limits, 50)
         axes.plot(grid, study.budget_flops / (6 * grid), color=MUTED, lw=1.2, ls=(0, (4, 3)))
         handles = [key(f"6·N·D = {power(study.budget_flops, 3)}", linestyle="--", color=MUTED)]
-        limits = _exact_limits(facts)
-        if limits is not None:
-            axes.fill_between(*limits, color=GOOD, alpha=0.45, lw=1.5, edgecolor=GOOD)
-            handles.append(Patch(color=GOOD, alpha=0.45, label=f"exact limit ({study.convention})"))  # type: ignore[arg-type]
+        if facts.trials:
+            dots(
+                axes, *exact_limits(facts), marker="_", color=GOOD, markersize=13,
+                markeredgewidth=1.8,
+            )  # fmt: skip
+            handles.append(
+                key("exact limit of each shape", marker="_", color=GOOD, markeredgewidth=2,
+                    markersize=11)
+            )  # fmt: skip
         for reason, (label, marker, colour) in _REASON_LOOKS.items():
             these = [r for r in placed if r.reason == reason]
             if these:
@@ -308,28 +313,21 @@ def proposals(facts: Facts) -> Chart | NoChart:
     return Chart("proposals", title, alt, draw, 4.6)
 
 
-def _exact_limits(facts: Facts) -> tuple[FloatArray, FloatArray, FloatArray] | None:
-    """Sizes, and the least and most tokens that the budget affords shapes of about that size.
+def exact_limits(facts: Facts) -> tuple[FloatArray, FloatArray]:
+    """Parameters of each shape that was admitted, and the tokens that the budget affords it.
 
-    A convention charges two shapes of one size differently (attention, look-ups), so that its
-    exact budget line is a band.
+    A convention charges two shapes of one size differently (attention, look-ups), so the exact
+    budget is no line over sizes.
     """
-    limits: dict[float, list[float]] = {}
-    for run in facts.trials:
-        per_token = charged_flops(run, facts.study.convention) / run.planned_tokens
-        affordable = facts.study.budget_flops / per_token
-        limits.setdefault(float(run.n_params), []).append(affordable)
-    if len(limits) < 2:
-        return None
-    sizes = np.array(sorted(limits))
-    lowest = np.array([min(limits[size]) for size in sizes])
-    highest = np.array([max(limits[size]) for size in sizes])
-    near = np.abs(np.log(sizes[:, None] / sizes[None, :])) < 0.1
-    return (
-        sizes,
-        np.array([lowest[row].min() for row in near]),
-        np.array([highest[row].max() for row in near]),
+    budget, convention = facts.study.budget_flops, facts.study.convention
+    limits = sorted(
+        {
+            (r.n_params, budget * r.planned_tokens / charged_flops(r, convention))
+            for r in facts.trials
+        }
     )
+    sizes, tokens = np.array(limits, dtype=float).T
+    return sizes, tokens
 
 
 def schedule(facts: Facts) -> Chart | NoChart:

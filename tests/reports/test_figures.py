@@ -6,9 +6,10 @@ import optuna
 import pytest
 from matplotlib.text import Text
 
+from model.flops import flops_per_token
 from reports import figures, figures_space, style
 from reports.build import FIGURES
-from reports.facts import final_loss
+from reports.facts import final_loss, run_config
 from reports.figures_space import IMPORTANCE_MIN_TRIALS, importances
 from reports.style import Chart, NoChart
 
@@ -156,15 +157,18 @@ def test_the_schedule_is_that_of_the_configuration(facts):
     assert line[-1].tolist() == [config["num_training_steps"], config["min_lr"]]
 
 
-def test_admitted_proposals_lie_on_or_under_their_exact_limit(facts):
+def test_admitted_proposals_lie_just_under_their_exact_limit(facts):
     study = facts("full")
-    sizes, lowest, highest = figures._exact_limits(study)
+    sizes, limits = figures.exact_limits(study)
     for run in study.trials:
-        at = int(np.flatnonzero(sizes == run.n_params)[0])
-        assert run.planned_tokens <= highest[at]
-        assert lowest[at] <= highest[at]
-        # filled runs leave less than one step of their budget
-        assert run.planned_tokens > lowest[at] * 0.9
+        config = run_config(run)
+        per_token = flops_per_token(config.model, config.seq_len, "nanogpt")
+        exact = study.study.budget_flops / per_token
+        at = int(np.argmin(np.abs(limits - exact) + np.abs(sizes - run.n_params)))
+        assert limits[at] == pytest.approx(exact, rel=1e-12)
+        assert sizes[at] == run.n_params
+        # a filled run leaves less than one step of it
+        assert exact - run.tokens_per_step < run.planned_tokens <= exact
 
 
 def test_the_promoted_run_lies_beyond_the_trials(facts):
