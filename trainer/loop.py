@@ -25,7 +25,7 @@ def train_run(config: RunConfig, data: TokenData, run_dir: Path) -> Run:
     """Train one configuration, from its latest checkpoint if `run_dir` has one.
 
     A generator of events: `Progress` about once a second, `Point` at num_reports and num_evals
-    equal fractions of the run (after a kill those since the last checkpoint come again, equal),
+    equal fractions of the run (those of earlier attempts first, equal, in case they were lost),
     `Checkpointed`. The caller may send "prune" or "interrupt" in answer to any of them; the run
     obeys before its next step, "interrupt" after a checkpoint. `StopIteration.value` is the result:
 
@@ -61,6 +61,8 @@ def _train(config: RunConfig, data: TokenData, run_dir: Path, device: torch.devi
     with run.meter:
         try:
             run.start()
+            for point in list(run.points):  # of earlier attempts: the caller may have been killed
+                command = (yield point) or command
             while True:
                 if run.evaluation_is_due():
                     run.evaluate()
