@@ -1,9 +1,21 @@
-"""How many tokens' logits the loss holds at once. No torch."""
+"""How many tokens' logits the loss holds at once. No torch.
+
+Measured on a CPU (Xeon with AMX, one thread, torch 2.13): CPU time in µs a token of loss and
+gradients together, V = 50257, bf16 autocast, least of four. "All": F.cross_entropy of all logits.
+
+| tokens in a chunk | 64 | 128 | 192 | 320 | 512 | 1024 | 2048 | all |
+|---|---|---|---|---|---|---|---|---|
+| D = 64 | 245 | 185 | 166 | 159 | 151 | 157 | 161 | 1010 |
+| D = 128 | 372 | 272 | 244 | 174 | 143 | 160 | 170 | 898 |
+
+Small chunks pay for adding up the matrix's gradient (V x D a chunk), large ones leave the cache.
+"""
 
 from __future__ import annotations
 
 CPU_CHUNK_LOGITS = 1 << 24
-"""Logits in a chunk on a CPU."""
+"""Logits in a chunk on a CPU: 320 tokens of GPT-2's vocabulary, 32 MB in bf16. Up to three times
+as many are as fast, within noise, and need as much more memory."""
 CUDA_CHUNK_LOGITS = 1 << 28
 """Logits in a chunk on a GPU, where few large kernels matter more. *Assumption*, not measured."""
 
