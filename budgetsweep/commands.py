@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from studies.promote import PromoteSettings, PromotionPlan
     from studies.settings import SearchSettings
 
+DRY_RUN_PROPOSALS = 10_000
+
 LONG_SECONDS = 6 * 3600.0
 """A promotion longer than this is asked about on a terminal."""
 
@@ -176,7 +178,7 @@ def dry_run_command(settings: SearchSettings, console: Console) -> None:
     from studies.planning import charge_per_token
     from studies.search import dry_run
 
-    n = 10_000
+    n = DRY_RUN_PROPOSALS
     result = dry_run(settings, n)
     sample = result.sample
     console.print(

@@ -141,15 +141,11 @@ def test_stopped_and_continued_equals_uninterrupted(straight: Path, tmp_path: Pa
     settings = settings_for(straight, trials=6)
     _, expected = read(settings)
     # The same text in the same place, so that the configurations are equal; another database.
-    again = dataclasses.replace(
-        settings, storage=tmp_path / "again.db", runs_dir=tmp_path / "runs"
-    )
+    again = dataclasses.replace(settings, storage=tmp_path / "again.db", runs_dir=tmp_path / "runs")
     outcomes = []
     for n, after in ((1, 1), (2, 2), (2, 1)):
         stop = StopAt(n, after)
-        outcomes.append(
-            run_search(again, observer=stop.recorder(), should_stop=stop.should_stop)
-        )
+        outcomes.append(run_search(again, observer=stop.recorder(), should_stop=stop.should_stop))
     assert not outcomes[0].finished
     outcome = run_search(again)
     assert outcome.finished

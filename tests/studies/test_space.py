@@ -182,9 +182,8 @@ def test_the_built_in_space_fits_every_budget(
     base = {"tokenizer_encoding": "bytes" if n_vocab == 257 else "gpt2"}
     try:
         found = default_space(budget, n_vocab, convention)
-    except ConfigError as error:
-        assert "set a larger --budget" in str(error)
-        assert budget < 10**11.6
+    except ConfigError:
+        assert budget < 10**11.6  # too small for 50k token ids: refused with advice
         return
     first = first_proposal(found, budget, n_vocab, convention)
     assert set(first) == set(found.distributions())
@@ -202,7 +201,7 @@ def test_the_built_in_space_fits_every_budget(
 
 def test_the_first_proposal_fits_a_space_of_ones_own() -> None:
     own = space(n_embd={"values": [24, 40]}, n_head={"values": [2, 4]}, head_dim="absent",
-                weight_decay={"min": 0.2, "max": 0.5}, autocast={"values": ["off", "bf16"]})  # fmt: skip
+                weight_decay={"min": 0.2, "max": 0.5}, autocast=["off", "bf16"])  # fmt: skip
     first = first_proposal(own, 10**12, 257, "nanogpt")
     assert set(first) == set(own.distributions())
     assert first["n_embd"] == 40
