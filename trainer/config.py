@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from budgetsweep.config import StrictModel
+from budgetsweep.config import StrictModel, shape_error
 from budgetsweep.errors import ConfigError
 from model.config import ModelConfig
 from model.flops import Convention
@@ -139,7 +139,7 @@ class RunConfig(StrictModel):
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if self.seq_len > self.model.n_positions:
-            raise ValueError(
+            raise shape_error(
                 f"seq_len = {self.seq_len} is longer than n_positions = {self.model.n_positions}"
             )
         smallest = TOKENIZER_VOCABULARIES[self.tokenizer_encoding]
