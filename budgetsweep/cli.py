@@ -298,17 +298,18 @@ def status(as_json: bool, storage: str, study: str | None) -> None:
 @click.option("--budget", type=Flops(), help="Training FLOPs, for `num_training_steps: fill`.")
 @click.option("--data", "source", metavar="SOURCE", help="Text, instead of the file's `data`.")
 @click.option("--cache-dir", type=click.Path(file_okay=False, path_type=Path), help="Token cache.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Arithmetic threads [default: all].")
 @set_option
 def train(
     config: Path, budget: int | None, source: str | None, cache_dir: Path | None,
-    overrides: tuple[str, ...],
+    threads: int | None, overrides: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Train one configuration from a YAML file, or continue it."""
     from budgetsweep.commands import run_config, train_command
 
     run = run_config(config, budget, source, overrides)
     with Signals().caught() as signals:
-        finished = train_command(run, _console(), signals, cache_dir=cache_dir)
+        finished = train_command(run, _console(), signals, cache_dir=cache_dir, threads=threads)
     if not finished:
         sys.exit(130 if signals.should_stop() else 1)
 

@@ -297,16 +297,22 @@ def run_config(
 
 
 def train_command(
-    config: RunConfig, console: Console, signals: Stopper, *, cache_dir: Path | None
+    config: RunConfig,
+    console: Console,
+    signals: Stopper,
+    *,
+    cache_dir: Path | None,
+    threads: int | None,
 ) -> bool:
     """Train one configuration in this process; True when it is complete."""
     let_threads_sleep()
     from budgetsweep.constraint import Limits, Rejected, admit, charge_per_step
-    from trainer.device import detect_device
+    from trainer.device import configure_threads, detect_device
     from trainer.events import Point, Progress
     from trainer.loop import train_run
     from trainer.prepare import open_prepared, prepare
 
+    configure_threads(threads)
     config = fill(config)
     prepared = prepare(
         config.data, config.tokenizer_encoding,

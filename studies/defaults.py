@@ -31,17 +31,21 @@ def default_space(budget_flops: int, n_vocab: int, convention: Convention) -> Se
     Raises:
         ConfigError: the budget is too small for any sensible model.
     """
-    width, _ = _centre(budget_flops, n_vocab, convention)
+    width, tokens = _centre(budget_flops, n_vocab, convention)
     step = _width_step(width)
     low = max(step, width // 2 // step * step)
     high = max(2 * step, 2 * width)
     batch = _batch_index(budget_flops, n_vocab, convention)
+    # The largest batch of the longest sequences must leave the widest model some steps.
+    largest = max(2, tokens // (16 * max(SEQ_LENS)))
+    sizes = [size for size in BATCH_SIZES[max(0, batch - 2) : batch + 3] if size <= largest]
+    sizes = sizes if len(sizes) > 1 else list(BATCH_SIZES[:2])
     parameters: dict[str, Any] = {
         "n_embd": {"min": low, "max": high, "step": step},
         "n_layer": {"min": 1, "max": max(3, 2 * _depth(width))},
         "head_dim": {"values": [step // 2, step]},
         "seq_len": {"values": list(SEQ_LENS)},
-        "batch_size": {"values": list(BATCH_SIZES[max(0, batch - 2) : batch + 3])},
+        "batch_size": {"values": sizes},
         "grad_accumulation_steps": {"value": 1},
         "num_training_steps": {"value": "fill"},
         "max_lr": {"min": 1e-3, "max": 3e-2, "distribution": "log_uniform_values"},
@@ -122,7 +126,7 @@ def _centre(budget_flops: int, n_vocab: int, convention: Convention) -> tuple[in
     if smaller >= 16 and target - _params(smaller, n_vocab) < _params(width, n_vocab) - target:
         width = smaller
     tokens = budget_flops // flops_per_token(_shape(width, n_vocab), _SEQ_LEN, convention)
-    if tokens < 2_000:
+    if tokens < 10_000:
         raise ConfigError(
             f"a budget of {budget_flops:.3g} training FLOPs buys {tokens:,} tokens for the "
             f"smallest model of {n_vocab:,} token ids; set a larger --budget "

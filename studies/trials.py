@@ -147,8 +147,10 @@ class TrialSource:
             self._reject(proposal, answer)
             return None
         limit = self._settings.total_flops
-        committed = 0 if limit is None else self._store.committed_flops(
-            self._study.id, self.limits.convention
+        committed = (
+            0
+            if limit is None
+            else self._store.committed_flops(self._study.id, self.limits.convention)
         )
         if limit is not None and committed + answer.charge_flops > limit:
             self._ended = (
