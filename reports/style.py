@@ -181,22 +181,26 @@ def _balanced(title: str, room: float) -> str:
 
 def _broken(words: list[str], room: float) -> list[str]:
     """Words in lines of at most `room`."""
-    lines: list[str] = []
+    lines: list[list[str]] = []
+    space = _bold_width("n n") - _bold_width("nn")
+    used = 0.0
     for word in words:
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _bold_width(longer) <= room:
-            lines[-1] = longer
+        longer = used + space + _bold_width(word)
+        if lines and longer <= room:
+            lines[-1].append(word)
+            used = longer
         else:
-            lines.append(word)
-    return lines
+            lines.append([word])
+            used = _bold_width(word)
+    return [" ".join(line) for line in lines]
 
 
 @lru_cache(maxsize=4096)
-def _bold_width(line: str) -> float:
-    """Width of a line in the titles' font, in units of the font size."""
+def _bold_width(text: str) -> float:
+    """Width of a text in the titles' font, in units of the font size."""
     font = get_font(findfont(FontProperties(family="DejaVu Sans", weight="bold")))
     font.set_size(100.0, 72)
-    font.set_text(line, 0.0, flags=LoadFlags.NO_HINTING)
+    font.set_text(text, 0.0, flags=LoadFlags.NO_HINTING)
     width, _ = font.get_width_height()
     return width / 64 / 100
 
