@@ -18,6 +18,7 @@ from pathlib import Path
 
 from budgetsweep.errors import StudyError
 from studies.worker import Measure, Measured, Ready, RunEvent, StartRun, Verdict, worker_main
+from trainer.cache import default_cache_dir
 from trainer.config import RunConfig
 from trainer.events import Command, DeviceInfo, RunResult
 from trainer.threads import let_threads_sleep
@@ -65,7 +66,7 @@ class _Worker:
         context = _context()
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(  # type: ignore[attr-defined]
-            target=worker_main, args=(theirs, device, threads, cache_dir), daemon=True
+            target=worker_main, args=(theirs, device, threads, cache_dir, Path.cwd()), daemon=True
         )
         self.run_id: int | None = None
         self.device: DeviceInfo | None = None
@@ -123,7 +124,8 @@ class WorkerPool:
     ) -> None:
         self._n_workers = n_workers
         self._threads = threads or max(1, usable_cores() // n_workers)
-        self._cache_dir = cache_dir
+        # Settled here: workers have the environment of the fork server's first day.
+        self._cache_dir = (cache_dir or default_cache_dir()).absolute()
         self._device = device
         self._workers: list[_Worker] = []
         # The first worker finds the device while the dispatcher prepares; the others follow it.

@@ -29,7 +29,7 @@ def export_study(storage: str | Path, name: str | None) -> dict[str, dict[str, A
             "convention": study.convention,
             "method": study.sampler,
             "seed": study.seed,
-            **study.space,
+            "parameters": study.space["parameters"],
         }
     }
     if best is not None:

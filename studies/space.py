@@ -279,7 +279,8 @@ class SearchSpace(StrictModel):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that reads back to an equal space."""
-        data = self.model_dump(mode="json", exclude_unset=True)
+        dumped = self.model_dump(mode="json", exclude_unset=True)
+        data = {key: value for key, value in dumped.items() if value is not None}
         data["parameters"] = {
             name: {
                 key: list(value) if isinstance(value, tuple) else value

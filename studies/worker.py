@@ -8,6 +8,7 @@ successor out until then.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -84,7 +85,9 @@ class _DispatcherGone(Exception):
     """The pipe broke: nobody is there to report to."""
 
 
-def worker_main(connection: Connection, device: str, threads: int, cache_dir: Path | None) -> None:
+def worker_main(
+    connection: Connection, device: str, threads: int, cache_dir: Path | None, folder: Path
+) -> None:
     """Entry point of a worker process; returns when told to stop (None) or left alone.
 
     Args:
@@ -92,7 +95,9 @@ def worker_main(connection: Connection, device: str, threads: int, cache_dir: Pa
         device: `cpu`, `cuda:1`, … or `auto`.
         threads: arithmetic threads of this worker.
         cache_dir: where prepared tokens lie; None: the default.
+        folder: the dispatcher's working directory, for relative paths.
     """
+    os.chdir(folder)
     for name in (signal.SIGINT, signal.SIGTERM):  # they reach us through the dispatcher
         signal.signal(name, signal.SIG_IGN)
     from trainer.device import configure_threads, detect_device
