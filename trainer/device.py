@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import platform
+import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from statistics import median
 from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from budgetsweep.errors import ConfigError
@@ -24,6 +26,7 @@ from trainer.host import (
     peak_rss_bytes,
     release_freed_memory,
     reset_peak_rss,
+    resident_bytes,
 )
 from trainer.optim import build_optimizer
 
@@ -137,6 +140,17 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+@contextmanager
+def flushing_denormals() -> Iterator[None]:
+    """Count denormal numbers as zero within; the setting of before comes back."""
+    before = sys.float_info.min / 2 == 0.0  # the processor's flag can be seen, not asked for
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """State of the random generators that a run on this device uses."""
     state = {"cpu": torch.get_rng_state()}
@@ -165,11 +179,17 @@ def start_peak_memory(device: torch.device) -> None:
         reset_peak_rss()
 
 
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """Peak since `start_peak_memory`: of the allocator on CUDA, of this process elsewhere."""
+def peak_memory_bytes(device: torch.device, mapped: Iterable[NDArray[Any]] = ()) -> int | None:
+    """Peak since `start_peak_memory`: of the allocator on CUDA, of this process elsewhere.
+
+    Args:
+        device: the run's device.
+        mapped: memory-mapped arrays; pages of theirs, which the system can drop, do not count.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return peak_rss_bytes()
+    peak = peak_rss_bytes()
+    return None if peak is None else peak - sum(map(resident_bytes, mapped))
 
 
 def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
@@ -187,9 +207,9 @@ def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
         Training tokens a second.
     """
     device = torch_device(config.device)
-    configure_threads()
+    keep_freed_memory()
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with flushing_denormals(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(config.seed)
         return _measure(config, device, seconds)
 
@@ -210,7 +230,7 @@ def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:
         with autocast:
             hidden = model.hidden(ids[:, :-1]).flatten(0, 1)
             loss = linear_cross_entropy(hidden, model.head_weight, ids[:, 1:].flatten())
-        loss.backward()
+        torch.autograd.backward(loss)
 
     # Warm up with growing batches, until one is the run's own or takes a fifth of the time.
     n_sequences = 1

@@ -12,7 +12,7 @@ import torch
 from budgetsweep.errors import NonFiniteLoss
 from trainer.artefacts import read_result
 from trainer.config import RunConfig
-from trainer.device import random_state, set_random_state, torch_device
+from trainer.device import flushing_denormals, random_state, set_random_state, torch_device
 from trainer.events import Checkpointed, Command, Point, Progress, RunResult
 from trainer.state import RunState
 from trainer.tokens import TokenData
@@ -52,7 +52,7 @@ def train_run(config: RunConfig, data: TokenData, run_dir: Path) -> Run:
     if finished is not None:
         return finished
     device = torch_device(config.device)
-    return (yield from _with_own_random_state(_train(config, data, run_dir, device), device))
+    return (yield from _isolated(_train(config, data, run_dir, device), device))
 
 
 def _train(config: RunConfig, data: TokenData, run_dir: Path, device: torch.device) -> Run:
@@ -86,8 +86,11 @@ def _train(config: RunConfig, data: TokenData, run_dir: Path, device: torch.devi
             run.forget()
 
 
-def _with_own_random_state(run: Run, device: torch.device) -> Run:
-    """Give `run` a random state of its own: the caller's is back whenever an event is handled."""
+def _isolated(run: Run, device: torch.device) -> Run:
+    """Give `run` a random state and treatment of denormals of its own.
+
+    Those of the caller are back whenever an event is handled.
+    """
     ours = random_state(device)
     command: Command | None = None
     with closing(run):
@@ -95,7 +98,8 @@ def _with_own_random_state(run: Run, device: torch.device) -> Run:
             theirs = random_state(device)
             set_random_state(device, ours)
             try:
-                event = run.send(command)
+                with flushing_denormals():
+                    event = run.send(command)
             except StopIteration as stop:
                 return stop.value
             finally:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,6 @@ from trainer.compilation import forget_compiled, training_forward, wants_compile
 from trainer.config import RunConfig
 from trainer.device import (
     autocast_context,
-    configure_threads,
     device_name,
     peak_memory_bytes,
     random_state,
@@ -41,6 +41,8 @@ from trainer.device import (
     uses_bf16,
 )
 from trainer.events import Checkpointed, Command, Point, Progress, RunResult, Status
+from trainer.host import keep_freed_memory
+from trainer.memory import EVAL_TOKENS
 from trainer.meter import FlopMeter
 from trainer.optim import build_optimizer
 from trainer.sampler import WindowSampler
@@ -49,8 +51,6 @@ from trainer.tokens import TokenData
 from trainer.validation import Validation, validate
 
 PROGRESS_SECONDS = 1.0
-EVAL_TOKENS = 8192
-"""Least tokens of a validation batch: with those of a small training batch it would be slow."""
 
 logger = logging.getLogger("budgetsweep")
 
@@ -93,7 +93,7 @@ class RunState:
     def start(self) -> None:
         """Make model and optimiser, from the latest checkpoint if there is one."""
         config, device = self.config, self.device
-        configure_threads()
+        keep_freed_memory()
         start_peak_memory(device)
         torch.manual_seed(config.seed)
         self.sampler = WindowSampler(
@@ -148,7 +148,7 @@ class RunState:
                 losses.append(loss.detach())
                 if micro == micro_batches - 1:
                     arriving = Arriving(torch.stack(losses))  # travels during the backward pass
-                (loss / micro_batches).backward()
+                torch.autograd.backward(loss / micro_batches)
             step_loss = arriving.mean()
             if not math.isfinite(step_loss):
                 raise NonFiniteLoss(self.step + 1, step_loss)
@@ -259,6 +259,8 @@ class RunState:
     def result(self, status: Status, reason: str | None = None) -> RunResult:
         """What is known now, as a result."""
         validation = self.validation
+        parts = (*self.data.train.parts, *self.data.val.parts)
+        mapped = [part for part in parts if isinstance(part, np.memmap)]
         losses = [p.train_loss_nats for p in self.points if p.train_loss_nats is not None]
         return RunResult(
             status=status,
@@ -274,7 +276,7 @@ class RunState:
             train_loss_nats=losses[-1] if losses else None,
             train_seconds=self.train_seconds,
             eval_seconds=self.eval_seconds,
-            peak_memory_bytes=peak_memory_bytes(self.device),
+            peak_memory_bytes=peak_memory_bytes(self.device, mapped),
             device_name=device_name(self.device),
             precision="bf16" if uses_bf16(self.config, self.device) else "fp32",
             compiled=self.compiled,

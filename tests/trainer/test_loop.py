@@ -362,6 +362,7 @@ def test_the_random_state_of_the_caller_is_left_alone(
         for run in runs:
             next(run)
             drawn.append(torch.rand(1))
+            assert sys.float_info.min / 2 > 0.0  # nor the treatment of denormals
     for run in runs:
         drawn.extend(torch.rand(1) for _ in run)
     assert torch.equal(torch.cat(drawn), expected[: len(drawn)])
