@@ -86,8 +86,17 @@ def throughput(tokenizer: str, seconds: float) -> list[dict[str, Any]]:
         except RuntimeError as error:  # out of memory on a small device
             rows.append({"n_embd": width, "n_layer": layers, "error": str(error)[:200]})
             continue
-        rows.append({"n_embd": width, "n_layer": layers, "batch_size": 64, "seq_len": 256,
-                     "tokens_per_second": speeds[2], "least": speeds[0], "most": speeds[-1]})  # fmt: skip
+        rows.append(
+            {
+                "n_embd": width,
+                "n_layer": layers,
+                "batch_size": 64,
+                "seq_len": 256,
+                "tokens_per_second": speeds[2],
+                "least": speeds[0],
+                "most": speeds[-1],
+            }
+        )
         print(rows[-1], flush=True)
     return rows
 
