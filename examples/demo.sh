@@ -6,8 +6,8 @@ folder="${1:-demo}"
 mkdir -p "$folder"
 storage="$folder/budgetsweep.db"
 
-echo "== 1. search: 8 trials of at most 2e11 training FLOPs each"
-budgetsweep search --data demo --budget 2e11 --trials 8 --device cpu --storage "$storage" --yes
+echo "== 1. search: 8 trials of at most 1e11 training FLOPs each"
+budgetsweep search --data demo --budget 1e11 --trials 8 --workers 2 --device cpu --storage "$storage" --yes
 echo
 echo "== 2. promote: the best shape with 10 times the FLOPs"
 budgetsweep promote --scale 10 --device cpu --storage "$storage" --yes
