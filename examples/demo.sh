@@ -7,7 +7,9 @@ mkdir -p "$folder"
 storage="$folder/budgetsweep.db"
 
 echo "== 1. search: 8 trials of at most 1e11 training FLOPs each"
-budgetsweep search --data demo --budget 1e11 --trials 8 --workers 2 --device cpu --storage "$storage" --yes
+# Large batches, because tiny ones leave a CPU waiting between steps.
+budgetsweep search --data demo --budget 1e11 --trials 8 --workers 2 --device cpu --storage "$storage" \
+  --set batch_size=16 --set seq_len=128 --yes
 echo
 echo "== 2. promote: the best shape with 10 times the FLOPs"
 budgetsweep promote --scale 10 --device cpu --storage "$storage" --yes
