@@ -27,8 +27,8 @@ fast-test: $(VENV)/.installed  ## Run the tests that take less than about ten se
 	$(BIN)/python -m pytest -m 'not slow'
 
 lint: $(VENV)/.installed  ## ruff
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --no-cache .
+	$(BIN)/ruff format --no-cache --check .
 
 types: $(VENV)/.installed  ## mypy, strict
 	$(BIN)/mypy

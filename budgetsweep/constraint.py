@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from trainer.memory import estimate_memory_bytes
-
 from budgetsweep.config import parse
 from budgetsweep.errors import ConfigError
 from model.flops import CONVENTIONS, Convention, count_params, flops_per_token
 from trainer.config import RunConfig
 from trainer.events import DeviceInfo
+from trainer.memory import estimate_memory_bytes
 
 MIN_VALIDATION_WINDOWS = 8
 """Windows of seq_len tokens that a validation pass must have: fewer give no standard error worth
