@@ -38,6 +38,9 @@ class RunSource(Protocol):
     def next_run(self) -> Run | None:
         """A queued or interrupted run to start now; None: there is none (any more)."""
 
+    def meanwhile(self) -> None:
+        """All workers have work: time for what need not delay the next run."""
+
     def validated(self, run: Run, fraction: float, point: Point) -> bool:
         """A validation loss at a fraction of the run's budget; True: prune it."""
 
@@ -103,6 +106,7 @@ class Dispatcher:
                 if run is None:
                     break
                 self._start(run)
+            self._source.meanwhile()
             if not self._pool.running():
                 return not stopping and not self._should_stop()
             if self._should_kill():

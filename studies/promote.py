@@ -365,6 +365,9 @@ class _OneRun:
         run, self._run = self._run, None
         return run
 
+    def meanwhile(self) -> None:
+        """Nothing is kept beside the run's own row."""
+
     def validated(self, run: Run, fraction: float, point: Point) -> bool:
         """A promotion is never pruned."""
         del run, fraction, point

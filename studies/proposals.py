@@ -1,9 +1,10 @@
 """Proposals: what to try next, as a pure function of (seed, number, results so far).
 
-Two Optuna studies hold the same trials. The stored one, in the study's database, is the record
-that Optuna's own tools read. The other lives in memory and feeds the sampler. A proposal reaches
-the record whole, in one transaction, so a kill leaves no half-suggested trial behind, and asking
-costs no database round trip a parameter.
+Two Optuna studies hold the same trials. One lives in memory and feeds the sampler, so asking costs
+no database round trip a parameter. The other, in the study's database, is the record that Optuna's
+own tools read. It is written by `record`, while workers train: a trial whole, in one transaction,
+in the order of events. After a kill it may lag behind our own tables, never lead them by more than
+an undecided proposal, and `restore` mends that.
 
 Optuna does not store a sampler's random state, so a resumed study would propose something else
 than an uninterrupted one. Here the sampler is made anew from (seed, number) for every proposal.
@@ -11,25 +12,25 @@ than an uninterrupted one. Here the sampler is made anew from (seed, number) for
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import math
 import warnings
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from budgetsweep.errors import ConfigError
+from budgetsweep.errors import ConfigError, StudyError
+from studies.sampling import SamplerName, TrialWindow, make_sampler, report
 from studies.space import SearchSpace, Value
-from studies.storage import open_patiently, tune_sqlite
-
-SamplerName = Literal["tpe", "gp", "random", "qmc", "grid"]
-SAMPLERS: tuple[SamplerName, ...] = ("tpe", "gp", "random", "qmc", "grid")
+from studies.storage import clear_errors, describe, open_patiently, tune_sqlite
 
 RANDOM_AFTER_REJECTIONS = 25
 """After so many refused proposals in a row the sampler is stuck; the next ones are random."""
@@ -80,6 +81,7 @@ class Proposals:
         self._seed = seed
         self._first = first
         self._distributions = space.distributions()
+        self._where = describe(url)
         self._grid = _grid_order(space, seed) if sampler == "grid" else None
         # Two processes that make Optuna's tables at once fail by turns; patience sorts them out.
         storage = open_patiently(lambda: RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
@@ -94,33 +96,64 @@ class Proposals:
         )
         trials = self._record.get_trials(deepcopy=False)
         self._memory.add_trials(trials)
-        self._count = len(trials)
+        self._window = TrialWindow(self._distributions)
+        self._unrecorded: deque[Callable[[], object]] = deque()
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Write what is not on record yet, and let go of the database."""
+        with contextlib.suppress(StudyError):  # said already; the next start restores it
+            self.record()
         self._engine.dispose()
 
+    def __len__(self) -> int:
+        """Proposals made so far."""
+        return len(self._memory.get_trials(deepcopy=False))
+
     def propose(self, *, rejected_in_a_row: int = 0) -> Proposal:
-        """The next proposal, on record as running.
+        """The next proposal, running.
 
         Raises:
             SpaceExhausted: the grid has no more points.
         """
-        number = self._count
+        number = len(self)
         drawn = self._drawn(number, rejected_in_a_row)
         settings = self._space.decode(drawn)
+        self._add(number, drawn, settings)
+        return Proposal(number, settings)
+
+    def restore(self, number: int, settings: Mapping[str, Value]) -> None:
+        """Bring back, running, a proposal that our own tables know and the record may not.
+
+        Proposals are restored in the order of their numbers.
+        """
+        if number == len(self):
+            self._add(number, self._space.encode(settings), settings)
+
+    def _add(self, number: int, drawn: dict[str, Any], settings: Mapping[str, Value]) -> None:
         trial = create_trial(
             state=TrialState.RUNNING,
             params=drawn,
             distributions=self._distributions,
-            user_attrs={"settings": settings},
+            user_attrs={"settings": dict(settings)},
         )
         trial.datetime_start = dt.datetime.now(dt.UTC).replace(tzinfo=None)
-        if len(self._memory.get_trials(deepcopy=False)) == number:
-            self._memory.add_trial(trial)
-        self._record.add_trial(trial)
-        self._count += 1
-        return Proposal(number, settings)
+        self._memory.add_trial(trial)
+        self._window.add(number, trial)
+        self._unrecorded.append(lambda: self._record.add_trial(trial))
+
+    def record(self) -> None:
+        """Write to the record what happened since the last call.
+
+        Raises:
+            StudyError: the database cannot be written (locked, full disk).
+        """
+        while self._unrecorded:
+            with clear_errors(self._where):
+                try:
+                    self._unrecorded[0]()
+                except StorageInternalError as error:  # Optuna's wrapping of SQLAlchemy's
+                    raise (error.__cause__ or error) from error
+            self._unrecorded.popleft()
 
     def _drawn(self, number: int, rejected_in_a_row: int) -> dict[str, Any]:
         if number == 0 and self._first is not None:
@@ -130,10 +163,8 @@ class Proposals:
         stuck = rejected_in_a_row >= RANDOM_AFTER_REJECTIONS
         if self._sampler == "qmc" and not stuck:
             return self._qmc_point(number)
-        self._memory.sampler = _make_sampler(
-            "random" if stuck else self._sampler, _mix(self._seed, number)
-        )
-        return self._memory.ask(self._distributions).params
+        sampler = make_sampler("random" if stuck else self._sampler, _mix(self._seed, number))
+        return self._window.ask(number, sampler, self._memory.get_trials(deepcopy=False))
 
     def _grid_point(self, number: int) -> dict[str, Any]:
         assert self._grid is not None
@@ -170,10 +201,10 @@ class Proposals:
         of their budget, never at equal steps.
         """
         key = round(1000 * fraction)
-        for study in (self._record, self._memory):
-            storage = study._storage
-            trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
-            storage.set_trial_intermediate_value(trial_id, key, val_loss_nats)
+
+        report(self._memory, number, key, val_loss_nats)
+        self._window.report(number, key, val_loss_nats)
+        self._unrecorded.append(lambda: report(self._record, number, key, val_loss_nats))
         frozen = self._memory.get_trials(deepcopy=False)[number]
         return bool(self._memory.pruner.prune(self._memory, frozen))
 
@@ -192,8 +223,9 @@ class Proposals:
     def _tell(self, number: int, state: TrialState, value: float | None) -> None:
         if self._memory.get_trials(deepcopy=False)[number].state != TrialState.RUNNING:
             return
-        for study in (self._record, self._memory):
-            study.tell(number, value, state=state)
+        self._memory.tell(number, value, state=state)
+        self._window.tell(number, value, state)
+        self._unrecorded.append(lambda: self._record.tell(number, value, state=state))
 
     def open_proposals(self) -> list[Proposal]:
         """Proposals whose end is not on record, in order (after a kill)."""
@@ -211,16 +243,6 @@ def _settings(trial: FrozenTrial) -> dict[str, Value]:
 def _mix(seed: int, number: int) -> int:
     """A 32-bit seed from (seed, number), without collisions between neighbours."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-
-
-def _make_sampler(name: SamplerName, seed: int) -> BaseSampler:
-    if name == "random":
-        return RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if name == "gp":
-            return optuna.samplers.GPSampler(seed=seed)
-        return TPESampler(seed=seed)
 
 
 def _grid_order(space: SearchSpace, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -12,7 +12,7 @@ from budgetsweep.config import apply_overrides
 from budgetsweep.errors import ConfigError
 from model.flops import CONVENTIONS, Convention
 from studies.defaults import default_space
-from studies.proposals import SamplerName
+from studies.sampling import SamplerName
 from studies.space import SearchSpace, space_from_dict
 from studies.storage import storage_url
 from trainer.config import TOKENIZER_VOCABULARIES, DataConfig

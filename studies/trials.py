@@ -14,7 +14,7 @@ from studies.proposals import Proposal, Proposals, SpaceExhausted
 from studies.settings import SearchSettings
 from studies.space import SearchSpace
 from studies.store import Store, config_hash
-from studies.tables import FINISHED_STATUSES, Run, Study
+from studies.tables import FINISHED_STATUSES, Rejection, Run, Study
 from trainer.events import DeviceInfo, Point, RunResult
 
 if TYPE_CHECKING:
@@ -27,7 +27,12 @@ MAX_REJECTED_IN_A_ROW = 2_000
 def reconcile(store: Store, study: Study, proposals: Proposals) -> None:
     """Tell Optuna what a killed dispatcher had stored but not told."""
     runs = {run.number: run for run in store.runs(study.id, kind="trial")}
-    rejected = {rejection.number for rejection in store.rejections(study.id)}
+    rejections = store.rejections(study.id)
+    rejected = {rejection.number for rejection in rejections}
+    rows: list[Run | Rejection] = [*runs.values(), *rejections]
+    decided = {row.number: row.params for row in rows}
+    for number in sorted(decided):
+        proposals.restore(number, decided[number])
     for proposal in proposals.open_proposals():
         run = runs.get(proposal.number)
         if proposal.number in rejected:
@@ -200,6 +205,10 @@ class TrialSource:
                 f"{MAX_REJECTED_IN_A_ROW:,} proposals in a row were refused, the last one: "
                 f"{answer.detail}; widen the space or raise the budget"
             )
+
+    def meanwhile(self) -> None:
+        """Bring Optuna's record up to date while the workers train."""
+        self._proposals.record()
 
     def validated(self, run: Run, fraction: float, point: Point) -> bool:
         """Ask the pruner."""

@@ -10,7 +10,9 @@ import pytest
 from optuna.trial import TrialState
 
 from budgetsweep.errors import ConfigError
-from studies.proposals import SAMPLERS, Proposals, SamplerName, SpaceExhausted
+from studies import sampling
+from studies.proposals import Proposals, SpaceExhausted
+from studies.sampling import SAMPLERS, SamplerName
 from studies.space import SearchSpace, space_from_dict
 
 PARAMETERS: dict[str, Any] = {
@@ -71,10 +73,75 @@ def test_a_search_closed_and_opened_at_any_point_proposes_the_same(
     other.close()
 
 
-def test_a_proposal_is_on_record_whole_before_anybody_hears_of_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_a_long_search_resumed_anywhere_proposes_the_same(
+    tmp_path: Path, sampler: SamplerName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WINDOW_TRIALS": 14, "WINDOW_BEST": 4, "WINDOW_STEP": 5}.items():
+        monkeypatch.setattr(sampling, name, value)
+    straight = open_proposals(tmp_path / "straight.db", sampler)
+    expected = run(straight, 34)
+    seen = {trial.number for trial in straight._window._study.get_trials()}  # type: ignore[union-attr]
+    straight.close()
+    assert len(seen) == 14 + 4  # chosen at 30, proposals 30 to 33
+    resumed: list[dict[str, Any]] = []
+    for chunk in (13, 2, 3, 9, 7):
+        part = open_proposals(tmp_path / "resumed.db", sampler)
+        resumed += run(part, chunk)
+        part.close()
+    assert resumed == expected
+
+
+def test_the_window_keeps_the_best_and_the_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WINDOW_TRIALS": 14, "WINDOW_BEST": 4, "WINDOW_STEP": 5}.items():
+        monkeypatch.setattr(sampling, name, value)
+    proposals = open_proposals(tmp_path / "s.db")
+    for number in range(41):
+        proposal = proposals.propose()
+        if number in (7, 39):
+            proposals.fail(number)
+        elif number != 20:  # still running
+            proposals.complete(number, float((number - 12) ** 2))
+        assert proposal.number == number
+    assert set(proposals._window._places) == {11, 12, 13, 10} | {20} | set(range(30, 41)) - {39}
+    proposals.complete(20, 0.0)
+    proposals.close()
+
+
+def test_a_record_that_a_kill_left_behind_is_caught_up(tmp_path: Path) -> None:
+    straight = open_proposals(tmp_path / "straight.db")
+    expected = run(straight, 15)
+    straight.close()
+    killed = open_proposals(tmp_path / "killed.db")
+    run(killed, 11)
+    killed.record()
+    known = {}  # what our own tables hold
+    for number in (11, 12):
+        known[number] = killed.propose().settings
+        killed.complete(number, loss_of(known[number]))
+    killed._engine.dispose()  # nothing more is written
+    again = open_proposals(tmp_path / "killed.db")
+    assert len(again) == 11
+    for number, settings in known.items():
+        again.restore(number, settings)
+        again.restore(number, settings)  # known by now
+        again.complete(number, loss_of(settings))
+    assert [expected[11], expected[12]] == list(known.values())
+    assert [again.propose().settings for _ in range(1)] == [expected[13]]
+    again.close()
+    stored = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'killed.db'}").trials
+    assert [trial.number for trial in stored] == list(range(14))
+    assert stored[12].value == loss_of(known[12])
+
+
+def test_a_proposal_is_on_record_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     proposals = open_proposals(path)
     proposal = proposals.propose()
+    assert optuna.load_study(study_name="s", storage=f"sqlite:///{path}").trials == []
+    proposals.record()
     stored = optuna.load_study(study_name="s", storage=f"sqlite:///{path}").trials
     assert [trial.state for trial in stored] == [TrialState.RUNNING]
     assert stored[0].user_attrs["settings"] == proposal.settings
