@@ -70,7 +70,7 @@ def measure(n_trials: int, sampler: str) -> dict[str, Any]:
         settings = SearchSettings(
             storage=folder / "study.db",
             study="orchestration",
-            budget_flops=50_000_000,
+            budget_flops=20_000_000,
             space=space_from_dict(SPACE, "space"),
             sampler=sampler,  # type: ignore[arg-type]
             trials=n_trials,
