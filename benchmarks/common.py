@@ -10,29 +10,32 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from trainer.host import cpu_name
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def machine() -> str:
     """Processor, cores and Python."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = models[0].partition(":")[2].strip() if models else name
-    return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    return f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 def commit() -> str:
-    """The commit measured; `-dirty` where files differ from it."""
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """The commit measured; `-dirty` where files other than results differ from it."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks/results")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
 def about(command: str) -> dict[str, Any]:
     """Facts that stand at the head of each result."""
-    names = ("torch", "optuna", "sqlalchemy", "numpy")
+    names = ("torch", "optuna", "sqlalchemy", "numpy", "tiktoken")
     return {
         "command": command,
         "machine": machine(),

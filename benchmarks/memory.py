@@ -1,9 +1,10 @@
 """Peak memory of a run against its estimate, over shapes from small to large.
 
-    python benchmarks/memory.py [--out benchmarks/results]
+    python -m benchmarks.memory [--out FOLDER]
 
 Each shape is trained for three steps, with evaluation and the writing of its weights, in a process
-of its own; the peak is that of `RunResult.peak_memory_bytes` (resident memory of the whole process,
+of its own ("fresh"), and then all of them in turn in one process, as a worker of a search does
+("warm"); the peak is that of `RunResult.peak_memory_bytes` (resident memory of the whole process,
 interpreter and PyTorch included). Must be within 15 % of `trainer.memory.estimate_memory_bytes`.
 """
 
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
+import random
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from benchmarks.common import ROOT, about, write_results
 
 LIMIT = 0.15
 # (V, D, H, L, B, S, accumulation, dropout, autocast)
@@ -112,56 +114,51 @@ def measure(shape: dict[str, Any]) -> dict[str, Any]:
 def main() -> int:
     """Measure all shapes, print and write the table; 1 if one is off by more than the limit."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--one", help="measure one shape (JSON) and print it")
-    parser.add_argument("--out", type=Path, help="folder for memory_cpu.json and memory_cpu.md")
+    parser.add_argument("--one", help="measure these shapes (JSON) in this process and print them")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measure(json.loads(arguments.one))))
+        for shape in json.loads(arguments.one):
+            print(json.dumps(measure(shape)), flush=True)
         return 0
+    shapes = [dict(zip(NAMES, values, strict=True)) for values in SHAPES]
+    random.Random(0).shuffle(mixed := list(shapes))
     rows = []
-    root = Path(__file__).parents[1]
     print(HEADER, flush=True)
-    for values in SHAPES:
-        shape = dict(zip(NAMES, values, strict=True))
-        process = subprocess.run(
-            [sys.executable, __file__, "--one", json.dumps(shape)],
+    for process, together in [*(("fresh", [shape]) for shape in shapes), ("warm", mixed)]:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.memory", "--one", json.dumps(together)],
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
             check=True,
-            env={**os.environ, "PYTHONPATH": str(root)},
         )
-        rows.append(json.loads(process.stdout))
-        print(table_row(rows[-1]), flush=True)
+        for line in done.stdout.splitlines():
+            rows.append({"process": process, **json.loads(line)})
+            print(table_row(rows[-1]), flush=True)
     worst = max(abs(ratio(row) - 1) for row in rows)
-    import torch
-
-    summary = {
-        "machine": rows[0]["device"],
-        "cores": os.cpu_count(),
+    result = {
+        **about("python -m benchmarks.memory"),
         "threads": rows[0]["threads"],
-        "system": platform.platform(),
-        "torch": torch.__version__,
         "n": len(rows),
         "worst_error": worst,
         "rows": rows,
     }
-    verdict = f"worst error {worst:.1%} of {LIMIT:.0%} allowed, n = {len(rows)} shapes"
+    verdict = f"worst error {worst:.1%} of {LIMIT:.0%} allowed, n = {len(rows)}"
     print(f"\n{verdict}")
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "memory_cpu.json").write_text(json.dumps(summary, indent=1) + "\n")
-        (arguments.out / "memory_cpu.md").write_text(
-            f"# Peak memory of a run, estimated and measured\n\n{verdict}. {summary['machine']}, "
-            f"{summary['cores']} cores, torch {summary['torch']}. `python benchmarks/memory.py`\n\n"
-            + "\n".join([HEADER, *map(table_row, rows)])
-            + "\n"
-        )
+    report = (
+        f"# Peak memory of a run, estimated and measured\n\n{verdict}. {result['machine']}, commit "
+        f"{result['commit']}, torch {result['versions']['torch']}. `{result['command']}`\n\n"
+        + "\n".join([HEADER, *map(table_row, rows)])
+        + "\n"
+    )
+    write_results(arguments.out, "memory_cpu", result, report)
     return int(worst > LIMIT)
 
 
 HEADER = (
-    "| V | D | H | L | B | S | accum | dropout | precision | estimate MB | measured MB | ratio |\n"
-    + "|" + "---|" * 12
+    "| process | V | D | H | L | B | S | accum | dropout | precision | estimate MB | measured MB | ratio |\n"
+    + "|" + "---|" * 13
 )  # fmt: skip
 
 
@@ -172,7 +169,7 @@ def ratio(row: dict[str, Any]) -> float:
 
 def table_row(row: dict[str, Any]) -> str:
     """One line of the table."""
-    cells = [row[name] for name in NAMES[:-1]]
+    cells = [row["process"], *(row[name] for name in NAMES[:-1])]
     cells += ["bf16" if row["bf16"] else "fp32"]
     cells += [round(row[f"{what}_bytes"] / 1e6) for what in ("estimate", "measured")]
     return "| " + " | ".join(map(str, [*cells, f"{ratio(row):.3f}"])) + " |"

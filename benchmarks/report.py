@@ -1,6 +1,6 @@
 """Time and memory of a report of 1,000 trials with 50 points each.
 
-    python benchmarks/report.py [--trials 1000] [--points 50] [--repeats 5] [--out FOLDER]
+    python -m benchmarks.report [--trials 1000] [--points 50] [--repeats 5] [--out FOLDER]
 
 The study is synthetic (`tests/reports/synthetic.py`), the report real: each repeat is a fresh
 process from the start of the interpreter to the last file. Peak memory is that process's resident
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,8 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.common import ROOT, about, write_results
 
 LIMIT_SECONDS = 15.0
 LIMIT_BYTES = 1 << 30
@@ -40,23 +38,6 @@ print(json.dumps({
     "html_bytes": files.html.stat().st_size,
 }))
 """
-
-
-def machine() -> str:
-    """Processor, cores and versions."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = models[0].partition(":")[2].strip() if models else name
-    return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}"
-
-
-def commit() -> str:
-    """The commit measured."""
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 def measure(database: Path, out_dir: Path) -> dict[str, float]:
@@ -124,22 +105,17 @@ def main() -> int:
         ]
     ok = all(r["seconds"] < LIMIT_SECONDS and r["peak_memory_bytes"] < LIMIT_BYTES for r in repeats)
     result = {
+        **about(" ".join(["python -m benchmarks.report", *sys.argv[1:]])),
         "trials": arguments.trials,
         "points": arguments.points,
-        "command": "python benchmarks/report.py " + " ".join(sys.argv[1:]),
-        "machine": machine(),
-        "commit": commit(),
         "load": f"{os.getloadavg()[0]:.1f}",
         "limit_seconds": LIMIT_SECONDS,
         "limit_bytes": LIMIT_BYTES,
         "repeats": repeats,
         "ok": ok,
     }
-    result["command"] = result["command"].strip()
     text = to_markdown(result)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "report.json").write_text(json.dumps(result, indent=2) + "\n")
-    (arguments.out / "report.md").write_text(text)
+    write_results(arguments.out, "report", result, text)
     print(text)
     return 0 if ok else 1
 

@@ -1,4 +1,4 @@
-"""Tokenising against raw tiktoken, per core: `python benchmarks/tokenizing.py --source PATH`.
+"""Tokenising against raw tiktoken, per core: `python -m benchmarks.tokenizing --source PATH`.
 
 Side by side, in turns, on the same documents, in CPU seconds (which other work on the machine
 disturbs less than the clock):
@@ -17,12 +17,8 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
-import platform
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -30,44 +26,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import tiktoken
 
-import tiktoken  # noqa: E402
-
-from trainer.blocks import (  # noqa: E402
+from benchmarks.common import ROOT, about, write_results
+from trainer.blocks import (
     Block,
     SplitRule,
     choose_val_below,
     cut_blocks,
     encode_block,
 )
-from trainer.config import DataConfig  # noqa: E402
-from trainer.corpus import Corpus, iter_documents, open_corpus  # noqa: E402
-from trainer.prepare import prepare  # noqa: E402
-from trainer.tokenizers import load_tokenizer  # noqa: E402
-from trainer.tokens import write_shard  # noqa: E402
+from trainer.config import DataConfig
+from trainer.corpus import Corpus, iter_documents, open_corpus
+from trainer.prepare import prepare
+from trainer.tokenizers import load_tokenizer
+from trainer.tokens import write_shard
 
 TARGET = 0.9
 RAW = ("encode_ordinary_batch", "encode_to_numpy")
-
-
-def machine() -> str:
-    """Processor, cores and versions."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = models[0].partition(":")[2].strip() if models else name
-    python = f"Python {platform.python_version()}, tiktoken {tiktoken.__version__}"
-    return f"{name}, {os.cpu_count()} cores, {python}"
-
-
-def commit() -> str:
-    """The commit measured."""
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 def first_documents(source: str, n: int) -> list[str]:
@@ -146,11 +122,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 seconds.setdefault(way, []).append(value)
     rates = {way: [n_tokens / s / 1e6 for s in values] for way, values in seconds.items()}
     return {
-        "machine": machine(),
-        "commit": commit(),
-        "command": "python benchmarks/tokenizing.py "
-        f"--source {Path(options.source).name} --tokenizer {options.tokenizer} "
-        f"--documents {options.documents} --repeats {options.repeats}",
+        **about(
+            f"python -m benchmarks.tokenizing --source {Path(options.source).name} "
+            f"--tokenizer {options.tokenizer} --documents {options.documents} "
+            f"--repeats {options.repeats}"
+        ),
         "documents": len(texts),
         "tokens": n_tokens,
         "repeats": options.repeats,
@@ -220,9 +196,7 @@ def main() -> None:
     result = measure(options)
     report = render(result)
     print(report)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "tokenizing.json").write_text(json.dumps(result, indent=1) + "\n")
-    (options.out / "tokenizing.md").write_text(report)
+    write_results(options.out, "tokenizing", result, report)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ The tensors that are alive at the fullest moments of a step are counted one by o
 gradients and Adam's two moments in float32; what each block saves for its backward pass; what the
 chunked loss holds. On CUDA their sum is what the allocator shows. On a CPU the resident memory of
 the process is larger: by the interpreter and PyTorch, and by holes in glibc's heap, where the
-tensors of up to 32 MiB lie. Both are measured (`benchmarks/memory.py`).
+tensors of up to 32 MiB lie. Both are measured (`python -m benchmarks.memory`).
 """
 
 from __future__ import annotations
