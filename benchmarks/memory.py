@@ -157,7 +157,8 @@ def main() -> int:
 
 
 HEADER = (
-    "| process | V | D | H | L | B | S | accum | dropout | precision | estimate MB | measured MB | ratio |\n"
+    "| process | V | D | H | L | B | S | accum | dropout | precision "
+    "| estimate MB | measured MB | ratio |\n"
     + "|" + "---|" * 13
 )  # fmt: skip
 
