@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, about, write_results
+from trainer.threads import prepare_environment
 
 LIMIT = 0.15
 # (V, D, H, L, B, S, accumulation, dropout, autocast)
@@ -121,6 +122,7 @@ def main() -> int:
         for shape in json.loads(arguments.one):
             print(json.dumps(measure(shape)), flush=True)
         return 0
+    prepare_environment()  # as the commands do; the processes below inherit it
     shapes = [dict(zip(NAMES, values, strict=True)) for values in SHAPES]
     random.Random(0).shuffle(mixed := list(shapes))
     rows = []

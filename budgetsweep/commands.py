@@ -31,7 +31,7 @@ from budgetsweep.display import (
 )
 from budgetsweep.errors import CheckpointError, ConfigError, DataError
 from trainer.config import DataConfig, RunConfig
-from trainer.threads import let_threads_sleep
+from trainer.threads import prepare_environment
 
 if TYPE_CHECKING:
     from studies.planning import TimePlan
@@ -305,7 +305,7 @@ def train_command(
     threads: int | None,
 ) -> bool:
     """Train one configuration in this process; True when it is complete."""
-    let_threads_sleep()
+    prepare_environment()
     from budgetsweep.constraint import Limits, Rejected, admit, charge_per_step
     from trainer.device import configure_threads, detect_device
     from trainer.events import Point, Progress
@@ -410,7 +410,7 @@ def evaluate_command(
     device: str,
 ) -> None:
     """Validate a run's model.pt."""
-    let_threads_sleep()
+    prepare_environment()
     from trainer.artefacts import load_model
     from trainer.device import autocast_context, torch_device
     from trainer.prepare import open_prepared, prepare
@@ -460,7 +460,7 @@ def evaluate_command(
 
 def explain_command(config: RunConfig, console: Console, *, measure: bool, as_json: bool) -> None:
     """Print what a configuration costs."""
-    let_threads_sleep()
+    prepare_environment()
     from budgetsweep.explain import explain, print_explanation
 
     facts = explain(config, measure=measure)

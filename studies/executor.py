@@ -21,7 +21,7 @@ from studies.worker import Measure, Measured, Ready, RunEvent, StartRun, Verdict
 from trainer.cache import default_cache_dir
 from trainer.config import RunConfig
 from trainer.events import Command, DeviceInfo, RunResult
-from trainer.threads import let_threads_sleep
+from trainer.threads import prepare_environment
 
 START_SECONDS = 180.0
 """How long a worker may take to import torch and find its device (a cold disk is slow)."""
@@ -51,7 +51,7 @@ def _context() -> multiprocessing.context.BaseContext:
     interpreter would import torch again for each worker. The server never touches a GPU, so CUDA
     begins in the worker. Where there is no fork server (Windows), workers are fresh interpreters.
     """
-    let_threads_sleep()
+    prepare_environment()
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

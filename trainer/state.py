@@ -41,7 +41,7 @@ from trainer.device import (
     uses_bf16,
 )
 from trainer.events import Checkpointed, Command, Point, Progress, RunResult, Status
-from trainer.host import keep_freed_memory
+from trainer.host import keep_freed_memory, release_freed_memory
 from trainer.memory import EVAL_TOKENS
 from trainer.meter import FlopMeter
 from trainer.optim import build_optimizer
@@ -171,6 +171,8 @@ class RunState:
             self._require_finite_norm()
         seq_len = max(2, self.config.seq_len)
         with self._clock("eval_seconds"):
+            if self.device.type == "cpu":  # else what a step has freed stays beside the batches
+                release_freed_memory()
             self.validation = validate(
                 self.model,
                 self.data.val,
