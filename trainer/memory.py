@@ -56,6 +56,8 @@ def estimate_memory_bytes(config: RunConfig, kind: Kind, bf16: bool) -> int:
     if kind != "cpu":
         return peak
     matrix = 4 * config.model.n_vocab * config.model.n_embd
+    if matrix > HEAP_BLOCK_BYTES:
+        matrix //= 2  # its bf16 copies may lie there
     blocks = [*saved, (EMBEDDING_BLOCKS, matrix)] if bf16 else saved
     in_heap = sum(count * size for count, size in blocks if size <= HEAP_BLOCK_BYTES)
     return CPU_PROCESS_BYTES + peak + round(HEAP_HOLES * in_heap)
