@@ -110,6 +110,7 @@ def search_command(
     from studies.store import Store
 
     n_done = 0
+    settings.resolved_space()  # a budget or space that makes no sense leaves no database behind
     with Store.open(settings.storage, create=True) as store:
         study = store.find_study(settings.study_name)
         if study is not None:

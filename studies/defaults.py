@@ -127,10 +127,11 @@ def _centre(budget_flops: int, n_vocab: int, convention: Convention) -> tuple[in
         width = smaller
     tokens = budget_flops // flops_per_token(_shape(width, n_vocab), _SEQ_LEN, convention)
     if tokens < 10_000:
+        fewer = " or a smaller vocabulary (--tokenizer bytes)" if n_vocab > 1000 else ""
         raise ConfigError(
             f"a budget of {budget_flops:.3g} training FLOPs buys {tokens:,} tokens for the "
             f"smallest model of {n_vocab:,} token ids; set a larger --budget "
-            "(1e13 suits a CPU, 1e15 a GPU) or a smaller vocabulary (--tokenizer bytes)"
+            f"(1e13 suits a CPU, 1e15 a GPU){fewer}"
         )
     return width, tokens
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from budgetsweep.config import parse
+from budgetsweep.errors import StudyError
 from studies.executor import WorkerDied, WorkerPool
 from studies.observer import Observer, RunView
 from studies.store import Store
@@ -92,13 +93,20 @@ class Dispatcher:
         """Steps on the ledger that the run's meter does not know (its folder was deleted)."""
         self._deaths: dict[int, int] = defaultdict(int)
         self._again: list[Run] = []
+        self._trouble: str | None = None
+        """What stopped a run without being its fault."""
         self._lease_renewed = time.monotonic()
 
     def run(self) -> bool:
-        """Work until done; True: everything ended, False: stopped with work left."""
+        """Work until done; True: everything ended, False: stopped with work left.
+
+        Raises:
+            StudyError: the surroundings stopped a run (no room on the disk, changed text); all
+                runs can be continued.
+        """
         stopping = False
         while True:
-            if not stopping and self._should_stop():
+            if not stopping and (self._trouble is not None or self._should_stop()):
                 stopping = True
                 self._pool.interrupt_all()
             while not stopping and self._pool.n_idle() and not self._should_stop():
@@ -108,6 +116,8 @@ class Dispatcher:
                 self._start(run)
             self._source.meanwhile()
             if not self._pool.running():
+                if self._trouble is not None:
+                    raise StudyError(self._trouble)
                 return not stopping and not self._should_stop()
             if self._should_kill():
                 self._pool.kill()
@@ -184,9 +194,12 @@ class Dispatcher:
             result, steps_executed=result.steps_executed + self._lost[run_id]
         )
         if result.status == "interrupted":
-            self._store.interrupt_run(
-                run_id, step=result.step, steps_executed=result.steps_executed
-            )
+            step = result.step
+            if result.reason is not None:
+                run = self._store.run(run_id)
+                step = run.step  # that of its last checkpoint
+                self._trouble = f"{run.kind} {run.number}: {result.reason}"
+            self._store.interrupt_run(run_id, step=step, steps_executed=result.steps_executed)
         else:
             self._store.finish_run(run_id, result)
             self._source.finished(self._store.run(run_id), result)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from budgetsweep.errors import CheckpointError, UserError
 from trainer.config import RunConfig
-from trainer.events import Command, DeviceInfo, Point, Progress, RunResult
+from trainer.events import Command, DeviceInfo, Point, Progress, RunResult, Status
 
 if TYPE_CHECKING:
     from trainer.events import Checkpointed
@@ -75,7 +75,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class RunEvent:
-    """Worker to dispatcher: something happened in a run, `RunResult` last."""
+    """Worker to dispatcher: something happened in a run, `RunResult` last.
+
+    A result that is interrupted with a reason was stopped by its surroundings (no room on the disk,
+    changed text, a folder in use), which would stop other runs too.
+    """
 
     run_id: int
     event: Progress | Point | Checkpointed | RunResult
@@ -144,11 +148,11 @@ def _run(
             result = _drive(connection, message, train_run(config, opened[key], run_dir))
     except _DispatcherGone:
         raise
-    except (UserError, OSError) as error:
-        result = _failed(message, _one_line(error))
+    except (UserError, OSError) as error:  # a full disk, say: not this configuration's fault
+        result = _ended(message, "interrupted", _one_line(error))
     except Exception as error:  # noqa: BLE001 - a defect in one run must not end the search
         traceback.print_exc(file=sys.stderr)
-        result = _failed(message, f"defect: {type(error).__name__}: {_one_line(error)}")
+        result = _ended(message, "failed", f"defect: {type(error).__name__}: {_one_line(error)}")
     connection.send(RunEvent(message.run_id, result))
 
 
@@ -212,8 +216,8 @@ def _locked(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def _failed(message: StartRun, reason: str) -> RunResult:
-    """A failed result with what the meter says; a folder that cannot be read says nothing."""
+def _ended(message: StartRun, status: Status, reason: str) -> RunResult:
+    """A result with what the meter says; a folder that cannot be read says nothing."""
     from trainer.meter import read_executed_steps
 
     executed = 0
@@ -221,7 +225,7 @@ def _failed(message: StartRun, reason: str) -> RunResult:
         executed = read_executed_steps(Path(message.run_dir))
     step = min(executed, message.config.steps)
     return RunResult(
-        status="failed",
+        status=status,
         step=step,
         steps_executed=executed,
         tokens=step * message.config.tokens_per_step,

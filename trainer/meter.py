@@ -39,7 +39,7 @@ def read_executed_steps(run_dir: Path) -> int:
     path = run_dir / METER_NAME
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         data = b""
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error

@@ -301,6 +301,27 @@ def test_a_diverging_trial_fails_with_its_step_and_the_search_goes_on(tmp_path: 
             assert "step" in (run.reason or "")
 
 
+def test_a_folder_that_cannot_be_written_stops_the_search_and_loses_no_trial(
+    straight: Path, tmp_path: Path
+) -> None:
+    settings = settings_for(tmp_path, trials=6)
+    in_the_way = settings.folder / "trial-00002"
+    settings.folder.mkdir(parents=True)
+    in_the_way.write_text("not a folder")
+    with pytest.raises(StudyError, match=r"trial 2: .*trial-00002") as raised:
+        run_search(settings)
+    assert "\n" not in str(raised.value)
+    _, runs = read(settings)
+    assert [run.status for run in runs] == ["complete", "complete", "interrupted"]
+    in_the_way.unlink()
+    assert run_search(settings).finished
+    here, there = read(settings)[1], read(settings_for(straight))[1]
+    assert [(r.number, r.status, r.params) for r in here] == [
+        (r.number, r.status, r.params) for r in there
+    ]
+    assert [r.val_loss_nats for r in here] == [r.val_loss_nats for r in there]
+
+
 def test_over_budget_proposals_are_rejected_and_cost_no_trial(tmp_path: Path) -> None:
     space = tiny_space(num_training_steps={"values": [20, 40, 3000, 4000]})
     settings = settings_for(tmp_path, space=space, sampler="random", trials=3)
