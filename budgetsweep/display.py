@@ -167,14 +167,14 @@ class RunsDisplay(Observer):
             self._last_line = time.monotonic()
             for run, progress in self._running.values():
                 if progress is not None:
-                    self.message(f"  {self._progress_line(run, progress)}")
+                    self.message(f"  {run.kind} {run.number}: {self._progress_line(run, progress)}")
 
     def _progress_line(self, run: RunView, progress: Progress) -> str:
         left = (progress.num_steps - progress.step) * run.planned_tokens / run.num_steps
         speed = progress.tokens_per_second
         remaining = f", about {duration(left / speed)} left" if speed > 0 else ""
         return (
-            f"{run.kind} {run.number}: {100 * progress.step / progress.num_steps:.0f} % of "
+            f"{100 * progress.step / progress.num_steps:.0f} % of "
             f"{count(run.planned_tokens)} tokens, {count(speed)} tokens/s{remaining}"
         )
 
