@@ -190,16 +190,16 @@ class Dispatcher:
 
     def _result(self, run_id: int, result: RunResult) -> None:
         self._flush(run_id)
-        result = dataclasses.replace(
-            result, steps_executed=result.steps_executed + self._lost[run_id]
-        )
-        if result.status == "interrupted":
-            step = result.step
-            if result.reason is not None:
-                run = self._store.run(run_id)
+        executed, step = result.steps_executed + self._lost[run_id], result.step
+        if result.reason is not None:  # it may have ended without a readable meter
+            run = self._store.run(run_id)
+            executed = max(executed, run.steps_executed)
+            if result.status == "interrupted":
                 step = run.step  # that of its last checkpoint
                 self._trouble = f"{run.kind} {run.number}: {result.reason}"
-            self._store.interrupt_run(run_id, step=step, steps_executed=result.steps_executed)
+        result = dataclasses.replace(result, step=step, steps_executed=executed)
+        if result.status == "interrupted":
+            self._store.interrupt_run(run_id, step=step, steps_executed=executed)
         else:
             self._store.finish_run(run_id, result)
             self._source.finished(self._store.run(run_id), result)
