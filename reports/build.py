@@ -172,10 +172,11 @@ def _write_best(facts: Facts, path: Path) -> Path | None:
 
 def _best_text(facts: Facts, best: Run) -> str:
     study = " ".join(clean(facts.study.name).split())
+    config = {**best.config, "output_dir": "outputs/best"}  # not the folder of the trial's results
     return (
         f"# Trial {best.number} of study {study}: validation loss "
         f"{loss(best.val_loss_nats)} nats a token.\n"
-        "# Runs again unchanged: budgetsweep train best.yaml\n" + dump_yaml(best.config)
+        "# Runs again: budgetsweep train best.yaml\n" + dump_yaml(config)
     )
 
 
