@@ -236,9 +236,9 @@ def from_gpt2(
     weights: dict[str, Tensor] = {}
     for name, tensor in theirs.items():
         weights |= _renamed(name, tensor, shape.n_embd)
-    for i in range(shape.n_layer):
-        weights[f"blocks.{i}.{SCALE}"] = torch.tensor(shape.head_dim**-0.5)
-    return shape, weights
+    blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+    scales = {f"blocks.{i}.{SCALE}": torch.tensor(shape.head_dim**-0.5) for i in blocks}
+    return shape, weights | scales
 
 
 def _renamed(name: str, tensor: Tensor, width: int) -> dict[str, Tensor]:
@@ -270,11 +270,21 @@ def _shape_of_gpt2(config: dict[str, Any], where: Path) -> ModelConfig:
             f"{where}: model_type = {config.get('model_type')!r}; of `transformers`' models only "
             "gpt2 can be read"
         )
-    width = config.get("n_embd", 768)
-    must_be: dict[str, tuple[Any, tuple[Any, ...]]] = {  # default of GPT2Config, what we compute
+    drops = [config.get(key, 0.1) for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")]
+    sizes = {
+        "n_vocab": config.get("vocab_size", 50257),
+        "n_embd": config.get("n_embd", 768),
+        "n_head": config.get("n_head", 12),
+        "n_positions": config.get("n_positions", 1024),
+        "n_layer": config.get("n_layer", 12),
+    }
+    shape = parse(ModelConfig, {**sizes, "p_dropout": drops[0]}, str(where))
+    must_be: dict[
+        str, tuple[Any, tuple[Any, ...]]
+    ] = {  # default of GPT2Config, what is computed here
         "activation_function": ("gelu_new", ("gelu",)),
         "layer_norm_epsilon": (1e-5, (LAYER_NORM_EPSILON,)),
-        "n_inner": (None, (None, 4 * width if isinstance(width, int) else None)),
+        "n_inner": (None, (None, 4 * shape.n_embd)),
         "scale_attn_weights": (True, (True,)),
         "scale_attn_by_inverse_layer_idx": (False, (False,)),
         "add_cross_attention": (False, (False,)),
@@ -288,14 +298,9 @@ def _shape_of_gpt2(config: dict[str, Any], where: Path) -> ModelConfig:
                 + (" (the exact GELU)" if key == "activation_function" else "")
                 + ": its logits would differ"
             )
-    drops = [config.get(key, 0.1) for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")]
-    if len(set(map(str, drops))) > 1:
+    if len(set(drops)) > 1:
         logger.warning("%s: three dropouts, %s; p_dropout is the first", where, drops)
-    defaults = {"vocab_size": 50257, "n_head": 12, "n_positions": 1024, "n_layer": 12}
-    n_vocab, *sizes = (config.get(key, default) for key, default in defaults.items())
-    shape = dict(zip(("n_head", "n_positions", "n_layer"), sizes, strict=True))
-    data = {"n_vocab": n_vocab, "n_embd": width, **shape, "p_dropout": drops[0]}
-    return parse(ModelConfig, data, str(where))
+    return shape
 
 
 def _write_files(folder: Path, loaded: LoadedModel, to: Format) -> None:

@@ -197,16 +197,15 @@ def _read_numpy(path: Path) -> tuple[IdArray, str]:
     expected = "expected one row of token ids, in an .npz as the array val"
     name = ""
     try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.lib.npyio.NpzFile):
-            with file:
-                name = "val" if "val" in file.files else (file.files or [""])[0]
-                if "val" not in file.files and len(file.files) != 1:
-                    found = ", ".join(file.files) or "none"
+        with path.open("rb") as raw:
+            ids = np.load(raw, allow_pickle=False)
+            if isinstance(ids, np.lib.npyio.NpzFile):
+                names = ids.files
+                name = "val" if len(names) != 1 else names[0]
+                if name not in names:
+                    found = ", ".join(names) or "none"
                     raise DataError(f"{path}: no array 'val' (arrays: {found[:200]}); {expected}")
-                ids = file[name]
-        else:
-            ids = file
+                ids = ids[name]
     except (*_DAMAGED, zipfile.BadZipFile, KeyError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise DataError(f"{path}: damaged or no array of ids ({reason}); {expected}") from error

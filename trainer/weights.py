@@ -23,7 +23,7 @@ SCALE = "mha.scale_factor"
 
 _WRAPPERS = ("_orig_mod.", "module.")
 """What torch.compile and DistributedDataParallel put before each name."""
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
+_BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
 _TOKENS, _POSITIONS = "token_embeddings.weight", "position_embeddings.weight"
 
 
@@ -36,11 +36,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        file = path.open("rb")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # torch has a dozen for a file that is not one of its own
-        raise CheckpointError(f"{path}: damaged or no weights file") from error
+    with file:
+        try:
+            weights = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch has a dozen for a file that is not one of its own
+            raise CheckpointError(f"{path}: damaged or no weights file") from error
     if not isinstance(weights, dict) or not all(map(_is_plain, weights.values())):
         raise CheckpointError(
             f"{path}: does not fit the model (expected a state dict, tensors by name, as "
@@ -83,18 +86,8 @@ def shape_of_weights(
         CheckpointError: not weights of a `DecoderLM`.
         ConfigError: n_head is wanted but not given, or does not divide n_embd.
     """
-    tables = [weights.get(name) for name in (_TOKENS, _POSITIONS)]
-    if any(table is None or table.ndim != 2 for table in tables):
-        found = ", ".join(sorted(weights)[:3]) or "none"
-        raise CheckpointError(
-            f"{where}: not weights of a decoder of this shape (expected {_TOKENS}, {_POSITIONS}, "
-            f"blocks.0.…; found {found})"
-        )
-    tokens, positions = (table.shape for table in tables if table is not None)
-    layers = {int(match[1]) for match in map(_BLOCK.match, weights) if match}
-    if layers != set(range(len(layers))) or not layers:
-        raise CheckpointError(f"{where}: its blocks are not numbered from 0 without a gap")
-    width = tokens[1]
+    sizes = _sizes(weights, where)
+    width = sizes["n_embd"]
     if n_head is None:
         n_head = _heads_of_scale(weights, width)
     if n_head is None:
@@ -102,14 +95,7 @@ def shape_of_weights(
             f"{where}: the number of heads cannot be read off the weights: give --n-head, a "
             f"divisor of n_embd = {width}"
         )
-    shape = {
-        "n_vocab": tokens[0],
-        "n_embd": width,
-        "n_head": n_head,
-        "n_positions": positions[0],
-        "n_layer": len(layers),
-    }
-    return parse(ModelConfig, shape, str(where))
+    return parse(ModelConfig, {**sizes, "n_head": n_head}, str(where))
 
 
 def model_of_weights(weights: dict[str, Tensor], shape: ModelConfig, where: Path) -> DecoderLM:
@@ -124,6 +110,12 @@ def model_of_weights(weights: dict[str, Tensor], shape: ModelConfig, where: Path
         CheckpointError: a tensor is missing, unexpected, misshapen, no floating-point one, or
             made for another number of heads.
     """
+    for name, size in _sizes(weights, where).items():  # before a model of any size is built
+        if size != getattr(shape, name):
+            raise CheckpointError(
+                f"{where}: does not fit the model ({name} = {size}, expected "
+                f"{getattr(shape, name)})"
+            )
     model = DecoderLM.from_config(shape)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     scales = {name for name in expected if name.endswith(SCALE)}
@@ -132,6 +124,26 @@ def model_of_weights(weights: dict[str, Tensor], shape: ModelConfig, where: Path
         _check_scale(weights[name], shape, where)
     model.load_state_dict({n: weights[n] for n in expected if n not in scales}, strict=False)
     return model
+
+
+def _sizes(weights: dict[str, Tensor], where: Path) -> dict[str, int]:
+    """What the tensors show of the shape: all but the heads."""
+    tokens, positions = weights.get(_TOKENS), weights.get(_POSITIONS)
+    if tokens is None or positions is None or tokens.ndim != 2 or positions.ndim != 2:
+        found = ", ".join(sorted(weights)[:3]) or "none"
+        raise CheckpointError(
+            f"{where}: not weights of a decoder of this shape (expected the tensors {_TOKENS}, "
+            f"{_POSITIONS}, blocks.0.ln_1.weight, …; found {found})"
+        )
+    layers = {int(match[1]) for match in map(_BLOCK.match, weights) if match}
+    if layers != set(range(len(layers))) or not layers:
+        raise CheckpointError(f"{where}: its blocks are not numbered from 0 without a gap")
+    return {
+        "n_vocab": tokens.shape[0],
+        "n_embd": tokens.shape[1],
+        "n_positions": positions.shape[0],
+        "n_layer": len(layers),
+    }
 
 
 def _check_names(
