@@ -426,7 +426,8 @@ def evaluate_command(
     from trainer.validation import validate
 
     loaded = open_model(model, n_head, tokenizer)
-    held_out = _held_out(loaded, source, text_field, val_tokens, cache_dir, console)
+    progress = None if as_json else PrepareDisplay(console)  # nothing but JSON goes to a script
+    held_out = _held_out(loaded, source, text_field, val_tokens, cache_dir, progress)
     config, shape = loaded.config, loaded.shape
     seq_len = seq_len or (config.seq_len if config else shape.n_positions)
     if seq_len > shape.n_positions:
@@ -462,7 +463,7 @@ def _held_out(
     text_field: str | None,
     val_tokens: int | None,
     cache_dir: Path | None,
-    console: Console,
+    on_progress: PrepareDisplay | None,
 ) -> HeldOut:
     """A file's tokens; without one the run's own validation text, or that of a named source."""
     from trainer.corpus import is_hub
@@ -486,12 +487,12 @@ def _held_out(
             f"{loaded.path}: no config.yaml beside it names a validation text: give --data FILE"
         )
     if loaded.tokenizer is None:
-        raise ConfigError(f"{data.source}: which tokenizer is the model's? Give --tokenizer")
+        raise ConfigError(f"{data.source}: text needs the model's tokenizer: give --tokenizer")
     if val_tokens is not None:
         data = data.model_copy(update={"val_tokens": val_tokens})
     prepare(
         data, loaded.tokenizer, train_tokens=data.train_tokens or 1,
-        val_tokens=data.val_tokens, cache_dir=cache_dir, on_progress=PrepareDisplay(console),
+        val_tokens=data.val_tokens, cache_dir=cache_dir, on_progress=on_progress,
     )  # fmt: skip
     tokens = open_prepared(
         data.model_copy(update={"train_tokens": None}), loaded.tokenizer, cache_dir

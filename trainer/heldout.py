@@ -10,7 +10,6 @@ import bz2
 import gzip
 import logging
 import lzma
-import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ IdArray = npt.NDArray[np.integer[Any]]
 
 _CHECKED = 1 << 22
 """Ids that are checked at a time."""
-_DAMAGED = (EOFError, OSError, ValueError, zlib.error)
 _LOG = logging.getLogger("budgetsweep")
 
 
@@ -171,7 +169,7 @@ def _unpacked(path: Path) -> bytes:
             ".zst": _unpack_zstandard,
         }.get(path.suffix.lower())
         return raw if unpack is None else unpack(raw)
-    except (*_DAMAGED, lzma.LZMAError) as error:
+    except (EOFError, OSError, ValueError, lzma.LZMAError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: cannot be read ({reason})") from error
 
@@ -205,8 +203,10 @@ def _read_numpy(path: Path) -> tuple[IdArray, str]:
                 if name not in names:
                     found = ", ".join(names) or "none"
                     raise DataError(f"{path}: no array 'val' (arrays: {found[:200]}); {expected}")
-                ids = ids[name]
-    except (*_DAMAGED, zipfile.BadZipFile, KeyError, MemoryError) as error:
+                ids = np.asarray(ids[name])
+    except DataError:
+        raise
+    except Exception as error:  # numpy and zipfile have a dozen for a file that is not theirs
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise DataError(f"{path}: damaged or no array of ids ({reason}); {expected}") from error
     if ids.ndim != 1 or ids.dtype.kind not in "iu":

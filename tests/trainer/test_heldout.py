@@ -186,6 +186,10 @@ def test_an_archive_with_several_arrays_needs_val(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", train=[1], test=[2])
     with pytest.raises(DataError, match=r"no array 'val' \(arrays: train, test\)"):
         read(tmp_path / "a.npz")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("hello.txt", b"hello")
+    with pytest.raises(DataError, match=r"holds \|S5 of shape"):
+        read(tmp_path / "a.npz")
     with zipfile.ZipFile(tmp_path / "a.npz", "w"):
         pass
     with pytest.raises(DataError, match=r"no array 'val' \(arrays: none\)"):
