@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 from budgetsweep.config import dump_yaml, load_yaml
@@ -31,10 +31,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hf(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`transformers`, quiet and without a network; loaded by the tests that need it (seconds)."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    transformers = importlib.import_module("transformers")
     transformers.utils.logging.disable_progress_bar()
+    return transformers
 
 
 @pytest.fixture
@@ -60,16 +63,16 @@ def run_dir(tmp_path: Path) -> Path:
     return folder
 
 
-def theirs(folder: Path) -> transformers.GPT2LMHeadModel:
-    model, info = transformers.GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
+def theirs(hf: Any, folder: Path) -> torch.nn.Module:
+    model, info = hf.GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
 
 
 @torch.no_grad()
-def test_transformers_gives_the_same_logits(bare: Path, tmp_path: Path) -> None:
+def test_transformers_gives_the_same_logits(hf: Any, bare: Path, tmp_path: Path) -> None:
     convert(open_model(bare), "gpt2", tmp_path / "gpt2")
-    gpt2 = theirs(tmp_path / "gpt2")
+    gpt2 = theirs(hf, tmp_path / "gpt2")
     course = CourseLM(V, D, H, P, L).eval()
     ids = torch.randint(V, (5, P))
     expected = course(ids)
@@ -80,13 +83,13 @@ def test_transformers_gives_the_same_logits(bare: Path, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_gpt2_of_transformers_comes_in(tmp_path: Path) -> None:
-    config = transformers.GPT2Config(
+def test_a_gpt2_of_transformers_comes_in(hf: Any, tmp_path: Path) -> None:
+    config = hf.GPT2Config(
         vocab_size=V, n_embd=D, n_head=H, n_positions=P, n_layer=L, activation_function="gelu",
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     torch.manual_seed(1)
-    gpt2 = transformers.GPT2LMHeadModel(config).eval()
+    gpt2 = hf.GPT2LMHeadModel(config).eval()
     for parameter in gpt2.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     gpt2.save_pretrained(tmp_path / "gpt2")
@@ -147,7 +150,7 @@ def test_safetensors_have_our_names_once_and_the_shape(run_dir: Path, tmp_path: 
         open_model(alone)
 
 
-def test_what_gpt2s_config_says(run_dir: Path, tmp_path: Path) -> None:
+def test_what_gpt2s_config_says(hf: Any, run_dir: Path, tmp_path: Path) -> None:
     convert(open_model(run_dir), "gpt2", tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["activation_function"] == "gelu"
@@ -161,7 +164,7 @@ def test_what_gpt2s_config_says(run_dir: Path, tmp_path: Path) -> None:
     assert sum(t.numel() for t in tensors.values()) == sum(
         p.numel() for p in open_model(run_dir).model.parameters()
     )
-    known = transformers.GPT2Config().to_dict()
+    known = hf.GPT2Config().to_dict()
     assert config.keys() - known.keys() <= {"torch_dtype"}
 
 
@@ -174,13 +177,13 @@ def test_without_a_tokenizer_there_are_no_special_ids(bare: Path, tmp_path: Path
 
 
 @torch.no_grad()
-def test_dropout_sits_where_gpt2s_does(run_dir: Path, tmp_path: Path) -> None:
+def test_dropout_sits_where_gpt2s_does(hf: Any, run_dir: Path, tmp_path: Path) -> None:
     """In training the outputs have the same mean and spread, not only the same weights."""
     convert(open_model(run_dir), "gpt2", tmp_path / "gpt2")
     ids = torch.randint(257, (1, 4)).expand(6000, 4)
     torch.manual_seed(0)
     ours = open_model(run_dir).model.train()(ids)[:, -1]
-    gpt2 = theirs(tmp_path / "gpt2").train()(ids).logits[:, -1]
+    gpt2 = theirs(hf, tmp_path / "gpt2").train()(ids).logits[:, -1]
     standard_error = ours.std(0) / len(ids) ** 0.5
     assert ((ours.mean(0) - gpt2.mean(0)).abs() / standard_error).max() < 7.0
     torch.testing.assert_close(gpt2.std(0), ours.std(0), rtol=0.1, atol=0)
