@@ -19,6 +19,7 @@ import pytest
 import zstandard
 
 from budgetsweep.errors import DataError
+from tests.data.making import fill_tiktoken_cache, needs_real_data, real_data
 from trainer.heldout import HeldOut, read_held_out
 from trainer.tokenizers import load_tokenizer
 from trainer.tokens import write_shard
@@ -275,3 +276,20 @@ def test_ids_and_text_agree(tmp_path: Path) -> None:
     text, ids = read(tmp_path / "a.txt"), read(tmp_path / "a.npy")
     assert np.array_equal(text.ids[:], ids.ids[:])
     assert text.bytes_per_token == ids.bytes_per_token
+
+
+@needs_real_data
+def test_text_in_gpt2s_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tiktoken
+
+    source = real_data()
+    assert source is not None
+    files = [(source / "gpt2" / name).read_bytes() for name in ("vocab.bpe", "encoder.json")]
+    fill_tiktoken_cache(tmp_path / "tiktoken", *files)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "tiktoken"))
+    path = tmp_path / "a.txt"
+    path.write_bytes(TEXT.encode())
+    held_out = read(path, "gpt2", 50257)
+    expected = tiktoken.get_encoding("gpt2").encode_ordinary(TEXT)
+    assert held_out.ids[:].tolist() == expected
+    assert held_out.bytes_per_token == len(TEXT.encode()) / len(expected)
