@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -39,7 +40,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         file = path.open("rb")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    with file:
+    with file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch thinks of a damaged file, before it gives up
         try:
             weights = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch has a dozen for a file that is not one of its own
