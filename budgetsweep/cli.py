@@ -438,7 +438,10 @@ def data_info(cache_dir: Path | None, verify: bool, as_json: bool) -> None:
 )  # fmt: skip
 @storage_options
 def export(output_dir: Path, storage: str, study: str | None) -> None:
-    """Write space.yaml, best.yaml, each run's YAML and runs.csv, ready to run again."""
+    """Write space.yaml, best.yaml, each run's YAML and runs.csv, ready to run again.
+
+    For a trained model in other formats see `convert`.
+    """
     from budgetsweep.commands import export_command
 
     export_command(storage, study, output_dir, _console())

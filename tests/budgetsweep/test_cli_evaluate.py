@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 
 from budgetsweep.cli import FORMAT_NAMES, cli, main
+from budgetsweep.errors import DataError
 from tests.trainer.course_reference import CourseLM
 from tests.trainer.tiny_runs import tiny_config
 from trainer.formats import FORMATS
@@ -57,7 +58,7 @@ def evaluate(*words: str) -> dict:
 def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """Run through the real entry point; the one line on stderr."""
     with pytest.raises(SystemExit) as caught:
-        main([*words, *(["--device", "cpu"] if words[0] == "evaluate" else [])])
+        main([words[0], *(["--device", "cpu"] if words[0] == "evaluate" else []), *words[1:]])
     assert caught.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
@@ -166,6 +167,30 @@ def test_a_run_is_measured_on_its_own_text_and_on_a_file_whole(tmp_path: Path) -
     assert evaluate("run", "--data", str(folder))["loss_nats"] == own["loss_nats"]
 
 
+def test_the_courses_model_beside_the_courses_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """GPT-tiny as the course trains it, on its tokens.npz, without a network."""
+
+    def no_network(name: str) -> None:
+        raise DataError("no network")
+
+    monkeypatch.setattr("trainer.heldout.load_tokenizer", no_network)
+    Path("GPT-tiny").mkdir()
+    example = Path(__file__).parents[2] / "examples/configs/GPT-tiny.yaml"
+    Path("GPT-tiny/config.yaml").write_text(example.read_text() + "\nautocast: off\n")
+    course = CourseLM(50257, 32, 2, 128, 2).eval()
+    torch.save(course.state_dict(), "GPT-tiny/model.pt")
+    val = np.random.default_rng(0).integers(0, 50257, 300)
+    np.savez("tokens.npz", train=val[:9], val=val)
+    measured = evaluate("GPT-tiny", "--data", "tokens.npz")
+    losses = np.concatenate(by_hand(course, val.tolist(), 128))
+    assert measured["n_tokens"] == len(losses)
+    assert measured["loss_nats"] == pytest.approx(losses.mean(), rel=1e-6)
+    assert measured["bits_per_byte"] is None
+    assert measured["tokenizer"] == "gpt2"
+
+
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_converted_model_gives_the_same_loss(course: CourseLM, to: str) -> None:
     Path("held.txt").write_text(TEXT)
@@ -196,6 +221,7 @@ MISTAKES = [
     ("evaluate model --data held.txt --seq-len 10", "has positions for 9 tokens"),
     ("evaluate small --data held.txt", "held.txt: text needs the model's tokenizer"),
     ("evaluate small --data demo", "give --tokenizer"),
+    ("evaluate model --data held.txt --device meta", "device = meta: expected auto, cpu, mps"),
     ("evaluate garbage.pt --data held.txt", "garbage.pt: damaged or no weights file"),
     ("evaluate nan --data held.txt", "its loss is nan: damaged weights?"),
     ("convert nowhere --to gpt2 -o out", "nowhere: no such file or folder"),
