@@ -31,6 +31,7 @@ else:  # click before 8.2 has no type parameter
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 SAMPLER_NAMES = ("tpe", "gp", "random", "qmc", "grid")
 CONVENTION_NAMES = ("nanogpt", "matmul", "mac")
+FORMAT_NAMES = ("safetensors", "gpt2", "pt")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -125,6 +126,20 @@ def data_options(command: F) -> F:
             show_default=True,
             metavar="SOURCE",
             help="c4, demo, hub:owner/name[:config] or a path (text, jsonl, parquet, npz, folder).",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def model_options(command: F) -> F:
+    """--n-head, --tokenizer, for weights without a config.yaml."""
+    for option in (
+        click.option(
+            "--tokenizer", metavar="NAME", help="The model's tokenizer, where no file tells."
+        ),
+        click.option(
+            "--n-head", type=click.IntRange(1), help="The model's heads, where no file tells."
         ),
     ):
         command = option(command)
@@ -316,8 +331,14 @@ def train(
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--data", "source", metavar="SOURCE", help="Held-out text [default: the run's own].")
+@click.option(
+    "--data", "source", metavar="FILE",
+    help="Held-out text or token file, measured whole [default: the run's own validation text].",
+)  # fmt: skip
+@click.option("--text-field", metavar="NAME", help="Field of a JSON document with the text.")
+@click.option("--seq-len", type=click.IntRange(2), help="Tokens in a window [default: the run's].")
 @click.option("--val-tokens", type=click.IntRange(1), help="Only the first so many tokens.")
+@model_options
 @click.option(
     "--drop-last", is_flag=True, help="Leave out the shorter last batch, as the course does."
 )
@@ -325,10 +346,36 @@ def train(
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @device_option
 def evaluate(**options: Any) -> None:
-    """Measure the validation loss and perplexity of a trained model (a run's folder)."""
+    """Measure loss, perplexity and bits per byte of a trained model.
+
+    MODEL is a run's folder, a model.pt, the course's too, or a converted model. A FILE is text,
+    JSON lines, parquet, the course's .npz (its array val), .npy or .tok; c4, demo, hub:owner/name
+    and folders stand for their validation part.
+    """
     from budgetsweep.commands import evaluate_command
 
     evaluate_command(_console(), **options)
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--to", required=True, type=click.Choice(FORMAT_NAMES),
+    help="gpt2: for transformers' GPT2LMHeadModel; pt: model.pt.",
+)  # fmt: skip
+@click.option(
+    "--output-dir", "-o", required=True, type=click.Path(file_okay=False, path_type=Path),
+    help="New folder to write.",
+)  # fmt: skip
+@model_options
+def convert(**options: Any) -> None:
+    """Write a trained model as safetensors or for transformers, or one of those as model.pt.
+
+    MODEL is a run's folder, a model.pt, the course's too, or a converted model.
+    """
+    from budgetsweep.commands import convert_command
+
+    convert_command(_console(), **options)
 
 
 @cli.command("flops")
@@ -391,7 +438,10 @@ def data_info(cache_dir: Path | None, verify: bool, as_json: bool) -> None:
 )  # fmt: skip
 @storage_options
 def export(output_dir: Path, storage: str, study: str | None) -> None:
-    """Write space.yaml, best.yaml, each run's YAML and runs.csv, ready to run again."""
+    """Write space.yaml, best.yaml, each run's YAML and runs.csv, ready to run again.
+
+    For a trained model in other formats see `convert`.
+    """
     from budgetsweep.commands import export_command
 
     export_command(storage, study, output_dir, _console())

@@ -10,12 +10,9 @@ import dataclasses
 import io
 import json
 import os
-import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from budgetsweep.config import dump_yaml, write_text_atomically
 from budgetsweep.errors import CheckpointError
@@ -24,6 +21,7 @@ from model.decoder import DecoderLM
 from trainer.checkpoint import cannot_write, run_hash, write_tensors
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult
+from trainer.weights import model_of_weights, read_weights
 
 FILES = {"model": "model.pt", "config": "config.yaml", "curve": "curve.csv", "eval": "eval.json"}
 _FACTS = tuple(f.name for f in dataclasses.fields(RunResult) if f.name != "artefacts")
@@ -64,7 +62,7 @@ def write_artefacts(
         **{name: getattr(result, name) for name in _FACTS},
     }
     try:
-        _write_model(run_dir / FILES["model"], weights)
+        write_model(run_dir / FILES["model"], weights)
         write_text_atomically(run_dir / FILES["config"], dump_yaml(config.to_dict()))
         write_text_atomically(run_dir / FILES["curve"], curve_csv(points))
         write_text_atomically(run_dir / FILES["eval"], json.dumps(report, indent=1) + "\n")
@@ -110,21 +108,9 @@ def load_model(path: Path, shape: ModelConfig) -> DecoderLM:
         shape: the model's shape, from the config.yaml beside it.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or of another shape.
+        CheckpointError: the file is missing, damaged, of another shape or number of heads.
     """
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        model = DecoderLM.from_config(shape)
-        model.load_state_dict(weights)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except (pickle.UnpicklingError, EOFError) as error:
-        raise CheckpointError(f"{path}: damaged or no weights file") from error
-    except (RuntimeError, TypeError, AttributeError) as error:
-        # torch: a damaged archive, or missing, unexpected and misshapen tensors, one a line
-        problems = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise CheckpointError(f"{path}: does not fit the model ({problems[-1]})") from error
-    return model
+    return model_of_weights(read_weights(path), shape, path)
 
 
 def curve_csv(points: Iterable[Point]) -> str:
@@ -136,7 +122,12 @@ def curve_csv(points: Iterable[Point]) -> str:
     return text.getvalue()
 
 
-def _write_model(path: Path, weights: dict[str, Any]) -> None:
+def write_model(path: Path, weights: dict[str, Any]) -> None:
+    """Write a state dict as model.pt, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:

@@ -39,7 +39,7 @@ class Validation:
 @torch.no_grad()
 def validate(
     model: DecoderLM,
-    val: TokenArray,
+    val: TokenArray | np.ndarray,
     *,
     seq_len: int,
     batch_size: int,
@@ -134,7 +134,7 @@ def _sum_type(losses: Tensor) -> torch.dtype:
 
 
 def _windows(
-    val: TokenArray, seq_len: int, batch_size: int, drop_last: bool
+    val: TokenArray | np.ndarray, seq_len: int, batch_size: int, drop_last: bool
 ) -> Iterator[np.ndarray]:
     """Arrays (b, s) of int64: full batches, then the last smaller batch, then the last window."""
     n_full = len(val) // seq_len

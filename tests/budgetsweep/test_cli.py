@@ -16,8 +16,8 @@ from budgetsweep.cli import cli, main
 from tests.studies.sweeping import PARAMETERS, write_text
 
 COMMANDS = (
-    "search", "promote", "report", "status", "train", "evaluate", "flops", "data", "export",
-    "completion",
+    "search", "promote", "report", "status", "train", "evaluate", "convert", "flops", "data",
+    "export", "completion",
 )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
         (("report", "--storage", "none.db"), "no such study database"),
         (("promote", "--storage", "none.db"), "no such study database"),
         (("export", "--storage", "none.db"), "no such study database"),
-        (("evaluate", "nowhere"), "no config.yaml beside the weights"),
+        (("evaluate", "nowhere"), "nowhere: no such file or folder"),
         (("search", "--space", "none.yaml"), "none.yaml: no such file"),
         (("search", "--data", "nothing.txt", "--budget", "1e12"), "nothing.txt"),
         (("search", "--budget", "10", "--data", "demo"), "set a larger --budget"),

@@ -1,0 +1,409 @@
+"""A trained model in the files of others and back: safetensors and `transformers`' GPT-2.
+
+`DecoderLM` is GPT-2 with the exact GELU and dropout in the same places, so both directions are a
+matter of names: GPT-2 keeps q, k and v in one matrix and stores every matrix as (in, out).
+
+A converted model is a folder, written beside its final name and renamed: it appears whole or not
+at all, and never replaces anything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from budgetsweep.config import StrictModel, dump_yaml, load_yaml, parse
+from budgetsweep.errors import CheckpointError, ConfigError
+from model.config import ModelConfig
+from model.decoder import INIT_STD, DecoderLM
+from trainer.artefacts import FILES, write_model
+from trainer.config import TOKENIZER_VOCABULARIES, RunConfig
+from trainer.tokenizers import END_OF_TEXT
+from trainer.weights import (
+    SCALE,
+    model_of_weights,
+    read_safetensors,
+    read_weights,
+    shape_of_weights,
+)
+
+Format = Literal["safetensors", "gpt2", "pt"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+SAFETENSORS, GPT2_CONFIG = "model.safetensors", "config.json"
+LAYER_NORM_EPSILON = 1e-5
+"""Of every LayerNorm of `DecoderLM` (torch's default)."""
+
+_PREFIX = "transformer."
+_OUTER = {"wte": "token_embeddings", "wpe": "position_embeddings", "ln_f": "ln"}
+_INNER = {
+    "ln_1": "ln_1",
+    "attn.c_proj": "mha.proj",
+    "ln_2": "ln_2",
+    "mlp.c_fc": "ff.linear_in",
+    "mlp.c_proj": "ff.linear_out",
+}
+_QKV = ("mha.q_attn", "mha.k_attn", "mha.v_attn")
+_MASKS = (".attn.bias", ".attn.masked_bias")
+"""Constants that old versions of `transformers` saved with the weights."""
+
+logger = logging.getLogger("budgetsweep")
+
+
+class ModelDescription(StrictModel):
+    """A config.yaml that tells a model's shape but not how it was trained."""
+
+    tokenizer_encoding: str | None = None
+    """A key of `TOKENIZER_VOCABULARIES`; None: not known."""
+    model: ModelConfig = Field(alias="model_config")
+    """Shape of the model."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model from a file or folder, and what stands beside it."""
+
+    model: DecoderLM
+    """float32, on the CPU, in training mode."""
+    path: Path
+    """The weights file."""
+    config: RunConfig | None
+    """The run that trained it; None where no config.yaml says so."""
+    tokenizer: str | None
+    """Its tokenizer; None where nothing tells. A vocabulary of 257 or 50257 ids does: `bytes` and
+    `gpt2`."""
+
+    @property
+    def shape(self) -> ModelConfig:
+        """The model's shape."""
+        return self.model.shape
+
+
+def open_model(path: Path, n_head: int | None = None, tokenizer: str | None = None) -> LoadedModel:
+    """A model from any of the formats here.
+
+    A folder holds model.pt, or model.safetensors with names of ours or, beside a config.json, of
+    GPT-2. A config.yaml beside the weights gives shape and tokenizer; without one the shape is
+    read off the tensors.
+
+    Args:
+        path: folder or weights file.
+        n_head: heads, for weights that do not tell.
+        tokenizer: for a model that does not tell; a key of `TOKENIZER_VOCABULARIES`.
+
+    Raises:
+        CheckpointError: nothing there, damaged, of another shape, or a GPT-2 that `DecoderLM`
+            cannot compute.
+        ConfigError: n_head is needed or contradicts, config.yaml is not one, or the tokenizer is
+            unknown or another one.
+    """
+    file = _weights_file(path)
+    config, described = _read_config(file.with_name(FILES["config"]))
+    shape = described.model if described else None
+    if file.name == SAFETENSORS and file.with_name(GPT2_CONFIG).is_file():
+        gpt2 = _read_json(file.with_name(GPT2_CONFIG))
+        shape_of_gpt2, weights = from_gpt2(gpt2, read_weights(file), file)
+        shape = shape or shape_of_gpt2
+    elif file.suffix == ".safetensors":
+        weights, metadata = read_safetensors(file)
+        shape = shape or _shape_in(metadata, file)
+    else:
+        weights = read_weights(file)
+    if shape is None:
+        shape = shape_of_weights(weights, file, n_head)
+    if n_head not in (None, shape.n_head):
+        raise ConfigError(f"--n-head {n_head}: {file} has n_head = {shape.n_head}")
+    known = _tokenizer_of(described, shape, tokenizer)
+    return LoadedModel(model_of_weights(weights, shape, file), file, config, known)
+
+
+def convert(loaded: LoadedModel, to: Format, folder: Path) -> list[Path]:
+    """Write a model as a new folder.
+
+    `safetensors`: model.safetensors with our names, the shape in its metadata. `gpt2`: config.json
+    and model.safetensors for `transformers.GPT2LMHeadModel.from_pretrained`. `pt`: model.pt. Each
+    with a config.yaml; the tied head is stored once.
+
+    Args:
+        loaded: the model.
+        to: the format.
+        folder: must not exist, or be empty.
+
+    Returns:
+        The files, in the order in which they were written.
+
+    Raises:
+        ConfigError: the folder exists and is not empty.
+        CheckpointError: it cannot be written.
+    """
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{folder}: exists already; give a new or empty folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            _write_files(temporary, loaded, to)
+            names = [path.name for path in _synced(temporary)]
+            temporary.chmod(0o755)
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    return [folder / name for name in names]
+
+
+def to_gpt2(
+    weights: dict[str, Tensor], shape: ModelConfig, eot: int | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and tensors of `transformers`' GPT-2 for the same logits.
+
+    Args:
+        weights: of a `DecoderLM`.
+        shape: its shape.
+        eot: end-of-text id of its tokenizer, for bos and eos; None: not known.
+    """
+    tensors = {}
+    for theirs, ours in _OUTER.items():
+        for kind in ("weight", "bias"):
+            if f"{ours}.{kind}" in weights:  # embeddings have no bias
+                tensors[f"{_PREFIX}{theirs}.{kind}"] = weights[f"{ours}.{kind}"]
+    for i in range(shape.n_layer):
+        ours, theirs = f"blocks.{i}", f"{_PREFIX}h.{i}"
+        for kind in ("weight", "bias"):
+            parts = [weights[f"{ours}.{part}.{kind}"] for part in _QKV]
+            tensors[f"{theirs}.attn.c_attn.{kind}"] = _turned(torch.cat(parts))
+            for name, our_name in _INNER.items():
+                tensors[f"{theirs}.{name}.{kind}"] = _turned(weights[f"{ours}.{our_name}.{kind}"])
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": shape.n_vocab,
+        "n_positions": shape.n_positions,
+        "n_embd": shape.n_embd,
+        "n_layer": shape.n_layer,
+        "n_head": shape.n_head,
+        "n_inner": 4 * shape.n_embd,
+        "activation_function": "gelu",
+        "resid_pdrop": shape.p_dropout,
+        "embd_pdrop": shape.p_dropout,
+        "attn_pdrop": shape.p_dropout,
+        "layer_norm_epsilon": LAYER_NORM_EPSILON,
+        "initializer_range": INIT_STD,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "reorder_and_upcast_attn": False,
+        "tie_word_embeddings": True,
+        "bos_token_id": eot,
+        "eos_token_id": eot,
+        "torch_dtype": "float32",
+    }
+    return config, tensors
+
+
+def from_gpt2(
+    config: dict[str, Any], tensors: dict[str, Tensor], where: Path
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Shape and weights of a `DecoderLM` that gives the logits of a GPT-2 of `transformers`.
+
+    Args:
+        config: its config.json.
+        tensors: its tensors, with or without the prefix `transformer.`.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: not a GPT-2, one that computes something else (such as OpenAI's own, with
+            the tanh approximation of GELU), or tensors are missing.
+    """
+    where = where.with_name(GPT2_CONFIG)
+    shape = _shape_of_gpt2(config, where)
+    theirs = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+    theirs = {name: t for name, t in theirs.items() if not name.endswith(_MASKS)}
+    head = theirs.pop("lm_head.weight", None)
+    if head is not None and not torch.equal(head, theirs.get("wte.weight", torch.empty(0))):
+        raise CheckpointError(f"{where}: its head is not tied to the embeddings; ours always is")
+    weights: dict[str, Tensor] = {}
+    for name, tensor in theirs.items():
+        weights |= _renamed(name, tensor, shape.n_embd)
+    blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+    scales = {f"blocks.{i}.{SCALE}": torch.tensor(shape.head_dim**-0.5) for i in blocks}
+    return shape, weights | scales
+
+
+def _renamed(name: str, tensor: Tensor, width: int) -> dict[str, Tensor]:
+    """Our tensors for one of GPT-2's; an unknown one keeps its name, to be refused later."""
+    stem, _, kind = name.rpartition(".")
+    if stem in _OUTER:
+        return {f"{_OUTER[stem]}.{kind}": tensor}
+    parts = stem.split(".", 2)
+    if len(parts) < 3 or parts[0] != "h":
+        return {name: tensor}
+    block, inner = f"blocks.{parts[1]}", parts[2]
+    tensor = _turned(tensor)
+    if inner in _INNER:
+        return {f"{block}.{_INNER[inner]}.{kind}": tensor}
+    if inner == "attn.c_attn" and tensor.shape[:1] == (3 * width,):
+        pieces = zip(_QKV, torch.chunk(tensor, 3), strict=True)
+        return {f"{block}.{part}.{kind}": piece.contiguous() for part, piece in pieces}
+    return {name: tensor}
+
+
+def _turned(tensor: Tensor) -> Tensor:
+    """Between (out, in) and GPT-2's (in, out); biases and LayerNorms stay as they are."""
+    return tensor.T.contiguous() if tensor.ndim == 2 else tensor
+
+
+def _shape_of_gpt2(config: dict[str, Any], where: Path) -> ModelConfig:
+    if config.get("model_type") != "gpt2":
+        raise CheckpointError(
+            f"{where}: model_type = {config.get('model_type')!r}; of `transformers`' models only "
+            "gpt2 can be read"
+        )
+    drops = [config.get(key, 0.1) for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")]
+    sizes = {
+        "n_vocab": config.get("vocab_size", 50257),
+        "n_embd": config.get("n_embd", 768),
+        "n_head": config.get("n_head", 12),
+        "n_positions": config.get("n_positions", 1024),
+        "n_layer": config.get("n_layer", 12),
+    }
+    shape = parse(ModelConfig, {**sizes, "p_dropout": drops[0]}, str(where))
+    must_be: dict[
+        str, tuple[Any, tuple[Any, ...]]
+    ] = {  # default of GPT2Config, what is computed here
+        "activation_function": ("gelu_new", ("gelu",)),
+        "layer_norm_epsilon": (1e-5, (LAYER_NORM_EPSILON,)),
+        "n_inner": (None, (None, 4 * shape.n_embd)),
+        "scale_attn_weights": (True, (True,)),
+        "scale_attn_by_inverse_layer_idx": (False, (False,)),
+        "add_cross_attention": (False, (False,)),
+        "tie_word_embeddings": (True, (True,)),
+    }
+    for key, (default, accepted) in must_be.items():
+        value = config.get(key, default)
+        if value not in accepted:
+            raise CheckpointError(
+                f"{where}: {key} = {value!r}, but this model computes {accepted[-1]!r}"
+                + (" (the exact GELU)" if key == "activation_function" else "")
+                + ": its logits would differ"
+            )
+    if len(set(drops)) > 1:
+        logger.warning("%s: three dropouts, %s; p_dropout is the first", where, drops)
+    return shape
+
+
+def _write_files(folder: Path, loaded: LoadedModel, to: Format) -> None:
+    weights, shape = loaded.model.state_dict(), loaded.shape
+    if loaded.config is not None:
+        config = loaded.config.to_dict()
+    else:
+        config = {"model_config": shape.model_dump(mode="json")}
+        if loaded.tokenizer is not None:
+            config = {"tokenizer_encoding": loaded.tokenizer, **config}
+    (folder / FILES["config"]).write_text(dump_yaml(config), encoding="utf-8")
+    if to == "pt":
+        write_model(folder / FILES["model"], weights)
+    elif to == "gpt2":
+        eot = END_OF_TEXT[loaded.tokenizer] if loaded.tokenizer else None
+        gpt2, tensors = to_gpt2(weights, shape, eot)
+        (folder / GPT2_CONFIG).write_text(json.dumps(gpt2, indent=2) + "\n", encoding="utf-8")
+        _write_safetensors(folder / SAFETENSORS, tensors, {})
+    else:
+        metadata = {"model_config": json.dumps(shape.model_dump(mode="json"))}
+        _write_safetensors(folder / SAFETENSORS, weights, metadata)
+
+
+def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save
+
+    # `format` is what `transformers` looks for. Bytes first: a full disk is then an OSError.
+    path.write_bytes(save(tensors, metadata={"format": "pt", **metadata}))
+
+
+def _synced(folder: Path) -> list[Path]:
+    """The files of a folder, after they have reached the disk."""
+    paths = sorted(folder.iterdir())
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    return paths
+
+
+def _weights_file(path: Path) -> Path:
+    if path.is_dir():
+        for name in (FILES["model"], SAFETENSORS):
+            if (path / name).is_file():
+                return path / name
+        raise CheckpointError(
+            f"{path}: no {FILES['model']} and no {SAFETENSORS} in this folder; expected a run's "
+            "folder, as `train` and `promote` write it, or a converted model"
+        )
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder; expected a model.pt or its folder")
+    return path
+
+
+def _read_config(path: Path) -> tuple[RunConfig | None, ModelDescription | None]:
+    """What a config.yaml says: the run and the model; None: there is none."""
+    if not path.is_file():
+        return None, None
+    data = load_yaml(path)
+    if data.keys() <= {"tokenizer_encoding", "model_config"}:
+        return None, parse(ModelDescription, data, str(path))
+    run = parse(RunConfig, data, str(path))
+    described = {"tokenizer_encoding": run.tokenizer_encoding, "model": run.model}
+    return run, ModelDescription.model_validate(described)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged, not JSON") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected the settings of a GPT-2 model")
+    return data
+
+
+def _shape_in(metadata: dict[str, str], path: Path) -> ModelConfig | None:
+    """The shape that `convert` wrote into a safetensors file; None: it is not of ours."""
+    text = metadata.get("model_config")
+    if text is None:
+        return None
+    try:
+        return parse(ModelConfig, json.loads(text), str(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its metadata model_config is not JSON") from error
+
+
+def _tokenizer_of(
+    described: ModelDescription | None, shape: ModelConfig, wanted: str | None
+) -> str | None:
+    own = described.tokenizer_encoding if described else None
+    for name in (own, wanted):
+        if name is not None and name not in TOKENIZER_VOCABULARIES:
+            known = ", ".join(TOKENIZER_VOCABULARIES)
+            raise ConfigError(f"tokenizer {name!r}: expected one of {known}")
+    if own and wanted and own != wanted:
+        raise ConfigError(f"--tokenizer {wanted}: the model was trained with {own}")
+    by_size = {257: "bytes", 50257: "gpt2"}
+    name = own or wanted or by_size.get(shape.n_vocab)
+    if name is not None and TOKENIZER_VOCABULARIES[name] > shape.n_vocab:
+        raise ConfigError(
+            f"tokenizer {name} has {TOKENIZER_VOCABULARIES[name]} ids, but the model only "
+            f"{shape.n_vocab} (n_vocab)"
+        )
+    return name
