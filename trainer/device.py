@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -37,8 +38,10 @@ def torch_device(spec: str = "auto") -> torch.device:
     """The device that `auto`, `cpu`, `mps`, `cuda` or `cuda:N` means here.
 
     Raises:
-        ConfigError: this machine or this build of PyTorch does not have it.
+        ConfigError: it is none of these, or this machine or build of PyTorch does not have it.
     """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", spec):
+        raise ConfigError(f"device = {spec}: expected auto, cpu, mps, cuda or cuda:N")
     if spec == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
