@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -416,13 +417,7 @@ def evaluate_command(
     from trainer.prepare import open_prepared, prepare
     from trainer.validation import validate
 
-    folder = model if model.is_dir() else model.parent
-    if not (folder / "config.yaml").is_file():
-        raise CheckpointError(
-            f"{model}: no config.yaml beside the weights; expected a run's folder "
-            "(as `train` and `promote` write it)"
-        )
-    config = parse(RunConfig, load_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+    folder, config = _trained_run(model)
     data = config.data
     if source is not None:
         data = DataConfig(source=source, text_field=data.text_field)
@@ -456,6 +451,79 @@ def evaluate_command(
         f"on {result.n_tokens:,} tokens ({escape(tokens.description)})",
         highlight=False,
     )
+
+
+def _trained_run(model: Path) -> tuple[Path, RunConfig]:
+    """Folder and configuration of a trained model, given as the folder or a file in it."""
+    folder = model if model.is_dir() else model.parent
+    if not (folder / "config.yaml").is_file():
+        raise CheckpointError(
+            f"{model}: no config.yaml beside the weights; expected a run's folder "
+            "(as `train` and `promote` write it)"
+        )
+    path = folder / "config.yaml"
+    return folder, parse(RunConfig, load_yaml(path), str(path))
+
+
+def generate_command(
+    console: Console,
+    *,
+    model: Path,
+    prefixes: Path,
+    temperatures: tuple[float, ...],
+    max_new_tokens: int,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    ignore_eot: bool,
+    batch_size: int,
+    out: Path,
+    device: str,
+) -> None:
+    """Continue prefixes with a run's model.pt."""
+    prepare_environment()
+    from budgetsweep.generating import (
+        GenerateDisplay,
+        Sample,
+        check_writable,
+        print_side_by_side,
+        read_prefixes,
+        write_samples,
+    )
+    from model.config import SamplingConfig
+
+    samplings = [
+        parse(SamplingConfig, {"temperature": t, "top_k": top_k, "top_p": top_p}, "generate")
+        for t in dict.fromkeys(temperatures)
+    ]
+    texts = read_prefixes(prefixes)
+    check_writable(out, prefixes)
+    folder, config = _trained_run(model)
+    from model.generation import continue_texts
+    from trainer.artefacts import load_model
+    from trainer.device import torch_device
+    from trainer.tokenizers import load_tokenizer
+
+    where = torch_device(device)
+    tokenizer = load_tokenizer(config.tokenizer_encoding)
+    network = load_model(folder / "model.pt", config.model).to(where)
+    if (top_k or top_p) and not any(sampling.temperature for sampling in samplings):
+        console.print("--top-k and --top-p change nothing at temperature 0", highlight=False)
+    samples: list[list[Sample]] = [[] for _ in texts]
+    per_temperature = len(texts) * max_new_tokens
+    with GenerateDisplay(console, total=per_temperature * len(samplings)) as display:
+        for n, sampling in enumerate(samplings):
+            continuations = continue_texts(
+                network, where, tokenizer, texts, batch_size, max_new_tokens, sampling,
+                seed=seed, stop_at_eot=not ignore_eot,
+                on_progress=functools.partial(display.update, n * per_temperature),
+            )  # fmt: skip
+            for row, text, continuation in zip(samples, texts, continuations, strict=True):
+                row.append(Sample.of(text, sampling, seed, continuation))
+    write_samples(out, samples)
+    print_side_by_side(samples, console)
+    console.print(f"{len(texts) * len(samplings):,} continuations in {escape(str(out))}",
+                  highlight=False)  # fmt: skip
 
 
 def explain_command(config: RunConfig, console: Console, *, measure: bool, as_json: bool) -> None:
