@@ -154,6 +154,15 @@ def test_the_model_reads_each_token_once_and_the_kept_half_again() -> None:
     assert read == [8, 9, 5, 6]
 
 
+def test_prompts_of_similar_length_share_a_batch_the_longest_first() -> None:
+    model = make()
+    sizes: list[tuple[int, ...]] = []
+    model.token_embeddings.register_forward_hook(lambda _, ids, out: sizes.append(ids[0].shape))
+    texts = ["a" * n for n in (2, 7, 3, 7, 1)]
+    generate(model, CPU, LETTERS, texts, 2, max_new_tokens=1)
+    assert sizes == [(2, 7), (2, 3), (1, 1)]
+
+
 @pytest.mark.parametrize("n_positions", range(1, 13))
 def test_the_window_slides_as_documented(n_positions: int) -> None:
     seen = 0
