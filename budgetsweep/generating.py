@@ -157,8 +157,10 @@ def _cannot_write(out: Path, error: OSError) -> ConfigError:
 
 def print_side_by_side(samples: Sequence[Sequence[Sample]], console: Console) -> None:
     """A row a prefix, a column a temperature."""
-    style = box.ROUNDED if console.is_terminal else None
-    table = Table(box=style, show_lines=console.is_terminal, pad_edge=console.is_terminal)
+    if console.is_terminal:
+        table = Table(box=box.ROUNDED, show_lines=True)
+    else:
+        table = Table(box=None, pad_edge=False)
     table.add_column("prefix", overflow="fold")
     for sample in samples[0]:
         table.add_column(f"temperature {sample.temperature:g}", overflow="fold")
@@ -172,6 +174,8 @@ def print_side_by_side(samples: Sequence[Sequence[Sample]], console: Console) ->
 
 def _visible(text: str, encoding: str) -> str:
     """Text that leaves the terminal alone: control characters and line ends as escapes."""
+    if not text:
+        return "(empty)"
     escaped = "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )

@@ -26,6 +26,9 @@ from model.decoder import DecoderLM
 
 Device = torch.device | str
 
+FIRST_LOOK = 1024
+"""Tokens among which the nucleus of top_p is looked for first."""
+
 
 class TextTokenizer(Protocol):
     """What is asked of a tokenizer; a `tiktoken.Encoding` has it, and `trainer.tokenizers`.
@@ -86,10 +89,24 @@ def next_token_probabilities(logits: Tensor, sampling: SamplingConfig) -> Tensor
     probabilities = softmax_with_temperature(logits, sampling.temperature)
     if sampling.top_p is None or sampling.top_p == 1.0:
         return probabilities
-    ordered, order = probabilities.sort(dim=1, descending=True, stable=True)
+    ordered, order = _most_likely(probabilities, sampling.top_p)
     before = ordered.cumsum(dim=1) - ordered
     ordered = ordered.masked_fill(before >= sampling.top_p, 0.0)
     return torch.zeros_like(probabilities).scatter_(1, order, ordered)
+
+
+def _most_likely(probabilities: Tensor, enough: float) -> tuple[Tensor, Tensor]:
+    """The largest probabilities of each row in falling order and their ids, both (B, <= V).
+
+    All of them, unless few add up to `enough`: sorting a large vocabulary takes longer than a step
+    of a small model.
+    """
+    if probabilities.shape[1] > FIRST_LOOK:
+        values, ids = probabilities.topk(FIRST_LOOK, dim=1)
+        if (values.sum(dim=1) >= enough).all():
+            return values, ids
+    values, ids = probabilities.sort(dim=1, descending=True, stable=True)
+    return values, ids
 
 
 def choose_tokens(logits: Tensor, sampling: SamplingConfig, draws: Tensor) -> list[int]:
@@ -103,13 +120,14 @@ def choose_tokens(logits: Tensor, sampling: SamplingConfig, draws: Tensor) -> li
     Raises:
         CheckpointError: a logit is NaN or +inf.
     """
-    if not logits.amax(dim=1).isfinite().all():
+    top, most_likely = logits.max(dim=1)
+    if not top.isfinite().all():
         raise CheckpointError(
             "the model's logits of the next token are not finite: its weights are damaged, or its "
             "training diverged"
         )
     if sampling.temperature == 0:
-        return logits.argmax(dim=1).tolist()
+        return most_likely.tolist()
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
     cumulative = next_token_probabilities(logits, sampling).to(wide).cumsum(dim=1)
     at = draws.to(logits.device, wide)[:, None] * cumulative[:, -1:]

@@ -115,6 +115,7 @@ def test_the_table_stands_side_by_side_and_is_plain_in_a_pipe(here: Path) -> Non
     head, *rows = result.output.splitlines()
     assert head.split() == ["prefix", "temperature", "0", "temperature", "0.5"]
     assert rows[0].startswith("Once upon a time ")
+    assert [row.split()[0] for row in rows if row.strip()] == ["Once", "(empty)", "né", "a", "8"]
     assert "[bold]x[/bold]" in result.output
     assert rows[-1] == "8 continuations in generation.jsonl"
     assert "\x1b" not in result.output
@@ -313,7 +314,7 @@ def test_a_long_table_ends_early_and_says_so() -> None:
     stream = io.StringIO()
     rows = [[sample(f"p{i}", "x"), sample(f"p{i}", "y", 1.0)] for i in range(1025)]
     print_side_by_side(rows, Console(file=stream, width=80))
-    lines = stream.getvalue().splitlines()
+    lines = [line for line in stream.getvalue().splitlines() if line.strip()]
     assert len(lines) == 1 + 20 + 1
     assert lines[-1] == "... and 1,005 more prefixes"
 
