@@ -23,8 +23,8 @@ from model.decoder import DecoderLM
 from model.generation import Continuation, continue_texts
 
 TARGET = 5.0
-CASES = ((1, 32), (1, 256), (8, 32), (8, 256))
-"""Prompts in a batch, tokens in the longest of them; the others are up to a quarter shorter."""
+CASES = "1x32,1x256,8x32,8x256"
+"""Prompts in a batch x tokens in the longest of them; the others are up to a quarter shorter."""
 
 
 class Words:
@@ -71,7 +71,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     )
     model = DecoderLM.from_config(shape)
     cases = []
-    for batch_size, longest in CASES:
+    for case in options.cases.split(","):
+        batch_size, longest = map(int, case.split("x"))
         texts = prompts(batch_size, longest, options.vocab)
         for use_cache in (True, False):  # warms up
             timed(model, texts, 2, use_cache=use_cache)
@@ -94,7 +95,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         **about(
             f"python -m benchmarks.generation --repeats {options.repeats} "
-            f"--vocab {options.vocab} --new-tokens {options.new_tokens}"
+            f"--vocab {options.vocab} --new-tokens {options.new_tokens} --cases {options.cases}"
         ),
         "shape": shape.model_dump(),
         "new_tokens": options.new_tokens,
@@ -147,6 +148,7 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=50257)
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cases", default=CASES, help="prompts x tokens of the longest, ...")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     result = measure(options)

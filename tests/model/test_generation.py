@@ -221,6 +221,17 @@ def test_padding_in_the_cache_never_becomes_a_number_that_counts() -> None:
     assert torch.equal(model.extend(ids, cache), expected)
 
 
+def test_the_cache_works_under_autocast() -> None:
+    model = make(seed=1).float().eval()
+    cache = KeyValueCache(model.shape, 2, P, model.head_weight)
+    ids = torch.randint(V, (2, 6))
+    expected = model.hidden(ids).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        pieces = [model.extend(ids[:, :4], cache), model.extend(ids[:, 4:], cache)]
+    difference = (torch.cat(pieces, dim=1) - expected).abs().max()
+    assert 1e-6 < difference < 0.1 * expected.abs().max()
+
+
 def test_a_full_cache_is_a_defect_that_shows() -> None:
     model = make().eval()
     cache = KeyValueCache(model.shape, 1, 3, model.head_weight)
