@@ -245,6 +245,12 @@ def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
         read_prefixes(path)
 
 
+def test_the_example_can_be_read() -> None:
+    prefixes = read_prefixes(Path(__file__).parents[2] / "examples" / "prefixes.jsonl")
+    assert prefixes[0] == "Once upon a time"
+    assert prefixes[-1] == ""
+
+
 def test_a_model_that_cannot_be_used_is_one_line(
     here: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
