@@ -378,6 +378,50 @@ def convert(**options: Any) -> None:
     convert_command(_console(), **options)
 
 
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--prefixes", type=click.Path(path_type=Path), required=True, metavar="FILE",
+    help='One {"prefix": "..."} a line.',
+)  # fmt: skip
+@click.option(
+    "--temperature", "temperatures", type=float, multiple=True, default=(0.0,), show_default=True,
+    help="0: always the most likely token (repeatable: side by side).",
+)  # fmt: skip
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=64, show_default=True,
+    help="Most tokens of a continuation.",
+)  # fmt: skip
+@click.option("--top-k", type=int, help="Draw from the k most likely tokens only.")
+@click.option(
+    "--top-p", type=float, help="Draw from the fewest tokens that make up this probability."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
+@click.option(
+    "--ignore-eot", is_flag=True, help="Write on behind an end-of-text token, as the course does."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Prefixes at once."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="generation.jsonl", show_default=True,
+    metavar="FILE", help="File to write.",
+)  # fmt: skip
+@model_options
+@device_option
+def generate(**options: Any) -> None:
+    """Let a trained model continue texts, at several temperatures side by side.
+
+    MODEL is a run's folder, a model.pt, the course's too, or a converted model.
+
+    A context longer than the model's n_positions loses its older half: the newer half is read
+    again from position 0. Of a longer prefix the last n_positions tokens count.
+    """
+    from budgetsweep.commands import generate_command
+
+    generate_command(_console(), **options)
+
+
 @cli.command("flops")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--budget", type=Flops(), help="Budget to compare with.")

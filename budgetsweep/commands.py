@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -518,6 +519,71 @@ def convert_command(
     files = convert(open_model(model, n_head, tokenizer), to, output_dir)
     names = ", ".join(file.name for file in files)
     console.print(f"{escape(str(output_dir))}: {names}", highlight=False)
+
+
+def generate_command(
+    console: Console,
+    *,
+    model: Path,
+    prefixes: Path,
+    temperatures: tuple[float, ...],
+    max_new_tokens: int,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    ignore_eot: bool,
+    batch_size: int,
+    out: Path,
+    n_head: int | None,
+    tokenizer: str | None,
+    device: str,
+) -> None:
+    """Continue prefixes with a trained model."""
+    prepare_environment()
+    from budgetsweep.generating import (
+        GenerateDisplay,
+        Sample,
+        check_writable,
+        print_side_by_side,
+        read_prefixes,
+        write_samples,
+    )
+    from model.config import SamplingConfig
+
+    samplings = [
+        parse(SamplingConfig, {"temperature": t, "top_k": top_k, "top_p": top_p}, "generate")
+        for t in dict.fromkeys(temperatures)
+    ]
+    texts = read_prefixes(prefixes)
+    check_writable(out, prefixes)
+    from model.generation import continue_texts
+    from trainer.device import torch_device
+    from trainer.formats import open_model
+    from trainer.tokenizers import load_tokenizer
+
+    loaded = open_model(model, n_head, tokenizer)
+    if loaded.tokenizer is None:
+        raise ConfigError(f"{loaded.path}: nothing tells its tokenizer: give --tokenizer")
+    where = torch_device(device)
+    encoding = load_tokenizer(loaded.tokenizer)
+    network = loaded.model.to(where)
+    if (top_k or top_p) and not any(sampling.temperature for sampling in samplings):
+        console.print("--top-k and --top-p change nothing at temperature 0", highlight=False)
+    samples: list[list[Sample]] = [[] for _ in texts]
+    per_temperature = len(texts) * max_new_tokens
+    with GenerateDisplay(console, total=per_temperature * len(samplings)) as display:
+        for n, sampling in enumerate(samplings):
+            continuations = continue_texts(
+                network, where, encoding, texts, batch_size, max_new_tokens, sampling,
+                seed=seed, stop_at_eot=not ignore_eot,
+                on_progress=functools.partial(display.update, n * per_temperature),
+            )  # fmt: skip
+            for row, text, continuation in zip(samples, texts, continuations, strict=True):
+                row.append(Sample.of(text, sampling, seed, continuation))
+    write_samples(out, samples)
+    print_side_by_side(samples, console)
+    console.print(f"{len(texts) * len(samplings):,} continuations in {escape(str(out))}",
+                  highlight=False)  # fmt: skip
 
 
 def explain_command(config: RunConfig, console: Console, *, measure: bool, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""The from-scratch transformer: shapes and FLOPs without torch, layers and decoder with it.
+"""The from-scratch transformer: shapes and FLOPs without torch; layers and generation with it.
 
 The layers are loaded when they are first asked for, so that `import model.config` stays free of
 torch.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from model.attention import MultiHeadAttention
     from model.decoder import DecoderLM
+    from model.generation import generate, score, softmax_with_temperature
     from model.layers import DecoderBlock, FeedForward
 
 _HOME = {
@@ -19,9 +20,20 @@ _HOME = {
     "DecoderLM": "model.decoder",
     "FeedForward": "model.layers",
     "MultiHeadAttention": "model.attention",
+    "generate": "model.generation",
+    "score": "model.generation",
+    "softmax_with_temperature": "model.generation",
 }
 
-__all__ = ["DecoderBlock", "DecoderLM", "FeedForward", "MultiHeadAttention"]
+__all__ = [
+    "DecoderBlock",
+    "DecoderLM",
+    "FeedForward",
+    "MultiHeadAttention",
+    "generate",
+    "score",
+    "softmax_with_temperature",
+]
 
 
 def __getattr__(name: str) -> Any:

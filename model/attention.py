@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.cache import LayerCache, NewTokens
+
 SLOW_CPU_HEAD_DIM = 64
 """Up to this head width torch's bf16 attention on CPUs is not faster than its float32 one: forward
 and backward take 5 times as long at 16, 4 times at 32, as long at 64 (torch 2.13, Xeon, AMX)."""
@@ -138,3 +140,10 @@ class MultiHeadAttention(nn.Module):
         """Attend x (B, S, D) to itself; attention_mask as in `self_attention`."""
         q, kT, v = self.q_kT_v(x)
         return self.projection(self.self_attention(q, kT, v, attention_mask))
+
+    def extend(self, x: Tensor, past: LayerCache, new: NewTokens) -> Tensor:
+        """Attend new tokens x (B, T, D) to themselves and to what `past` holds; no dropout."""
+        q, kT, v = self.q_kT_v(x)
+        keys, values = past.store(kT.mT, v, new)
+        heads = attend(q, keys.mT, values, new.allowed, self.scale)
+        return self.proj(heads.transpose(1, 2).flatten(2))

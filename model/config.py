@@ -1,4 +1,4 @@
-"""The shape of a model: sizes only, no torch."""
+"""The shape of a model and how tokens are drawn from it: plain settings, no torch."""
 
 from __future__ import annotations
 
@@ -40,3 +40,15 @@ class ModelConfig(StrictModel):
     def head_dim(self) -> int:
         """Width of one head (D / H)."""
         return self.n_embd // self.n_head
+
+
+class SamplingConfig(StrictModel):
+    """How the next token is chosen."""
+
+    temperature: float = Field(default=0.0, ge=0.0)
+    """Logits are divided by it; 0: always the most likely token."""
+    top_k: Annotated[int, Field(ge=1, strict=True)] | None = None
+    """Only the k most likely tokens (all that tie with the k-th stay); None: all."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Only the fewest tokens whose probability, after temperature and top_k, adds up to at least
+    this (nucleus sampling, Holtzman et al. 2020); None: all."""

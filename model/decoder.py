@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.cache import KeyValueCache
 from model.config import ModelConfig
 from model.flops import flops_per_token
 from model.layers import DecoderBlock
@@ -127,6 +128,31 @@ class DecoderLM(nn.Module):
         x = self.embed(input_ids, attention_mask)
         for block in self.blocks:
             x = block(x, attention_mask)
+        return self.ln(x)
+
+    @torch.no_grad()
+    def extend(
+        self, input_ids: Tensor, cache: KeyValueCache, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """What `hidden` gives for tokens that follow those in the cache, which then holds them too.
+
+        For a model in evaluation mode: nothing is dropped, and no gradients flow.
+
+        Args:
+            input_ids: (B, T) token ids.
+            cache: what each row has read before.
+            attention_mask: (B, T), 1 for content and 0 for padding; None: all content.
+
+        Returns:
+            (B, T, D); what stands at padding means nothing.
+        """
+        assert not self.training, "the cached path has no dropout: call eval() first"
+        new = cache.advance(input_ids, attention_mask)
+        positions = self.position_embeddings(new.positions.clamp(min=0))
+        x = self.token_embeddings(input_ids) + positions
+        blocks = cast("list[DecoderBlock]", self.blocks)
+        for block, past in zip(blocks, cache.layers, strict=True):
+            x = block.extend(x, past, new)
         return self.ln(x)
 
     def token_logits(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import MultiHeadAttention
+from model.cache import LayerCache, NewTokens
 
 
 class FeedForward(nn.Module):
@@ -35,4 +36,9 @@ class DecoderBlock(nn.Module):
     def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Transform x (B, S, D); attention_mask (B, S) is 1 for content and 0 for padding."""
         x = x + self.mha(self.ln_1(x), attention_mask)
+        return x + self.ff(self.ln_2(x))
+
+    def extend(self, x: Tensor, past: LayerCache, new: NewTokens) -> Tensor:
+        """Transform new tokens x (B, T, D), which also see what `past` holds."""
+        x = x + self.mha.extend(self.ln_1(x), past, new)
         return x + self.ff(self.ln_2(x))

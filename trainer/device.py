@@ -38,14 +38,14 @@ def torch_device(spec: str = "auto") -> torch.device:
     """The device that `auto`, `cpu`, `mps`, `cuda` or `cuda:N` means here.
 
     Raises:
-        ConfigError: there is no such kind, or this machine or build of PyTorch does not have it.
+        ConfigError: it is none of these, or this machine or build of PyTorch does not have it.
     """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", spec):
+        raise ConfigError(f"device = {spec}: expected auto, cpu, mps, cuda or cuda:N")
     if spec == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,4})?", spec):
-        raise ConfigError(f"device = {spec}: expected auto, cpu, mps, cuda or cuda:N")
     device = torch.device(spec)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

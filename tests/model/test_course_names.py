@@ -5,7 +5,15 @@ import inspect
 import pytest
 import torch
 
-from model import DecoderBlock, DecoderLM, FeedForward, MultiHeadAttention
+from model import (
+    DecoderBlock,
+    DecoderLM,
+    FeedForward,
+    MultiHeadAttention,
+    generate,
+    score,
+    softmax_with_temperature,
+)
 
 B, S, D, H, V = 2, 5, 12, 3, 17
 BLOCK = [
@@ -38,6 +46,14 @@ def test_signatures() -> None:
     ]
     for cls in (MultiHeadAttention, FeedForward, DecoderLM):
         assert inspect.signature(cls).parameters["p_dropout"].default == 0.1
+    common = ["model", "device", "tokenizer"]
+    assert parameters(generate)[:7] == [
+        *common, "prefixes", "batch_size", "max_new_tokens", "temperature"
+    ]  # fmt: skip
+    assert inspect.signature(generate).parameters["max_new_tokens"].default == 32
+    assert inspect.signature(generate).parameters["temperature"].default == 0.0
+    assert parameters(score) == [*common, "texts", "batch_size"]
+    assert parameters(softmax_with_temperature) == ["logits", "temperature"]
 
 
 @pytest.mark.parametrize("mask", [None, torch.ones(B, S), torch.ones(B, S, dtype=torch.int64)])

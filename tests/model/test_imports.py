@@ -31,7 +31,7 @@ def test_layers_and_loss_do_not_load_the_compiler() -> None:
     # torch._dynamo takes as long to import as torch itself; a worker should not pay for it.
     code = (
         "import sys\n"
-        "import model.decoder, model.loss, trainer.seeds, trainer.optim, trainer.validation\n"
+        "import model.generation, model.loss, trainer.seeds, trainer.optim, trainer.validation\n"
         "print('torch._dynamo' in sys.modules)"
     )
     assert run_python(code).strip() == "False"

@@ -41,6 +41,9 @@ def test_a_device_that_is_not_here_is_one_clear_line() -> None:
     with pytest.raises(ConfigError, match=r"CUDA device.* here; use device: auto"):
         torch_device(missing)
     assert torch_device("auto").type in ("cpu", "cuda", "mps")
+    for unknown in ("gpu", "cuda:x", "cuda:-1", ""):
+        with pytest.raises(ConfigError, match="expected auto, cpu, mps, cuda or cuda:N"):
+            torch_device(unknown)
 
 
 def test_autocast_is_what_the_configuration_says() -> None:
