@@ -1,4 +1,4 @@
-"""The from-scratch transformer: shapes and FLOPs without torch; layers and generation with it.
+"""The from-scratch transformers: shapes and FLOPs without torch, layers and models with it.
 
 The layers are loaded when they are first asked for, so that `import model.config` stays free of
 torch.
@@ -10,29 +10,47 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model.attention import MultiHeadAttention
+    from model.attention import CrossAttention, MultiHeadAttention
     from model.decoder import DecoderLM
+    from model.encoder import EncoderBlock, EncoderLM, corrupt_tokens, masked_token_loss
+    from model.encoder_decoder import CrossDecoderBlock, EncoderDecoderLM, target_loss
     from model.generation import generate, score, softmax_with_temperature
     from model.layers import DecoderBlock, FeedForward
 
 _HOME = {
+    "CrossAttention": "model.attention",
+    "CrossDecoderBlock": "model.encoder_decoder",
     "DecoderBlock": "model.layers",
     "DecoderLM": "model.decoder",
+    "EncoderBlock": "model.encoder",
+    "EncoderDecoderLM": "model.encoder_decoder",
+    "EncoderLM": "model.encoder",
     "FeedForward": "model.layers",
     "MultiHeadAttention": "model.attention",
+    "corrupt_tokens": "model.encoder",
     "generate": "model.generation",
+    "masked_token_loss": "model.encoder",
     "score": "model.generation",
     "softmax_with_temperature": "model.generation",
+    "target_loss": "model.encoder_decoder",
 }
 
 __all__ = [
+    "CrossAttention",
+    "CrossDecoderBlock",
     "DecoderBlock",
     "DecoderLM",
+    "EncoderBlock",
+    "EncoderDecoderLM",
+    "EncoderLM",
     "FeedForward",
     "MultiHeadAttention",
+    "corrupt_tokens",
     "generate",
+    "masked_token_loss",
     "score",
     "softmax_with_temperature",
+    "target_loss",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Causal multi-head self-attention from products and a softmax, all heads in one product."""
+"""Multi-head attention from products and a softmax, all heads in one product."""
 
 from __future__ import annotations
 
@@ -58,29 +58,31 @@ def causal_padding_mask(length: int, attention_mask: Tensor | None, device: torc
     return causal & (attention_mask != 0)[:, None, None, :]
 
 
-def _causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, p_dropout: float) -> Tensor:
-    """What `attend` gives under a causal mask, by torch's fused kernel; all (B, H, S, HD)."""
+def padding_mask(attention_mask: Tensor) -> Tensor:
+    """Which position may be seen: bool (B, 1, 1, S), False where attention_mask (B, S) is 0."""
+    return (attention_mask != 0)[:, None, None, :]
+
+
+def _fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, p_dropout: float, causal: bool
+) -> Tensor:
+    """What `attend` gives without padding, by torch's fused kernel.
+
+    q is (B, H, T, HD), k and v are (B, H, S, HD); causal needs T = S.
+    """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-1] <= SLOW_CPU_HEAD_DIM:
         with torch.autocast("cpu", enabled=False):
-            wide = _causal_attention(q.float(), k.float(), v.float(), scale, p_dropout)
+            wide = _fused_attention(q.float(), k.float(), v.float(), scale, p_dropout, causal)
         return wide.to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=p_dropout, is_causal=True, scale=scale)
+    return F.scaled_dot_product_attention(
+        q, k, v, dropout_p=p_dropout, is_causal=causal, scale=scale
+    )
 
 
-class MultiHeadAttention(nn.Module):
-    """Causal multi-head self-attention (GPT-2): dropout on the weights and on the output."""
+class _Projections(nn.Module):
+    """What self-attention and cross-attention share: four projections, dropout on the output."""
 
-    def __init__(self, n_embd: int, n_head: int, p_dropout: float = 0.1) -> None:
-        """Build the projections.
-
-        Args:
-            n_embd: width D.
-            n_head: heads H; must divide n_embd.
-            p_dropout: dropout on attention weights and on the projected output.
-
-        Raises:
-            ValueError: n_embd is not a multiple of n_head.
-        """
+    def __init__(self, n_embd: int, n_head: int, p_dropout: float) -> None:
         super().__init__()
         if n_head < 1 or n_embd < 1 or n_embd % n_head:
             raise ValueError(
@@ -97,6 +99,65 @@ class MultiHeadAttention(nn.Module):
         self.proj = nn.Linear(n_embd, n_embd)
         self.dropout = nn.Dropout(p_dropout)
         self.scale = self.head_dim**-0.5
+
+    def projection(self, attn: Tensor) -> Tensor:
+        """Output projection and dropout, (B, S, D) to (B, S, D)."""
+        return self.dropout(self.proj(attn))
+
+
+class CrossAttention(_Projections):
+    """Multi-head attention to another sequence (Vaswani et al. 2017, 3.2.3).
+
+    Queries come from one sequence, keys and values from the other; dropout is on the weights and on
+    the output.
+    """
+
+    def __init__(self, n_embd: int, n_head: int, p_dropout: float = 0.1) -> None:
+        """Build the projections; arguments and errors as in `MultiHeadAttention`."""
+        super().__init__(n_embd, n_head, p_dropout)
+
+    def forward(self, x: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
+        """Let each position of x see all content of memory.
+
+        Args:
+            x: (B, T, D), what asks.
+            memory: (B, S, D), what is seen.
+            memory_mask: (B, S), 1 for content and 0 for padding; None: all content.
+
+        Returns:
+            (B, T, D). Where memory is nothing but padding, the projection of zeros.
+        """
+        (B, T, _), S = x.shape, memory.shape[1]
+        q = self.q_attn(x).view(B, T, self.n_head, self.head_dim).transpose(1, 2)
+        k = self.k_attn(memory).view(B, S, self.n_head, self.head_dim).transpose(1, 2)
+        v = self.v_attn(memory).view(B, S, self.n_head, self.head_dim).transpose(1, 2)
+        p_dropout = self.p_dropout if self.training else 0.0
+        if memory_mask is None:
+            heads = _fused_attention(q, k, v, self.scale, p_dropout, causal=False)
+        else:
+            heads = attend(q, k.mT, v, padding_mask(memory_mask), self.scale, p_dropout)
+        return self.projection(heads.transpose(1, 2).reshape(x.shape))
+
+
+class MultiHeadAttention(_Projections):
+    """Multi-head self-attention (GPT-2): dropout on the weights and on the output."""
+
+    def __init__(
+        self, n_embd: int, n_head: int, p_dropout: float = 0.1, *, causal: bool = True
+    ) -> None:
+        """Build the projections.
+
+        Args:
+            n_embd: width D.
+            n_head: heads H; must divide n_embd.
+            p_dropout: dropout on attention weights and on the projected output.
+            causal: whether a position sees nothing after it; False: all content, as in an encoder.
+
+        Raises:
+            ValueError: n_embd is not a multiple of n_head.
+        """
+        super().__init__(n_embd, n_head, p_dropout)
+        self.causal = causal
         # Only for checkpoints of the course's reference, which hold it; the code uses `scale`.
         self.register_buffer("scale_factor", torch.tensor(self.scale))
 
@@ -112,7 +173,7 @@ class MultiHeadAttention(nn.Module):
     def self_attention(
         self, q: Tensor, kT: Tensor, v: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """Causal attention over the heads, before the output projection.
+        """Attention over the heads, before the output projection.
 
         Args:
             q: (B, H, S, HD).
@@ -126,15 +187,14 @@ class MultiHeadAttention(nn.Module):
         B, _, S, _ = q.shape
         p_dropout = self.p_dropout if self.training else 0.0
         if attention_mask is None:
-            heads = _causal_attention(q, kT.transpose(-2, -1), v, self.scale, p_dropout)
+            k = kT.transpose(-2, -1)
+            heads = _fused_attention(q, k, v, self.scale, p_dropout, self.causal)
         else:
-            allowed = causal_padding_mask(S, attention_mask, q.device)
+            allowed = padding_mask(attention_mask)
+            if self.causal:
+                allowed = causal_padding_mask(S, attention_mask, q.device)
             heads = attend(q, kT, v, allowed, self.scale, p_dropout)
         return heads.transpose(1, 2).reshape(B, S, self.n_embd)
-
-    def projection(self, attn: Tensor) -> Tensor:
-        """Output projection and dropout, (B, S, D) to (B, S, D)."""
-        return self.dropout(self.proj(attn))
 
     def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Attend x (B, S, D) to itself; attention_mask as in `self_attention`."""

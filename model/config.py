@@ -11,8 +11,42 @@ from budgetsweep.config import StrictModel, shape_error
 Size = Annotated[int, Field(ge=1, le=1 << 24, strict=True)]
 
 
+def _check_heads(n_embd: int, n_head: int) -> None:
+    if n_embd % n_head:
+        raise shape_error(
+            f"n_embd = {n_embd} is not a multiple of n_head = {n_head}: "
+            "every head must have the same width"
+        )
+
+
+class EncoderDecoderConfig(StrictModel):
+    """Shape of the encoder-decoder transformer (one token embedding, tied head)."""
+
+    n_vocab: Size
+    """Number of token ids (V), the same in source and target."""
+    n_embd: Size
+    """Width of both residual streams (D)."""
+    n_head: Size
+    """Attention heads (H); must divide n_embd."""
+    n_source_positions: Size
+    """Longest source that has position embeddings."""
+    n_target_positions: Size
+    """Longest target that has position embeddings."""
+    n_encoder_layer: Size
+    """Number of blocks that read the source."""
+    n_decoder_layer: Size
+    """Number of blocks that write the target."""
+    p_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Dropout on attention weights, sub-layer outputs and the embedding sums."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> EncoderDecoderConfig:
+        _check_heads(self.n_embd, self.n_head)
+        return self
+
+
 class ModelConfig(StrictModel):
-    """Shape of the decoder-only transformer (GPT-2 shape, tied head)."""
+    """Shape of the decoder-only transformer (GPT-2 shape, tied head), and of the encoder-only."""
 
     n_vocab: Size
     """Number of token ids (V)."""
@@ -29,11 +63,7 @@ class ModelConfig(StrictModel):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelConfig:
-        if self.n_embd % self.n_head:
-            raise shape_error(
-                f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}: "
-                "every head must have the same width"
-            )
+        _check_heads(self.n_embd, self.n_head)
         return self
 
     @property

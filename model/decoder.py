@@ -18,6 +18,68 @@ INIT_STD = 0.02
 """Standard deviation of the initial weights (Radford et al. 2019)."""
 
 
+@torch.no_grad()
+def initialise(module: nn.Module, residual_additions: int) -> None:
+    """Give a module GPT-2's initial weights (Radford et al. 2019, 2.3).
+
+    Matrices are N(0, 0.02), biases zero. The last projection of each sub-layer is
+    N(0, 0.02/√n), so that the residual stream does not grow with the n sub-layers that add to it.
+
+    Args:
+        module: a model or a part of one.
+        residual_additions: n, sub-layers that add to the stream of which the module is part.
+    """
+    residual_std = INIT_STD / math.sqrt(residual_additions)
+    for name, parameter in module.named_parameters():
+        if parameter.ndim >= 2:
+            into_residual = name.endswith((".proj.weight", ".linear_out.weight"))
+            parameter.normal_(0.0, residual_std if into_residual else INIT_STD)
+        elif name.endswith(".bias"):
+            parameter.zero_()
+
+
+def embedding_sum(
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    tokens: nn.Embedding,
+    positions: nn.Embedding,
+    limit: str = "n_positions",
+) -> Tensor:
+    """Token plus position embedding.
+
+    Positions count content tokens only, so that padding shifts nothing: with the mask
+    0 0 1 1 1 they are 0 0 0 1 2.
+
+    Args:
+        input_ids: (B, S) token ids.
+        attention_mask: (B, S), 1 for content and 0 for padding; None: all content.
+        tokens: (V, D).
+        positions: (P, D).
+        limit: what the model's user calls P.
+
+    Returns:
+        (B, S, D).
+
+    Raises:
+        ValueError: S is more than P, or the mask's shape is not that of the ids.
+    """
+    length = input_ids.shape[1]
+    if length > positions.num_embeddings:
+        raise ValueError(
+            f"{length} tokens in a sequence, but the model has positions for "
+            f"{positions.num_embeddings} ({limit}): shorten the input or train a longer model"
+        )
+    if attention_mask is None:
+        return tokens(input_ids) + positions.weight[:length]
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, expected that of "
+            f"input_ids, {tuple(input_ids.shape)}"
+        )
+    counted = (attention_mask != 0).long().cumsum(dim=1)
+    return tokens(input_ids) + positions((counted - 1).clamp(min=0))
+
+
 class DecoderLM(nn.Module):
     """Decoder-only language model: embeddings, pre-LN blocks, final LayerNorm, tied head."""
 
@@ -61,22 +123,12 @@ class DecoderLM(nn.Module):
         self.dropout = nn.Dropout(p_dropout)
         self.blocks = nn.ModuleList(DecoderBlock(n_embd, n_head, p_dropout) for _ in range(n_layer))
         self.ln = nn.LayerNorm(n_embd)
-        self._initialise()
+        initialise(self, residual_additions=2 * n_layer)
 
     @classmethod
     def from_config(cls, shape: ModelConfig) -> Self:
         """A freshly initialised model of this shape."""
         return cls(**shape.model_dump())
-
-    @torch.no_grad()
-    def _initialise(self) -> None:
-        residual_std = INIT_STD / math.sqrt(2 * self.shape.n_layer)
-        for name, parameter in self.named_parameters():
-            if parameter.ndim >= 2:
-                into_residual = name.endswith(("mha.proj.weight", "ff.linear_out.weight"))
-                parameter.normal_(0.0, residual_std if into_residual else INIT_STD)
-            elif name.endswith(".bias"):
-                parameter.zero_()
 
     @property
     def flops_per_token(self) -> int:
@@ -104,24 +156,10 @@ class DecoderLM(nn.Module):
         Raises:
             ValueError: S is more than n_positions, or the mask's shape is not that of the ids.
         """
-        length = input_ids.shape[1]
-        if length > self.n_positions:
-            raise ValueError(
-                f"{length} tokens in a sequence, but the model has positions for "
-                f"{self.n_positions} (n_positions): shorten the input or train a longer model"
-            )
-        tokens = self.token_embeddings(input_ids)
-        if attention_mask is None:
-            positions = self.position_embeddings.weight[:length]
-        else:
-            if attention_mask.shape != input_ids.shape:
-                raise ValueError(
-                    f"attention_mask has shape {tuple(attention_mask.shape)}, expected that of "
-                    f"input_ids, {tuple(input_ids.shape)}"
-                )
-            counted = (attention_mask != 0).long().cumsum(dim=1)
-            positions = self.position_embeddings((counted - 1).clamp(min=0))
-        return self.dropout(tokens + positions)
+        embedded = embedding_sum(
+            input_ids, attention_mask, self.token_embeddings, self.position_embeddings
+        )
+        return self.dropout(embedded)
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """What the head sees: (B, S, D) after the final LayerNorm; arguments as in `embed`."""

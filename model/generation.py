@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from budgetsweep.errors import CheckpointError
 from model.cache import KeyValueCache
@@ -120,14 +120,9 @@ def choose_tokens(logits: Tensor, sampling: SamplingConfig, draws: Tensor) -> li
     Raises:
         CheckpointError: a logit is NaN or +inf.
     """
-    top, most_likely = logits.max(dim=1)
-    if not top.isfinite().all():
-        raise CheckpointError(
-            "the model's logits of the next token are not finite: its weights are damaged, or its "
-            "training diverged"
-        )
+    require_finite(logits)
     if sampling.temperature == 0:
-        return most_likely.tolist()
+        return logits.argmax(dim=1).tolist()
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
     cumulative = next_token_probabilities(logits, sampling).to(wide).cumsum(dim=1)
     at = draws.to(logits.device, wide)[:, None] * cumulative[:, -1:]
@@ -222,7 +217,7 @@ def continue_texts(
     prompts = _windows(model, tokenizer, prefixes)
     report = on_progress or (lambda _: None)
     results: dict[int, Continuation] = {}
-    with _evaluating(model):
+    with evaluating(model):
         for rows in _batches(prompts, batch_size):
             done = len(results) * max_new_tokens
             texts = [list(prompts[i]) for i in rows]
@@ -267,7 +262,7 @@ def score(
         raise ValueError(f"batch_size = {batch_size}, expected at least 1")
     prompts = _windows(model, tokenizer, texts)
     logits = torch.empty(len(prompts), model.shape.n_vocab, dtype=model.head_weight.dtype)
-    with _evaluating(model):
+    with evaluating(model):
         for rows in _batches(prompts, batch_size):
             reader = _Reader(model, device, tokenizer.eot_token)
             logits[rows] = reader([prompts[i] for i in rows]).to(logits)
@@ -335,7 +330,7 @@ class _CachedReader(_Reader):
 
 
 @contextmanager
-def _evaluating(model: DecoderLM) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """No dropout and no gradients within; the mode of before comes back."""
     was_training = model.training
     model.eval()
@@ -344,6 +339,19 @@ def _evaluating(model: DecoderLM) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def require_finite(logits: Tensor) -> None:
+    """Refuse logits (B, V) of which the largest of a row is NaN or infinite.
+
+    Raises:
+        CheckpointError: so it is.
+    """
+    if not logits.amax(dim=1).isfinite().all():
+        raise CheckpointError(
+            "the model's logits of the next token are not finite: its weights are damaged, or its "
+            "training diverged"
+        )
 
 
 def _windows(model: DecoderLM, tokenizer: TextTokenizer, texts: Sequence[str]) -> list[list[int]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.decoder import DecoderLM
 from tests.model import reference
+from tests.model.comparing import CapturedDropout, assert_same_gradients, gradients
 
 V, D, H, P, L = 23, 8, 2, 9, 2
 
@@ -24,16 +25,6 @@ def make(p_dropout: float = 0.0, seed: int = 0) -> DecoderLM:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return model
-
-
-def gradients(loss: Tensor, model: DecoderLM) -> dict[str, Tensor]:
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
-
-
-def assert_same_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    for name, gradient in expected.items():
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
 
 
 def test_logits_and_all_gradients_equal_the_reference() -> None:
@@ -131,21 +122,6 @@ def test_position_ids_count_content_only(mask: list[int], positions: list[int]) 
         assert torch.equal(model.embed(ids, torch.tensor([mask], dtype=dtype)), expected)
     if all(mask):
         assert torch.equal(model.embed(ids), expected)
-
-
-class CapturedDropout:
-    """Real dropout whose masks are kept, in the order in which the model draws them."""
-
-    def __init__(self) -> None:
-        self.masks: list[Tensor] = []
-
-    def __call__(
-        self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-    ) -> Tensor:
-        assert training
-        mask = (torch.rand_like(x) >= p) / (1 - p)
-        self.masks.append(mask)
-        return x * mask
 
 
 def places_of_one_sample(masks: Iterator[Tensor], b: int) -> dict[str, Tensor]:

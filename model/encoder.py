@@ -1,0 +1,250 @@
+"""Encoder-only language model, and its training by masked-token prediction (BERT's objective).
+
+Each position sees all content, before and after it. So there is no next token to predict; instead
+some tokens are hidden from the model, and it is trained to name them (Devlin et al. 2019, 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import MultiHeadAttention
+from model.config import ModelConfig
+from model.decoder import embedding_sum, initialise
+from model.flops import flops_per_token
+from model.layers import FeedForward
+from model.loss import linear_cross_entropy
+
+
+class EncoderBlock(nn.Module):
+    """x + attention(LN(x)), then x + feed-forward(LN(x)): pre-LN, every position sees all content.
+
+    BERT itself normalises after each addition; pre-LN trains without warm-up at these sizes and is
+    what the decoder has (Xiong et al. 2020).
+    """
+
+    def __init__(self, n_embd: int, n_head: int, p_dropout: float = 0.1) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(n_embd)
+        self.mha = MultiHeadAttention(n_embd, n_head, p_dropout, causal=False)
+        self.ln_2 = nn.LayerNorm(n_embd)
+        self.ff = FeedForward(n_embd, p_dropout)
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Transform x (B, S, D); attention_mask (B, S) is 1 for content and 0 for padding."""
+        x = x + self.mha(self.ln_1(x), attention_mask)
+        return x + self.ff(self.ln_2(x))
+
+
+class EncoderLM(nn.Module):
+    """Encoder-only language model: the decoder's shape and parameters, without its causal mask."""
+
+    def __init__(
+        self,
+        n_vocab: int,
+        n_embd: int,
+        n_head: int,
+        n_positions: int,
+        n_layer: int,
+        p_dropout: float = 0.1,
+    ) -> None:
+        """Build and initialise the model, as `DecoderLM` is.
+
+        Args:
+            n_vocab: token ids V, that of the mask token included.
+            n_embd: width D.
+            n_head: heads H; must divide n_embd.
+            n_positions: longest sequence P.
+            n_layer: blocks L.
+            p_dropout: dropout on the embedding sum, attention weights and sub-layer outputs.
+
+        Raises:
+            ValueError: n_embd is not a multiple of n_head, or a size is out of range.
+        """
+        super().__init__()
+        self.shape = ModelConfig(
+            n_vocab=n_vocab,
+            n_embd=n_embd,
+            n_head=n_head,
+            n_positions=n_positions,
+            n_layer=n_layer,
+            p_dropout=p_dropout,
+        )
+        self.n_positions = n_positions
+        self.token_embeddings = nn.Embedding(n_vocab, n_embd)
+        self.position_embeddings = nn.Embedding(n_positions, n_embd)
+        self.dropout = nn.Dropout(p_dropout)
+        self.blocks = nn.ModuleList(EncoderBlock(n_embd, n_head, p_dropout) for _ in range(n_layer))
+        self.ln = nn.LayerNorm(n_embd)
+        initialise(self, residual_additions=2 * n_layer)
+
+    @classmethod
+    def from_config(cls, shape: ModelConfig) -> Self:
+        """A freshly initialised model of this shape."""
+        return cls(**shape.model_dump())
+
+    @property
+    def flops_per_token(self) -> int:
+        """Training FLOPs a token in the convention `nanogpt`, which does not ask who sees whom."""
+        return flops_per_token(self.shape, self.n_positions, "nanogpt")
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's matrix (V, D): the token embedding itself."""
+        return self.token_embeddings.weight
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Token plus position embedding, with dropout; positions count content tokens only.
+
+        Args:
+            input_ids: (B, S) token ids.
+            attention_mask: (B, S), 1 for content and 0 for padding; None: all content.
+
+        Returns:
+            (B, S, D).
+
+        Raises:
+            ValueError: S is more than n_positions, or the mask's shape is not that of the ids.
+        """
+        embedded = embedding_sum(
+            input_ids, attention_mask, self.token_embeddings, self.position_embeddings
+        )
+        return self.dropout(embedded)
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """What the head sees: (B, S, D) after the final LayerNorm; arguments as in `embed`.
+
+        What stands at padding is finite and means nothing.
+        """
+        x = self.embed(input_ids, attention_mask)
+        for block in self.blocks:
+            x = block(x, attention_mask)
+        return self.ln(x)
+
+    def token_logits(self, x: Tensor) -> Tensor:
+        """Logits (B, S, V) of hidden states x (B, S, D): x times the token embedding."""
+        return F.linear(x, self.head_weight)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits (B, S, V) of the token at each position; arguments as in `embed`."""
+        return self.token_logits(self.hidden(input_ids, attention_mask))
+
+
+class CorruptedTokens(NamedTuple):
+    """A batch for masked-token training."""
+
+    inputs: Tensor
+    """(B, S) ids that the model reads."""
+    chosen: Tensor
+    """bool (B, S): the positions to predict."""
+    targets: Tensor
+    """(N,) original ids at the chosen positions, in the order of `chosen`, row by row."""
+
+
+def corrupt_tokens(
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    n_vocab: int,
+    mask_id: int,
+    *,
+    generator: torch.Generator,
+    special_ids: Iterable[int] = (),
+    p_chosen: float = 0.15,
+    p_mask: float = 0.8,
+    p_random: float = 0.1,
+) -> CorruptedTokens:
+    """Choose tokens to predict and hide most of them (Devlin et al. 2019, 3.1 and appendix A.1).
+
+    Each content token that is not special is chosen with probability p_chosen, independently of the
+    others. If chance chooses none, the one that came nearest is taken, so that a batch with such a
+    token always has a loss. Of the chosen, a share p_mask becomes `mask_id`, a share p_random a
+    random id that is not special (possibly the same as before), and the rest stays.
+
+    A pure function of its arguments and the generator's state. It always draws three tensors of
+    (B, S), so what it does at one position does not depend on the ids at another.
+
+    Args:
+        input_ids: (B, S) int64 ids.
+        attention_mask: (B, S), 1 for content and 0 for padding; None: all content.
+        n_vocab: token ids V.
+        mask_id: the id that hides a token; special itself.
+        generator: where the draws come from, on any device.
+        special_ids: ids never chosen and never put in as random ones (separators, end of text).
+        p_chosen: probability that a token is to be predicted.
+        p_mask: share of the chosen that becomes mask_id.
+        p_random: share of the chosen that becomes a random id.
+
+    Raises:
+        ValueError: a probability is out of range, an id is not below n_vocab, every id is special,
+            or the mask's shape is not that of the ids.
+    """
+    special = sorted({mask_id, *special_ids})
+    if not (0 < p_chosen <= 1 and p_mask >= 0 and p_random >= 0 and p_mask + p_random <= 1):
+        raise ValueError(
+            f"p_chosen = {p_chosen}, p_mask = {p_mask}, p_random = {p_random}: expected "
+            "probabilities, the first above 0, the last two adding up to at most 1"
+        )
+    if special[0] < 0 or special[-1] >= n_vocab or len(special) == n_vocab:
+        raise ValueError(
+            f"mask and special ids {special}: expected ids from 0 to {n_vocab - 1} (n_vocab - 1), "
+            "and at least one more that is not special"
+        )
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, expected that of "
+            f"input_ids, {tuple(input_ids.shape)}"
+        )
+    device = input_ids.device
+    is_special = torch.zeros(n_vocab, dtype=torch.bool)
+    is_special[special] = True
+    ordinary = (~is_special).nonzero().squeeze(1).to(device)
+    shape, source = input_ids.shape, generator.device
+    draw = torch.rand(shape, generator=generator, device=source).to(device)
+    fate = torch.rand(shape, generator=generator, device=source).to(device)
+    which = torch.randint(len(ordinary), shape, generator=generator, device=source).to(device)
+
+    eligible = ~is_special.to(device)[input_ids]
+    if attention_mask is not None:
+        eligible &= attention_mask != 0
+    draw = draw.masked_fill(~eligible, torch.inf)
+    chosen = draw < p_chosen
+    if not chosen.any():
+        chosen = (draw == draw.min()) & eligible
+    inputs = input_ids.masked_fill(chosen & (fate < p_mask), mask_id)
+    randomised = chosen & (fate >= p_mask) & (fate < p_mask + p_random)
+    return CorruptedTokens(
+        torch.where(randomised, ordinary[which], inputs), chosen, input_ids[chosen]
+    )
+
+
+def masked_token_loss(
+    model: EncoderLM,
+    corrupted: CorruptedTokens,
+    attention_mask: Tensor | None = None,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """Mean cross-entropy of the chosen tokens, in nats; the head runs at these positions only.
+
+    Args:
+        model: the encoder.
+        corrupted: what `corrupt_tokens` gave.
+        attention_mask: (B, S), 1 for content and 0 for padding; None: all content.
+        chunk_tokens: as in `linear_cross_entropy`.
+
+    Returns:
+        Scalar, as `linear_cross_entropy` gives it.
+
+    Raises:
+        ValueError: no token is chosen, or as in `EncoderLM.embed`.
+    """
+    if not len(corrupted.targets):
+        raise ValueError(
+            "no token to predict: the batch holds nothing but padding and special tokens"
+        )
+    hidden = model.hidden(corrupted.inputs, attention_mask)[corrupted.chosen]
+    return linear_cross_entropy(hidden, model.head_weight, corrupted.targets, chunk_tokens)

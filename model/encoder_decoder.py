@@ -1,0 +1,347 @@
+"""Encoder-decoder language model: a bidirectional encoder, a causal decoder that sees its output.
+
+Trained on pairs (source, target): the decoder reads the target as it should be (teacher forcing)
+and predicts each next token of it from the source and from the target so far.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import CrossAttention, MultiHeadAttention
+from model.config import EncoderDecoderConfig
+from model.decoder import embedding_sum, initialise
+from model.encoder import EncoderBlock
+from model.generation import evaluating, require_finite, softmax_with_temperature
+from model.layers import FeedForward
+from model.loss import linear_cross_entropy
+
+
+class CrossDecoderBlock(nn.Module):
+    """Causal self-attention, cross-attention, feed-forward; each is x + f(LN(x)) (pre-LN).
+
+    The memory comes normalised from the encoder, so cross-attention normalises its queries only.
+    """
+
+    def __init__(self, n_embd: int, n_head: int, p_dropout: float = 0.1) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(n_embd)
+        self.mha = MultiHeadAttention(n_embd, n_head, p_dropout)
+        self.ln_cross = nn.LayerNorm(n_embd)
+        self.cross = CrossAttention(n_embd, n_head, p_dropout)
+        self.ln_2 = nn.LayerNorm(n_embd)
+        self.ff = FeedForward(n_embd, p_dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        target_mask: Tensor | None = None,
+        source_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Transform x (B, T, D), which sees memory (B, S, D).
+
+        The masks, (B, T) and (B, S), are 1 for content and 0 for padding; None: all content.
+        """
+        x = x + self.mha(self.ln_1(x), target_mask)
+        x = x + self.cross(self.ln_cross(x), memory, source_mask)
+        return x + self.ff(self.ln_2(x))
+
+
+class EncoderDecoderLM(nn.Module):
+    """Encoder-decoder language model: two pre-LN stacks, one token embedding, tied head.
+
+    Source and target share the token embedding (one vocabulary) but not the position embeddings, as
+    in BART (Lewis et al. 2020): the two sides have lengths of their own, and being fifth in a
+    source says nothing about being fifth in its target.
+    """
+
+    def __init__(
+        self,
+        n_vocab: int,
+        n_embd: int,
+        n_head: int,
+        n_source_positions: int,
+        n_target_positions: int,
+        n_encoder_layer: int,
+        n_decoder_layer: int,
+        p_dropout: float = 0.1,
+    ) -> None:
+        """Build and initialise the model.
+
+        Weights are N(0, 0.02), biases zero, LayerNorm one and zero. The last projection of each
+        sub-layer is N(0, 0.02/√n), where n counts the additions to its own residual stream: the
+        encoder's has 2·n_encoder_layer, the decoder's 3·n_decoder_layer. The memory passes a
+        LayerNorm in between, so the encoder's depth does not add to the decoder's.
+
+        Args:
+            n_vocab: token ids V of both sides.
+            n_embd: width D.
+            n_head: heads H; must divide n_embd.
+            n_source_positions: longest source.
+            n_target_positions: longest target.
+            n_encoder_layer: blocks of the encoder.
+            n_decoder_layer: blocks of the decoder.
+            p_dropout: dropout on the embedding sums, attention weights and sub-layer outputs.
+
+        Raises:
+            ValueError: n_embd is not a multiple of n_head, or a size is out of range.
+        """
+        super().__init__()
+        self.shape = EncoderDecoderConfig(
+            n_vocab=n_vocab,
+            n_embd=n_embd,
+            n_head=n_head,
+            n_source_positions=n_source_positions,
+            n_target_positions=n_target_positions,
+            n_encoder_layer=n_encoder_layer,
+            n_decoder_layer=n_decoder_layer,
+            p_dropout=p_dropout,
+        )
+        self.token_embeddings = nn.Embedding(n_vocab, n_embd)
+        self.source_position_embeddings = nn.Embedding(n_source_positions, n_embd)
+        self.target_position_embeddings = nn.Embedding(n_target_positions, n_embd)
+        self.dropout = nn.Dropout(p_dropout)
+        self.encoder_blocks = nn.ModuleList(
+            EncoderBlock(n_embd, n_head, p_dropout) for _ in range(n_encoder_layer)
+        )
+        self.encoder_ln = nn.LayerNorm(n_embd)
+        self.decoder_blocks = nn.ModuleList(
+            CrossDecoderBlock(n_embd, n_head, p_dropout) for _ in range(n_decoder_layer)
+        )
+        self.ln = nn.LayerNorm(n_embd)
+        embeddings = [
+            self.token_embeddings,
+            self.source_position_embeddings,
+            self.target_position_embeddings,
+        ]
+        initialise(nn.ModuleList(embeddings), residual_additions=1)
+        initialise(self.encoder_blocks, residual_additions=2 * n_encoder_layer)
+        initialise(self.decoder_blocks, residual_additions=3 * n_decoder_layer)
+
+    @classmethod
+    def from_config(cls, shape: EncoderDecoderConfig) -> Self:
+        """A freshly initialised model of this shape."""
+        return cls(**shape.model_dump())
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's matrix (V, D): the token embedding itself."""
+        return self.token_embeddings.weight
+
+    def encode(self, source_ids: Tensor, source_mask: Tensor | None = None) -> Tensor:
+        """What the decoder sees of a source: the memory (B, S, D), after a LayerNorm.
+
+        Args:
+            source_ids: (B, S) token ids.
+            source_mask: (B, S), 1 for content and 0 for padding; None: all content. Positions count
+                content only.
+
+        Returns:
+            (B, S, D); what stands at padding is finite and means nothing.
+
+        Raises:
+            ValueError: the source is too long, or the mask's shape is not that of the ids.
+        """
+        embedded = embedding_sum(
+            source_ids,
+            source_mask,
+            self.token_embeddings,
+            self.source_position_embeddings,
+            "n_source_positions",
+        )
+        x = self.dropout(embedded)
+        for block in self.encoder_blocks:
+            x = block(x, source_mask)
+        return self.encoder_ln(x)
+
+    def decode(
+        self,
+        target_ids: Tensor,
+        memory: Tensor,
+        target_mask: Tensor | None = None,
+        source_mask: Tensor | None = None,
+    ) -> Tensor:
+        """What the head sees: (B, T, D) after the final LayerNorm.
+
+        Args:
+            target_ids: (B, T) token ids.
+            memory: (B, S, D), what `encode` gave.
+            target_mask: (B, T), 1 for content and 0 for padding; None: all content.
+            source_mask: (B, S), that of the memory.
+
+        Raises:
+            ValueError: the target is too long, there are not as many targets as sources, or a
+                mask's shape is not that of the ids.
+        """
+        if len(target_ids) != len(memory):
+            raise ValueError(
+                f"{len(target_ids)} targets for {len(memory)} sources: expected as many of both"
+            )
+        embedded = embedding_sum(
+            target_ids,
+            target_mask,
+            self.token_embeddings,
+            self.target_position_embeddings,
+            "n_target_positions",
+        )
+        x = self.dropout(embedded)
+        for block in self.decoder_blocks:
+            x = block(x, memory, target_mask, source_mask)
+        return self.ln(x)
+
+    def hidden(
+        self,
+        source_ids: Tensor,
+        target_ids: Tensor,
+        source_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+    ) -> Tensor:
+        """What the head sees of each target position, (B, T, D); arguments as in `forward`."""
+        memory = self.encode(source_ids, source_mask)
+        return self.decode(target_ids, memory, target_mask, source_mask)
+
+    def token_logits(self, x: Tensor) -> Tensor:
+        """Logits (B, T, V) of hidden states x (B, T, D): x times the token embedding."""
+        return F.linear(x, self.head_weight)
+
+    def forward(
+        self,
+        source_ids: Tensor,
+        target_ids: Tensor,
+        source_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of each next target token, given the source and the target so far.
+
+        A target begins with a token that is given, such as end-of-text: its first position predicts
+        the second token.
+
+        Args:
+            source_ids: (B, S) token ids.
+            target_ids: (B, T) token ids.
+            source_mask: (B, S), 1 for content and 0 for padding; None: all content.
+            target_mask: (B, T), likewise.
+
+        Returns:
+            (B, T, V); entry t is about token t + 1 of the target.
+
+        Raises:
+            ValueError: a sequence is too long, there are not as many targets as sources, or a
+                mask's shape is not that of its ids.
+        """
+        return self.token_logits(self.hidden(source_ids, target_ids, source_mask, target_mask))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        source_ids: Tensor,
+        prefix_ids: Tensor,
+        max_new_tokens: int,
+        source_mask: Tensor | None = None,
+        prefix_mask: Tensor | None = None,
+        *,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+        stop_id: int | None = None,
+    ) -> Tensor:
+        """Continue target prefixes; the encoder runs once, the decoder once a token.
+
+        No dropout and no gradients; the model comes back in the mode that it was in. The decoder
+        reads the whole target again for each token.
+
+        Args:
+            source_ids: (B, S) token ids.
+            prefix_ids: (B, T) beginnings of the targets, each with one content token at least.
+            max_new_tokens: tokens to add (N).
+            source_mask: (B, S), 1 for content and 0 for padding; None: all content.
+            prefix_mask: (B, T), likewise; padding may stand on either side.
+            temperature: logits are divided by it; 0: always the most likely token.
+            generator: where draws come from; None: torch's global one. Not used when greedy.
+            stop_id: the id that ends a target. What follows it in a row is filled with it, and
+                generation ends early when every row has it.
+
+        Returns:
+            (B, n) ids without the prefix, n at most N.
+
+        Raises:
+            ValueError: a sequence is or would become too long, a prefix is nothing but padding, the
+                temperature is not a number from 0 on, or shapes do not fit together.
+            CheckpointError: the model's logits are not finite.
+        """
+        longest = prefix_ids.shape[1] + max(max_new_tokens - 1, 0)  # the last token is not read
+        if max_new_tokens < 0 or longest > self.shape.n_target_positions:
+            raise ValueError(
+                f"{max_new_tokens} new tokens after {prefix_ids.shape[1]}, but the model has "
+                f"positions for {self.shape.n_target_positions} (n_target_positions)"
+            )
+        if not 0.0 <= temperature < float("inf"):
+            raise ValueError(f"temperature = {temperature}, expected a number from 0 on")
+        mask = torch.ones_like(prefix_ids) if prefix_mask is None else (prefix_mask != 0).long()
+        if not mask.any(dim=1).all():
+            raise ValueError("a prefix without content: begin it with a token, such as end-of-text")
+        ids, n_prefix = prefix_ids, prefix_ids.shape[1]
+        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        with evaluating(self):
+            memory = self.encode(source_ids, source_mask)
+            for _ in range(max_new_tokens):
+                hidden = self.decode(ids, memory, mask, source_mask)
+                last = mask.cumsum(dim=1).argmax(dim=1)  # the last content of each row
+                logits = self.token_logits(hidden[torch.arange(len(ids)), last])
+                chosen = _choose(logits, temperature, generator)
+                if stop_id is not None:
+                    chosen = chosen.masked_fill(ended, stop_id)
+                    ended = ended | (chosen == stop_id)
+                ids = torch.cat([ids, chosen[:, None]], dim=1)
+                mask = torch.cat([mask, torch.ones_like(chosen)[:, None]], dim=1)
+                if ended.all():
+                    break
+        return ids[:, n_prefix:]
+
+
+def target_loss(
+    model: EncoderDecoderLM,
+    source_ids: Tensor,
+    target_ids: Tensor,
+    source_mask: Tensor | None = None,
+    target_mask: Tensor | None = None,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """Mean cross-entropy of each target token but the first, in nats; padding does not count.
+
+    A token counts where it and its left neighbour are content. The head runs there only.
+
+    Args:
+        model: the encoder-decoder.
+        source_ids: (B, S) token ids.
+        target_ids: (B, T) token ids, the first one given.
+        source_mask: (B, S), 1 for content and 0 for padding; None: all content.
+        target_mask: (B, T), likewise.
+        chunk_tokens: as in `linear_cross_entropy`.
+
+    Returns:
+        Scalar, as `linear_cross_entropy` gives it.
+
+    Raises:
+        ValueError: no target has two tokens, or as in `EncoderDecoderLM.forward`.
+    """
+    hidden = model.hidden(source_ids, target_ids, source_mask, target_mask)
+    content = torch.ones_like(target_ids) if target_mask is None else target_mask
+    counts = (content[:, 1:] != 0) & (content[:, :-1] != 0)
+    if not counts.any():
+        raise ValueError("no token to predict: every target has less than two tokens of content")
+    predicting, targets = hidden[:, :-1][counts], target_ids[:, 1:][counts]
+    return linear_cross_entropy(predicting, model.head_weight, targets, chunk_tokens)
+
+
+def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """One token id a row of logits (B, V)."""
+    require_finite(logits)
+    if temperature == 0:
+        return logits.argmax(dim=1)
+    probabilities = softmax_with_temperature(logits, temperature)
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)

@@ -1,0 +1,29 @@
+"""Helpers to compare a model with the plain reference."""
+
+import torch
+from torch import Tensor, nn
+
+
+def gradients(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+def assert_same_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, gradient in expected.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+class CapturedDropout:
+    """Real dropout whose masks are kept, in the order in which the model draws them."""
+
+    def __init__(self) -> None:
+        self.masks: list[Tensor] = []
+
+    def __call__(
+        self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor:
+        assert training
+        mask = (torch.rand_like(x) >= p) / (1 - p)
+        self.masks.append(mask)
+        return x * mask
