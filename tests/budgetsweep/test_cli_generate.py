@@ -255,11 +255,11 @@ def test_a_model_that_cannot_be_used_is_one_line(
     here: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rest = ("--prefixes", "prefixes.jsonl", "--device", "cpu")
-    assert "no config.yaml beside the weights" in refused("nowhere", *rest)
+    assert "nowhere: no such file or folder" in refused("nowhere", *rest)
     Path("run/model.pt").write_bytes(b"garbage")
     assert "model.pt" in refused("run", *rest)
     Path("run/model.pt").unlink()
-    assert "run/model.pt: cannot be read" in refused("run", *rest)
+    assert "no model.pt and no model.safetensors in this folder" in refused("run", *rest)
     model = write_model(here / "nan")
     with torch.no_grad():
         model.ln.weight.fill_(torch.nan)
