@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from model.attention import CrossAttention, MultiHeadAttention
     from model.decoder import DecoderLM
-    from model.encoder import EncoderBlock, EncoderLM, corrupt_tokens, masked_token_loss
+    from model.encoder import EncoderLM, corrupt_tokens, masked_token_loss
     from model.encoder_decoder import CrossDecoderBlock, EncoderDecoderLM, target_loss
     from model.generation import generate, score, softmax_with_temperature
-    from model.layers import DecoderBlock, FeedForward
+    from model.layers import DecoderBlock, EncoderBlock, FeedForward
 
 _HOME = {
     "CrossAttention": "model.attention",
     "CrossDecoderBlock": "model.encoder_decoder",
     "DecoderBlock": "model.layers",
     "DecoderLM": "model.decoder",
-    "EncoderBlock": "model.encoder",
+    "EncoderBlock": "model.layers",
     "EncoderDecoderLM": "model.encoder_decoder",
     "EncoderLM": "model.encoder",
     "FeedForward": "model.layers",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -11,23 +11,45 @@ from budgetsweep.config import StrictModel, shape_error
 Size = Annotated[int, Field(ge=1, le=1 << 24, strict=True)]
 
 
-def _check_heads(n_embd: int, n_head: int) -> None:
-    if n_embd % n_head:
-        raise shape_error(
-            f"n_embd = {n_embd} is not a multiple of n_head = {n_head}: "
-            "every head must have the same width"
-        )
-
-
-class EncoderDecoderConfig(StrictModel):
-    """Shape of the encoder-decoder transformer (one token embedding, tied head)."""
+class _Width(StrictModel):
+    """What every shape has: vocabulary, width and heads."""
 
     n_vocab: Size
-    """Number of token ids (V), the same in source and target."""
+    """Number of token ids (V); of both sides, where there are two."""
     n_embd: Size
-    """Width of both residual streams (D)."""
+    """Width of the residual stream (D)."""
     n_head: Size
     """Attention heads (H); must divide n_embd."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.n_embd % self.n_head:
+            raise shape_error(
+                f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}: "
+                "every head must have the same width"
+            )
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head (D / H)."""
+        return self.n_embd // self.n_head
+
+
+class ModelConfig(_Width):
+    """Shape of the decoder-only transformer (GPT-2 shape, tied head), and of the encoder-only."""
+
+    n_positions: Size
+    """Longest sequence that has position embeddings (P)."""
+    n_layer: Size
+    """Number of blocks (L)."""
+    p_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Dropout on attention weights, sub-layer outputs and the embedding sum."""
+
+
+class EncoderDecoderConfig(_Width):
+    """Shape of the encoder-decoder transformer (one token embedding, tied head)."""
+
     n_source_positions: Size
     """Longest source that has position embeddings."""
     n_target_positions: Size
@@ -38,38 +60,6 @@ class EncoderDecoderConfig(StrictModel):
     """Number of blocks that write the target."""
     p_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Dropout on attention weights, sub-layer outputs and the embedding sums."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> EncoderDecoderConfig:
-        _check_heads(self.n_embd, self.n_head)
-        return self
-
-
-class ModelConfig(StrictModel):
-    """Shape of the decoder-only transformer (GPT-2 shape, tied head), and of the encoder-only."""
-
-    n_vocab: Size
-    """Number of token ids (V)."""
-    n_embd: Size
-    """Width of the residual stream (D)."""
-    n_head: Size
-    """Attention heads (H); must divide n_embd."""
-    n_positions: Size
-    """Longest sequence that has position embeddings (P)."""
-    n_layer: Size
-    """Number of blocks (L)."""
-    p_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Dropout on attention weights, sub-layer outputs and the embedding sum."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> ModelConfig:
-        _check_heads(self.n_embd, self.n_head)
-        return self
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one head (D / H)."""
-        return self.n_embd // self.n_head
 
 
 class SamplingConfig(StrictModel):

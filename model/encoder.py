@@ -7,132 +7,24 @@ some tokens are hidden from the model, and it is trained to name them (Devlin et
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.attention import MultiHeadAttention
-from model.config import ModelConfig
-from model.decoder import embedding_sum, initialise
-from model.flops import flops_per_token
-from model.layers import FeedForward
+from model.layers import EncoderBlock
 from model.loss import linear_cross_entropy
+from model.stack import StackLM
 
 
-class EncoderBlock(nn.Module):
-    """x + attention(LN(x)), then x + feed-forward(LN(x)): pre-LN, every position sees all content.
+class EncoderLM(StackLM):
+    """Encoder-only language model: `forward` gives the logits of the token at each position.
 
-    BERT itself normalises after each addition; pre-LN trains without warm-up at these sizes and is
-    what the decoder has (Xiong et al. 2020).
+    It has the decoder's shape, parameters and charge in `nanogpt`, and n_vocab counts the mask
+    token.
     """
 
-    def __init__(self, n_embd: int, n_head: int, p_dropout: float = 0.1) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(n_embd)
-        self.mha = MultiHeadAttention(n_embd, n_head, p_dropout, causal=False)
-        self.ln_2 = nn.LayerNorm(n_embd)
-        self.ff = FeedForward(n_embd, p_dropout)
-
-    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Transform x (B, S, D); attention_mask (B, S) is 1 for content and 0 for padding."""
-        x = x + self.mha(self.ln_1(x), attention_mask)
-        return x + self.ff(self.ln_2(x))
-
-
-class EncoderLM(nn.Module):
-    """Encoder-only language model: the decoder's shape and parameters, without its causal mask."""
-
-    def __init__(
-        self,
-        n_vocab: int,
-        n_embd: int,
-        n_head: int,
-        n_positions: int,
-        n_layer: int,
-        p_dropout: float = 0.1,
-    ) -> None:
-        """Build and initialise the model, as `DecoderLM` is.
-
-        Args:
-            n_vocab: token ids V, that of the mask token included.
-            n_embd: width D.
-            n_head: heads H; must divide n_embd.
-            n_positions: longest sequence P.
-            n_layer: blocks L.
-            p_dropout: dropout on the embedding sum, attention weights and sub-layer outputs.
-
-        Raises:
-            ValueError: n_embd is not a multiple of n_head, or a size is out of range.
-        """
-        super().__init__()
-        self.shape = ModelConfig(
-            n_vocab=n_vocab,
-            n_embd=n_embd,
-            n_head=n_head,
-            n_positions=n_positions,
-            n_layer=n_layer,
-            p_dropout=p_dropout,
-        )
-        self.n_positions = n_positions
-        self.token_embeddings = nn.Embedding(n_vocab, n_embd)
-        self.position_embeddings = nn.Embedding(n_positions, n_embd)
-        self.dropout = nn.Dropout(p_dropout)
-        self.blocks = nn.ModuleList(EncoderBlock(n_embd, n_head, p_dropout) for _ in range(n_layer))
-        self.ln = nn.LayerNorm(n_embd)
-        initialise(self, residual_additions=2 * n_layer)
-
-    @classmethod
-    def from_config(cls, shape: ModelConfig) -> Self:
-        """A freshly initialised model of this shape."""
-        return cls(**shape.model_dump())
-
-    @property
-    def flops_per_token(self) -> int:
-        """Training FLOPs a token in the convention `nanogpt`, which does not ask who sees whom."""
-        return flops_per_token(self.shape, self.n_positions, "nanogpt")
-
-    @property
-    def head_weight(self) -> Tensor:
-        """The head's matrix (V, D): the token embedding itself."""
-        return self.token_embeddings.weight
-
-    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Token plus position embedding, with dropout; positions count content tokens only.
-
-        Args:
-            input_ids: (B, S) token ids.
-            attention_mask: (B, S), 1 for content and 0 for padding; None: all content.
-
-        Returns:
-            (B, S, D).
-
-        Raises:
-            ValueError: S is more than n_positions, or the mask's shape is not that of the ids.
-        """
-        embedded = embedding_sum(
-            input_ids, attention_mask, self.token_embeddings, self.position_embeddings
-        )
-        return self.dropout(embedded)
-
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """What the head sees: (B, S, D) after the final LayerNorm; arguments as in `embed`.
-
-        What stands at padding is finite and means nothing.
-        """
-        x = self.embed(input_ids, attention_mask)
-        for block in self.blocks:
-            x = block(x, attention_mask)
-        return self.ln(x)
-
-    def token_logits(self, x: Tensor) -> Tensor:
-        """Logits (B, S, V) of hidden states x (B, S, D): x times the token embedding."""
-        return F.linear(x, self.head_weight)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits (B, S, V) of the token at each position; arguments as in `embed`."""
-        return self.token_logits(self.hidden(input_ids, attention_mask))
+    block = EncoderBlock
 
 
 class CorruptedTokens(NamedTuple):

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from model.attention import CrossAttention, MultiHeadAttention
 from model.config import EncoderDecoderConfig
-from model.decoder import embedding_sum, initialise
-from model.encoder import EncoderBlock
 from model.generation import evaluating, require_finite, softmax_with_temperature
-from model.layers import FeedForward
+from model.layers import EncoderBlock, FeedForward
 from model.loss import linear_cross_entropy
+from model.stack import embedding_sum, initialise
 
 
 class CrossDecoderBlock(nn.Module):

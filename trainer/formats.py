@@ -25,7 +25,8 @@ from torch import Tensor
 from budgetsweep.config import StrictModel, dump_yaml, load_yaml, parse
 from budgetsweep.errors import CheckpointError, ConfigError
 from model.config import ModelConfig
-from model.decoder import INIT_STD, DecoderLM
+from model.decoder import DecoderLM
+from model.stack import INIT_STD
 from trainer.artefacts import FILES, write_model
 from trainer.config import TOKENIZER_VOCABULARIES, RunConfig
 from trainer.tokenizers import END_OF_TEXT

@@ -156,6 +156,9 @@ def test_leases_of_two_studies_are_apart(store: Store, study: tables.Study) -> N
     )
     written_by(store, study, replace(Owner.this_process(), host="elsewhere"), seconds=30.0)
     store.acquire_lease(second.id)
+    owners = [store.study(name).lease_owner for name in ("s", "t")]
+    assert None not in owners
+    assert owners[0] != owners[1]
 
 
 def test_of_many_that_try_at_once_one_wins(store: Store, study: tables.Study) -> None:
