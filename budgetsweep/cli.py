@@ -352,7 +352,7 @@ def evaluate(**options: Any) -> None:
     JSON lines, parquet, the course's .npz (its array val), .npy or .tok; c4, demo, hub:owner/name
     and folders stand for their validation part.
     """
-    from budgetsweep.commands import evaluate_command
+    from budgetsweep.model_commands import evaluate_command
 
     evaluate_command(_console(), **options)
 
@@ -373,7 +373,7 @@ def convert(**options: Any) -> None:
 
     MODEL is a run's folder, a model.pt, the course's too, or a converted model.
     """
-    from budgetsweep.commands import convert_command
+    from budgetsweep.model_commands import convert_command
 
     convert_command(_console(), **options)
 
@@ -417,7 +417,7 @@ def generate(**options: Any) -> None:
     A context longer than the model's n_positions loses its older half: the newer half is read
     again from position 0. Of a longer prefix the last n_positions tokens count.
     """
-    from budgetsweep.commands import generate_command
+    from budgetsweep.model_commands import generate_command
 
     generate_command(_console(), **options)
 
