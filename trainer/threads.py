@@ -16,8 +16,8 @@ def prepare_environment() -> None:
     * OpenMP's threads sleep while they wait. They spin by default, and on a machine with anything
       else to do they spin against each other: two threads on two busy cores trained 4 to 18 times
       slower than sleeping ones.
-    * oneDNN keeps `KERNEL_CACHE_ENTRIES` kernels, not 1,024: a worker that trained 14 shapes in
-      turn had grown by 170 MB, with the limit by 45 MB, at the same speed.
+    * oneDNN keeps `KERNEL_CACHE_ENTRIES` kernels, not 1,024: a process that trained nine shapes in
+      turn had grown by 141 MB, with the limit by 42 MB (one run each).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNEL_CACHE_ENTRIES))

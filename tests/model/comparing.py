@@ -1,7 +1,10 @@
-"""Helpers to compare a model with the plain reference."""
+"""Helpers to compare a model with a plain reference, over shapes of every kind."""
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
+
+from model.config import ModelConfig
 
 
 def gradients(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
@@ -27,3 +30,17 @@ class CapturedDropout:
         mask = (torch.rand_like(x) >= p) / (1 - p)
         self.masks.append(mask)
         return x * mask
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> ModelConfig:
+    """Small shapes of a decoder or an encoder."""
+    n_head = draw(st.integers(1, 4))
+    return ModelConfig(
+        n_vocab=draw(st.integers(2, 200)),
+        n_embd=n_head * draw(st.integers(1, 12)),
+        n_head=n_head,
+        n_positions=draw(st.integers(1, 24)),
+        n_layer=draw(st.integers(1, 3)),
+        p_dropout=draw(st.sampled_from([0.0, 0.1])),
+    )

@@ -24,19 +24,7 @@ from model.flops import (
     macs_per_pair_by_part,
     params_by_group,
 )
-
-
-@st.composite
-def encoders(draw: st.DrawFn) -> ModelConfig:
-    n_head = draw(st.integers(1, 4))
-    return ModelConfig(
-        n_vocab=draw(st.integers(2, 200)),
-        n_embd=n_head * draw(st.integers(1, 12)),
-        n_head=n_head,
-        n_positions=draw(st.integers(1, 24)),
-        n_layer=draw(st.integers(1, 3)),
-        p_dropout=draw(st.sampled_from([0.0, 0.1])),
-    )
+from tests.model.comparing import shapes
 
 
 @st.composite
@@ -70,7 +58,7 @@ def mask_of(data: st.DataObject, name: str, *shape: int) -> Tensor | None:
 
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None)
-@given(shape=encoders(), data=st.data())
+@given(shape=shapes(), data=st.data())
 def test_encoder_matmul_flops_equal_what_torch_counts(
     shape: ModelConfig, data: st.DataObject
 ) -> None:
@@ -84,7 +72,7 @@ def test_encoder_matmul_flops_equal_what_torch_counts(
 
 
 @settings(max_examples=40, deadline=None)
-@given(shape=encoders(), data=st.data())
+@given(shape=shapes(), data=st.data())
 def test_masked_token_loss_runs_the_head_at_chosen_positions_only(
     shape: ModelConfig, data: st.DataObject
 ) -> None:
@@ -157,7 +145,7 @@ def grouped(model: nn.Module) -> dict[str, int]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(shape=encoders())
+@given(shape=shapes())
 def test_encoder_parameters_equal_the_modules(shape: ModelConfig) -> None:
     model = EncoderLM.from_config(shape)
     groups = grouped(model)

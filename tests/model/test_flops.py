@@ -23,19 +23,7 @@ from model.flops import (
     params_by_group,
 )
 from model.loss import linear_cross_entropy
-
-
-@st.composite
-def shapes(draw: st.DrawFn) -> ModelConfig:
-    n_head = draw(st.integers(1, 4))
-    return ModelConfig(
-        n_vocab=draw(st.integers(2, 200)),
-        n_embd=n_head * draw(st.integers(1, 12)),
-        n_head=n_head,
-        n_positions=draw(st.integers(1, 24)),
-        n_layer=draw(st.integers(1, 3)),
-        p_dropout=draw(st.sampled_from([0.0, 0.1])),
-    )
+from tests.model.comparing import shapes
 
 
 def whole_logits(model: DecoderLM, ids: Tensor, targets: Tensor) -> Tensor:

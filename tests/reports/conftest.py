@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, select
+from sqlalchemy.orm import Session
 
 from reports import figures
 from reports.build import FIGURES, ReportFiles, write_report
 from reports.facts import Facts
 from reports.read import read_study
+from studies.tables import Run
 from tests.reports.synthetic import fill_database
 
 HOSTILE = (
@@ -86,5 +89,23 @@ def built(
         html = files.html.read_text(encoding="utf-8")
         markdown = files.markdown.read_text(encoding="utf-8")
         return Built(database(variant), files, html, markdown)
+
+    return make
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Callable[..., Facts]:
+    """The facts of a small study that a test has changed: change(session, its runs)."""
+    path = tmp_path / "study.db"
+
+    def make(change: Callable[[Session, Sequence[Run]], None] | None = None, **plan: Any) -> Facts:
+        plan = {"trials": 6, "failed": 0, "rejections": 0, "promotion": None} | plan
+        fill_database(f"sqlite:///{path}", **plan)
+        engine = create_engine(f"sqlite:///{path}")
+        with Session(engine) as session, session.begin():
+            if change is not None:
+                change(session, session.scalars(select(Run).order_by(Run.id)).all())
+        engine.dispose()
+        return Facts(read_study(str(path)))
 
     return make

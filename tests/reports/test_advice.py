@@ -1,31 +1,22 @@
 import math
 
 import pytest
-from sqlalchemy import create_engine, select
-from sqlalchemy.orm import Session
+from sqlalchemy import select
 
 from reports.advice import advice, edge_side, suited_params
 from reports.facts import Facts, run_config
 from reports.read import read_study
 from studies.space import Parameter
-from studies.tables import Rejection, Run
+from studies.tables import Rejection
 from tests.reports.synthetic import fill_database
 
 
 @pytest.fixture
-def advised(tmp_path):
+def advised(study):
     """Advice on a study that a test has changed, as one text."""
-    path = tmp_path / "study.db"
 
     def make(change=None, **plan):
-        plan = {"trials": 14, "failed": 0, "rejections": 0, "promotion": None} | plan
-        fill_database(f"sqlite:///{path}", **plan)
-        engine = create_engine(f"sqlite:///{path}")
-        with Session(engine) as session, session.begin():
-            if change is not None:
-                change(session, session.scalars(select(Run).order_by(Run.id)).all())
-        engine.dispose()
-        facts = Facts(read_study(str(path)))
+        facts = study(change, **({"trials": 14} | plan))
         return "\n".join(f"{remark.lead} {remark.text}" for remark in advice(facts))
 
     return make

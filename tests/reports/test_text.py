@@ -1,34 +1,13 @@
 import math
 
 import pytest
-from sqlalchemy import create_engine, select
-from sqlalchemy.orm import Session
+from sqlalchemy import select
 
 from reports import text, text_search
 from reports.document import Bullets, Table
-from reports.facts import Facts
-from reports.read import read_study
 from studies.space import Parameter
-from studies.tables import LedgerEntry, Rejection, Run
-from tests.reports.synthetic import FIRST, fill_database
-
-
-@pytest.fixture
-def study(tmp_path):
-    """The facts of a study that a test has changed."""
-    path = tmp_path / "study.db"
-
-    def make(change=None, **plan):
-        plan = {"trials": 6, "failed": 0, "rejections": 0, "promotion": None} | plan
-        fill_database(f"sqlite:///{path}", **plan)
-        engine = create_engine(f"sqlite:///{path}")
-        with Session(engine) as session, session.begin():
-            if change is not None:
-                change(session, session.scalars(select(Run).order_by(Run.id)).all())
-        engine.dispose()
-        return Facts(read_study(str(path)))
-
-    return make
+from studies.tables import LedgerEntry, Rejection
+from tests.reports.synthetic import FIRST
 
 
 def said(blocks):
