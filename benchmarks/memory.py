@@ -2,10 +2,11 @@
 
     python -m benchmarks.memory [--out FOLDER]
 
-Each shape is trained for three steps, with evaluation and the writing of its weights, in a process
-of its own ("fresh"), and then all of them in turn in one process, as a worker of a search does
-("warm"); the peak is that of `RunResult.peak_memory_bytes` (resident memory of the whole process,
-interpreter and PyTorch included). Must be within 15 % of `trainer.memory.estimate_memory_bytes`.
+Each shape is trained as a worker of a search does it, after a measurement of its speed, with two
+evaluations and the writing of its weights, for about as many seconds as `--seconds` says: in a
+process of its own ("fresh"), and then all of them in turn in one process ("warm"). The peak is that
+of `RunResult.peak_memory_bytes`: of the whole process, interpreter and PyTorch included, without
+the pages of mapped files. Must be within 15 % of `trainer.memory.estimate_memory_bytes`.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ NAMES = ("n_vocab", "n_embd", "n_head", "n_layer", "batch_size", "seq_len",
          "grad_accumulation_steps", "p_dropout", "autocast")  # fmt: skip
 
 
-def run_config(shape: dict[str, Any]) -> Any:
-    """A run of three steps of this shape."""
+def run_config(shape: dict[str, Any], steps: int = 3) -> Any:
+    """A run of this shape."""
     from trainer.config import RunConfig
 
     return RunConfig.model_validate(
@@ -57,9 +58,9 @@ def run_config(shape: dict[str, Any]) -> Any:
             },
             "device": "cpu",
             "max_lr": 1e-3,
-            "num_training_steps": 3,
-            "num_evals": 1,
-            "num_reports": 1,
+            "num_training_steps": steps,
+            "num_evals": 2,
+            "num_reports": 2,
             **{
                 k: shape[k]
                 for k in ("batch_size", "seq_len", "grad_accumulation_steps", "autocast")
@@ -68,16 +69,19 @@ def run_config(shape: dict[str, Any]) -> Any:
     )
 
 
-def measure(shape: dict[str, Any]) -> dict[str, Any]:
-    """Train one shape in this process."""
+def measure(shape: dict[str, Any], seconds: float, threads: int) -> dict[str, Any]:
+    """Train one shape in this process for about so long, three steps at least."""
     import numpy as np
 
-    from trainer.device import detect_device
+    from trainer.device import configure_threads, detect_device, measure_tokens_per_second
     from trainer.loop import train_run
     from trainer.memory import estimate_memory_bytes
     from trainer.tokens import TokenArray, TokenData
 
+    configure_threads(threads)
+    speed = measure_tokens_per_second(run_config(shape))
     config = run_config(shape)
+    config = run_config(shape, max(3, round(speed * seconds / config.tokens_per_step)))
     ids = np.random.default_rng(0).integers(0, shape["n_vocab"], 120_000).astype(np.uint16)
     data = TokenData(
         train=TokenArray([ids[:100_000]]),
@@ -104,6 +108,7 @@ def measure(shape: dict[str, Any]) -> dict[str, Any]:
     bf16 = result.precision == "bf16"
     return {
         **shape,
+        "steps": config.steps,
         "bf16": bf16,
         "estimate_bytes": estimate_memory_bytes(config, "cpu", bf16),
         "measured_bytes": result.peak_memory_bytes,
@@ -116,20 +121,23 @@ def main() -> int:
     """Measure all shapes, print and write the table; 1 if one is off by more than the limit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", help="measure these shapes (JSON) in this process and print them")
+    parser.add_argument("--seconds", type=float, default=8.0, help="training of each shape")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
     if arguments.one:
         for shape in json.loads(arguments.one):
-            print(json.dumps(measure(shape)), flush=True)
+            print(json.dumps(measure(shape, arguments.seconds, arguments.threads)), flush=True)
         return 0
     prepare_environment()  # as the commands do; the processes below inherit it
     shapes = [dict(zip(NAMES, values, strict=True)) for values in SHAPES]
     random.Random(0).shuffle(mixed := list(shapes))
+    options = [f"--seconds={arguments.seconds}", f"--threads={arguments.threads}"]
     rows = []
     print(HEADER, flush=True)
     for process, together in [*(("fresh", [shape]) for shape in shapes), ("warm", mixed)]:
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.memory", "--one", json.dumps(together)],
+            [sys.executable, "-m", "benchmarks.memory", "--one", json.dumps(together), *options],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
@@ -159,9 +167,9 @@ def main() -> int:
 
 
 HEADER = (
-    "| process | V | D | H | L | B | S | accum | dropout | precision "
+    "| process | V | D | H | L | B | S | accum | dropout | precision | steps "
     "| estimate MB | measured MB | ratio |\n"
-    + "|" + "---|" * 13
+    + "|" + "---|" * 14
 )  # fmt: skip
 
 
@@ -173,7 +181,7 @@ def ratio(row: dict[str, Any]) -> float:
 def table_row(row: dict[str, Any]) -> str:
     """One line of the table."""
     cells = [row["process"], *(row[name] for name in NAMES[:-1])]
-    cells += ["bf16" if row["bf16"] else "fp32"]
+    cells += ["bf16" if row["bf16"] else "fp32", row["steps"]]
     cells += [round(row[f"{what}_bytes"] / 1e6) for what in ("estimate", "measured")]
     return "| " + " | ".join(map(str, [*cells, f"{ratio(row):.3f}"])) + " |"
 

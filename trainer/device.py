@@ -6,13 +6,12 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from statistics import median
 from typing import Any, Literal
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from budgetsweep.errors import ConfigError
@@ -24,10 +23,9 @@ from trainer.host import (
     available_memory_bytes,
     cpu_name,
     keep_freed_memory,
-    peak_rss_bytes,
+    peak_resident_bytes,
     release_freed_memory,
     reset_peak_rss,
-    resident_bytes,
 )
 from trainer.optim import build_optimizer
 
@@ -182,17 +180,11 @@ def start_peak_memory(device: torch.device) -> None:
         reset_peak_rss()
 
 
-def peak_memory_bytes(device: torch.device, mapped: Iterable[NDArray[Any]] = ()) -> int | None:
-    """Peak since `start_peak_memory`: of the allocator on CUDA, of this process elsewhere.
-
-    Args:
-        device: the run's device.
-        mapped: memory-mapped arrays; pages of theirs, which the system can drop, do not count.
-    """
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Peak since `start_peak_memory`: of the allocator on CUDA, of this process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = peak_rss_bytes()
-    return None if peak is None else peak - sum(map(resident_bytes, mapped))
+    return peak_resident_bytes()
 
 
 def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:

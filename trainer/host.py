@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import mmap
 import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import psutil
-from numpy.typing import NDArray
 
 if sys.platform != "win32":
     import resource
@@ -109,7 +105,7 @@ def _room(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> in
 
 
 def reset_peak_rss() -> bool:
-    """Make `peak_rss_bytes` start anew from what is resident now; False where it cannot."""
+    """Make `peak_resident_bytes` start anew from what is resident now; False where it cannot."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5)
     except OSError:
@@ -117,29 +113,20 @@ def reset_peak_rss() -> bool:
     return True
 
 
-def peak_rss_bytes() -> int | None:
-    """Most memory that was resident since `reset_peak_rss`, or since the process began."""
+def peak_resident_bytes() -> int | None:
+    """Most memory of this process's own since `reset_peak_rss`, or since the process began.
+
+    On Linux the pages of mapped files that are resident now (libraries, token shards) do not
+    count: the system drops them when it needs the room, and how many there are depends on what
+    ran before. Elsewhere they cannot be told apart.
+    """
     try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        sizes = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if " kB" in line}
+        return (int(sizes["VmHWM"]) - int(sizes["RssFile"])) * 1024
+    except (OSError, KeyError):
         pass
     if sys.platform == "win32":
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) of each
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def resident_bytes(array: NDArray[Any]) -> int:
-    """Bytes of a memory-mapped array that are in this process's memory now (0 if unknown)."""
-    page = mmap.PAGESIZE
-    first = array.ctypes.data // page
-    count = -(-(array.ctypes.data + array.nbytes) // page) - first
-    try:
-        with Path("/proc/self/pagemap").open("rb") as file:  # 8 bytes a page, bit 63: present
-            file.seek(first * 8)
-            entries = np.frombuffer(file.read(count * 8), dtype=np.uint64)
-    except OSError:
-        return 0
-    return int((entries >> np.uint64(63)).sum()) * page

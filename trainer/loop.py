@@ -74,6 +74,8 @@ def _train(config: RunConfig, data: TokenData, run_dir: Path, device: torch.devi
                     command = (yield run.save()) or command
                 if command is not None or run.step == config.steps:
                     return run.finish(command)
+                if run.trim_is_due():
+                    run.trim_heap()
                 run.meter.charge(run.step)
                 run.train_step()
         except (NonFiniteLoss, FloatingPointError) as error:
