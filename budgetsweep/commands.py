@@ -201,11 +201,9 @@ def dry_run_command(settings: SearchSettings, console: Console) -> None:
         values = sorted(values)
         table.add_row(name, show(values[0]), show(values[len(values) // 2]), show(values[-1]))
 
-    from model.flops import count_params
-
-    row("parameters", [count_params(c.model) for c in configs], count)
+    row("parameters", [c.n_params for c in configs], count)
     row("width n_embd", [c.model.n_embd for c in configs], count)
-    row("layers n_layer", [c.model.n_layer for c in configs], count)
+    row("layers", [c.model.depth for c in configs], count)
     row("exact FLOPs a token", [charge_per_token(c) for c in configs], flops)
     row("training tokens", [c.total_tokens for c in configs], count)
     row("optimiser steps", [c.steps for c in configs], count)

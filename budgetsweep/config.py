@@ -209,7 +209,7 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
     problems = error.errors(include_url=False)
     # An unknown key is usually the cause of a missing one: name it first.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    location = ".".join(str(part) for part in problem["loc"])
+    location = ".".join(str(part) for part in problem["loc"] if not _is_tag(part))
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if problem["type"] == "extra_forbidden":
         word = str(problem["loc"][-1])
@@ -225,12 +225,21 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
     return f"{location} = {_short(problem['input'])}: {message}{more}"
 
 
+def _is_tag(part: int | str) -> bool:
+    """Whether this part of a location is the tag of a union's member and no key: `<name>`."""
+    return str(part).startswith("<")
+
+
 def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
     """The keys that `model` accepts where `location` (a path ending in an unknown key) points."""
-    for part in location[:-1]:
+    for position, part in enumerate(location[:-1]):
         for name, field in model.model_fields.items():
             if part in (name, field.alias):
+                tag = location[position + 1]
                 for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
+                    tagged = getattr(candidate, "__metadata__", ())
+                    if tagged and tagged[0].tag == tag:
+                        candidate = candidate.__origin__
                     if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                         model = candidate
     return {field.alias or name for name, field in model.model_fields.items()}

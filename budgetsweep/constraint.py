@@ -5,7 +5,8 @@ torch is never loaded. The charge of one optimiser step is
 
     flops_per_token * batch_size * seq_len * grad_accumulation_steps
 
-in the budget's convention (`model.flops`), so a run of n steps costs exactly n charges.
+in the budget's convention (`model.flops`), of an encoder-decoder that of a pair by the pairs, so a
+run of n steps costs exactly n charges.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from budgetsweep.config import parse
 from budgetsweep.errors import ConfigError
-from model.flops import CONVENTIONS, Convention, count_params, flops_per_token
+from model.flops import CONVENTIONS, Convention
 from trainer.config import RunConfig
 from trainer.events import DeviceInfo
 from trainer.memory import estimate_memory_bytes
@@ -50,6 +51,10 @@ class Limits:
     """Training tokens there are."""
     val_tokens: int | None = None
     """Validation tokens there are."""
+    train_pairs: int | None = None
+    """Training pairs there are, of a source and its target; only an encoder-decoder needs them."""
+    val_pairs: int | None = None
+    """Validation pairs there are."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Rejected:
 
 def charge_per_step(config: RunConfig, convention: Convention) -> int:
     """Training FLOPs of one optimiser step, gradient accumulation included."""
-    return flops_per_token(config.model, config.seq_len, convention) * config.tokens_per_step
+    return config.flops_per_step(convention)
 
 
 def affordable_steps(config: RunConfig, budget_flops: int, convention: Convention) -> int:
@@ -141,7 +146,7 @@ def admit(proposal: RunConfig | Mapping[str, Any], limits: Limits) -> Admitted |
         except ConfigError as error:
             return Rejected(Reason(error.kind), str(error).removeprefix("proposal: "))
     config = config.with_changes(budget_flops=limits.budget_flops, convention=limits.convention)
-    n_params = count_params(config.model)
+    n_params = config.n_params
     per_step = charge_per_step(config, limits.convention)
     if per_step > limits.budget_flops:
         return Rejected(
@@ -167,7 +172,7 @@ def admit(proposal: RunConfig | Mapping[str, Any], limits: Limits) -> Admitted |
     if refusal is not None:
         reason, detail, excess = refusal
         return Rejected(reason, detail, excess, **facts)
-    return Admitted(config, charge, memory, epochs(config, limits.train_tokens))
+    return Admitted(config, charge, memory, epochs(config, limits.train_tokens, limits.train_pairs))
 
 
 def uses_bf16(config: RunConfig, limits: Limits) -> bool:
@@ -177,9 +182,18 @@ def uses_bf16(config: RunConfig, limits: Limits) -> bool:
     return config.autocast == "bf16"
 
 
-def epochs(config: RunConfig, train_tokens: int | None) -> float | None:
-    """Passes of a filled configuration over `train_tokens`; None when their number is unknown."""
-    return None if not train_tokens else config.total_tokens / train_tokens
+def epochs(
+    config: RunConfig, train_tokens: int | None, train_pairs: int | None = None
+) -> float | None:
+    """Passes of a filled configuration over its training text; None when its size is unknown.
+
+    An encoder-decoder passes over pairs, whatever of them it cuts off or pads.
+    """
+    if config.architecture == "encoder-decoder":
+        used, there = config.steps * config.sequences_per_step, train_pairs
+    else:
+        used, there = config.total_tokens, train_tokens
+    return used / there if there else None
 
 
 _Refusal = tuple[Reason, str, float | None]
@@ -199,6 +213,8 @@ def _over_budget(config: RunConfig, charge: int, limits: Limits) -> _Refusal | N
 
 
 def _too_little_validation(config: RunConfig, limits: Limits) -> _Refusal | None:
+    if config.architecture == "encoder-decoder":
+        return _too_few_pairs(limits)
     needed = MIN_VALIDATION_WINDOWS * config.seq_len
     if limits.val_tokens is None or limits.val_tokens >= needed:
         return None
@@ -210,14 +226,29 @@ def _too_little_validation(config: RunConfig, limits: Limits) -> _Refusal | None
     )
 
 
-def _too_many_epochs(config: RunConfig, limits: Limits) -> _Refusal | None:
-    passes = epochs(config, limits.train_tokens)
-    if passes is None or passes <= config.data.max_epochs:
+def _too_few_pairs(limits: Limits) -> _Refusal | None:
+    if limits.val_pairs is None or limits.val_pairs >= MIN_VALIDATION_WINDOWS:
         return None
     return (
+        Reason.TOO_LITTLE_VALIDATION_DATA,
+        f"a validation pass needs {MIN_VALIDATION_WINDOWS} pairs of source and target; there are "
+        f"{limits.val_pairs:,}",
+        MIN_VALIDATION_WINDOWS / max(1, limits.val_pairs),
+    )
+
+
+def _too_many_epochs(config: RunConfig, limits: Limits) -> _Refusal | None:
+    passes = epochs(config, limits.train_tokens, limits.train_pairs)
+    if passes is None or passes <= config.data.max_epochs:
+        return None
+    used, there = f"{config.total_tokens:,} tokens", f"{limits.train_tokens:,} training tokens"
+    if config.architecture == "encoder-decoder":
+        used = f"{config.steps * config.sequences_per_step:,} pairs"
+        there = f"{limits.train_pairs:,} training pairs"
+    return (
         Reason.TOO_MANY_EPOCHS,
-        f"{config.total_tokens:,} tokens are {passes:.3g} passes over the {limits.train_tokens:,} "
-        f"training tokens; allowed are {config.data.max_epochs:g} (data.max_epochs)",
+        f"{used} are {passes:.3g} passes over the {there}; allowed are "
+        f"{config.data.max_epochs:g} (data.max_epochs)",
         passes / config.data.max_epochs,
     )
 

@@ -46,6 +46,11 @@ class ModelConfig(_Width):
     p_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Dropout on attention weights, sub-layer outputs and the embedding sum."""
 
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return self.n_layer
+
 
 class EncoderDecoderConfig(_Width):
     """Shape of the encoder-decoder transformer (one token embedding, tied head)."""
@@ -60,6 +65,11 @@ class EncoderDecoderConfig(_Width):
     """Number of blocks that write the target."""
     p_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Dropout on attention weights, sub-layer outputs and the embedding sums."""
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks on both sides."""
+        return self.n_encoder_layer + self.n_decoder_layer
 
 
 class SamplingConfig(StrictModel):

@@ -49,13 +49,15 @@ def corrupt_tokens(
     p_chosen: float = 0.15,
     p_mask: float = 0.8,
     p_random: float = 0.1,
+    n_chosen: int | None = None,
 ) -> CorruptedTokens:
     """Choose tokens to predict and hide most of them (Devlin et al. 2019, 3.1 and appendix A.1).
 
     Each content token that is not special is chosen with probability p_chosen, independently of the
     others. If chance chooses none, the one that came nearest is taken, so that a batch with such a
     token always has a loss. Of the chosen, a share p_mask becomes `mask_id`, a share p_random a
-    random id that is not special (possibly the same as before), and the rest stays.
+    random id that is not special (possibly the same as before), and the rest stays. With n_chosen
+    each row has that many chosen, as in BERT's own code, so that every batch costs the same.
 
     A pure function of its arguments and the generator's state. It always draws three tensors of
     (B, S), so what it does at one position does not depend on the ids at another.
@@ -70,6 +72,8 @@ def corrupt_tokens(
         p_chosen: probability that a token is to be predicted.
         p_mask: share of the chosen that becomes mask_id.
         p_random: share of the chosen that becomes a random id.
+        n_chosen: tokens to choose in each row, instead of p_chosen; a row with fewer that are
+            eligible has all of them chosen.
 
     Raises:
         ValueError: a probability is out of range, an id is not below n_vocab, every id is special,
@@ -104,7 +108,11 @@ def corrupt_tokens(
     if attention_mask is not None:
         eligible &= attention_mask != 0
     draw = draw.masked_fill(~eligible, torch.inf)
-    chosen = draw < p_chosen
+    if n_chosen is None:
+        chosen = draw < p_chosen
+    else:
+        nearest = draw.topk(min(n_chosen, draw.shape[1]), dim=1, largest=False).indices
+        chosen = torch.zeros_like(eligible).scatter_(1, nearest, value=True) & eligible
     if not chosen.any():
         chosen = (draw == draw.min()) & eligible
     inputs = input_ids.masked_fill(chosen & (fate < p_mask), mask_id)

@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from model.flops import flops_per_token
 from reports.document import Text
 from reports.facts import (
     BEST_FEW,
@@ -268,7 +267,7 @@ def suited_params(run: Run, budget_flops: float) -> float | None:
     config = run_config(run)
     if config is None:
         return None
-    per_token = flops_per_token(config.model, config.seq_len, config.convention)
+    per_token = config.flops_per_step(config.convention) / config.tokens_per_step
     return math.sqrt(budget_flops / (per_token / run.n_params * TOKENS_PER_PARAM))
 
 

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from budgetsweep.errors import BudgetExceeded, StudyError
-from model.flops import CONVENTIONS, count_params, flops_per_token
+from model.flops import CONVENTIONS
 from studies import leases, lifecycle, provenance
 from studies.ledger import Amount, LedgerTotals
 from studies.lifecycle import IllegalChangeError
@@ -235,7 +235,7 @@ class Store(Reader):
             ConfigError: the configuration's number of steps is still open.
         """
         total = config.total_tokens
-        planned = {c: total * flops_per_token(config.model, config.seq_len, c) for c in CONVENTIONS}
+        planned = {c: config.steps * config.flops_per_step(c) for c in CONVENTIONS}
         if planned[config.convention] > budget_flops:
             raise BudgetExceeded(
                 f"run {number} costs {planned[config.convention]} of {budget_flops} FLOPs"
@@ -256,7 +256,7 @@ class Store(Reader):
             "data_checksum": data_checksum,
             "val_checksum": val_checksum,
             "budget_flops": budget_flops,
-            "n_params": count_params(config.model),
+            "n_params": config.n_params,
             "num_steps": config.steps,
             "tokens_per_step": config.tokens_per_step,
             "planned_tokens": total,

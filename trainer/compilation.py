@@ -21,11 +21,9 @@ import shutil
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from budgetsweep.errors import ConfigError
-from model.decoder import DecoderLM
-from model.flops import flops_per_token
 from trainer.config import RunConfig
 
 AUTO_FROM_FLOPS = 3 * 10**16
@@ -46,17 +44,16 @@ def wants_compile(config: RunConfig, device: torch.device) -> bool:
         )
     if config.compile != "auto":
         return config.compile == "on"
-    flops = flops_per_token(config.model, config.seq_len, "matmul") * config.total_tokens
+    flops = config.flops_per_step("matmul") * config.steps
     return device.type == "cuda" and flops >= AUTO_FROM_FLOPS and _has_compiler()
 
 
-def training_forward(model: DecoderLM, compiled: bool) -> Callable[[Tensor], Tensor]:
+def training_forward(model: nn.Module, compiled: bool) -> Callable[..., Tensor]:
     """`model.hidden`, compiled for the run's one shape or as it is."""
+    hidden: Callable[..., Tensor] = model.hidden  # type: ignore[assignment]
     if not compiled:
-        return model.hidden
-    forward: Callable[[Tensor], Tensor] = torch.compile(
-        model.hidden, dynamic=False, backend=BACKEND
-    )
+        return hidden
+    forward: Callable[..., Tensor] = torch.compile(hidden, dynamic=False, backend=BACKEND)
     return forward
 
 

@@ -6,20 +6,32 @@ below. `RunConfig.to_dict()` is what is saved with a run and can be run again un
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from budgetsweep.config import StrictModel, shape_error
 from budgetsweep.errors import ConfigError
-from model.config import ModelConfig
-from model.flops import Convention
+from model.config import EncoderDecoderConfig, ModelConfig
+from model.flops import (
+    Convention,
+    count_params,
+    flops_per_masked_sequence,
+    flops_per_pair,
+    flops_per_token,
+)
 
 TOKENIZER_VOCABULARIES = {"gpt2": 50257, "r50k_base": 50257, "p50k_base": 50281, "bytes": 257}
 """Tokenizers whose ids fit in the two bytes of a token file, with their number of ids.
 
 `bytes` is the identity on UTF-8 bytes plus an end-of-text id (256); the others are tiktoken's.
 """
+
+Architecture = Literal["decoder", "encoder", "encoder-decoder"]
+ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
+
+MASKED_FRACTION = 0.15
+"""Share of the tokens that masked-token training predicts (Devlin et al. 2019, 3.1)."""
 
 MAX_FLOPS = 10**30
 
@@ -52,15 +64,37 @@ class DataConfig(StrictModel):
         return value
 
 
+_PAIR_KEYS = frozenset(EncoderDecoderConfig.model_fields) - ModelConfig.model_fields.keys()
+_STACK_KEYS = frozenset(ModelConfig.model_fields) - EncoderDecoderConfig.model_fields.keys()
+
+
+def _shape_tag(shape: Any) -> str:
+    """Which of the two classes a shape is to be read as; see `budgetsweep.config.parse`."""
+    keys = shape.keys() if isinstance(shape, dict) else ()
+    pair = isinstance(shape, EncoderDecoderConfig) or not _PAIR_KEYS.isdisjoint(keys)
+    return "<pair>" if pair else "<stack>"
+
+
+Shape = Annotated[
+    Annotated[ModelConfig, Tag("<stack>")] | Annotated[EncoderDecoderConfig, Tag("<pair>")],
+    Discriminator(_shape_tag),
+]
+
+
 class RunConfig(StrictModel):
     """Everything that decides a training run."""
+
+    architecture: Architecture = "decoder"
+    """`decoder` learns to predict the next token, `encoder` masked tokens, `encoder-decoder` a
+    target from its source."""
 
     output_dir: str = "outputs/run"
     """Folder for model.pt, config.yaml, eval.json and checkpoints."""
     tokenizer_encoding: str = "gpt2"
     """A key of `TOKENIZER_VOCABULARIES`."""
-    model: ModelConfig = Field(alias="model_config")
-    """Shape of the model; n_vocab may be left out and follows from the tokenizer."""
+    model: Shape = Field(alias="model_config")
+    """Shape of the model; n_vocab may be left out and follows from the tokenizer (an encoder has
+    one id more, for the mask)."""
     data: DataConfig = DataConfig()
     """Training and validation text."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
@@ -68,7 +102,11 @@ class RunConfig(StrictModel):
     batch_size: Count
     """Sequences in a micro-batch (B)."""
     seq_len: Count
-    """Tokens in a training sequence (S), at most n_positions."""
+    """Tokens in a training sequence (S), at most n_positions; of an encoder-decoder in a target."""
+    source_len: Count | None = None
+    """Tokens in a source, padding included; encoder-decoder only."""
+    masked_fraction: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Share of a sequence's tokens to predict; encoder only; None: `MASKED_FRACTION`."""
     grad_accumulation_steps: Count = 1
     """Micro-batches in one optimiser step."""
     num_training_steps: Count | Literal["fill"] = "fill"
@@ -129,24 +167,34 @@ class RunConfig(StrictModel):
             return data
         key = "model_config" if "model_config" in data else "model"
         shape = data.get(key)
+        if not isinstance(shape, dict):
+            return data
+        architecture = data.get("architecture", "decoder")
+        pair = architecture == "encoder-decoder"
+        other = shape.keys() & (_STACK_KEYS if pair else _PAIR_KEYS)
+        if other or (pair and shape.keys().isdisjoint(_PAIR_KEYS)):
+            raise ValueError(
+                f"the {architecture} has the sizes {', '.join(sorted(_PAIR_KEYS))} in model_config"
+                if pair
+                else f"{', '.join(sorted(other))} in model_config: only an encoder-decoder has "
+                "these; set architecture: encoder-decoder or give n_layer and n_positions"
+            )
         encoding = data.get("tokenizer_encoding", "gpt2")
-        if isinstance(shape, dict) and "n_vocab" not in shape and isinstance(encoding, str):
-            n_vocab = TOKENIZER_VOCABULARIES.get(encoding)
-            if n_vocab is not None:
-                return {**data, key: {**shape, "n_vocab": n_vocab}}
+        if "n_vocab" not in shape and isinstance(encoding, str):
+            n_ids = TOKENIZER_VOCABULARIES.get(encoding)
+            if n_ids is not None:
+                return {**data, key: {**shape, "n_vocab": n_ids + (architecture == "encoder")}}
         return data
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        if self.seq_len > self.model.n_positions:
-            raise shape_error(
-                f"seq_len = {self.seq_len} is longer than n_positions = {self.model.n_positions}"
-            )
+        self._check_lengths()
         smallest = TOKENIZER_VOCABULARIES[self.tokenizer_encoding]
-        if self.model.n_vocab < smallest:
+        masks = self.architecture == "encoder"
+        if self.model.n_vocab < smallest + masks:
             raise ValueError(
-                f"n_vocab = {self.model.n_vocab} is smaller than the {smallest} ids of "
-                f"tokenizer {self.tokenizer_encoding}"
+                f"n_vocab = {self.model.n_vocab} is smaller than the {smallest + masks} ids of "
+                f"tokenizer {self.tokenizer_encoding}{' and the mask' if masks else ''}"
             )
         if self.num_warmup_steps is not None and self.warmup_fraction is not None:
             raise ValueError("give num_warmup_steps or warmup_fraction, not both")
@@ -156,10 +204,85 @@ class RunConfig(StrictModel):
             raise ValueError(f"min_lr = {self.min_lr} is above max_lr = {self.max_lr}")
         return self
 
+    def _check_lengths(self) -> None:
+        """Sequences fit the positions, and settings of other architectures are not given."""
+        if isinstance(self.model, EncoderDecoderConfig):
+            if self.source_len is None:
+                raise ValueError("an encoder-decoder needs source_len, the tokens of a source")
+            lengths = [
+                ("seq_len", self.seq_len, "n_target_positions", self.model.n_target_positions),
+                ("source_len", self.source_len, "n_source_positions",
+                 self.model.n_source_positions),
+            ]  # fmt: skip
+        else:
+            if self.source_len is not None:
+                raise ValueError("source_len: only an encoder-decoder has sources")
+            lengths = [("seq_len", self.seq_len, "n_positions", self.model.n_positions)]
+        if self.masked_fraction is not None and self.architecture != "encoder":
+            raise ValueError("masked_fraction: only an encoder learns from masked tokens")
+        for name, length, limit, positions in lengths:
+            if length > positions:
+                raise shape_error(f"{name} = {length} is longer than {limit} = {positions}")
+
+    @property
+    def stack_shape(self) -> ModelConfig:
+        """The shape of a decoder or an encoder."""
+        assert isinstance(self.model, ModelConfig)
+        return self.model
+
+    @property
+    def pair_shape(self) -> EncoderDecoderConfig:
+        """The shape of an encoder-decoder."""
+        assert isinstance(self.model, EncoderDecoderConfig)
+        return self.model
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Training sequences (or pairs) in one optimiser step."""
+        return self.batch_size * self.grad_accumulation_steps
+
+    @property
+    def tokens_per_sequence(self) -> int:
+        """Tokens of a sequence, or of a pair's source and target, padding included."""
+        return self.seq_len + (self.source_len or 0)
+
     @property
     def tokens_per_step(self) -> int:
-        """Training tokens in one optimiser step."""
-        return self.batch_size * self.seq_len * self.grad_accumulation_steps
+        """Training tokens in one optimiser step, padding included."""
+        return self.sequences_per_step * self.tokens_per_sequence
+
+    @property
+    def predicted_per_sequence(self) -> int:
+        """Tokens of a sequence whose logits training computes (the most, where it varies)."""
+        if self.architecture != "encoder":
+            return self.seq_len
+        return max(1, round((self.masked_fraction or MASKED_FRACTION) * self.seq_len))
+
+    @property
+    def mask_id(self) -> int:
+        """The id that hides a token from an encoder: the first that the tokenizer leaves free."""
+        return TOKENIZER_VOCABULARIES[self.tokenizer_encoding]
+
+    @property
+    def n_params(self) -> int:
+        """Parameters of the model."""
+        return count_params(self.model)
+
+    def flops_per_step(self, convention: Convention) -> int:
+        """Training FLOPs of one optimiser step, gradient accumulation included.
+
+        Padding is charged as what it is beside: the products are computed. Where padding's logits
+        are not, `matmul` and `mac` are the most that a step can cost.
+        """
+        if isinstance(self.model, EncoderDecoderConfig):
+            assert self.source_len is not None
+            each = flops_per_pair(self.model, self.source_len, self.seq_len, convention)
+        elif self.architecture == "encoder":
+            predicted = self.predicted_per_sequence
+            each = flops_per_masked_sequence(self.model, self.seq_len, predicted, convention)
+        else:
+            each = self.seq_len * flops_per_token(self.model, self.seq_len, convention)
+        return each * self.sequences_per_step
 
     @property
     def steps(self) -> int:
@@ -196,9 +319,11 @@ class RunConfig(StrictModel):
         data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         if self.grad_clip is None:  # None means something here: no clipping
             data["grad_clip"] = None
+        if self.architecture == "decoder":  # the course's file has no such key
+            del data["architecture"]
         return data
 
     def with_changes(self, **changes: Any) -> RunConfig:
-        """A validated copy with some top-level fields replaced (`model` takes a ModelConfig)."""
+        """A validated copy with some top-level fields replaced (`model` takes a shape)."""
         data = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self).model_validate({**data, **changes})

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 
 from budgetsweep.errors import ConfigError
-from model.decoder import DecoderLM
-from model.loss import linear_cross_entropy
 from trainer.config import RunConfig
 from trainer.events import DeviceInfo
 from trainer.host import (
@@ -27,6 +25,7 @@ from trainer.host import (
     release_freed_memory,
     reset_peak_rss,
 )
+from trainer.objectives import objective_for
 from trainer.optim import build_optimizer
 
 Kind = Literal["cpu", "cuda", "mps"]
@@ -210,7 +209,8 @@ def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
 
 
 def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:
-    model = DecoderLM.from_config(config.model).to(device)
+    objective = objective_for(config, device)
+    model = objective.build_model()
     optimizer = build_optimizer(model, config, device)
     autocast = autocast_context(config, device)
 
@@ -221,10 +221,9 @@ def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:
         return time.perf_counter() - start
 
     def pass_over(n_sequences: int) -> None:
-        ids = torch.randint(config.model.n_vocab, (n_sequences, config.seq_len + 1), device=device)
+        batch = objective.random_batch(n_sequences)
         with autocast:
-            hidden = model.hidden(ids[:, :-1]).flatten(0, 1)
-            loss = linear_cross_entropy(hidden, model.head_weight, ids[:, 1:].flatten())
+            loss = objective.loss(model.hidden, model.head_weight, batch)
         torch.autograd.backward(loss)
 
     # Warm up with growing batches, until one is the run's own or takes a fifth of the time.

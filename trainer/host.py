@@ -122,8 +122,9 @@ def peak_resident_bytes() -> int | None:
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
-        sizes = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if " kB" in line}
-        return (int(sizes["VmHWM"]) - int(sizes["RssFile"])) * 1024
+        lines = [line.split() for line in status.splitlines() if line.endswith(" kB")]
+        sizes = {words[0]: int(words[1]) for words in lines}
+        return (sizes["VmHWM:"] - sizes["RssFile:"]) * 1024
     except (OSError, KeyError):
         pass
     if sys.platform == "win32":

@@ -22,9 +22,6 @@ import torch
 from torch import Tensor
 
 from budgetsweep.errors import NonFiniteLoss
-from model.decoder import DecoderLM
-from model.flops import flops_per_token
-from model.loss import linear_cross_entropy
 from trainer import checkpoint
 from trainer.artefacts import write_artefacts
 from trainer.compilation import forget_compiled, training_forward, wants_compile
@@ -41,13 +38,12 @@ from trainer.device import (
 )
 from trainer.events import Checkpointed, Command, Point, Progress, RunResult, Status
 from trainer.host import keep_freed_memory, release_freed_memory
-from trainer.memory import EVAL_TOKENS
 from trainer.meter import FlopMeter
+from trainer.objectives import objective_for
 from trainer.optim import build_optimizer
-from trainer.sampler import WindowSampler
 from trainer.schedule import cosine_lr_schedule
 from trainer.tokens import TokenData
-from trainer.validation import Validation, validate
+from trainer.validation import Validation
 
 PROGRESS_SECONDS = 1.0
 TRIM_SECONDS = 30.0
@@ -69,8 +65,7 @@ class RunState:
         self, config: RunConfig, data: TokenData, run_dir: Path, device: torch.device
     ) -> None:
         """Claim the folder; nothing large is made yet."""
-        per_token = flops_per_token(config.model, config.seq_len, config.convention)
-        self.flops_per_step = per_token * config.tokens_per_step
+        self.flops_per_step = config.flops_per_step(config.convention)
         planned = self.flops_per_step * config.steps
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -97,14 +92,9 @@ class RunState:
         keep_freed_memory()
         start_peak_memory(device)
         torch.manual_seed(config.seed)
-        self.sampler = WindowSampler(
-            self.data.train,
-            config.batch_size,
-            config.seq_len,
-            config.seed,
-            config.grad_accumulation_steps,
-        )
-        self.model = DecoderLM.from_config(config.model).to(device)
+        self.objective = objective_for(config, device)
+        self.objective.read(self.data)
+        self.model = self.objective.build_model()
         self.parameters = list(self.model.parameters())
         self.optimizer = build_optimizer(self.model, config, device)
         self.get_lr = cosine_lr_schedule(
@@ -156,10 +146,9 @@ class RunState:
             micro_batches = self.config.grad_accumulation_steps
             losses = []
             for micro in range(micro_batches):
-                inputs, targets = self._batch(micro)
+                batch = self.objective.batch(self.step, micro)
                 with self.autocast:
-                    hidden = self.forward(inputs).flatten(0, 1)
-                    loss = linear_cross_entropy(hidden, self.model.head_weight, targets.flatten())
+                    loss = self.objective.loss(self.forward, self.model.head_weight, batch)
                 losses.append(loss.detach())
                 if micro == micro_batches - 1:
                     arriving = Arriving(torch.stack(losses))  # travels during the backward pass
@@ -184,18 +173,9 @@ class RunState:
         with self._clock("train_seconds"):
             synchronize(self.device)
             self._require_finite_norm()
-        seq_len = max(2, self.config.seq_len)
         with self._clock("eval_seconds"):
             self.trim_heap()  # else what a step has freed stays beside the batches
-            self.validation = validate(
-                self.model,
-                self.data.val,
-                seq_len=seq_len,
-                batch_size=max(self.config.batch_size, EVAL_TOKENS // seq_len),
-                device=self.device,
-                autocast=self.autocast,
-                bytes_per_token=self.data.bytes_per_token,
-            )
+            self.validation = self.objective.validate(self.model, self.autocast)
         self.validated_step = self.step
         if not math.isfinite(self.validation.loss_nats):
             raise FloatingPointError(
@@ -317,13 +297,6 @@ class RunState:
         self.loss_sum, self.loss_count = state["loss_sum"], state["loss_count"]
         self.train_seconds, self.eval_seconds = state["train_seconds"], state["eval_seconds"]
         set_random_state(self.device, state["random"])
-
-    def _batch(self, micro: int) -> tuple[Tensor, Tensor]:
-        windows = torch.from_numpy(self.sampler.batch(self.step, micro))
-        if self.device.type == "cuda":
-            windows = windows.pin_memory()
-        windows = windows.to(self.device, non_blocking=True)
-        return windows[:, :-1], windows[:, 1:]
 
     def _clip(self) -> Tensor:
         """Norm of the gradient before it is clipped, on the device."""

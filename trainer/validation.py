@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -69,30 +69,80 @@ def validate(
     """
     if seq_len < 2:
         raise ConfigError(f"seq_len = {seq_len}: a window to validate on needs at least 2 tokens")
-    was_training = model.training
-    model.eval()
-    losses: list[Tensor] = []
-    counts: list[int] = []
-    try:
-        with autocast:
-            for ids in _windows(val, seq_len, batch_size, drop_last):
-                inputs = torch.from_numpy(ids).to(device, non_blocking=True)
-                hidden = model.hidden(inputs[:, :-1])
-                each = token_losses(
-                    hidden.flatten(0, 1), model.head_weight, inputs[:, 1:].flatten()
-                )
-                losses.append(each.view(len(ids), -1).sum(dim=1, dtype=_sum_type(each)))
-                counts.extend([ids.shape[1] - 1] * len(ids))
-    finally:
-        model.train(was_training)
-    if not counts:
+
+    def predictions() -> Iterator[Predictions]:
+        for ids in sequential_windows(val, seq_len, batch_size, drop_last):
+            inputs = torch.from_numpy(ids).to(device, non_blocking=True)
+            hidden = model.hidden(inputs[:, :-1])
+            rows = [ids.shape[1] - 1] * len(ids)
+            yield Predictions(hidden.flatten(0, 1), inputs[:, 1:].flatten(), rows)
+
+    result = validate_on(model, predictions(), autocast, bytes_per_token)
+    if result is None:
         raise DataError(
             f"{len(val)} validation tokens are too few for one pass with seq_len = {seq_len}"
             + (f" and batch_size = {batch_size}" if drop_last else "")
             + ": prepare more validation text"
         )
-    window_sums = torch.cat(losses).cpu().double().numpy()
-    loss, stderr = ratio_estimate(window_sums, np.asarray(counts, dtype=np.float64))
+    return result
+
+
+class Predictions(NamedTuple):
+    """Of one validation batch: what the head sees, and what it should say."""
+
+    hidden: Tensor
+    """(N, D) at the predicted tokens, row after row."""
+    targets: Tensor
+    """(N,) their ids."""
+    counts: list[int]
+    """Predicted tokens of each row: a window or a pair, the independent sample."""
+
+
+class LanguageModel(Protocol):
+    """What validation needs of a model."""
+
+    training: bool
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D)."""
+
+    def train(self, mode: bool = True) -> Any:  # noqa: FBT001, FBT002 - torch's signature
+        """Set or leave the training mode."""
+
+
+@torch.no_grad()
+def validate_on(
+    model: LanguageModel,
+    batches: Iterator[Predictions],
+    autocast: AbstractContextManager[Any],
+    bytes_per_token: float | None = None,
+) -> Validation | None:
+    """Token-weighted loss over all batches, without dropout; None when nothing is predicted.
+
+    Args:
+        model: left in the mode that it came in.
+        batches: computed here, one at a time, under autocast.
+        autocast: context of the forward passes.
+        bytes_per_token: mean bytes of UTF-8 text a predicted token, for bits_per_byte.
+    """
+    was_training = model.training
+    model.train(False)
+    losses: list[Tensor] = []
+    counts: list[int] = []
+    try:
+        with autocast:
+            for hidden, targets, rows in batches:
+                if len(targets):
+                    each = token_losses(hidden, model.head_weight, targets)
+                    losses.extend(_row_sums(each, rows))
+                    counts += [count for count in rows if count]
+    finally:
+        model.train(was_training)
+    if not counts:
+        return None
+    sums = torch.cat(losses).cpu().double().numpy()
+    loss, stderr = ratio_estimate(sums, np.asarray(counts, dtype=np.float64))
     return Validation(
         loss_nats=loss,
         ppl=perplexity(loss),
@@ -129,12 +179,21 @@ def ratio_estimate(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float |
     return mean, math.sqrt(variance)
 
 
+def _row_sums(losses: Tensor, counts: list[int]) -> Iterator[Tensor]:
+    """Sums (rows,) of losses (N,), row after row; rows without a prediction are left out."""
+    if len(set(counts)) == 1:
+        yield losses.view(len(counts), -1).sum(dim=1, dtype=_sum_type(losses))
+    else:
+        for part in losses.split([count for count in counts if count]):
+            yield part.sum(dtype=_sum_type(part))[None]
+
+
 def _sum_type(losses: Tensor) -> torch.dtype:
     return losses.dtype if losses.device.type == "mps" else torch.float64
 
 
-def _windows(
-    val: TokenArray | np.ndarray, seq_len: int, batch_size: int, drop_last: bool
+def sequential_windows(
+    val: TokenArray | np.ndarray, seq_len: int, batch_size: int, drop_last: bool = False
 ) -> Iterator[np.ndarray]:
     """Arrays (b, s) of int64: full batches, then the last smaller batch, then the last window."""
     n_full = len(val) // seq_len

@@ -1,0 +1,293 @@
+"""What a run learns: its model, its batches, their loss and the validation of them.
+
+One class for each architecture; the training loop knows nothing else of it. Batches are pure
+functions of (seed, step, micro-batch), so that a resumed run draws what the whole one draws.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Generic, NamedTuple, TypeVar, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from budgetsweep.errors import DataError
+from model.decoder import DecoderLM
+from model.encoder import CorruptedTokens, EncoderLM, corrupt_tokens
+from model.encoder_decoder import EncoderDecoderLM
+from model.loss import linear_cross_entropy
+from trainer.config import RunConfig
+from trainer.memory import EVAL_TOKENS
+from trainer.pairs import PairBatch, PairIndex, PairSampler, sequential_pairs
+from trainer.sampler import WindowSampler
+from trainer.tokens import TokenData
+from trainer.validation import Predictions, Validation, sequential_windows, validate, validate_on
+
+Forward = Callable[..., Tensor]
+"""`model.hidden`, compiled or not."""
+Model = DecoderLM | EncoderLM | EncoderDecoderLM
+BatchT = TypeVar("BatchT", bound=tuple[Any, ...])
+
+_CORRUPTION = 1
+"""Keeps the draws of the corruption apart from those of the data order."""
+_VALIDATION_SEED = 0
+"""Every run is validated on the same masked tokens."""
+
+
+class Objective(ABC, Generic[BatchT]):
+    """What the model of a run learns to predict."""
+
+    model_class: type[DecoderLM] | type[EncoderLM] | type[EncoderDecoderLM]
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+
+    def build_model(self) -> Model:
+        """A freshly initialised model on the device; draws from torch's global generator."""
+        model = self.model_class.from_config(self.config.model)  # type: ignore[arg-type]
+        return model.to(self.device)
+
+    @abstractmethod
+    def read(self, data: TokenData) -> None:
+        """Take the text to draw batches from and to validate on.
+
+        Raises:
+            DataError: it is too short, or of another kind.
+        """
+
+    @abstractmethod
+    def batch(self, step: int, micro: int) -> BatchT:
+        """Micro-batch `micro` of optimiser step `step` (both from 0), on the device."""
+
+    @abstractmethod
+    def random_batch(self, n: int) -> BatchT:
+        """So many sequences of random ids, of the run's lengths, to measure speed with."""
+
+    @abstractmethod
+    def loss(self, forward: Forward, head_weight: Tensor, batch: BatchT) -> Tensor:
+        """Mean loss of the predicted tokens in nats, differentiable; a scalar."""
+
+    @abstractmethod
+    def validate(self, model: Any, autocast: AbstractContextManager[Any]) -> Validation:
+        """One pass over the validation text."""
+
+    def _random_ids(self, *size: int) -> Tensor:
+        return torch.randint(self.config.model.n_vocab, size, device=self.device)
+
+    def _eval_rows(self, length: int) -> int:
+        return max(self.config.batch_size, EVAL_TOKENS // length)
+
+
+def objective_for(config: RunConfig, device: torch.device) -> Objective[Any]:
+    """The objective of a configuration's architecture."""
+    objectives: dict[str, type[Objective[Any]]] = {
+        "decoder": NextToken,
+        "encoder": MaskedTokens,
+        "encoder-decoder": TargetOfSource,
+    }
+    return objectives[config.architecture](config, device)
+
+
+class _Stream(Objective[BatchT]):
+    """Learns from windows of running text."""
+
+    def read(self, data: TokenData) -> None:
+        """Open both texts; see `Objective.read`."""
+        config = self.config
+        self.data = data
+        self.sampler = WindowSampler(
+            data.train,
+            config.batch_size,
+            config.seq_len,
+            config.seed,
+            config.grad_accumulation_steps,
+        )
+
+    def windows(self, step: int, micro: int) -> Tensor:
+        """(B, S + 1) ids on the device."""
+        windows = torch.from_numpy(self.sampler.batch(step, micro))
+        if self.device.type == "cuda":
+            windows = windows.pin_memory()
+        return windows.to(self.device, non_blocking=True)
+
+
+class Windows(NamedTuple):
+    """A batch of running text."""
+
+    ids: Tensor
+    """(B, S + 1) token ids."""
+
+
+@final
+class NextToken(_Stream[Windows]):
+    """The decoder: each token from those before it."""
+
+    model_class = DecoderLM
+
+    def batch(self, step: int, micro: int) -> Windows:
+        """Windows of the training text."""
+        return Windows(self.windows(step, micro))
+
+    def random_batch(self, n: int) -> Windows:
+        """Windows of noise."""
+        return Windows(self._random_ids(n, self.config.seq_len + 1))
+
+    def loss(self, forward: Forward, head_weight: Tensor, batch: Windows) -> Tensor:
+        """Cross-entropy of tokens 2 … S + 1."""
+        hidden = forward(batch.ids[:, :-1]).flatten(0, 1)
+        return linear_cross_entropy(hidden, head_weight, batch.ids[:, 1:].flatten())
+
+    def validate(self, model: Any, autocast: AbstractContextManager[Any]) -> Validation:
+        """Next-token loss, windows walked in order."""
+        seq_len = max(2, self.config.seq_len)
+        return validate(
+            model,
+            self.data.val,
+            seq_len=seq_len,
+            batch_size=self._eval_rows(seq_len),
+            device=self.device,
+            autocast=autocast,
+            bytes_per_token=self.data.bytes_per_token,
+        )
+
+
+@final
+class MaskedTokens(_Stream[CorruptedTokens]):
+    """The encoder: hidden tokens from all that stand around them.
+
+    Each window has the same number of predicted tokens, as in BERT's own code, so that the charge
+    of a step is known beforehand. The end-of-text id is never predicted.
+    """
+
+    model_class = EncoderLM
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        super().__init__(config, device)
+        self.special_ids: tuple[int, ...] = ()
+
+    def read(self, data: TokenData) -> None:
+        """Open both texts; see `Objective.read`."""
+        super().read(data)
+        self.special_ids = (data.eot,)
+
+    def batch(self, step: int, micro: int) -> CorruptedTokens:
+        """Windows of the training text, corrupted."""
+        windows = self.windows(step, micro)[:, : self.config.seq_len]
+        return self._corrupt(windows, self.config.seed, _CORRUPTION, step, micro)
+
+    def random_batch(self, n: int) -> CorruptedTokens:
+        """Windows of noise, corrupted."""
+        return self._corrupt(self._random_ids(n, self.config.seq_len) % self.config.mask_id, 0)
+
+    def loss(self, forward: Forward, head_weight: Tensor, batch: CorruptedTokens) -> Tensor:
+        """Cross-entropy of the chosen tokens."""
+        hidden = forward(batch.inputs)[batch.chosen]
+        return linear_cross_entropy(hidden, head_weight, batch.targets)
+
+    def validate(self, model: Any, autocast: AbstractContextManager[Any]) -> Validation:
+        """Masked-token loss, windows walked in order; each is always corrupted alike."""
+
+        def predictions() -> Iterator[Predictions]:
+            seq_len, first = self.config.seq_len, 0
+            for ids in sequential_windows(self.data.val, seq_len, self._eval_rows(seq_len)):
+                rows = [
+                    self._corrupt(torch.from_numpy(row[None]), _VALIDATION_SEED, first + number)
+                    for number, row in enumerate(ids)
+                ]
+                first += len(rows)
+                inputs = torch.cat([row.inputs for row in rows]).to(self.device)
+                chosen = torch.cat([row.chosen for row in rows])
+                targets = torch.cat([row.targets for row in rows]).to(self.device)
+                hidden = model.hidden(inputs)[chosen.to(self.device)]
+                yield Predictions(hidden, targets, chosen.sum(dim=1).tolist())
+
+        result = validate_on(model, predictions(), autocast)
+        if result is None:
+            raise DataError("the validation text has no token to mask: prepare more of it")
+        return result
+
+    def _corrupt(self, ids: Tensor, *seed: int) -> CorruptedTokens:
+        draws = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+        return corrupt_tokens(
+            ids,
+            None,
+            self.config.model.n_vocab,
+            self.config.mask_id,
+            generator=torch.Generator().manual_seed(int(draws >> np.uint64(1))),
+            special_ids=self.special_ids,
+            n_chosen=self.config.predicted_per_sequence,
+        )
+
+
+@final
+class TargetOfSource(Objective[PairBatch]):
+    """The encoder-decoder: each target token from the source and the target before it."""
+
+    model_class = EncoderDecoderLM
+
+    def read(self, data: TokenData) -> None:
+        """Find the pairs of both texts; see `Objective.read`."""
+        if not data.pairs:
+            raise DataError(
+                f"{data.description}: running text, but an encoder-decoder learns from pairs of "
+                "source and target, such as WikiHow's wikihowAll.csv"
+            )
+        config = self.config
+        assert config.source_len is not None
+        self.eot = data.eot
+        self.val = PairIndex(data.val, data.eot)
+        self.sampler = PairSampler(
+            PairIndex(data.train, data.eot),
+            config.batch_size,
+            config.source_len,
+            config.seq_len,
+            config.seed,
+            data.eot,
+            config.grad_accumulation_steps,
+        )
+
+    def batch(self, step: int, micro: int) -> PairBatch:
+        """Pairs of the training text."""
+        return self.sampler.batch(step, micro, self.device)
+
+    def random_batch(self, n: int) -> PairBatch:
+        """Pairs of noise, as long as they may be."""
+        assert self.config.source_len is not None
+        source = self._random_ids(n, self.config.source_len)
+        target = self._random_ids(n, self.config.seq_len + 1)
+        return PairBatch(source, target, torch.ones_like(source), torch.ones_like(target))
+
+    def loss(self, forward: Forward, head_weight: Tensor, batch: PairBatch) -> Tensor:
+        """Cross-entropy of the target tokens that are no padding."""
+        hidden, targets, _ = self._predict(forward, batch)
+        return linear_cross_entropy(hidden, head_weight, targets)
+
+    def validate(self, model: Any, autocast: AbstractContextManager[Any]) -> Validation:
+        """Teacher-forced loss of the targets, pairs walked in order."""
+        config = self.config
+        assert config.source_len is not None
+        rows = self._eval_rows(config.tokens_per_sequence)
+        batches = sequential_pairs(
+            self.val, rows, config.source_len, config.seq_len, self.eot, self.device
+        )
+        predictions = (Predictions(*self._predict(model.hidden, batch)) for batch in batches)
+        result = validate_on(model, predictions, autocast)
+        if result is None:
+            raise DataError("the validation text has no pair: prepare more of it")
+        return result
+
+    @staticmethod
+    def _predict(forward: Forward, batch: PairBatch) -> tuple[Tensor, Tensor, list[int]]:
+        """Hidden states and ids of the predicted target tokens, and their number in each pair.
+
+        The decoder needs no mask: padding is on the right, where nothing that counts sees it.
+        """
+        inputs = batch.target_ids[:, :-1]
+        counts = batch.target_mask[:, 1:] != 0
+        hidden = forward(batch.source_ids, inputs, batch.source_mask)
+        targets = batch.target_ids[:, 1:][counts]
+        return hidden[counts], targets, counts.sum(dim=1).tolist()
