@@ -48,8 +48,11 @@ class Manifest:
     eot: int
     text_field: str = "text"
     validation: str | None = None
+    pairs: bool = False
+    """The tokens are `source eot target eot` for each article; a document is then a pair."""
     val_below: int | None = None
-    """Documents whose 64-bit hash is below this are validation; None: validation is separate."""
+    """Documents (pairs: titles) whose 64-bit hash is below this are validation; None: validation is
+    separate."""
     revision: str | None = None
     """Commit of a hub data set that every extension stays with."""
     train: tuple[ShardEntry, ...] = ()

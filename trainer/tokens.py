@@ -180,6 +180,10 @@ class TokenData:
     folder: Path
     exhausted: bool
     """The source has no more text than is prepared."""
+    pairs: bool = False
+    """Each article is `source eot target eot`: see `trainer.pairs`."""
+    token_bytes: Ids | None = None
+    """(n_vocab,) UTF-8 bytes that each id stands for, 0 for end-of-text; None: unknown."""
 
 
 def write_shard(
@@ -336,7 +340,7 @@ def open_tokens(
         [_shard(folder, manifest, e, "train", verify) for e in train_entries], train_tokens
     )
     val = TokenArray([_shard(folder, manifest, e, "val", verify) for e in val_entries], val_tokens)
-    bytes_per_token = None
+    bytes_per_token = table = None
     if manifest.token_bytes is not None:
         table = _shard(folder, manifest, manifest.token_bytes, "token_bytes", True)
         bytes_per_token = _bytes_per_token(val, table)
@@ -352,6 +356,8 @@ def open_tokens(
         description=manifest.description,
         folder=folder,
         exhausted=manifest.exhausted,
+        pairs=manifest.pairs,
+        token_bytes=table,
     )
 
 
