@@ -315,24 +315,19 @@ def train_command(
     config = fill(config)
     prepared = prepare(
         config.data, config.tokenizer_encoding,
-        train_tokens=config.data.train_tokens or config.total_tokens,
+        train_tokens=config.wanted_train_tokens,
         val_tokens=config.data.val_tokens, cache_dir=cache_dir,
         on_progress=PrepareDisplay(console),
     )  # fmt: skip
-    train_tokens = min(len(prepared.train), config.data.train_tokens or config.total_tokens)
-    fixed = config.data.model_copy(
-        update={"train_tokens": train_tokens, "val_tokens": len(prepared.val)}
-    )
+    fixed = config.data.fixed_to(prepared, config.wanted_train_tokens, None)
     config = config.with_changes(data=fixed)
     charge = charge_per_step(config, config.convention) * config.steps
     device = detect_device(config.device)
-    limits = Limits(
-        config.budget_flops or charge, config.convention, device, train_tokens, len(prepared.val)
-    )
+    tokens = open_prepared(fixed, config.tokenizer_encoding, cache_dir)
+    limits = Limits(config.budget_flops or charge, config.convention, device).with_data(tokens)
     answer = admit(config, limits)
     if isinstance(answer, Rejected):
         raise ConfigError(answer.detail)
-    tokens = open_prepared(fixed, config.tokenizer_encoding, cache_dir)
     run_dir = Path(config.output_dir)
     console.print(
         f"{flops(charge)} FLOPs ({config.convention}), {config.steps:,} steps, "

@@ -11,10 +11,11 @@ run of n steps costs exactly n charges.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from budgetsweep.config import parse
 from budgetsweep.errors import ConfigError
@@ -22,6 +23,9 @@ from model.flops import CONVENTIONS, Convention
 from trainer.config import RunConfig
 from trainer.events import DeviceInfo
 from trainer.memory import estimate_memory_bytes
+
+if TYPE_CHECKING:
+    from trainer.tokens import TokenData
 
 MIN_VALIDATION_WINDOWS = 8
 """Windows of seq_len tokens that a validation pass must have: fewer give no standard error worth
@@ -55,6 +59,16 @@ class Limits:
     """Training pairs there are, of a source and its target; only an encoder-decoder needs them."""
     val_pairs: int | None = None
     """Validation pairs there are."""
+
+    def with_data(self, data: TokenData) -> Limits:
+        """The same limits and those of a prepared text."""
+        return dataclasses.replace(
+            self,
+            train_tokens=len(data.train),
+            val_tokens=len(data.val),
+            train_pairs=data.n_train_pairs,
+            val_pairs=data.n_val_pairs,
+        )
 
 
 @dataclass(frozen=True)

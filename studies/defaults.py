@@ -18,15 +18,25 @@ from budgetsweep.errors import ConfigError
 from model.config import ModelConfig
 from model.flops import Convention, count_params, flops_per_token
 from studies.space import SearchSpace, Value, space_from_dict
+from trainer.config import Architecture
 
 TOKENS_PER_PARAM = 14.0
 WIDTHS_PER_LAYER = 32
 SEQ_LENS = (32, 64, 128, 256)
+SOURCE_LENS = (64, 128)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-def default_space(budget_flops: int, n_vocab: int, convention: Convention) -> SearchSpace:
+def default_space(
+    budget_flops: int,
+    n_vocab: int,
+    convention: Convention,
+    architecture: Architecture = "decoder",
+) -> SearchSpace:
     """The built-in search space for a budget and a vocabulary.
+
+    Sizes are the decoder's for every architecture; an encoder-decoder divides the layers between
+    its sides (*assumption*).
 
     Raises:
         ConfigError: the budget is too small for any sensible model.
@@ -40,9 +50,17 @@ def default_space(budget_flops: int, n_vocab: int, convention: Convention) -> Se
     largest = max(2, tokens // (16 * max(SEQ_LENS)))
     sizes = [size for size in BATCH_SIZES[max(0, batch - 2) : batch + 3] if size <= largest]
     sizes = sizes if len(sizes) > 1 else list(BATCH_SIZES[:2])
+    depth = max(3, 2 * _depth(width))
+    layers: dict[str, Any] = {"n_layer": {"min": 1, "max": depth}}
+    if architecture == "encoder-decoder":
+        side = {"min": 1, "max": max(2, depth // 2)}
+        layers = {"n_encoder_layer": side, "n_decoder_layer": side}
+        layers["source_len"] = {"values": list(SOURCE_LENS)}
+    if architecture != "decoder":
+        layers["architecture"] = {"value": architecture}
     parameters: dict[str, Any] = {
         "n_embd": {"min": low, "max": high, "step": step},
-        "n_layer": {"min": 1, "max": max(3, 2 * _depth(width))},
+        **layers,
         "head_dim": {"values": [step // 2, step]},
         "seq_len": {"values": list(SEQ_LENS)},
         "batch_size": {"values": sizes},
@@ -70,6 +88,11 @@ def first_proposal(
     wanted: dict[str, Value] = {
         "n_embd": width,
         "n_layer": _depth(width),
+        "n_encoder_layer": max(1, _depth(width) // 2),
+        "n_decoder_layer": max(1, _depth(width) // 2),
+        "source_len": _SEQ_LEN,
+        "n_source_positions": _SEQ_LEN,
+        "n_target_positions": _SEQ_LEN,
         "head_dim": _width_step(width),
         "n_head": max(1, width // _width_step(width)),
         "n_positions": _SEQ_LEN,

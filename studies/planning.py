@@ -80,9 +80,10 @@ def sample_space(
     return Sample(admitted, rejected)
 
 
-def wanted_train_tokens(sample: Sample) -> int:
-    """Training tokens that the cheapest shape can use in one pass."""
-    return max(admitted.config.total_tokens for admitted in sample.admitted)
+def wanted_train_tokens(sample: Sample) -> int | None:
+    """Training tokens that the cheapest shape can use in one pass; None: all there are."""
+    wanted = [admitted.config.wanted_train_tokens for admitted in sample.admitted]
+    return None if None in wanted else max(number for number in wanted if number is not None)
 
 
 def wanted_val_tokens(sample: Sample) -> int:
@@ -96,7 +97,8 @@ def wanted_val_tokens(sample: Sample) -> int:
     affordable = min(
         int(EVAL_SHARE / EVAL_COST * config.total_tokens / config.num_evals) for config in configs
     )
-    return max(affordable, MIN_VALIDATION_WINDOWS * max(config.seq_len for config in configs))
+    longest = max(config.tokens_per_sequence for config in configs)
+    return max(affordable, MIN_VALIDATION_WINDOWS * longest)
 
 
 @dataclass(frozen=True)

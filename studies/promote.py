@@ -243,16 +243,13 @@ def _promote(
     data = prepare(
         wanted.data,
         wanted.tokenizer_encoding,
-        train_tokens=wanted.data.train_tokens or admitted.config.total_tokens,
+        train_tokens=admitted.config.wanted_train_tokens,
         val_tokens=study.val_tokens,
         cache_dir=settings.cache_dir,
         on_progress=hooks.on_prepare,
     )
-    train_tokens = min(len(data.train), wanted.data.train_tokens or admitted.config.total_tokens)
     fixed = wanted.with_changes(
-        data=wanted.data.model_copy(
-            update={"train_tokens": train_tokens, "val_tokens": study.val_tokens}
-        )
+        data=wanted.data.fixed_to(data, admitted.config.wanted_train_tokens, study.val_tokens)
     )
     opened = open_prepared(fixed.data, fixed.tokenizer_encoding, settings.cache_dir)
     if opened.val_checksum != study.val_checksum:
@@ -260,9 +257,7 @@ def _promote(
             f"the validation text is not that of study {study.name!r} any more (its checksum "
             "differs), so the promoted loss could not be compared; restore the data"
         )
-    admitted = _admitted(
-        fixed, Limits(budget, limits.convention, limits.device, train_tokens, len(opened.val))
-    )
+    admitted = _admitted(fixed, limits.with_data(opened))
     run = _find_or_add(store, study, trial, settings, admitted, opened.data_checksum)
     plan = PromotionPlan(
         trial=trial,

@@ -15,7 +15,7 @@ from studies.defaults import default_space
 from studies.sampling import SamplerName
 from studies.space import SearchSpace, space_from_dict
 from studies.storage import storage_url
-from trainer.config import TOKENIZER_VOCABULARIES, DataConfig
+from trainer.config import ARCHITECTURES, TOKENIZER_VOCABULARIES, DataConfig
 
 Keep = Literal["best", "all", "none"]
 
@@ -102,8 +102,18 @@ class SearchSettings:
         if n_vocab is None:
             known = ", ".join(TOKENIZER_VOCABULARIES)
             raise ConfigError(f"--tokenizer {self.tokenizer}: expected one of {known}")
-        space = self.space or default_space(self.budget_flops, n_vocab, self.convention)
+        settings = apply_overrides({}, self.overrides)
+        architecture = settings.get("architecture", "decoder")
+        if architecture not in ARCHITECTURES:
+            raise ConfigError(
+                f"--set architecture={architecture}: expected one of {', '.join(ARCHITECTURES)}"
+            )
+        space = self.space or default_space(
+            self.budget_flops, n_vocab, self.convention, architecture
+        )
         data = space.to_dict()
+        if "architecture" in settings:
+            data["parameters"]["architecture"] = {"value": architecture}
         for override in self.overrides:
             name, separator, _ = override.partition("=")
             short = name.strip().removeprefix("model_config.")

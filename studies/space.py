@@ -8,7 +8,9 @@
       num_training_steps: {value: fill}
 
 A name is a key of a run's YAML (those of `model_config` with or without that prefix). `head_dim`
-stands for n_head = n_embd / head_dim; n_positions follows seq_len unless it is given.
+stands for n_head = n_embd / head_dim; n_positions follows seq_len unless it is given (of an
+encoder-decoder, n_source_positions source_len and n_target_positions seq_len). `architecture` must
+be fixed: losses of different objectives cannot be compared.
 """
 
 from __future__ import annotations
@@ -28,13 +30,15 @@ from pydantic import Field, field_validator, model_validator
 
 from budgetsweep.config import StrictModel, did_you_mean
 from budgetsweep.errors import ConfigError
-from model.config import ModelConfig
-from trainer.config import DataConfig, RunConfig
+from model.config import EncoderDecoderConfig, ModelConfig
+from trainer.config import ARCHITECTURES, Architecture, DataConfig, RunConfig
 
 Value = bool | int | float | str | None
 
 DERIVED = "head_dim"
-MODEL_KEYS = frozenset(ModelConfig.model_fields) - {"n_vocab"}
+MODEL_KEYS = (ModelConfig.model_fields.keys() | EncoderDecoderConfig.model_fields.keys()) - {
+    "n_vocab"
+}
 RUN_KEYS = frozenset(RunConfig.model_fields) - {
     "model", "data", "output_dir", "budget_flops", "convention", "device",
 }  # fmt: skip
@@ -269,13 +273,32 @@ class SearchSpace(StrictModel):
         for one, other in (("min_lr", "min_lr_ratio"), ("num_warmup_steps", "warmup_fraction")):
             if one in names and other in names:
                 raise ValueError(f"give {one} or {other}, not both")
-        needed = {"n_embd", "n_layer", "seq_len", "batch_size", "max_lr"}
+        self._check_architecture()
+        needed = {"n_embd", "seq_len", "batch_size", "max_lr"}
+        if self.architecture == "encoder-decoder":
+            needed |= {"n_encoder_layer", "n_decoder_layer", "source_len"}
+        else:
+            needed.add("n_layer")
         missing = sorted(needed - names.keys())
         if not names.keys() & {"n_head", "head_dim"}:
             missing.append("head_dim")
         if missing:
             raise ValueError(f"parameters lacks {', '.join(missing)}")
         return self
+
+    def _check_architecture(self) -> None:
+        parameter = self.parameters.get("architecture")
+        if parameter is not None and not (parameter.is_fixed and parameter.value in ARCHITECTURES):
+            raise ValueError(
+                f"architecture: expected one value, {', '.join(ARCHITECTURES)}: losses of "
+                "different objectives cannot be compared within a study"
+            )
+
+    @property
+    def architecture(self) -> Architecture:
+        """What all runs of the search train."""
+        parameter = self.parameters.get("architecture")
+        return "decoder" if parameter is None else parameter.value  # type: ignore[return-value]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that reads back to an equal space."""
@@ -338,7 +361,11 @@ class SearchSpace(StrictModel):
                 shape[name] = value
             else:
                 run[name] = value
-        shape.setdefault("n_positions", run.get("seq_len"))
+        if self.architecture == "encoder-decoder":
+            shape.setdefault("n_source_positions", run.get("source_len"))
+            shape.setdefault("n_target_positions", run.get("seq_len"))
+        else:
+            shape.setdefault("n_positions", run.get("seq_len"))
         if head_dim is not None:
             # A remainder leaves one head too many, so that the shape is refused as invalid.
             width, of_head = int(shape["n_embd"]), int(head_dim)

@@ -48,7 +48,7 @@ def fix_data(
     if study.val_checksum is None:
         limits = Limits(study.budget_flops, study.convention)  # type: ignore[arg-type]
         sample = sample_space(space, base, limits, PLAN_SAMPLES, study.seed)
-        train = config.train_tokens or wanted_train_tokens(sample)
+        train = wanted_train_tokens(sample)
         val = config.val_tokens or wanted_val_tokens(sample)
         prepared = prepare(
             config,
@@ -58,12 +58,7 @@ def fix_data(
             cache_dir=cache_dir,
             on_progress=on_prepare,
         )
-        fixed = config.model_copy(
-            update={
-                "train_tokens": min(train, len(prepared.train)),
-                "val_tokens": min(val, len(prepared.val)),
-            }
-        )
+        fixed = config.fixed_to(prepared, train, val)
         data = open_prepared(fixed, tokenizer, cache_dir)
         base["data"] = fixed.model_dump(mode="json", exclude_none=True)
         store.set_study_data(

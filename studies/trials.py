@@ -99,9 +99,7 @@ class TrialSource:
             budget_flops=study.budget_flops,
             convention=study.convention,  # type: ignore[arg-type]
             device=device,
-            train_tokens=len(data.train),
-            val_tokens=len(data.val),
-        )
+        ).with_data(data)
 
     def out_of_time(self) -> bool:
         """Whether `--hours` are over."""

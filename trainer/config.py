@@ -6,7 +6,7 @@ below. `RunConfig.to_dict()` is what is saved with a run and can be run again un
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -20,6 +20,9 @@ from model.flops import (
     flops_per_pair,
     flops_per_token,
 )
+
+if TYPE_CHECKING:
+    from trainer.tokens import TokenData
 
 TOKENIZER_VOCABULARIES = {"gpt2": 50257, "r50k_base": 50257, "p50k_base": 50281, "bytes": 257}
 """Tokenizers whose ids fit in the two bytes of a token file, with their number of ids.
@@ -55,6 +58,21 @@ class DataConfig(StrictModel):
     """Only the first so many validation tokens; None: all that are prepared."""
     max_epochs: float = Field(default=4.0, gt=0.0)
     """A run that would repeat its training text more often than this is refused."""
+
+    def fixed_to(
+        self, prepared: TokenData, train_tokens: int | None, val_tokens: int | None
+    ) -> DataConfig:
+        """The same text for ever: at most so many of the tokens that are prepared (None: all)."""
+
+        def least(there: int, wanted: int | None) -> int:
+            return there if wanted is None else min(there, wanted)
+
+        return self.model_copy(
+            update={
+                "train_tokens": least(len(prepared.train), train_tokens),
+                "val_tokens": least(len(prepared.val), val_tokens),
+            }
+        )
 
     @field_validator("source")
     @classmethod
@@ -250,6 +268,16 @@ class RunConfig(StrictModel):
     def tokens_per_step(self) -> int:
         """Training tokens in one optimiser step, padding included."""
         return self.sequences_per_step * self.tokens_per_sequence
+
+    @property
+    def wanted_train_tokens(self) -> int | None:
+        """Training tokens that a filled configuration can use in one pass; None: all there are.
+
+        How many tokens so many pairs have is not known before they are read.
+        """
+        if self.data.train_tokens is not None:
+            return self.data.train_tokens
+        return None if self.architecture == "encoder-decoder" else self.total_tokens
 
     @property
     def predicted_per_sequence(self) -> int:

@@ -107,7 +107,7 @@ class LanguageModel(Protocol):
     def head_weight(self) -> Tensor:
         """(V, D)."""
 
-    def train(self, mode: bool = True) -> Any:  # noqa: FBT001, FBT002 - torch's signature
+    def train(self, mode: bool = True) -> Any:
         """Set or leave the training mode."""
 
 
