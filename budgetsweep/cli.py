@@ -125,7 +125,7 @@ def data_options(command: F) -> F:
             default="c4",
             show_default=True,
             metavar="SOURCE",
-            help="c4, demo, hub:owner/name[:config] or a path (text, jsonl, parquet, npz, folder).",
+            help="c4, demo, hub:owner/name[:config] or a path (text, jsonl, csv, parquet, npz).",
         ),
     ):
         command = option(command)
@@ -444,6 +444,7 @@ def data() -> None:
 
 
 @data.command("prepare")
+@click.argument("named", metavar="[SOURCE]", required=False)
 @data_options
 @click.option(
     "--train-tokens", type=click.IntRange(1), help="Training tokens wanted [default: all]."
@@ -451,12 +452,21 @@ def data() -> None:
 @click.option("--val-tokens", type=click.IntRange(1), help="Validation tokens wanted.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Tokenising threads.")
 def data_prepare(
-    source: str, val_data: str | None, text_field: str, tokenizer: str | None,
+    named: str | None, source: str, val_data: str | None, text_field: str, tokenizer: str | None,
     cache_dir: Path | None, train_tokens: int | None, val_tokens: int | None, workers: int | None,
 ) -> None:  # fmt: skip
-    """Tokenise text into the cache (searches and promotions do this by themselves)."""
+    """Tokenise text into the cache (searches and promotions do this by themselves).
+
+    SOURCE is what --data takes. A .csv with the columns headline, title, text (WikiHow) gives
+    pairs for an encoder-decoder.
+    """
     from budgetsweep.commands import prepare_command
 
+    if named is not None:
+        given = click.get_current_context().get_parameter_source("source")
+        if given is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"give the source once: {named} or --data {source}")
+        source = named
     config, encoding = _data_config(source, val_data, text_field, tokenizer)
     prepare_command(
         config, encoding, _console(), train_tokens=train_tokens, val_tokens=val_tokens,

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from studies.planning import TimePlan
     from studies.promote import PromoteSettings, PromotionPlan
     from studies.settings import SearchSettings
+    from trainer.tokens import TokenData
 
 DRY_RUN_PROPOSALS = 10_000
 
@@ -426,6 +427,42 @@ def prepare_command(
         f"validation tokens in {data.folder}",
         highlight=False,
     )
+    _print_left_out(data, console)
+    if data.pairs:
+        _print_pairs(data, console)
+
+
+def _print_left_out(data: TokenData, console: Console) -> None:
+    from trainer.prepare import prepared_info
+
+    info = prepared_info(data.folder)
+    what = "pairs" if info.pairs else "documents"
+    if info.documents:  # the course's file does not say
+        console.print(
+            f"{info.documents:,} {what}; left out: {info.bad_records:,} bad records, "
+            f"{info.dropped_documents:,} dropped {what}",
+            highlight=False,
+        )
+
+
+def _print_pairs(data: TokenData, console: Console) -> None:
+    import numpy as np
+
+    from trainer.pairs import PairIndex
+
+    for name, tokens in (("training", data.train), ("validation", data.val)):
+        index = PairIndex(tokens, data.eot)
+        if not len(index):
+            console.print(f"{name}: no whole pair", highlight=False)
+            continue
+        sides = (("source", index.source_lengths), ("target", index.target_lengths))
+        lengths = "; ".join(
+            "{} of {:,.0f} tokens (median; 90 % within {:,.0f}, the longest {:,.0f})".format(
+                side, *np.quantile(values, (0.5, 0.9, 1.0), method="inverted_cdf")
+            )
+            for side, values in sides
+        )
+        console.print(f"{name}: {len(index):,} pairs, {lengths}", highlight=False)
 
 
 def info_command(console: Console, cache_dir: Path | None, *, verify: bool, as_json: bool) -> None:
@@ -441,12 +478,14 @@ def info_command(console: Console, cache_dir: Path | None, *, verify: bool, as_j
     if not prepared:
         console.print("nothing is prepared yet; `budgetsweep data prepare` does it")
         return
-    table = Table("source", "tokenizer", "train tokens", "val tokens", "state", "folder",
-                  box=None, pad_edge=False)  # fmt: skip
+    table = Table("source", "tokenizer", "train tokens", "val tokens", "documents", "bad",
+                  "dropped", "state", "folder", box=None, pad_edge=False)  # fmt: skip
     for entry in prepared:
+        documents = f"{entry.documents:,} pairs" if entry.pairs else f"{entry.documents:,}"
         table.add_row(
             escape(entry.source), entry.tokenizer_encoding, f"{entry.train_tokens:,}",
-            f"{entry.val_tokens:,}", entry.state, str(entry.folder),
+            f"{entry.val_tokens:,}", documents, f"{entry.bad_records:,}",
+            f"{entry.dropped_documents:,}", entry.state, str(entry.folder),
         )  # fmt: skip
     console.print(table)
 

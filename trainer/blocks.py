@@ -19,6 +19,7 @@ from trainer.corpus import Corpus
 from trainer.loading import Cursor
 from trainer.tokenizers import Tokenizer
 from trainer.tokens import Ids
+from trainer.wikihow import split_key
 
 HASH_RANGE = 1 << 64
 SMALLEST_BLOCK_CHARS = 1 << 20
@@ -47,11 +48,13 @@ class Block:
     n_chars: int
     bad_records: int
     bad_examples: list[str]
+    sources: list[str] = field(default_factory=list)
+    """Source of each text, where the texts are the targets of pairs; else empty."""
 
 
 @dataclass(frozen=True)
 class SplitRule:
-    """Which side a document is on: a pure function of its text."""
+    """Which side a document is on: a pure function of its text, of a pair of its title."""
 
     val_below: int | None = None
     """Hashes below this are validation; None: none are."""
@@ -68,6 +71,7 @@ class EncodedBlock:
     train: Ids
     val: Ids
     documents: int
+    """Training documents; a pair counts as one."""
     val_documents: int
     dropped_documents: int
     bad_records: int
@@ -124,6 +128,7 @@ def cut_blocks(
         DataError: the first thousand records are all bad, or the source cannot be read.
     """
     texts: list[str] = []
+    sources: list[str] = []
     where: list[Cursor] = []
     examples: list[str] = []
     n_chars = bad = 0
@@ -137,6 +142,9 @@ def cut_blocks(
             texts.append(record.text)
             where.append((record.file, record.record))
             n_chars += len(record.text)
+            if record.source is not None:
+                sources.append(record.source)
+                n_chars += len(record.source)
         else:
             bad += 1
             if len(examples) < _MAX_EXAMPLES:
@@ -146,12 +154,12 @@ def cut_blocks(
         if record.next is not None:
             end = record.next
             if n_chars >= block_chars(index):
-                yield Block(index, cursor, end, texts, where, n_chars, bad, examples)
-                texts, where, examples = [], [], []
+                yield Block(index, cursor, end, texts, where, n_chars, bad, examples, sources)
+                texts, sources, where, examples = [], [], [], []
                 n_chars = bad = 0
                 index, cursor = index + 1, end
     if texts or bad:
-        yield Block(index, cursor, end, texts, where, n_chars, bad, examples)
+        yield Block(index, cursor, end, texts, where, n_chars, bad, examples, sources)
 
 
 def nothing_usable(what: str, bad_records: int, examples: list[str] | tuple[str, ...]) -> DataError:
@@ -187,12 +195,14 @@ def encode_block(
     sides: dict[str, list[str]] = {"train": [], "val": []}
     bad, examples, dropped = block.bad_records, list(block.bad_examples), 0
     hashes: list[int] = []
-    for text, (file, record) in zip(block.texts, block.where, strict=True):
+    documents_each = 2 if block.sources else 1
+    for i, (text, (file, record)) in enumerate(zip(block.texts, block.where, strict=True)):
         if not text or text.isspace():
             dropped += 1
             continue
+        documents = [block.sources[i], text] if block.sources else [text]
         try:
-            digest = document_hash(text)
+            digest = document_hash(split_key(documents[0]) if block.sources else text)
         except UnicodeEncodeError:
             bad += 1
             if len(examples) < _MAX_EXAMPLES:
@@ -203,7 +213,7 @@ def encode_block(
         if digest in rule.held_out or (is_val and not want_val):
             dropped += 1
         else:
-            sides["val" if is_val else "train"].append(text)
+            sides["val" if is_val else "train"] += documents
     ids: dict[str, Ids] = {}
     for side, texts in sides.items():
         parts: list[Ids] = []
@@ -213,14 +223,16 @@ def encode_block(
             chunk = texts[first : first + _DOCUMENTS_A_CALL]
             made = tokenizer.encode_documents(chunk)
             n_tokens = sum(map(len, made))
-            count(len(chunk), *((n_tokens, 0) if side == "train" else (0, n_tokens)))
+            count(
+                len(chunk) // documents_each, *((n_tokens, 0) if side == "train" else (0, n_tokens))
+            )
             parts += made
         ids[side] = np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
     return EncodedBlock(
         train=ids["train"],
         val=ids["val"],
-        documents=len(sides["train"]),
-        val_documents=len(sides["val"]),
+        documents=len(sides["train"]) // documents_each,
+        val_documents=len(sides["val"]) // documents_each,
         dropped_documents=dropped,
         bad_records=bad,
         bad_examples=examples,

@@ -41,6 +41,11 @@ class PreparedInfo:
     train_tokens: int = 0
     val_tokens: int = 0
     documents: int = 0
+    """Of both sides; a pair counts as one."""
+    pairs: bool = False
+    """Each document is a pair of source and target."""
+    dropped_documents: int = 0
+    """Read but used for neither side."""
     bad_records: int = 0
     exhausted: bool = False
     """The source has no more text."""
@@ -147,6 +152,8 @@ def prepared_info(folder: Path, *, verify: bool = False) -> PreparedInfo:
         train_tokens=manifest.train_tokens,
         val_tokens=manifest.val_tokens,
         documents=manifest.documents + manifest.val_documents,
+        pairs=manifest.pairs,
+        dropped_documents=manifest.dropped_documents,
         bad_records=manifest.bad_records,
         exhausted=manifest.exhausted,
         updated_utc=manifest.updated_utc,

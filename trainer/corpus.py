@@ -1,8 +1,8 @@
 """Documents of a source, in a fixed order, each with the place to go on from. No torch.
 
 A source is one of: `c4`, `hub:owner/name[:config]`, `demo`, or a path (a file, a folder or a glob
-pattern of text, JSON lines, JSON or parquet files). `datasets` reads them, streamed. The course's
-tokens.npz holds tokens, not documents: see `trainer.npz`.
+pattern of text, JSON lines, JSON, CSV or parquet files). `datasets` reads them, streamed. The
+course's tokens.npz holds tokens, not documents: see `trainer.npz`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, final
 
 from budgetsweep.errors import DataError
 from trainer.config import DataConfig
+from trainer.csv_rows import csv_file_columns, csv_file_records, mixed_columns
 from trainer.files import FoundFiles, find_files, local_identity, piece_bytes
 from trainer.loading import Cursor, Record, json_records, parquet_records, text_records
 
@@ -35,6 +36,8 @@ class Corpus(ABC):
     """Version of a source that can change elsewhere (a commit of the hub)."""
     n_bytes: int | None = None
     """About how many bytes of text there are; None: not known."""
+    pairs: bool = False
+    """Each document is the target of a pair, with its source beside it."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -55,7 +58,11 @@ class Corpus(ABC):
 
 @final
 class LocalCorpus(Corpus):
-    """Text, JSON lines, JSON and parquet files, in the order of their paths."""
+    """Text, JSON lines, JSON, CSV and parquet files, in the order of their paths.
+
+    Raises:
+        DataError: a CSV file has not the columns that are needed.
+    """
 
     def __init__(self, source: str, found: FoundFiles, text_field: str) -> None:
         self.files = found.files
@@ -63,6 +70,11 @@ class LocalCorpus(Corpus):
         self.n_bytes = sum(file.text_bytes for file in self.files)
         self.description = source + found.note
         self._piece_bytes = piece_bytes(sum(f.size for f in self.files if f.kind == "text"))
+        tables = [file for file in self.files if file.kind == "csv"]
+        pairs = [csv_file_columns(file, text_field).pair is not None for file in tables]
+        self.pairs = any(pairs)
+        if self.pairs and not all(pairs):
+            raise mixed_columns(str(tables[pairs.index(False)].path))
 
     def identity(self) -> dict[str, Any]:
         """Path, size and time of change of each file."""
@@ -77,6 +89,8 @@ class LocalCorpus(Corpus):
                 yield from text_records(file, index, first, self._piece_bytes)
             elif file.kind == "json":
                 yield from json_records(file, index, first, self.text_field)
+            elif file.kind == "csv":
+                yield from csv_file_records(file, index, first, self.text_field, self.pairs)
             else:
                 yield from parquet_records(file, index, first, self.text_field)
 
@@ -185,7 +199,7 @@ def open_corpus(source: str, text_field: str = "text", revision: str | None = No
 
 
 def iter_documents(data: DataConfig, split: str = "train", skip: int = 0) -> Iterator[str]:
-    """Texts of a source in their order, bad records left out.
+    """Texts of a source in their order, bad records left out; of a pair its source, its target.
 
     Args:
         data: the source.
@@ -200,8 +214,8 @@ def iter_documents(data: DataConfig, split: str = "train", skip: int = 0) -> Ite
     if source is None:
         raise DataError("no separate validation text: give data.validation")
     for record in open_corpus(source, data.text_field).records():
-        if record.text:
+        for text in record.documents:
             if skip > 0:
                 skip -= 1
             else:
-                yield record.text
+                yield text

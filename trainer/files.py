@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from budgetsweep.errors import DataError
 
-Kind = Literal["text", "json", "parquet"]
+Kind = Literal["text", "json", "parquet", "csv"]
 
 KINDS: dict[str, Kind] = {
     ".txt": "text",
@@ -20,9 +20,10 @@ KINDS: dict[str, Kind] = {
     ".ndjson": "json",
     ".json": "json",
     ".parquet": "parquet",
+    ".csv": "csv",
 }
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
-EXPECTED = ".txt, .jsonl, .json (each also .gz, .zst, .xz or .bz2), .parquet, or tokens.npz"
+EXPECTED = ".txt, .jsonl, .json, .csv (each also .gz, .zst, .xz or .bz2), .parquet, or tokens.npz"
 _PACKED = {".gz": 2.6, ".zst": 2.8, ".xz": 3.6, ".bz2": 3.4}
 """Bytes of text in a packed byte (English web text, *assumption* within a factor of 1.5)."""
 
@@ -77,8 +78,9 @@ def kind_of(path: Path) -> Kind | None:
 def find_files(source: str) -> FoundFiles:
     """Files of a path, folder or glob pattern, sorted by path.
 
-    In a folder or pattern, hidden files and files of other kinds are passed over, and where some
-    names say `train`, those that say `validation`, `test` and the like are left out.
+    In a folder or pattern, hidden files and files of other kinds are passed over, CSV files too
+    where there are files of other kinds (they may be anything), and where some names say `train`,
+    those that say `validation`, `test` and the like are left out.
 
     Raises:
         DataError: nothing there, or nothing that can be read.
@@ -112,6 +114,8 @@ def _chosen(source: str, root: Path | None, paths: Iterable[Path]) -> FoundFiles
         kind = kind_of(path)
         if kind is not None and path.is_file():
             files.append(_local_file(path, kind))
+    if any(file.kind != "csv" for file in files):
+        files = [file for file in files if file.kind != "csv"]
     if not files:
         raise DataError(f"{source}: no file in it that can be read; expected {EXPECTED}")
     names = {

@@ -143,7 +143,7 @@ def _texts(path: Path, text_field: str) -> Iterator[str]:
             bad.append(f"{corpus.place(record.file, record.record)}: {problem}")
         elif record.text:
             n_good += 1
-            yield record.text
+            yield from record.documents
     if bad and not n_good:
         raise DataError(f"{bad[0]}; no usable record in this file")
     if bad:

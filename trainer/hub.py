@@ -8,6 +8,7 @@ from typing import Any, TypeVar, final
 
 from budgetsweep.errors import DataError
 from trainer.corpus import Corpus
+from trainer.csv_rows import LONGEST_ROW_BYTES, csv_columns, csv_records
 from trainer.loading import (
     Cursor,
     Record,
@@ -54,6 +55,7 @@ class HubCorpus(Corpus):
         self.description = source if source != "c4" else f"c4 ({repo}, {config})"
         datasets = import_datasets()
         self.revision = _reach(source, lambda: _commit(repo, revision))
+        self.pairs = False
         with _hub_errors(source):
             loader = datasets.load_dataset_builder(repo, config, revision=self.revision)
             names = list(loader.info.features or {})
@@ -65,6 +67,8 @@ class HubCorpus(Corpus):
                 )  # fmt: skip
             self._loader = loader
             self._urls = [str(url) for url in (loader.config.data_files or {}).get("train", [])]
+            if _is_csv(loader) and self._urls:
+                self.pairs = self._has_pairs()
         if names and text_field not in names:
             raise missing_field(source, text_field, names)
         # Lines of JSON are read one by one, as local ones are: a bad one is no reason to stop.
@@ -77,10 +81,27 @@ class HubCorpus(Corpus):
     def records(self, start: Cursor = (0, 0)) -> Iterator[Record]:
         """Records file by file; a file before `start` is not fetched."""
         with _hub_errors(self.source, midway=True):
-            if self._by_line and self._urls:
+            if self.pairs:
+                yield from self._pair_records(start)
+            elif self._by_line and self._urls:
                 yield from self._line_records(start)
             else:
                 yield from self._table_records(start)
+
+    def _has_pairs(self) -> bool:
+        """Whether the first file has the columns of pairs; all else is read as a table."""
+        lines = read_lines(self._urls[0], LONGEST_ROW_BYTES)
+        try:
+            return csv_columns(lines, self.text_field, self.source).pair is not None
+        except DataError:  # other columns, or another dialect that the data set describes
+            return False
+
+    def _pair_records(self, start: Cursor) -> Iterator[Record]:
+        for index in range(start[0], len(self._urls)):
+            first = start[1] if index == start[0] else 0
+            lines = read_lines(self._urls[index], LONGEST_ROW_BYTES)
+            where = self.place(index, 0).rpartition(":")[0]
+            yield from csv_records(lines, where, index, first, self.text_field, True)
 
     def _line_records(self, start: Cursor) -> Iterator[Record]:
         for index in range(start[0], len(self._urls)):
@@ -116,6 +137,12 @@ def _commit(repo: str, revision: str | None) -> str | None:
 
     info = HfApi().dataset_info(repo, revision=revision, timeout=REQUEST_SECONDS)
     return info.sha
+
+
+def _is_csv(loader: Any) -> bool:
+    from datasets.packaged_modules.csv.csv import Csv
+
+    return isinstance(loader, Csv)
 
 
 def _is_json(loader: Any) -> bool:

@@ -27,6 +27,7 @@ Cursor = tuple[int, int]
 _ROWS = 64
 _PARQUET_ROWS = 512
 _CHUNK_BYTES = 1 << 20
+BYTE_ORDER_MARK = codecs.BOM_UTF8
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -43,6 +44,15 @@ class Record:
     """Why it is bad."""
     next: Cursor | None
     """Where to read on after this record; None: in the middle of something."""
+    source: str | None = None
+    """Source text of a pair, whose target is `text`; None: no pair."""
+
+    @property
+    def documents(self) -> list[str]:
+        """Its texts in the order of the tokens: of a pair both; none where it is bad or empty."""
+        if not self.text:
+            return []
+        return [self.text] if self.source is None else [self.source, self.text]
 
 
 def import_datasets() -> Any:
@@ -88,32 +98,47 @@ def _named_errors(path: str) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read ({reason})") from error
 
 
-def read_lines(path: str) -> Iterator[bytes]:
-    """Lines of a plain or packed file without their ends; `path` may be one of the hub (hf://…)."""
+def read_lines(path: str, longest: int | None = None) -> Iterator[bytes]:
+    """Lines of a plain or packed file without their ends.
+
+    Args:
+        path: a local file, or one of the hub (hf://…).
+        longest: a line with more bytes may lose its end, but stays longer than this; None: whole
+            lines, however long.
+    """
     datasets = import_datasets()
     address = datasets.StreamingDownloadManager().download_and_extract(path)
     with datasets.utils.file_utils.xopen(address, "rb") as file:
         parts: list[bytes] = []
+        size = 0
         while chunk := file.read(_CHUNK_BYTES):
             head, *rest = chunk.split(b"\n")
-            parts.append(head)
+            if longest is None or size <= longest:
+                parts.append(head)
+                size += len(head)
             if rest:
                 yield b"".join(parts).removesuffix(b"\r")
                 for line in rest[:-1]:
                     yield line.removesuffix(b"\r")
-                parts = rest[-1:]
+                parts, size = rest[-1:], len(rest[-1])
         if last := b"".join(parts):
             yield last
 
 
-def _local_lines(file: LocalFile, first: int) -> Iterator[tuple[int, bytes]]:
-    """(number, line) of a local file from line `first` on."""
+def local_lines(
+    file: LocalFile, first: int, longest: int | None = None
+) -> Iterator[tuple[int, bytes]]:
+    """(number, line) of a local file from line `first` on; `longest` as in `read_lines`.
+
+    Raises:
+        DataError: the file is damaged or UTF-16.
+    """
     with _named_errors(str(file.path)):
-        for number, line in enumerate(read_lines(str(file.path))):
+        for number, line in enumerate(read_lines(str(file.path), longest)):
             if number == 0:
                 if line.startswith(_UTF16):
                     raise DataError(f"{file.path}: UTF-16 text; save it as UTF-8")
-                line = line.removeprefix(codecs.BOM_UTF8)
+                line = line.removeprefix(BYTE_ORDER_MARK)
             if number >= first:
                 yield number, line
         if file.path.suffix.lower() == ".zst":
@@ -140,7 +165,7 @@ def _check_zstandard(file: LocalFile) -> None:
 
 def json_records(file: LocalFile, index: int, first: int, field: str) -> Iterator[Record]:
     """One record a line, blank lines passed over; the file may also be one JSON list."""
-    for number, line in _local_lines(file, first):
+    for number, line in local_lines(file, first):
         if number == 0 and line.lstrip().startswith(b"["):
             yield from _json_list_records(file, index, field)
             return
@@ -264,7 +289,7 @@ def text_records(file: LocalFile, index: int, first: int, piece_bytes: int) -> I
     longest = 4 * piece_bytes
     lines: list[bytes] = []
     start, size = first, 0
-    for number, line in _local_lines(file, first):
+    for number, line in local_lines(file, first):
         if not lines:
             start = number
         lines.append(line)

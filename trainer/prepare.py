@@ -21,6 +21,7 @@ from trainer.cache import (
     is_prepared,
     list_prepared,
     locked,
+    prepared_info,
 )
 from trainer.config import TOKENIZER_VOCABULARIES, DataConfig
 from trainer.corpus import is_hub
@@ -34,6 +35,7 @@ __all__ = [
     "list_prepared",
     "open_prepared",
     "prepare",
+    "prepared_info",
 ]
 
 _LOG = logging.getLogger("budgetsweep")

@@ -85,6 +85,11 @@ class Preparation:
         self.corpus = open_corpus(
             data.source, data.text_field, manifest.revision if manifest else None
         )
+        if manifest is not None and manifest.pairs != self.corpus.pairs:
+            raise DataError(
+                f"{folder}: prepared from other columns of {data.source}; delete this folder and "
+                "prepare the text again"
+            )
         remove_leftovers(folder)
         self.manifest = manifest or self._first_manifest()
         self._stop = threading.Event()
@@ -106,6 +111,7 @@ class Preparation:
             eot=self.tokenizer.eot,
             text_field=self.data.text_field,
             validation=self.data.validation,
+            pairs=self.corpus.pairs,
             revision=self.corpus.revision,
             token_bytes=table,
             created_utc=utc_now(),
@@ -190,6 +196,13 @@ class Preparation:
     def _prepare_validation(self, source: str) -> None:
         """Tokenise a separate validation text; its documents are then kept out of training."""
         corpus = open_corpus(source, self.data.text_field)
+        if corpus.pairs != self.corpus.pairs:
+            training = self.corpus.description
+            with_pairs, without = (source, training) if corpus.pairs else (training, source)
+            raise DataError(
+                f"{without}: no pairs, but {with_pairs} has them; training and validation text "
+                "both need the columns headline, title, text (.csv), or neither"
+            )
         entries: list[ShardEntry] = []
         hashes: set[int] = set()
         totals = {"val_documents": 0, "bad_records": 0, "dropped_documents": 0}
@@ -246,13 +259,14 @@ class Preparation:
         return self.manifest.lowest_hash + 1
 
     def _too_few_documents(self) -> DataError:
+        what = "title" if self.corpus.pairs else "document"
         if self.data.validation is not None:
             return DataError(
-                f"{self.corpus.description}: every document is also in {self.data.validation}, so "
+                f"{self.corpus.description}: every {what} is also in {self.data.validation}, so "
                 "nothing is left to train on"
             )
         return DataError(
-            f"{self.corpus.description}: only one document, so nothing is left to validate on; "
+            f"{self.corpus.description}: only one {what}, so nothing is left to validate on; "
             "give more text, or a separate one as data.validation"
         )
 
