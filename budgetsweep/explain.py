@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from budgetsweep.constraint import affordable_steps, epochs, fill, planned_flops
 from budgetsweep.display import count, duration, flops, gib
-from model.flops import CONVENTIONS, count_params, flops_per_token_by_part, params_by_group
-from trainer.config import RunConfig
+from model.config import EncoderDecoderConfig
+from model.flops import (
+    CONVENTIONS,
+    Convention,
+    flops_per_masked_sequence_by_part,
+    flops_per_pair_by_part,
+    flops_per_token_by_part,
+    params_by_group,
+)
+from trainer.config import Architecture, RunConfig
+
+if TYPE_CHECKING:
+    from trainer.tokens import TokenData
+
+FLOPS_OF: dict[Architecture, str] = {
+    "decoder": "flops_per_token",
+    "encoder": "flops_per_sequence",
+    "encoder-decoder": "flops_per_pair",
+}
+"""What the FLOPs are counted of, as the key of `explain`'s facts."""
 
 
 def explain(config: RunConfig, *, measure: bool) -> dict[str, Any]:
@@ -24,17 +42,15 @@ def explain(config: RunConfig, *, measure: bool) -> dict[str, Any]:
         ConfigError: `fill` without a budget.
     """
     config = fill(config)
-    shape = config.model
     facts: dict[str, Any] = {
-        "params": params_by_group(shape),
-        "n_params": count_params(shape),
-        "flops_per_token": {
-            name: flops_per_token_by_part(shape, config.seq_len, name) for name in CONVENTIONS
-        },
+        "params": params_by_group(config.model),
+        "n_params": config.n_params,
+        "architecture": config.architecture,
+        FLOPS_OF[config.architecture]: {name: _by_part(config, name) for name in CONVENTIONS},
         "steps": config.steps,
         "tokens_per_step": config.tokens_per_step,
         "tokens": config.total_tokens,
-        "tokens_per_param": config.total_tokens / count_params(shape),
+        "tokens_per_param": config.total_tokens / config.n_params,
         "train_flops": planned_flops(config),
         "convention": config.convention,
         "budget_flops": config.budget_flops,
@@ -42,6 +58,7 @@ def explain(config: RunConfig, *, measure: bool) -> dict[str, Any]:
         "affordable_steps": None,
         "epochs": None,
         "train_tokens_prepared": None,
+        "train_pairs_prepared": None,
         "device": None,
         "memory_bytes": None,
         "seconds": None,
@@ -49,21 +66,36 @@ def explain(config: RunConfig, *, measure: bool) -> dict[str, Any]:
     if config.budget_flops is not None:
         facts["budget_share"] = planned_flops(config)[config.convention] / config.budget_flops
         facts["affordable_steps"] = affordable_steps(config, config.budget_flops, config.convention)
-    prepared = _prepared_tokens(config)
-    facts["train_tokens_prepared"] = prepared
-    facts["epochs"] = epochs(config, prepared)
+    prepared = _prepared(config)
+    if prepared is not None:
+        facts["train_tokens_prepared"] = len(prepared.train)
+        facts["train_pairs_prepared"] = prepared.n_train_pairs
+        facts["epochs"] = epochs(config, len(prepared.train), prepared.n_train_pairs)
     if measure:
         facts.update(_on_this_device(config))
     return facts
 
 
-def _prepared_tokens(config: RunConfig) -> int | None:
-    """Training tokens of the run's data that are prepared; None when none are."""
+def _by_part(config: RunConfig, convention: Convention) -> dict[str, int]:
+    """Training FLOPs by part: of a token, of a masked sequence or of a pair (`FLOPS_OF`)."""
+    if isinstance(config.model, EncoderDecoderConfig):
+        assert config.source_len is not None
+        return flops_per_pair_by_part(config.model, config.source_len, config.seq_len, convention)
+    if config.architecture == "encoder":
+        predicted = config.predicted_per_sequence
+        return flops_per_masked_sequence_by_part(
+            config.model, config.seq_len, predicted, convention
+        )
+    return flops_per_token_by_part(config.model, config.seq_len, convention)
+
+
+def _prepared(config: RunConfig) -> TokenData | None:
+    """The run's data as far as they are prepared; None when none are."""
     from budgetsweep.errors import DataError
     from trainer.prepare import open_prepared
 
     try:
-        return len(open_prepared(config.data, config.tokenizer_encoding).train)
+        return open_prepared(config.data, config.tokenizer_encoding)
     except DataError:
         return None
 
@@ -94,9 +126,11 @@ def print_explanation(facts: dict[str, Any], console: Console) -> None:
     groups.add_row("all", f"{facts['n_params']:,}", "", style="bold")
     console.print(groups)
     console.print()
-    for convention, parts in facts["flops_per_token"].items():
+    key = FLOPS_OF[facts["architecture"]]
+    for convention, parts in facts[key].items():
         total = sum(parts.values())
-        table = Table(f"FLOPs a token ({convention})", "", "share", box=None, pad_edge=False)
+        what = key.removeprefix("flops_per_").replace("_", " ")
+        table = Table(f"FLOPs a {what} ({convention})", "", "share", box=None, pad_edge=False)
         for name, number in parts.items():
             table.add_row(name, f"{number:,}", f"{100 * number / total:.1f} %")
         table.add_row("all", f"{total:,}", "", style="bold")
@@ -122,7 +156,12 @@ def _print_totals(facts: dict[str, Any], console: Console) -> None:
             f"{flops(facts['budget_flops'])}: {100 * share:.2f} % used, {verdict} the budget; "
             f"it affords {facts['affordable_steps']:,} steps",
         )
-    if facts["epochs"] is None:
+    if facts["architecture"] == "encoder-decoder" and facts["train_pairs_prepared"] is not None:
+        table.add_row(
+            "epochs of the data",
+            f"{facts['epochs']:.2f} of {facts['train_pairs_prepared']:,} prepared pairs",
+        )
+    elif facts["epochs"] is None:
         table.add_row("epochs of the data", "unknown until the data are prepared")
     else:
         table.add_row(

@@ -103,6 +103,17 @@ def flops_per_token_by_part(
     return {name: factor * macs for name, macs in macs_per_token_by_part(shape, seq_len).items()}
 
 
+def flops_per_masked_sequence_by_part(
+    shape: ModelConfig, seq_len: int, n_predicted: int, convention: Convention = "matmul"
+) -> dict[str, int]:
+    """`flops_per_masked_sequence` split into parts that add up to it exactly."""
+    parts = flops_per_token_by_part(shape, seq_len, convention)
+    positions = dict.fromkeys(parts, seq_len)
+    if convention != "nanogpt":
+        positions["head"] = n_predicted
+    return {name: positions[name] * flops for name, flops in parts.items()}
+
+
 def flops_per_masked_sequence(
     shape: ModelConfig, seq_len: int, n_predicted: int, convention: Convention = "nanogpt"
 ) -> int:
@@ -114,12 +125,8 @@ def flops_per_masked_sequence(
         n_predicted: tokens whose logits are computed; `nanogpt` charges the head at every token.
         convention: see the module's text.
     """
-    if convention == "nanogpt":
-        return seq_len * flops_per_token(shape, seq_len, convention)
-    parts = macs_per_token_by_part(shape, seq_len)
-    head = parts.pop("head")
-    macs = 3 * (seq_len * sum(parts.values()) + n_predicted * head)
-    return macs if convention == "mac" else 2 * macs
+    parts = flops_per_masked_sequence_by_part(shape, seq_len, n_predicted, convention)
+    return sum(parts.values())
 
 
 def macs_per_pair_by_part(

@@ -9,10 +9,11 @@ tensors of up to 32 MiB lie. Both are measured (`python -m benchmarks.memory`).
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, NamedTuple
 
 from model.chunks import loss_chunk_tokens
-from model.flops import count_params
+from model.config import EncoderDecoderConfig
 from trainer.config import RunConfig
 
 Kind = Literal["cpu", "cuda", "mps"]
@@ -20,17 +21,16 @@ Kind = Literal["cpu", "cuda", "mps"]
 EVAL_TOKENS = 4096
 """Least tokens of a validation batch: with those of a small training batch it would be slow."""
 
-CPU_PROCESS_BYTES = 390_000_000
-"""Resident memory of Python with PyTorch 2.13 and a tiny model trained: 357 MB in a fresh process,
-405 MB in one that has trained many shapes (`trainer.threads`)."""
+CPU_PROCESS_BYTES = 267_000_000
+"""Memory of Python with PyTorch 2.13 and a tiny model trained, mapped files left out: about 240 MB
+in a fresh process, 310 MB in one that has trained many shapes (`trainer.threads`)."""
 HEAP_BLOCK_BYTES = 32 << 20
 """Larger blocks are mappings of their own and leave no holes (`trainer.host`)."""
-HEAP_HOLES = 0.43
-"""Holes for each byte of saved tensors in the heap, fitted to the shapes of the benchmark (0.3 to
-0.6 and more in small runs); the process's own size covers what it misses there."""
-EMBEDDING_BLOCKS = 8
-"""Blocks of the embedding's size that come and go in a step in bf16, with holes like the saved
-ones (fitted); in fp32 they fit into each other's places."""
+HEAP_HOLES = {"bf16": 55e6, "fp32": 10e6}
+"""The heap's holes are the geometric mean of this and the saved tensors in it: fitted, with the
+next and the process's size, to the shapes of the benchmark so that the worst error is least."""
+EMBEDDING_BLOCKS = 3.5
+"""Blocks of the embedding's size that come and go in a step in bf16 and leave holes (fitted)."""
 SLOW_CPU_HEAD_DIM = 64
 """Up to this head width attention on a CPU is in float32 (`model.attention`)."""
 
@@ -55,12 +55,14 @@ def estimate_memory_bytes(config: RunConfig, kind: Kind, bf16: bool) -> int:
     )
     if kind != "cpu":
         return peak
-    matrix = 4 * config.model.n_vocab * config.model.n_embd
-    if matrix > HEAP_BLOCK_BYTES:
-        matrix //= 2  # its bf16 copies may lie there
-    blocks = [*saved, (EMBEDDING_BLOCKS, matrix)] if bf16 else saved
-    in_heap = sum(count * size for count, size in blocks if size <= HEAP_BLOCK_BYTES)
-    return CPU_PROCESS_BYTES + peak + round(HEAP_HOLES * in_heap)
+    in_heap = sum(count * size for count, size in saved if size <= HEAP_BLOCK_BYTES)
+    holes = math.sqrt(in_heap * HEAP_HOLES["bf16" if bf16 else "fp32"])
+    if bf16:
+        matrix = 4 * config.model.n_vocab * config.model.n_embd
+        if matrix > HEAP_BLOCK_BYTES:
+            matrix //= 2  # its bf16 copies may lie there
+        holes += EMBEDDING_BLOCKS * matrix if matrix <= HEAP_BLOCK_BYTES else 0
+    return CPU_PROCESS_BYTES + peak + round(holes)
 
 
 def saved_blocks(config: RunConfig, kind: Kind, bf16: bool) -> list[tuple[int, int]]:
@@ -69,11 +71,59 @@ def saved_blocks(config: RunConfig, kind: Kind, bf16: bool) -> list[tuple[int, i
     Weights are not among them, their bf16 copies are.
     """
     shape = config.model
-    D, H, L, S = shape.n_embd, shape.n_head, shape.n_layer, config.seq_len
+    D, H = shape.n_embd, shape.n_head
+    N = config.batch_size * config.tokens_per_sequence
+    low = 2 if bf16 else 4
+    blocks: list[tuple[int, int]] = []
+    for stack in _stacks(config):
+        for count, size in _saved_by_block(config, stack, kind, bf16):
+            blocks.append((stack.layers * count, size))
+    rest = [(1, N * D * 4), (2, N * 4), (1, (N + config.batch_size) * 8)]
+    if isinstance(shape, EncoderDecoderConfig):
+        assert config.source_len is not None
+        memory = config.batch_size * config.source_len
+        # For each decoder block: the projections of the memory and their weights over it.
+        scores = config.batch_size * H * config.seq_len * config.source_len
+        cross = [(2, memory * D * low), (3, scores * 4), (12, D * D * low if bf16 else 0)]
+        rest += [(shape.n_decoder_layer * count, size) for count, size in cross if size]
+        queries = config.batch_size * config.seq_len * D
+        rest += [(shape.n_decoder_layer * 4, queries * low), (shape.n_decoder_layer, queries * 4)]
+    if shape.p_dropout > 0:
+        rest += [(1, N * D * (1 if kind == "cuda" else 4))]
+    return blocks + rest
+
+
+class _Stack(NamedTuple):
+    """One stack of blocks and what it works on."""
+
+    layers: int
+    length: int
+    """Tokens of a sequence (S)."""
+    masked: bool
+    """Whether padding is masked, for which attention is written out."""
+
+
+def _stacks(config: RunConfig) -> list[_Stack]:
+    if isinstance(config.model, EncoderDecoderConfig):
+        assert config.source_len is not None
+        return [
+            _Stack(config.model.n_encoder_layer, config.source_len, masked=True),
+            _Stack(config.model.n_decoder_layer, config.seq_len, masked=False),
+        ]
+    return [_Stack(config.model.n_layer, config.seq_len, masked=False)]
+
+
+def _saved_by_block(
+    config: RunConfig, stack: _Stack, kind: Kind, bf16: bool
+) -> list[tuple[int, int]]:
+    """What `saved_blocks` says, of one block of a stack."""
+    shape = config.model
+    D, H, S = shape.n_embd, shape.n_head, stack.length
     N = config.batch_size * S
     low = 2 if bf16 else 4
     dropout = shape.p_dropout > 0
-    flash = kind != "cpu" or not dropout  # with dropout PyTorch's CPU writes the weights out
+    # With dropout PyTorch's CPU writes the weights out.
+    flash = not stack.masked and (kind != "cpu" or not dropout)
     wide_heads = bf16 and (dropout or shape.head_dim <= SLOW_CPU_HEAD_DIM) and kind == "cpu"
     mask = 1 if kind == "cuda" else low  # bytes of a dropout mask's element
     block = [
@@ -90,22 +140,19 @@ def saved_blocks(config: RunConfig, kind: Kind, bf16: bool) -> list[tuple[int, i
         block += [(2, N * D * low), (12, D * D * low)]  # copies; of all weights of the block
     if dropout:
         block += [(2, N * D * mask)]
-    rest = [(1, N * D * 4), (2, N * 4), (1, (N + config.batch_size) * 8)]
-    if dropout:
-        rest += [(1, N * D * (1 if kind == "cuda" else 4))]
-    return [(L * count, size) for count, size in block] + rest
+    return block
 
 
 def _persistent(config: RunConfig) -> int:
     """Parameters and two moments; with accumulation the gradients outlive a micro-batch."""
     tensors = 3 + (config.grad_accumulation_steps > 1)
-    return tensors * 4 * count_params(config.model)
+    return tensors * 4 * config.n_params
 
 
 def _loss(config: RunConfig, kind: Kind, bf16: bool) -> int:
     """What `linear_cross_entropy` holds: one chunk of logits, the matrix, both gradients."""
     V, D = config.model.n_vocab, config.model.n_embd
-    N = config.batch_size * config.seq_len
+    N = config.batch_size * config.predicted_per_sequence
     chunk = min(N, loss_chunk_tokens(V, kind))
     hidden = N * D * (4 + 4 + (2 if bf16 else 0))  # it, its gradient, its low-precision copy
     return hidden + (14 if bf16 else 12) * V * D + chunk * (V + 2 * D) * (2 if bf16 else 4)
@@ -113,24 +160,26 @@ def _loss(config: RunConfig, kind: Kind, bf16: bool) -> int:
 
 def _backward(config: RunConfig, kind: Kind) -> int:
     """Beside the saved tensors: the head's gradient twice, one block's gradients."""
-    shape, S = config.model, config.seq_len
-    N = config.batch_size * S
-    written_out = kind == "cpu" and shape.p_dropout > 0
-    attention = 4 * shape.n_head * S if written_out else 0
-    block = 4 * shape.n_embd + max(16 * shape.n_embd, attention)
-    return 8 * shape.n_vocab * shape.n_embd + N * block
+    shape = config.model
+    blocks = []
+    for stack in _stacks(config):
+        written_out = stack.masked or (kind == "cpu" and shape.p_dropout > 0)
+        attention = 4 * shape.n_head * stack.length if written_out else 0
+        block = 4 * shape.n_embd + max(16 * shape.n_embd, attention)
+        blocks.append(config.batch_size * stack.length * block)
+    return 8 * shape.n_vocab * shape.n_embd + max(blocks)
 
 
 def _update(config: RunConfig) -> int:
     """Gradients, where they are not counted yet, and the embedding's two parts before their sum."""
     shape = config.model
-    grads = 0 if config.grad_accumulation_steps > 1 else 4 * count_params(shape)
+    grads = 0 if config.grad_accumulation_steps > 1 else 4 * config.n_params
     return grads + 8 * shape.n_vocab * shape.n_embd
 
 
 def _evaluation(config: RunConfig, kind: Kind, bf16: bool) -> int:
     """A validation batch: one block at a time, then one chunk of logits."""
-    V, D, S = config.model.n_vocab, config.model.n_embd, max(2, config.seq_len)
+    V, D, S = config.model.n_vocab, config.model.n_embd, max(2, config.tokens_per_sequence)
     N = max(config.batch_size, EVAL_TOKENS // S) * S
     low = 2 if bf16 else 4
     chunk = min(N, loss_chunk_tokens(V, kind))

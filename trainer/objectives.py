@@ -22,7 +22,13 @@ from model.encoder_decoder import EncoderDecoderLM
 from model.loss import linear_cross_entropy
 from trainer.config import RunConfig
 from trainer.memory import EVAL_TOKENS
-from trainer.pairs import PairBatch, PairIndex, PairSampler, sequential_pairs
+from trainer.pairs import (
+    PairBatch,
+    PairIndex,
+    PairSampler,
+    sequential_pairs,
+    target_bytes_per_token,
+)
 from trainer.sampler import WindowSampler
 from trainer.tokens import TokenData
 from trainer.validation import Predictions, Validation, sequential_windows, validate, validate_on
@@ -240,6 +246,11 @@ class TargetOfSource(Objective[PairBatch]):
         assert config.source_len is not None
         self.eot = data.eot
         self.val = PairIndex(data.val, data.eot)
+        self.bytes_per_token = None
+        if data.token_bytes is not None:
+            self.bytes_per_token = target_bytes_per_token(
+                self.val, config.seq_len, data.token_bytes
+            )
         self.sampler = PairSampler(
             PairIndex(data.train, data.eot),
             config.batch_size,
@@ -275,7 +286,7 @@ class TargetOfSource(Objective[PairBatch]):
             self.val, rows, config.source_len, config.seq_len, self.eot, self.device
         )
         predictions = (Predictions(*self._predict(model.hidden, batch)) for batch in batches)
-        result = validate_on(model, predictions, autocast)
+        result = validate_on(model, predictions, autocast, self.bytes_per_token)
         if result is None:
             raise DataError("the validation text has no pair: prepare more of it")
         return result

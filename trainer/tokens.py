@@ -107,6 +107,10 @@ class TokenArray:
     def __repr__(self) -> str:
         return f"TokenArray({self._n_tokens} tokens in {len(self._parts)} parts)"
 
+    def count(self, token_id: int) -> int:
+        """How often an id occurs."""
+        return sum(int(np.count_nonzero(part == token_id)) for part in self._parts)
+
     def __getitem__(self, key: slice) -> Ids:
         """Ids of a slice with step 1, as a new uint16 array; Python's rules for the bounds."""
         if not isinstance(key, slice):
@@ -182,8 +186,19 @@ class TokenData:
     """The source has no more text than is prepared."""
     pairs: bool = False
     """Each article is `source eot target eot`: see `trainer.pairs`."""
+
     token_bytes: Ids | None = None
     """(n_vocab,) UTF-8 bytes that each id stands for, 0 for end-of-text; None: unknown."""
+
+    @property
+    def n_train_pairs(self) -> int | None:
+        """Whole training pairs; None where the text is none of pairs."""
+        return self.train.count(self.eot) // 2 if self.pairs else None
+
+    @property
+    def n_val_pairs(self) -> int | None:
+        """Whole validation pairs; None where the text is none of pairs."""
+        return self.val.count(self.eot) // 2 if self.pairs else None
 
 
 def write_shard(

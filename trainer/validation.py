@@ -184,7 +184,7 @@ def _row_sums(losses: Tensor, counts: list[int]) -> Iterator[Tensor]:
     if len(set(counts)) == 1:
         yield losses.view(len(counts), -1).sum(dim=1, dtype=_sum_type(losses))
     else:
-        for part in losses.split([count for count in counts if count]):
+        for part in torch.split(losses, [count for count in counts if count]):
             yield part.sum(dtype=_sum_type(part))[None]
 
 
