@@ -35,6 +35,9 @@ from reports.formats import (
 from studies.ledger import Amount
 from studies.tables import FINISHED_STATUSES, Run
 
+PREDICTED = {"decoder": "token", "encoder": "masked token", "encoder-decoder": "target token"}
+"""What a loss is the mean of, in each architecture."""
+
 
 def title(facts: Facts) -> tuple[str, str]:
     """Headline and line under it."""
@@ -91,20 +94,21 @@ def best(facts: Facts) -> list[Text | Bullets]:
     shape = winner.config.get("model_config", {})
     sizes = ", ".join(
         f"{name} {setting(shape[name])}"
-        for name in ("n_layer", "n_embd", "n_head")
+        for name in ("n_layer", "n_encoder_layer", "n_decoder_layer", "n_embd", "n_head")
         if name in shape
     )
+    predicted = PREDICTED[winner.config.get("architecture", "decoder")]
     rank = f"best of {len(facts.ranked)} complete trials"
     if len(facts.ranked) == 1:
         rank = "only complete trial"
     return [
         Text(
             f"is the {rank}: validation loss "
-            f"{loss(winner.val_loss_nats)} nats a token, perplexity {perplexity(winner.val_ppl)}. "
-            f"Its model has {short(winner.n_params)} parameters ({sizes}) and learned from "
-            f"{short(winner.planned_tokens)} tokens, {tokens_per_param(winner):.3g} a parameter, "
-            f"in {plural(winner.num_steps, 'step')} of {count(winner.tokens_per_step)} tokens at a "
-            f"peak learning rate of {setting(winner.config.get('max_lr'))}.",
+            f"{loss(winner.val_loss_nats)} nats a {predicted}, perplexity "
+            f"{perplexity(winner.val_ppl)}. Its model has {short(winner.n_params)} parameters "
+            f"({sizes}) and learned from {short(winner.planned_tokens)} tokens, "
+            f"{tokens_per_param(winner):.3g} a parameter, in {plural(winner.num_steps, 'step')} of "
+            f"{count(winner.tokens_per_step)} tokens at a peak learning rate of {setting(winner.config.get('max_lr'))}.",
             f"Trial {winner.number}",
         ),
         Text(_by_how_much(facts, winner), "By how much?"),

@@ -101,6 +101,15 @@ def wanted_val_tokens(sample: Sample) -> int:
     return max(affordable, MIN_VALIDATION_WINDOWS * longest)
 
 
+def wanted_val_pairs(sample: Sample) -> int:
+    """`wanted_val_tokens` for an encoder-decoder: a pair costs the same in both passes."""
+    configs = [admitted.config for admitted in sample.admitted]
+    affordable = min(
+        int(EVAL_SHARE / EVAL_COST * c.steps * c.sequences_per_step / c.num_evals) for c in configs
+    )
+    return max(affordable, MIN_VALIDATION_WINDOWS)
+
+
 @dataclass(frozen=True)
 class Speed:
     """Measured speed of a device: useful FLOPs a second against FLOPs a token."""

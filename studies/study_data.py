@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits
 from budgetsweep.errors import DataError
-from studies.planning import PLAN_SAMPLES, sample_space, wanted_train_tokens, wanted_val_tokens
+from studies.planning import (
+    PLAN_SAMPLES,
+    sample_space,
+    wanted_train_tokens,
+    wanted_val_pairs,
+    wanted_val_tokens,
+)
 from studies.space import SearchSpace
 from studies.store import Store
 from studies.tables import Study
@@ -40,6 +46,7 @@ def fix_data(
     Raises:
         DataError: text cannot be had, or is not what the study began with.
     """
+    from trainer.pairs import PairIndex
     from trainer.prepare import open_prepared, prepare
 
     base = dict(study.settings["base"])
@@ -49,7 +56,8 @@ def fix_data(
         limits = Limits(study.budget_flops, study.convention)  # type: ignore[arg-type]
         sample = sample_space(space, base, limits, PLAN_SAMPLES, study.seed)
         train = wanted_train_tokens(sample)
-        val = config.val_tokens or wanted_val_tokens(sample)
+        pairs = space.architecture == "encoder-decoder"
+        val = config.val_tokens or (None if pairs else wanted_val_tokens(sample))
         prepared = prepare(
             config,
             tokenizer,
@@ -58,6 +66,10 @@ def fix_data(
             cache_dir=cache_dir,
             on_progress=on_prepare,
         )
+        if pairs:
+            prepared.require_pairs()
+        if val is None:
+            val = PairIndex(prepared.val, prepared.eot).tokens_of(wanted_val_pairs(sample))
         fixed = config.fixed_to(prepared, train, val)
         data = open_prepared(fixed, tokenizer, cache_dir)
         base["data"] = fixed.model_dump(mode="json", exclude_none=True)

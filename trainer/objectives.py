@@ -237,11 +237,7 @@ class TargetOfSource(Objective[PairBatch]):
 
     def read(self, data: TokenData) -> None:
         """Find the pairs of both texts; see `Objective.read`."""
-        if not data.pairs:
-            raise DataError(
-                f"{data.description}: running text, but an encoder-decoder learns from pairs of "
-                "source and target, such as WikiHow's wikihowAll.csv"
-            )
+        data.require_pairs()
         config = self.config
         assert config.source_len is not None
         self.eot = data.eot

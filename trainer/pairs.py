@@ -66,6 +66,14 @@ class PairIndex:
         both = self._tokens[begin:end]
         return both[: middle - begin], both[middle - begin + 1 :]
 
+    def tokens_of(self, n_pairs: int) -> int:
+        """Tokens of the first so many pairs, end-of-text ids included; of all, if there are fewer.
+
+        Cut there, a stream holds exactly these pairs.
+        """
+        last = min(2 * n_pairs, len(self._ends)) - 1
+        return int(self._ends[last]) + 1 if last > 0 else 0
+
     @property
     def source_lengths(self) -> NDArray[np.int64]:
         """(len,) ids of each source, without end-of-text."""

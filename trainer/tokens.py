@@ -190,6 +190,18 @@ class TokenData:
     token_bytes: Ids | None = None
     """(n_vocab,) UTF-8 bytes that each id stands for, 0 for end-of-text; None: unknown."""
 
+    def require_pairs(self) -> None:
+        """Refuse running text.
+
+        Raises:
+            DataError: these are no pairs of source and target.
+        """
+        if not self.pairs:
+            raise DataError(
+                f"{self.description}: running text, but an encoder-decoder learns from pairs of "
+                "source and target, such as WikiHow's wikihowAll.csv"
+            )
+
     @property
     def n_train_pairs(self) -> int | None:
         """Whole training pairs; None where the text is none of pairs."""

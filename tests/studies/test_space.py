@@ -207,3 +207,49 @@ def test_the_first_proposal_fits_a_space_of_ones_own() -> None:
     assert first["n_embd"] == 40
     assert first["weight_decay"] == pytest.approx(0.2)
     own.encode(first)
+
+
+PAIRS = {
+    "architecture": "encoder-decoder", "n_layer": "absent", "n_encoder_layer": [1, 2],
+    "n_decoder_layer": 1, "source_len": [8, 24],
+}  # fmt: skip
+
+
+def test_an_encoder_decoder_has_lengths_and_layers_of_both_sides() -> None:
+    found = space(**PAIRS)
+    assert found.architecture == "encoder-decoder"
+    assert space_from_dict(found.to_dict(), "again") == found
+    settings = {"n_embd": 32, "head_dim": 16, "seq_len": 16, "source_len": 24}
+    run = found.run_data({**settings, "n_encoder_layer": 2, "max_lr": 0.01}, BASE)
+    assert run["model_config"] == {
+        "n_embd": 32, "n_head": 2, "n_source_positions": 24, "n_target_positions": 16,
+        "n_encoder_layer": 2, "n_decoder_layer": 1,
+    }  # fmt: skip
+    answer = admit(run, Limits(10**10))
+    assert isinstance(answer, Admitted)
+    assert answer.config.architecture == "encoder-decoder"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": ["decoder", "encoder"]}, "losses of different objectives"),
+        ({"architecture": "decodr"}, "expected one value, decoder, encoder, encoder-decoder"),
+        ({**PAIRS, "source_len": "absent"}, "parameters lacks source_len"),
+        ({"n_layer": "absent"}, "parameters lacks n_layer"),
+    ],
+)
+def test_an_architecture_is_one_and_has_its_sizes(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        space(**changes)
+
+
+@pytest.mark.parametrize("architecture", ["encoder", "encoder-decoder"])
+def test_the_default_space_of_each_architecture_is_admitted(architecture: Any) -> None:
+    found = default_space(10**13, 50257, "nanogpt", architecture)
+    assert found.architecture == architecture
+    first = first_proposal(found, 10**13, 50257, "nanogpt")
+    base = {"tokenizer_encoding": "gpt2", "data": {"source": "x.csv"}}
+    answer = admit(found.run_data(first, base), Limits(10**13))
+    assert isinstance(answer, Admitted)
+    assert answer.config.model.n_vocab == 50257 + (architecture == "encoder")
