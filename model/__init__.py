@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from model.decoder import DecoderLM
     from model.encoder import EncoderLM, corrupt_tokens, masked_token_loss
     from model.encoder_decoder import CrossDecoderBlock, EncoderDecoderLM, target_loss
-    from model.generation import generate, score, softmax_with_temperature
+    from model.generation import generate, score
     from model.layers import DecoderBlock, EncoderBlock, FeedForward
+    from model.sampling import softmax_with_temperature
 
 _HOME = {
     "CrossAttention": "model.attention",
@@ -31,7 +32,7 @@ _HOME = {
     "generate": "model.generation",
     "masked_token_loss": "model.encoder",
     "score": "model.generation",
-    "softmax_with_temperature": "model.generation",
+    "softmax_with_temperature": "model.sampling",
     "target_loss": "model.encoder_decoder",
 }
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from model.attention import CrossAttention, MultiHeadAttention
 from model.config import EncoderDecoderConfig
-from model.generation import evaluating, require_finite, softmax_with_temperature
 from model.layers import EncoderBlock, FeedForward
 from model.loss import linear_cross_entropy
+from model.sampling import evaluating, require_finite, softmax_with_temperature
 from model.stack import embedding_sum, initialise
 
 

@@ -11,23 +11,22 @@ without a cache, in any batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from budgetsweep.errors import CheckpointError
 from model.cache import KeyValueCache
 from model.config import SamplingConfig
 from model.decoder import DecoderLM
+from model.sampling import choose_tokens, evaluating
+
+if TYPE_CHECKING:
+    from model.encoder_decoder import EncoderDecoderLM
 
 Device = torch.device | str
-
-FIRST_LOOK = 1024
-"""Tokens among which the nucleus of top_p is looked for first."""
 
 
 class TextTokenizer(Protocol):
@@ -57,83 +56,6 @@ class Continuation:
     """The tokens of `text`."""
     finish_reason: Literal["length", "eot"]
     """Why it ended: as many tokens as were asked for, or an end-of-text token."""
-
-
-def softmax_with_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """softmax(logits / temperature) over the last dimension.
-
-    Args:
-        logits: (B, V).
-        temperature: 0 is greedy: all probability on the largest logit, on the first of equals.
-
-    Returns:
-        (B, V) probabilities, at least float32.
-
-    Raises:
-        ValueError: the temperature is negative, infinite or not a number.
-    """
-    temperature = SamplingConfig(temperature=temperature).temperature
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if temperature == 0:
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
-    # Neither the largest logit divided by a tiny number nor that number itself may overflow.
-    below_top = logits - logits.amax(dim=-1, keepdim=True)
-    return (below_top / max(temperature, torch.finfo(logits.dtype).tiny)).softmax(dim=-1)
-
-
-def next_token_probabilities(logits: Tensor, sampling: SamplingConfig) -> Tensor:
-    """What tokens are drawn from: (B, V), at least float32, each row adding up to top_p or more."""
-    if sampling.top_k is not None and sampling.top_k < logits.shape[1]:
-        kth = logits.topk(sampling.top_k, dim=1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    probabilities = softmax_with_temperature(logits, sampling.temperature)
-    if sampling.top_p is None or sampling.top_p == 1.0:
-        return probabilities
-    ordered, order = _most_likely(probabilities, sampling.top_p)
-    before = ordered.cumsum(dim=1) - ordered
-    ordered = ordered.masked_fill(before >= sampling.top_p, 0.0)
-    return torch.zeros_like(probabilities).scatter_(1, order, ordered)
-
-
-def _most_likely(probabilities: Tensor, enough: float) -> tuple[Tensor, Tensor]:
-    """The largest probabilities of each row in falling order and their ids, both (B, <= V).
-
-    All of them, unless few add up to `enough`: sorting a large vocabulary takes longer than a step
-    of a small model.
-    """
-    if probabilities.shape[1] > FIRST_LOOK:
-        values, ids = probabilities.topk(FIRST_LOOK, dim=1)
-        if (values.sum(dim=1) >= enough).all():
-            return values, ids
-    values, ids = probabilities.sort(dim=1, descending=True, stable=True)
-    return values, ids
-
-
-def choose_tokens(logits: Tensor, sampling: SamplingConfig, draws: Tensor) -> list[int]:
-    """One token a row, by inverting the cumulative distribution.
-
-    Args:
-        logits: (B, V).
-        sampling: how to choose.
-        draws: (B,) uniform numbers in [0, 1), on any device; not looked at when greedy.
-
-    Raises:
-        CheckpointError: a logit is NaN or +inf.
-    """
-    require_finite(logits)
-    if sampling.temperature == 0:
-        return logits.argmax(dim=1).tolist()
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    cumulative = next_token_probabilities(logits, sampling).to(wide).cumsum(dim=1)
-    at = draws.to(logits.device, wide)[:, None] * cumulative[:, -1:]
-    chosen = torch.searchsorted(cumulative, at, right=True)  # the first token that reaches past it
-    return chosen.squeeze(1).clamp(max=logits.shape[1] - 1).tolist()
-
-
-def context_start(n_tokens: int, n_positions: int) -> int:
-    """Index of the first token that the model sees of `n_tokens`; see the module's text."""
-    room = n_positions - n_positions // 2
-    return max(0, -(-(n_tokens - n_positions) // room) * room)
 
 
 def generate(
@@ -205,6 +127,49 @@ def continue_texts(
         ValueError: a size is out of range, or the tokenizer is not the model's.
         CheckpointError: the model's logits are not finite.
     """
+    eot = tokenizer.eot_token
+    prompts = [ids[-model.n_positions :] for ids in encode_texts(model, tokenizer, prefixes)]
+    kind = _CachedReader if use_cache else _Reader
+    with evaluating(model):
+        return continue_prompts(
+            prompts,
+            lambda _: kind(model, device, eot, max_new_tokens),
+            tokenizer,
+            batch_size,
+            max_new_tokens,
+            sampling,
+            seed=seed,
+            stop_at_eot=stop_at_eot,
+            on_progress=on_progress,
+        )
+
+
+def continue_prompts(
+    prompts: Sequence[list[int]],
+    reader_of: Callable[[list[int]], Callable[[Sequence[list[int]]], Tensor]],
+    tokenizer: TextTokenizer,
+    batch_size: int,
+    max_new_tokens: int,
+    sampling: SamplingConfig,
+    *,
+    seed: int | None = None,
+    stop_at_eot: bool = False,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Continuation]:
+    """Continue token ids with any model; arguments and errors as in `continue_texts`.
+
+    Args:
+        prompts: ids; those of similar length are read together.
+        reader_of: for the indices of a batch of prompts, what gives the logits (B, V) of the token
+            after each of its texts: prompts and all that was chosen since.
+        tokenizer: the model's own.
+        batch_size: prompts read at once (B).
+        max_new_tokens: most tokens of a continuation.
+        sampling: how tokens are chosen.
+        seed: of the draws.
+        stop_at_eot: whether an end-of-text token ends a continuation.
+        on_progress: called after each step.
+    """
     if batch_size < 1 or max_new_tokens < 0:
         raise ValueError(
             f"batch_size = {batch_size} must be at least 1, max_new_tokens = {max_new_tokens} "
@@ -214,28 +179,26 @@ def continue_texts(
         seed = 0 if sampling.temperature == 0 else int(torch.randint(2**62, ()))
     eot = tokenizer.eot_token
     n_vocab = getattr(tokenizer, "n_vocab", None)  # a model's may be rounded up
-    prompts = _windows(model, tokenizer, prefixes)
     report = on_progress or (lambda _: None)
     results: dict[int, Continuation] = {}
-    with evaluating(model):
-        for rows in _batches(prompts, batch_size):
-            done = len(results) * max_new_tokens
-            texts = [list(prompts[i]) for i in rows]
-            draws = _draws(seed, rows, max_new_tokens)
-            reader = (_CachedReader if use_cache else _Reader)(model, device, eot, max_new_tokens)
-            ended = [False] * len(rows)
-            for step in range(max_new_tokens):
-                chosen = choose_tokens(reader(texts)[:, :n_vocab], sampling, draws[:, step])
-                for text, token in zip(texts, chosen, strict=True):
-                    text.append(token)
-                report(done + (step + 1) * len(rows))
-                ended = [a or token == eot for a, token in zip(ended, chosen, strict=True)]
-                if stop_at_eot and all(ended):
-                    break
-            for i, text in zip(rows, texts, strict=True):
-                ids = text[len(prompts[i]) :]
-                results[i] = _continuation(ids, eot if stop_at_eot else None, tokenizer)
-            report(done + len(rows) * max_new_tokens)
+    for rows in batches_by_length(prompts, batch_size):
+        done = len(results) * max_new_tokens
+        texts = [list(prompts[i]) for i in rows]
+        draws = _draws(seed, rows, max_new_tokens)
+        reader = reader_of(rows)
+        ended = [False] * len(rows)
+        for step in range(max_new_tokens):
+            chosen = choose_tokens(reader(texts)[:, :n_vocab], sampling, draws[:, step])
+            for text, token in zip(texts, chosen, strict=True):
+                text.append(token)
+            report(done + (step + 1) * len(rows))
+            ended = [a or token == eot for a, token in zip(ended, chosen, strict=True)]
+            if stop_at_eot and all(ended):
+                break
+        for i, text in zip(rows, texts, strict=True):
+            ids = text[len(prompts[i]) :]
+            results[i] = _continuation(ids, eot if stop_at_eot else None, tokenizer)
+        report(done + len(rows) * max_new_tokens)
     return [results[i] for i in range(len(prompts))]
 
 
@@ -260,10 +223,10 @@ def score(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size = {batch_size}, expected at least 1")
-    prompts = _windows(model, tokenizer, texts)
+    prompts = [ids[-model.n_positions :] for ids in encode_texts(model, tokenizer, texts)]
     logits = torch.empty(len(prompts), model.shape.n_vocab, dtype=model.head_weight.dtype)
     with evaluating(model):
-        for rows in _batches(prompts, batch_size):
+        for rows in batches_by_length(prompts, batch_size):
             reader = _Reader(model, device, tokenizer.eot_token)
             logits[rows] = reader([prompts[i] for i in rows]).to(logits)
     return logits
@@ -329,33 +292,14 @@ class _CachedReader(_Reader):
         return self.model.extend(ids, cache, mask)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout and no gradients within; the mode of before comes back."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
-
-
-def require_finite(logits: Tensor) -> None:
-    """Refuse logits (B, V) of which the largest of a row is NaN or infinite.
+def encode_texts(
+    model: DecoderLM | EncoderDecoderLM, tokenizer: TextTokenizer, texts: Sequence[str]
+) -> list[list[int]]:
+    """Ids of each text; an empty one is an end-of-text token.
 
     Raises:
-        CheckpointError: so it is.
+        ValueError: the tokenizer is not the model's.
     """
-    if not logits.amax(dim=1).isfinite().all():
-        raise CheckpointError(
-            "the model's logits of the next token are not finite: its weights are damaged, or its "
-            "training diverged"
-        )
-
-
-def _windows(model: DecoderLM, tokenizer: TextTokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each text, at most the last n_positions."""
     # tiktoken's encode refuses text that spells a special token; encode_ordinary takes it as text.
     encode = getattr(tokenizer, "encode_ordinary", tokenizer.encode)
     prompts = [encode(text) or [tokenizer.eot_token] for text in texts]
@@ -365,10 +309,10 @@ def _windows(model: DecoderLM, tokenizer: TextTokenizer, texts: Sequence[str]) -
             f"token id {highest}, but the model has n_vocab = {model.shape.n_vocab}: expected the "
             "tokenizer that the model was trained with"
         )
-    return [ids[-model.n_positions :] for ids in prompts]
+    return prompts
 
 
-def _batches(prompts: Sequence[list[int]], batch_size: int) -> Iterator[list[int]]:
+def batches_by_length(prompts: Sequence[list[int]], batch_size: int) -> Iterator[list[int]]:
     """Indices of prompts, longest first: what needs the most memory shows at once."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     return (order[i : i + batch_size] for i in range(0, len(order), batch_size))

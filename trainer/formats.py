@@ -108,8 +108,10 @@ def open_model(path: Path, n_head: int | None = None, tokenizer: str | None = No
         ConfigError: n_head is needed or contradicts, config.yaml is not one, or the tokenizer is
             unknown or another one.
     """
-    file = _weights_file(path)
+    file = weights_file(path)
     config, described = _read_config(file.with_name(FILES["config"]))
+    if config is not None and config.architecture != "decoder":
+        raise ConfigError(f"{path}: holds an {config.architecture}, expected a decoder")
     shape = described.model if described else None
     if file.name == SAFETENSORS and file.with_name(GPT2_CONFIG).is_file():
         gpt2 = _read_json(file.with_name(GPT2_CONFIG))
@@ -341,7 +343,25 @@ def _synced(folder: Path) -> list[Path]:
     return paths
 
 
-def _weights_file(path: Path) -> Path:
+def run_beside(path: Path) -> RunConfig | None:
+    """The run that trained a model, from the config.yaml beside it; None where there is none.
+
+    Args:
+        path: folder or weights file.
+
+    Raises:
+        CheckpointError: there are no weights.
+        ConfigError: config.yaml is not one.
+    """
+    return _read_config(weights_file(path).with_name(FILES["config"]))[0]
+
+
+def weights_file(path: Path) -> Path:
+    """The weights that a folder holds, or the file itself.
+
+    Raises:
+        CheckpointError: there are none.
+    """
     if path.is_dir():
         for name in (FILES["model"], SAFETENSORS):
             if (path / name).is_file():
@@ -363,6 +383,8 @@ def _read_config(path: Path) -> tuple[RunConfig | None, ModelDescription | None]
     if data.keys() <= {"tokenizer_encoding", "model_config"}:
         return None, parse(ModelDescription, data, str(path))
     run = parse(RunConfig, data, str(path))
+    if run.architecture != "decoder":
+        return run, None
     described = {"tokenizer_encoding": run.tokenizer_encoding, "model": run.model}
     return run, ModelDescription.model_validate(described)
 

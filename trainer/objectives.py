@@ -66,6 +66,14 @@ class Objective(ABC, Generic[BatchT]):
         """
 
     @abstractmethod
+    def read_validation(self, data: TokenData) -> None:
+        """Take the text to validate on only.
+
+        Raises:
+            DataError: it is of another kind.
+        """
+
+    @abstractmethod
     def batch(self, step: int, micro: int) -> BatchT:
         """Micro-batch `micro` of optimiser step `step` (both from 0), on the device."""
 
@@ -104,7 +112,7 @@ class _Stream(Objective[BatchT]):
     def read(self, data: TokenData) -> None:
         """Open both texts; see `Objective.read`."""
         config = self.config
-        self.data = data
+        self.read_validation(data)
         self.sampler = WindowSampler(
             data.train,
             config.batch_size,
@@ -112,6 +120,10 @@ class _Stream(Objective[BatchT]):
             config.seed,
             config.grad_accumulation_steps,
         )
+
+    def read_validation(self, data: TokenData) -> None:
+        """Open the validation text."""
+        self.data = data
 
     def windows(self, step: int, micro: int) -> Tensor:
         """(B, S + 1) ids on the device."""
@@ -171,13 +183,11 @@ class MaskedTokens(_Stream[CorruptedTokens]):
 
     model_class = EncoderLM
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
-        super().__init__(config, device)
-        self.special_ids: tuple[int, ...] = ()
+    special_ids: tuple[int, ...] = ()
 
-    def read(self, data: TokenData) -> None:
-        """Open both texts; see `Objective.read`."""
-        super().read(data)
+    def read_validation(self, data: TokenData) -> None:
+        """Open the validation text."""
+        super().read_validation(data)
         self.special_ids = (data.eot,)
 
     def batch(self, step: int, micro: int) -> CorruptedTokens:
@@ -237,16 +247,9 @@ class TargetOfSource(Objective[PairBatch]):
 
     def read(self, data: TokenData) -> None:
         """Find the pairs of both texts; see `Objective.read`."""
-        data.require_pairs()
+        self.read_validation(data)
         config = self.config
         assert config.source_len is not None
-        self.eot = data.eot
-        self.val = PairIndex(data.val, data.eot)
-        self.bytes_per_token = None
-        if data.token_bytes is not None:
-            self.bytes_per_token = target_bytes_per_token(
-                self.val, config.seq_len, data.token_bytes
-            )
         self.sampler = PairSampler(
             PairIndex(data.train, data.eot),
             config.batch_size,
@@ -256,6 +259,17 @@ class TargetOfSource(Objective[PairBatch]):
             data.eot,
             config.grad_accumulation_steps,
         )
+
+    def read_validation(self, data: TokenData) -> None:
+        """Find the pairs of the validation text; see `Objective.read_validation`."""
+        data.require_pairs()
+        self.eot = data.eot
+        self.val = PairIndex(data.val, data.eot)
+        self.bytes_per_token = None
+        if data.token_bytes is not None:
+            self.bytes_per_token = target_bytes_per_token(
+                self.val, self.config.seq_len, data.token_bytes
+            )
 
     def batch(self, step: int, micro: int) -> PairBatch:
         """Pairs of the training text."""

@@ -20,13 +20,8 @@ from model import generate, score, softmax_with_temperature
 from model.cache import KeyValueCache
 from model.config import SamplingConfig
 from model.decoder import DecoderLM
-from model.generation import (
-    FIRST_LOOK,
-    choose_tokens,
-    context_start,
-    continue_texts,
-    next_token_probabilities,
-)
+from model.generation import context_start, continue_texts
+from model.sampling import FIRST_LOOK, choose_tokens, next_token_probabilities
 from tests.model import reference
 
 V, D, H, L = 23, 8, 2, 2
