@@ -70,12 +70,8 @@ def clean_title(title: str) -> str:
 
 
 def split_key(source: str) -> str:
-    """What decides the side of a pair: the title in its source, case and all last digits aside.
-
-    Coarser than `clean_title`, so that no doubt about a number can part articles of one title.
-    """
-    title = source.partition("\n")[0].casefold()
-    return title.rstrip("0123456789 ") or title
+    """What decides the side of a pair: the title, the first line of its source, without case."""
+    return source.partition("\n")[0].casefold()
 
 
 def _plain(text: str) -> str:
