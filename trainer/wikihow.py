@@ -13,7 +13,8 @@ COLUMNS = ("headline", "title", "text")
 LONGEST_HEADLINE = 0.75
 """An article is used where its headline is shorter than this share of its text (process.py)."""
 
-_EXTRA_COMMA = re.compile(r"[.]+[\n]+[,]")
+# process.py has [.]+[\n]+[,], which takes quadratic time on a long row of full stops.
+_EXTRA_COMMA = re.compile(r"(?<![.])[.]++\n++,")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _NUMBERED = re.compile(r"(.*(?:[^\W\d_]|[)\]\"'”’!?]))[0-9]+", re.DOTALL)
 # Words that end with a digit of their own; an *assumption* about the titles, by no means complete.

@@ -99,6 +99,15 @@ def test_an_article_is_dropped_where_its_headline_is_not_clearly_shorter(a: int,
     assert kept == (0 < a < 0.75 * b)
 
 
+def test_hostile_articles_take_no_long_time():
+    n = 1_000_000
+    assert clean_text("." * n + "\n,") == "."
+    assert clean_text("." * n) == "." * n
+    assert clean_text("\n" * n + ",") == ","
+    assert clean_title("a1" * n) == "a1" * (n - 1) + "a"
+    assert clean_title("1" * n) == "1" * n
+
+
 def test_an_article_of_marks_alone_is_dropped():
     assert make_pair(" \n ", "How to", "a long text") is None
     assert make_pair("x", "How to", " \n\n\n ") is None
