@@ -439,8 +439,8 @@ def _print_left_out(data: TokenData, console: Console) -> None:
     what = "pairs" if info.pairs else "documents"
     if info.documents:  # the course's file does not say
         console.print(
-            f"{info.documents:,} {what}; left out: {info.bad_records:,} bad records, "
-            f"{info.dropped_documents:,} dropped {what}",
+            f"{info.documents:,} {what}; left out: {info.bad_records:,} bad, "
+            f"{info.dropped_documents:,} dropped",
             highlight=False,
         )
 
@@ -478,14 +478,15 @@ def info_command(console: Console, cache_dir: Path | None, *, verify: bool, as_j
     if not prepared:
         console.print("nothing is prepared yet; `budgetsweep data prepare` does it")
         return
-    table = Table("source", "tokenizer", "train tokens", "val tokens", "documents", "bad",
-                  "dropped", "state", "folder", box=None, pad_edge=False)  # fmt: skip
+    table = Table("source", "tokenizer", "train tokens", "val tokens", "documents",
+                  "left out", "state", "folder", box=None, pad_edge=False)  # fmt: skip
     for entry in prepared:
         documents = f"{entry.documents:,} pairs" if entry.pairs else f"{entry.documents:,}"
         table.add_row(
             escape(entry.source), entry.tokenizer_encoding, f"{entry.train_tokens:,}",
-            f"{entry.val_tokens:,}", documents, f"{entry.bad_records:,}",
-            f"{entry.dropped_documents:,}", entry.state, str(entry.folder),
+            f"{entry.val_tokens:,}", documents,
+            f"{entry.bad_records:,} bad, {entry.dropped_documents:,} dropped",
+            entry.state, str(entry.folder),
         )  # fmt: skip
     console.print(table)
 

@@ -13,7 +13,8 @@ COLUMNS = ("headline", "title", "text")
 LONGEST_HEADLINE = 0.75
 """An article is used where its headline is shorter than this share of its text (process.py)."""
 
-_EXTRA_COMMA = re.compile(r"[.]+[\n]+[,]")
+# process.py has [.]+[\n]+[,], which takes quadratic time on a long row of full stops.
+_EXTRA_COMMA = re.compile(r"(?<![.])[.]++\n++,")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _NUMBERED = re.compile(r"(.*(?:[^\W\d_]|[)\]\"'”’!?]))[0-9]+", re.DOTALL)
 # Words that end with a digit of their own; an *assumption* about the titles, by no means complete.
@@ -70,12 +71,8 @@ def clean_title(title: str) -> str:
 
 
 def split_key(source: str) -> str:
-    """What decides the side of a pair: the title in its source, case and all last digits aside.
-
-    Coarser than `clean_title`, so that no doubt about a number can part articles of one title.
-    """
-    title = source.partition("\n")[0].casefold()
-    return title.rstrip("0123456789 ") or title
+    """What decides the side of a pair: the title, the first line of its source, without case."""
+    return source.partition("\n")[0].casefold()
 
 
 def _plain(text: str) -> str:

@@ -37,7 +37,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "train": data.data_checksum, "val": data.val_checksum, "n_train": len(data.train),
         "n_val": len(data.val), "revision": manifest.revision, "bad": manifest.bad_examples,
-        "folder": str(data.folder), "exhausted": data.exhausted,
+        "pairs": data.pairs, "documents": manifest.documents + manifest.val_documents,
+        "dropped": manifest.dropped_documents, "folder": str(data.folder),
+        "exhausted": data.exhausted,
         "description": data.description, "torch": "torch" in sys.modules,
     }  # fmt: skip
 

@@ -72,6 +72,16 @@ def bad_lines() -> bytes:
     return gzip.compress("\n".join(["not json", *lines, '{"text": 3}']).encode())
 
 
+def wikihow_files() -> Files:
+    """wikihowAll.csv in two parts, one packed, with a bad row and an article that is dropped."""
+    lines = [f'"Do {i}.","How to Do {i}","{text}, and ""more""\nwords."\n'
+             for i, text in enumerate(make_documents(60))]  # fmt: skip
+    header = "headline,title,text\n"
+    parts = (header, *lines[:30], "one,two\n"), (header, *lines[30:], "long headline,t,short\n")
+    first, second = ("".join(part).encode() for part in parts)
+    return {"wikihow-0.csv": b"\xef\xbb\xbf" + first, "wikihow-1.csv.gz": gzip.compress(second)}
+
+
 @pytest.fixture
 def hub(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> str:
     """The hub's address."""
@@ -87,6 +97,8 @@ def hub(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> str:
         "some/breaks": {OLD: {"train-0.jsonl": b'{"text": "fine words"}\n' * 4000,
                               "train-1.jsonl": b'{"text": "other words"}\n' * 4000}},
         "some/gated": {OLD: {}},
+        "some/wikihow": {OLD: wikihow_files()},
+        "some/csv": {OLD: {"train.csv": b"url,text\n" + b"u,fine words\n" * 40}},
     }  # fmt: skip
     monkeypatch.setattr(Hub, "repos", repos)
     monkeypatch.setattr(Hub, "newest", {})
@@ -194,6 +206,30 @@ def test_other_data_sets_and_what_can_be_wrong_with_them(hub: str):
         assert len(result["error"]) < 600
     assert "train" in wrong[5]["error"]
     assert "what was finished stays, run the same command again" in wrong[7]["error"]
+
+
+def test_wikihow_is_read_as_a_local_copy_is(hub: str, tmp_path: Path):
+    first, pairs, plain, missing, headlines = run_jobs(hub, [
+        {"source": "hub:some/wikihow", "tokens": 10},
+        {"source": "hub:some/wikihow", "tokens": 10**9},
+        {"source": "hub:some/csv", "tokens": 10**9},
+        {"source": "hub:some/csv", "tokens": 10**9, "field": "body"},
+        {"source": "hub:some/wikihow", "tokens": 10**9, "field": "headline"},
+    ])  # fmt: skip
+    assert "error" not in first, first
+    assert (pairs["pairs"], pairs["documents"], pairs["dropped"]) == (True, 60, 1)
+    assert pairs["bad"] == ["hub:some/wikihow: wikihow-0.csv:62 2 fields, expected 3"]
+    for name, content in wikihow_files().items():
+        (tmp_path / "clone").mkdir(exist_ok=True)
+        (tmp_path / "clone" / name).write_bytes(content)
+    data = prepare(
+        DataConfig(source=str(tmp_path / "clone")), "bytes", train_tokens=None, val_tokens=None
+    )
+    assert (data.data_checksum, data.val_checksum) == (pairs["train"], pairs["val"])
+    # Other columns make plain text, which `datasets` reads as a table.
+    assert "only one document" in plain["error"]
+    assert missing["error"].startswith("hub:some/csv: no field 'body'; fields: url, text; set")
+    assert (headlines["pairs"], headlines["n_train"] > 400) == (False, True)
 
 
 class Silent(http.server.BaseHTTPRequestHandler):
