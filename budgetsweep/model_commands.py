@@ -7,8 +7,9 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,12 +17,16 @@ from rich.markup import escape
 from budgetsweep.config import parse
 from budgetsweep.display import PrepareDisplay
 from budgetsweep.errors import CheckpointError, ConfigError
-from trainer.config import DataConfig
+from trainer.config import PREDICTED, DataConfig, RunConfig
 from trainer.threads import prepare_environment
 
 if TYPE_CHECKING:
-    from trainer.formats import Format, LoadedModel
+    import torch
+
+    from model.generation import Continuation
+    from trainer.formats import Format
     from trainer.heldout import HeldOut
+    from trainer.validation import Validation
 
 EVALUATION_TOKENS = 8192
 """Tokens evaluated at once where no run's batch size is known."""
@@ -45,61 +50,106 @@ def evaluate_command(
     """Measure a model on its run's validation text or on a held-out file."""
     prepare_environment()
     from trainer.device import autocast_context, torch_device
-    from trainer.formats import open_model
+    from trainer.formats import open_model, run_beside
     from trainer.validation import validate
 
-    loaded = open_model(model, n_head, tokenizer)
-    progress = None if as_json else PrepareDisplay(console)  # nothing but JSON goes to a script
-    held_out = _held_out(loaded, source, text_field, val_tokens, cache_dir, progress)
-    config, shape = loaded.config, loaded.shape
-    seq_len = seq_len or (config.seq_len if config else shape.n_positions)
-    if seq_len > shape.n_positions:
-        raise ConfigError(
-            f"--seq-len {seq_len}: the model has positions for {shape.n_positions} tokens"
-        )
     where = torch_device(device)
-    result = validate(
-        loaded.model.to(where), held_out.ids, seq_len=seq_len, device=where,
-        batch_size=config.batch_size if config else max(1, EVALUATION_TOKENS // seq_len),
-        autocast=autocast_context(config, where) if config else contextlib.nullcontext(),
-        bytes_per_token=held_out.bytes_per_token, drop_last=drop_last,
-    )  # fmt: skip
+    progress = None if as_json else PrepareDisplay(console)  # nothing but JSON goes to a script
+    text = _TextWanted(source, text_field, val_tokens, cache_dir, progress)
+    run = run_beside(model)
+    if run is not None and run.architecture != "decoder":
+        for option, value in (("--seq-len", seq_len), ("--drop-last", drop_last)):
+            if value:
+                raise ConfigError(f"{option}: {model} holds an {run.architecture}, which is "
+                                  "measured as it was trained")  # fmt: skip
+        path, held_out, result = _evaluate_trained(model, where, text)
+        tokenizer, seq_len = run.tokenizer_encoding, run.seq_len
+    else:
+        loaded = open_model(model, n_head, tokenizer)
+        owner = _Owner(loaded.path, loaded.config, loaded.tokenizer, loaded.shape.n_vocab)
+        held_out = _held_out(owner, text)
+        config, shape = loaded.config, loaded.shape
+        seq_len = seq_len or (config.seq_len if config else shape.n_positions)
+        if seq_len > shape.n_positions:
+            raise ConfigError(
+                f"--seq-len {seq_len}: the model has positions for {shape.n_positions} tokens"
+            )
+        result = validate(
+            loaded.model.to(where), held_out.ids, seq_len=seq_len, device=where,
+            batch_size=config.batch_size if config else max(1, EVALUATION_TOKENS // seq_len),
+            autocast=autocast_context(config, where) if config else contextlib.nullcontext(),
+            bytes_per_token=held_out.bytes_per_token, drop_last=drop_last,
+        )  # fmt: skip
+        path, tokenizer = loaded.path, loaded.tokenizer
     if not math.isfinite(result.loss_nats):
-        raise CheckpointError(f"{loaded.path}: its loss is {result.loss_nats}: damaged weights?")
+        raise CheckpointError(f"{path}: its loss is {result.loss_nats}: damaged weights?")
     if as_json:
         facts = {"data": held_out.description, "data_tokens": len(held_out.ids)}
-        facts |= {"seq_len": seq_len, "tokenizer": loaded.tokenizer}
+        facts |= {"seq_len": seq_len, "tokenizer": tokenizer}
         console.print_json(json.dumps({**dataclasses.asdict(result), **facts}))
         return
+    what = PREDICTED[run.architecture if run else "decoder"]
     bits = "" if result.bits_per_byte is None else f"  {result.bits_per_byte:.4f} bits per byte"
     spread = "" if result.stderr_nats is None else f" ± {result.stderr_nats:.4f}"
     console.print(
         f"val loss {result.loss_nats:.4f}{spread}  PPL {result.ppl:,.2f}{bits}  "
-        f"on {result.n_tokens:,} tokens in windows of {seq_len} ({escape(held_out.description)})",
+        f"on {result.n_tokens:,} {what}s in windows of {seq_len} ({escape(held_out.description)})",
         highlight=False,
     )
 
 
-def _held_out(
-    loaded: LoadedModel,
-    source: str | None,
-    text_field: str | None,
-    val_tokens: int | None,
-    cache_dir: Path | None,
-    on_progress: PrepareDisplay | None,
-) -> HeldOut:
+class _Owner(NamedTuple):
+    """What the text must fit."""
+
+    path: Path
+    config: RunConfig | None
+    tokenizer: str | None
+    n_vocab: int
+
+
+class _TextWanted(NamedTuple):
+    """The text that the user asked for."""
+
+    source: str | None
+    text_field: str | None
+    val_tokens: int | None
+    cache_dir: Path | None
+    on_progress: PrepareDisplay | None
+
+
+def _evaluate_trained(
+    model: Path, where: torch.device, text: _TextWanted
+) -> tuple[Path, HeldOut, Validation]:
+    """Measure an encoder or an encoder-decoder."""
+    from trainer.tokens import TokenArray
+    from trainer.trained import evaluate_trained, held_out_data, open_trained
+
+    trained = open_trained(model, where)
+    config = trained.config
+    encoding = config.tokenizer_encoding
+    owner = _Owner(trained.path, config, encoding, config.model.n_vocab)
+    held_out = _held_out(owner, text)
+    ids = held_out.ids
+    if not isinstance(ids, TokenArray):
+        ids = TokenArray.from_arrays([ids])
+    data = held_out_data(trained, ids, held_out.description, pairs=held_out.pairs)
+    return trained.path, held_out, evaluate_trained(trained, data, where)
+
+
+def _held_out(owner: _Owner, text: _TextWanted) -> HeldOut:
     """A file's tokens; without one the run's own validation text, or that of a named source."""
     from trainer.corpus import is_hub
     from trainer.heldout import HeldOut, check_ids, read_held_out
     from trainer.prepare import open_prepared, prepare
 
-    own = loaded.config.data if loaded.config else None
-    text_field = text_field or (own.text_field if own else "text")
+    source, tokenizer = text.source, owner.tokenizer
+    own = owner.config.data if owner.config else None
+    text_field = text.text_field or (own.text_field if own else "text")
     named = source is not None and (source == "demo" or is_hub(source))
     if source is not None and not named and Path(source).expanduser().is_file():
         return read_held_out(
-            Path(source).expanduser(), loaded.tokenizer, loaded.shape.n_vocab,
-            text_field=text_field, n_tokens=val_tokens,
+            Path(source).expanduser(), tokenizer, owner.n_vocab,
+            text_field=text_field, n_tokens=text.val_tokens,
         )  # fmt: skip
     if source is not None:
         data = parse(DataConfig, {"source": source, "text_field": text_field}, "--data")
@@ -107,21 +157,23 @@ def _held_out(
         data = own
     else:
         raise ConfigError(
-            f"{loaded.path}: no config.yaml beside it names a validation text: give --data FILE"
+            f"{owner.path}: no config.yaml beside it names a validation text: give --data FILE"
         )
-    if loaded.tokenizer is None:
+    if tokenizer is None:
         raise ConfigError(f"{data.source}: text needs the model's tokenizer: give --tokenizer")
-    if val_tokens is not None:
-        data = data.model_copy(update={"val_tokens": val_tokens})
+    if text.val_tokens is not None:
+        data = data.model_copy(update={"val_tokens": text.val_tokens})
     prepare(
-        data, loaded.tokenizer, train_tokens=data.train_tokens or 1,
-        val_tokens=data.val_tokens, cache_dir=cache_dir, on_progress=on_progress,
+        data, tokenizer, train_tokens=data.train_tokens or 1,
+        val_tokens=data.val_tokens, cache_dir=text.cache_dir, on_progress=text.on_progress,
     )  # fmt: skip
     tokens = open_prepared(
-        data.model_copy(update={"train_tokens": None}), loaded.tokenizer, cache_dir
+        data.model_copy(update={"train_tokens": None}), tokenizer, text.cache_dir
     )
-    check_ids(tokens.val, loaded.shape.n_vocab, data.source)
-    return HeldOut(tokens.val, tokens.bytes_per_token, f"validation part of {tokens.description}")
+    check_ids(tokens.val, owner.n_vocab, data.source)
+    return HeldOut(
+        tokens.val, tokens.bytes_per_token, f"validation part of {tokens.description}", tokens.pairs
+    )
 
 
 def convert_command(
@@ -177,25 +229,47 @@ def generate_command(
     ]
     texts = read_prefixes(prefixes)
     check_writable(out, prefixes)
+    from model.encoder_decoder import EncoderDecoderLM
     from model.generation import continue_texts
+    from model.targets import write_targets
     from trainer.device import torch_device
-    from trainer.formats import open_model
+    from trainer.formats import open_model, run_beside
     from trainer.tokenizers import load_tokenizer
+    from trainer.trained import open_trained
 
-    loaded = open_model(model, n_head, tokenizer)
-    if loaded.tokenizer is None:
-        raise ConfigError(f"{loaded.path}: nothing tells its tokenizer: give --tokenizer")
     where = torch_device(device)
-    encoding = load_tokenizer(loaded.tokenizer)
-    network = loaded.model.to(where)
+    run = run_beside(model)
+    if run is not None and run.architecture == "encoder":
+        raise ConfigError(
+            f"{model}: holds an encoder, which names masked tokens and continues no text; expected "
+            "a decoder or an encoder-decoder"
+        )
+    write: Callable[..., list[Continuation]]
+    if run is not None and run.architecture == "encoder-decoder":
+        trained = open_trained(model, where)
+        longest = trained.config.pair_shape.n_target_positions
+        if max_new_tokens > longest:
+            raise ConfigError(
+                f"--max-new-tokens {max_new_tokens}: the model has positions for targets of "
+                f"{longest} tokens"
+            )
+        assert isinstance(trained.model, EncoderDecoderLM)
+        write = functools.partial(write_targets, trained.model)
+        encoding = load_tokenizer(trained.config.tokenizer_encoding)
+    else:
+        loaded = open_model(model, n_head, tokenizer)
+        if loaded.tokenizer is None:
+            raise ConfigError(f"{loaded.path}: nothing tells its tokenizer: give --tokenizer")
+        encoding = load_tokenizer(loaded.tokenizer)
+        write = functools.partial(continue_texts, loaded.model.to(where))
     if (top_k or top_p) and not any(sampling.temperature for sampling in samplings):
         console.print("--top-k and --top-p change nothing at temperature 0", highlight=False)
     samples: list[list[Sample]] = [[] for _ in texts]
     per_temperature = len(texts) * max_new_tokens
     with GenerateDisplay(console, total=per_temperature * len(samplings)) as display:
         for n, sampling in enumerate(samplings):
-            continuations = continue_texts(
-                network, where, encoding, texts, batch_size, max_new_tokens, sampling,
+            continuations = write(
+                where, encoding, texts, batch_size, max_new_tokens, sampling,
                 seed=seed, stop_at_eot=not ignore_eot,
                 on_progress=functools.partial(display.update, n * per_temperature),
             )  # fmt: skip

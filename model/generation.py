@@ -58,6 +58,12 @@ class Continuation:
     """Why it ended: as many tokens as were asked for, or an end-of-text token."""
 
 
+def context_start(n_tokens: int, n_positions: int) -> int:
+    """Index of the first token that the model sees of `n_tokens`; see the module's text."""
+    room = n_positions - n_positions // 2
+    return max(0, -(-(n_tokens - n_positions) // room) * room)
+
+
 def generate(
     model: DecoderLM,
     device: Device,

@@ -86,12 +86,6 @@ def choose_tokens(logits: Tensor, sampling: SamplingConfig, draws: Tensor) -> li
     return chosen.squeeze(1).clamp(max=logits.shape[1] - 1).tolist()
 
 
-def context_start(n_tokens: int, n_positions: int) -> int:
-    """Index of the first token that the model sees of `n_tokens`; see the module's text."""
-    room = n_positions - n_positions // 2
-    return max(0, -(-(n_tokens - n_positions) // room) * room)
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """No dropout and no gradients within; the mode of before comes back."""

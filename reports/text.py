@@ -34,9 +34,7 @@ from reports.formats import (
 )
 from studies.ledger import Amount
 from studies.tables import FINISHED_STATUSES, Run
-
-PREDICTED = {"decoder": "token", "encoder": "masked token", "encoder-decoder": "target token"}
-"""What a loss is the mean of, in each architecture."""
+from trainer.config import PREDICTED
 
 
 def title(facts: Facts) -> tuple[str, str]:
@@ -108,7 +106,8 @@ def best(facts: Facts) -> list[Text | Bullets]:
             f"{perplexity(winner.val_ppl)}. Its model has {short(winner.n_params)} parameters "
             f"({sizes}) and learned from {short(winner.planned_tokens)} tokens, "
             f"{tokens_per_param(winner):.3g} a parameter, in {plural(winner.num_steps, 'step')} of "
-            f"{count(winner.tokens_per_step)} tokens at a peak learning rate of {setting(winner.config.get('max_lr'))}.",
+            f"{count(winner.tokens_per_step)} tokens at a peak learning rate of "
+            f"{setting(winner.config.get('max_lr'))}.",
             f"Trial {winner.number}",
         ),
         Text(_by_how_much(facts, winner), "By how much?"),

@@ -33,6 +33,13 @@ TOKENIZER_VOCABULARIES = {"gpt2": 50257, "r50k_base": 50257, "p50k_base": 50281,
 Architecture = Literal["decoder", "encoder", "encoder-decoder"]
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 
+PREDICTED: dict[Architecture, str] = {
+    "decoder": "token",
+    "encoder": "masked token",
+    "encoder-decoder": "target token",
+}
+"""What a loss is the mean of."""
+
 MASKED_FRACTION = 0.15
 """Share of the tokens that masked-token training predicts (Devlin et al. 2019, 3.1)."""
 

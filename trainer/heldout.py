@@ -42,6 +42,8 @@ class HeldOut:
     """UTF-8 bytes of text a token, as in `trainer.tokens.TokenData`; None: not known."""
     description: str
     """What was read, for people."""
+    pairs: bool = False
+    """Each article is `source eot target eot`: see `trainer.pairs`."""
 
 
 def read_held_out(
@@ -66,7 +68,7 @@ def read_held_out(
         DataError: not such a file, damaged, empty, ids that the model does not have, text without
             a known tokenizer, or its files cannot be had.
     """
-    name = str(path)
+    name, pairs = str(path), False
     if path.suffix.lower() in (".npz", ".npy"):
         ids, array = _read_numpy(path)
         name += f", array {array}" if array else ""
@@ -82,10 +84,11 @@ def read_held_out(
         raise DataError(f"{path}: text needs the model's tokenizer: give --tokenizer")
     else:
         ids = _read_text(path, load_tokenizer(tokenizer), text_field)
+        pairs = kind_of(path) == "csv" and open_corpus(str(path), text_field).pairs
         name += f", tokenizer {tokenizer}"
     ids = ids[:n_tokens]
     check_ids(ids, n_vocab, str(path))
-    return HeldOut(ids, _bytes_per_token(ids, tokenizer), name)
+    return HeldOut(ids, _bytes_per_token(ids, tokenizer), name, pairs)
 
 
 def check_ids(ids: IdArray | TokenArray, n_vocab: int, where: str) -> None:

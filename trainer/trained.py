@@ -17,6 +17,7 @@ from trainer.config import RunConfig
 from trainer.device import autocast_context
 from trainer.formats import run_beside, weights_file
 from trainer.objectives import objective_for
+from trainer.tokenizers import END_OF_TEXT, load_tokenizer
 from trainer.tokens import TokenArray, TokenData
 from trainer.validation import Validation
 from trainer.weights import read_weights
@@ -58,8 +59,8 @@ def open_trained(path: Path, device: torch.device) -> Trained:
             f"({len(wrong)} tensors are missing, unexpected or of another shape: {wrong[0]}, …)"
         )
     model.load_state_dict(weights)
-    assert not hasattr(model, "extend"), "a decoder"
-    return Trained(model.to(device), config, file)  # type: ignore[arg-type]
+    assert isinstance(model, EncoderLM | EncoderDecoderLM)
+    return Trained(model.to(device), config, file)
 
 
 def evaluate_trained(trained: Trained, data: TokenData, device: torch.device) -> Validation:
@@ -78,24 +79,22 @@ def evaluate_trained(trained: Trained, data: TokenData, device: torch.device) ->
     return objective.validate(trained.model, autocast_context(trained.config, device))
 
 
-def held_out_data(
-    trained: Trained, ids: TokenArray, eot: int, description: str, *, pairs: bool
-) -> TokenData:
+def held_out_data(trained: Trained, ids: TokenArray, description: str, *, pairs: bool) -> TokenData:
     """Tokens of a file as text to validate on.
 
     Args:
         trained: tells the tokenizer.
         ids: the tokens.
-        eot: end-of-text id.
         description: for messages.
         pairs: whether they are `source eot target eot`.
     """
+    tokenizer = trained.config.tokenizer_encoding
     return TokenData(
         train=TokenArray([]),
         val=ids,
-        tokenizer_encoding=trained.config.tokenizer_encoding,
+        tokenizer_encoding=tokenizer,
         n_vocab=trained.config.model.n_vocab,
-        eot=eot,
+        eot=END_OF_TEXT[tokenizer],
         bytes_per_token=None,
         data_checksum="",
         val_checksum="",
@@ -103,4 +102,5 @@ def held_out_data(
         folder=Path(),
         exhausted=True,
         pairs=pairs,
+        token_bytes=load_tokenizer(tokenizer).token_bytes() if pairs else None,
     )
