@@ -99,6 +99,11 @@ def test_an_article_is_dropped_where_its_headline_is_not_clearly_shorter(a: int,
     assert kept == (0 < a < 0.75 * b)
 
 
+def test_a_headline_of_just_three_quarters_is_too_long():
+    assert make_pair("hhh", "How to", "tttt") is None
+    assert make_pair("hh", "How to", "tttt") is not None
+
+
 def test_hostile_articles_take_no_long_time():
     n = 1_000_000
     assert clean_text("." * n + "\n,") == "."
