@@ -110,7 +110,7 @@ def test_wrong_flags_are_usage_errors(words: tuple[str, ...]) -> None:
 
 
 def test_budgets_are_exact_whole_numbers() -> None:
-    from budgetsweep.cli import Flops
+    from budgetsweep.cli_options import Flops
 
     assert Flops().convert("1e15", None, None) == 10**15
     assert Flops().convert("123456789012345678901", None, None) == 123456789012345678901
