@@ -105,4 +105,56 @@ def generate(**options: Any) -> None:
     generate_command(new_console(), **options)
 
 
-MODEL_COMMANDS = (evaluate, convert, generate)
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--data", "source", metavar="SOURCE", required=True,
+    help="yelp_polarity, hub:owner/name (split test), or FILE.csv, .jsonl, .parquet.",
+)  # fmt: skip
+@click.option(
+    "--words", default="negative,positive", show_default=True, metavar="NEG,POS",
+    help="Two words, each one token with the space before it, which is added.",
+)  # fmt: skip
+@click.option(
+    "--template", default=r"Here is a yelp review.\n{text}\nThis review is", show_default=True,
+    metavar="TEXT", help=r"What the model reads; {text} is the review, \n a line end.",
+)  # fmt: skip
+@click.option(
+    "--calibrate", is_flag=True,
+    help="Judge by the median of p(positive) instead of 0.5; the table shows both.",
+)  # fmt: skip
+@click.option(
+    "--limit", type=click.IntRange(0), default=1000, show_default=True,
+    help="Reviews drawn; 0: all.",
+)  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=42, show_default=True, help="Of the draw.")
+@click.option(
+    "--draw", type=click.Choice(["all", "fitting"]), default="all", show_default=True,
+    help="From all reviews, then drop what does not fit; or from those that fit.",
+)  # fmt: skip
+@click.option("--text-field", default="text", show_default=True, help="Field with the review.")
+@click.option("--label-field", default="label", show_default=True, help="Field with the label.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Reviews at once."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="classification", show_default=True,
+    metavar="FOLDER", help="Folder to write.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@model_options
+@device_option
+def classify(**options: Any) -> None:
+    """Classify reviews by the word that a trained model expects next.
+
+    MODEL is a run's folder, a model.pt, the course's too, or a converted model. Labels are 0
+    (negative) and 1 (positive), or 1 and 2.
+
+    Writes classification.json, predictions.csv and histogram.png and .svg.
+    """
+    from budgetsweep.classifying import classify_command
+
+    classify_command(new_console(), **options)
+
+
+MODEL_COMMANDS = (evaluate, convert, generate, classify)
