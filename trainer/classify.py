@@ -66,8 +66,9 @@ def parse_template(template: str) -> tuple[str, str]:
     brace or backslash means anything.
 
     Raises:
-        ConfigError: {text} does not occur exactly once.
+        ConfigError: {text} does not occur exactly once, or it is not Unicode text.
     """
+    _require_unicode(template, "--template")
     parts = template.replace("\\n", "\n").split(TEXT)
     if len(parts) != 2:
         raise ConfigError(
@@ -84,12 +85,19 @@ def parse_words(words: str, template: str) -> tuple[str, str]:
     Raises:
         ConfigError: not two different words with a comma between.
     """
+    _require_unicode(words, "--words")
     found = [word.strip() for word in words.split(",")]
     if len(found) != 2 or not all(found) or found[0] == found[1]:
         raise ConfigError(f"--words {words!r}: expected two different words: negative,positive")
-    end = parse_template(template)[1] or parse_template(template)[0]
-    space = "" if end[-1:].isspace() else " "
+    space = "" if parse_template(template)[1][-1:].isspace() else " "
     return space + found[0], space + found[1]
+
+
+def _require_unicode(text: str, option: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # bytes of a shell that are not UTF-8
+        raise ConfigError(f"{option}: not UTF-8 text (character {error.start + 1})") from error
 
 
 def word_tokens(tokenizer: TextTokenizer, words: Sequence[str], n_vocab: int) -> list[int]:

@@ -16,7 +16,8 @@ from budgetsweep.cli import cli, main
 from tests.studies.sweeping import PARAMETERS, write_text
 
 COMMANDS = (
-    "search", "promote", "report", "status", "train", "evaluate", "convert", "generate", "flops",
+    "search", "promote", "report", "status", "train", "evaluate", "convert", "generate", "classify",
+    "flops",
     "data", "export", "completion",
 )  # fmt: skip
 
