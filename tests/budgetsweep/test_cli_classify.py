@@ -35,7 +35,7 @@ TEMPLATE_OF_BYTES = r"R {text}\nis "
 def write_model(folder: Path, **changes: Any) -> DecoderLM:
     """A run's folder with a model of 24 positions that prefers neither word always."""
     config = tiny_config(shape={"n_positions": N_POSITIONS}, **changes)
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     model = DecoderLM.from_config(config.model)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.8)

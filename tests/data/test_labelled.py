@@ -17,15 +17,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 import zstandard
 
-from budgetsweep.config import dump_yaml
 from budgetsweep.errors import DataError
-from model.decoder import DecoderLM
 from tests.data.hub_server import Hub
 from tests.data.making import ROOT
-from tests.trainer.tiny_runs import tiny_config
 from trainer.labelled import LabelledTexts, read_labelled
 
 TEXTS = ['Nice, "very" nice.', "Bad\n\nfood; {text}", "", "né 日本\\n", "=1+1"]
@@ -204,43 +200,27 @@ def hub(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> str:
     return serve(Hub)
 
 
-def test_the_hubs_test_split_is_read(hub: str, tmp_path: Path) -> None:
-    """The whole command in a process of its own: HF_ENDPOINT counts when it starts."""
-    config = tiny_config(shape={"n_positions": 32})
-    (tmp_path / "run").mkdir()
-    torch.manual_seed(0)
-    torch.save(DecoderLM.from_config(config.model).state_dict(), tmp_path / "run" / "model.pt")
-    (tmp_path / "run" / "config.yaml").write_text(dump_yaml(config.to_dict()))
+def test_the_hubs_test_split_is_read(hub: str) -> None:
+    """In a process of its own: HF_ENDPOINT counts when it starts."""
     code = (
-        "import json, sys\n"
-        "from budgetsweep.cli import main\n"
-        "words = ['--words', 'n,p', '--template', '{text} ', '--json', '--device', 'cpu']\n"
-        "for source in json.load(sys.stdin):\n"
-        "    try: main(['classify', 'run', '--data', source, *words], standalone_mode=False)\n"
-        "    except SystemExit as end: print(end.code, file=sys.stderr)\n"
+        "import sys\n"
+        "from budgetsweep.errors import DataError\n"
+        "from trainer.labelled import read_labelled\n"
+        "for source in sys.argv[1:]:\n"
+        "    try: data = read_labelled(source); print(data.checksum, len(data), data.description)\n"
+        "    except DataError as error: print(error)\n"
+        "print('torch' in sys.modules)"
     )
     sources = ["yelp_polarity", "hub:some/lines", "hub:some/trainonly"]
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], input=json.dumps(sources), text=True,
-        capture_output=True, timeout=120, cwd=tmp_path, check=False,
-        env={**os.environ, "HF_ENDPOINT": hub, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-W", "error", "-c", code, *sources], text=True, capture_output=True,
+        timeout=120, check=False, env={**os.environ, "HF_ENDPOINT": hub, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    decoder, rest, found = json.JSONDecoder(), done.stdout.strip(), []
-    while rest:
-        facts, end = decoder.raw_decode(rest)
-        found.append(facts)
-        rest = rest[end:].strip()
-    assert len(found) == 2, done.stderr
-    yelp, lines = found
-    assert yelp["data"] == f"yelp_polarity at {'c' * 40}"
-    assert yelp["n_data"] == lines["n_data"] == len(TEXTS)
-    assert yelp["data_checksum"] == lines["data_checksum"] == checksum()
-    errors = done.stderr.strip().splitlines()
-    assert errors[1::2] == ["2"]
-    assert errors[0].startswith("Error: hub:some/trainonly: ")
-    assert "test" in errors[0]
-
-
-def checksum() -> str:
-    return LabelledTexts(TEXTS, LABELS, "").checksum
+    yelp, lines, train_only, torch_loaded = done.stdout.splitlines()
+    checksum = LabelledTexts(TEXTS, LABELS, "").checksum
+    assert yelp == f"{checksum} {len(TEXTS)} yelp_polarity at {'c' * 40}"
+    assert lines == f"{checksum} {len(TEXTS)} hub:some/lines at {'d' * 40}"
+    assert train_only.startswith("hub:some/trainonly: ")
+    assert train_only.endswith("a split named test is needed")
+    assert torch_loaded == "False"
