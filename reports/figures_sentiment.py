@@ -47,7 +47,7 @@ def p_positive_histogram(
     def draw(figure: Figure, layout: Layout) -> None:
         axes = figure.subplots()
         limits = _limits(probabilities)
-        edges = np.linspace(*limits, BINS + 1)
+        edges = np.linspace(*limits, BINS + 1).tolist()
         tallest = 0
         for label, colour in ((0, PROMOTED), (1, BEST)):
             values = probabilities[labels == label]

@@ -80,13 +80,16 @@ def read_labelled(
             without text or with another label, only one label, or no network.
     """
     corpus = _open(source, text_field, label_field)
-    texts, labels = [], []
+    texts: list[str] = []
+    labels: list[int] = []
     for record in corpus.records():
-        problem = record.problem or _problem(record)
-        if record.text is None or problem:
+        label = _number(record.label)
+        problem = record.problem or _problem(record.text or "")
+        if record.text is None or label is None or problem:
+            problem = problem or f"label {_shown(record.label)}; expected {LABELS}"
             raise DataError(f"{corpus.place(record.file, record.record)}: {problem}")
         texts.append(record.text)
-        labels.append(_number(record.label))
+        labels.append(label)
     if not texts:
         raise DataError(f"{source}: empty; expected records with {text_field} and {label_field}")
     found = sorted(set(labels))
@@ -134,12 +137,10 @@ def _number(label: Any) -> int | None:
     return int(label)
 
 
-def _problem(record: Record) -> str | None:
-    """What is wrong with a record that could be read."""
-    if _number(record.label) is None:
-        return f"label {_shown(record.label)}; expected {LABELS}"
+def _problem(text: str) -> str | None:
+    """What is wrong with a text that could be read."""
     try:
-        (record.text or "").encode()
+        text.encode()
     except UnicodeEncodeError as error:
         return f"half of a surrogate pair (character {error.start}), which is no Unicode text"
     return None
