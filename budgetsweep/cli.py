@@ -8,50 +8,32 @@ from __future__ import annotations
 import functools
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from budgetsweep import __version__
+from budgetsweep.cli_models import MODEL_COMMANDS
+from budgetsweep.cli_options import (
+    Flops,
+    data_options,
+    device_option,
+    new_console,
+    set_option,
+    storage_options,
+    yes_option,
+)
 from budgetsweep.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from trainer.config import DataConfig
-
-    WholeNumber = click.ParamType[int]
-else:  # click before 8.2 has no type parameter
-    WholeNumber = click.ParamType
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 SAMPLER_NAMES = ("tpe", "gp", "random", "qmc", "grid")
 CONVENTION_NAMES = ("nanogpt", "matmul", "mac")
-FORMAT_NAMES = ("safetensors", "gpt2", "pt")
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Flops(WholeNumber):
-    """A whole number of FLOPs, such as 1e15 or 250_000."""
-
-    name = "FLOPS"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The exact whole number."""
-        if isinstance(value, int):
-            return value
-        try:
-            number = Decimal(str(value).replace("_", ""))
-        except InvalidOperation:
-            self.fail(f"{value!r} is not a number; expected FLOPs such as 1e15", param, ctx)
-        if not number.is_finite() or not 1 <= number <= Decimal(10) ** 30:
-            self.fail(f"{value!r} is out of range; expected 1 to 1e30 FLOPs", param, ctx)
-        return int(number)
 
 
 class Signals:
@@ -84,88 +66,6 @@ class Signals:
         finally:
             for name, handler in before.items():
                 signal.signal(name, handler)
-
-
-def storage_options(command: F) -> F:
-    """--storage and --study."""
-    for option in (
-        click.option("--study", metavar="NAME", help="Study name [default: the newest]."),
-        click.option(
-            "--storage",
-            default="budgetsweep.db",
-            show_default=True,
-            metavar="FILE|URL",
-            help="SQLite file or SQLAlchemy URL of the database.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def data_options(command: F) -> F:
-    """--data, --val-data, --text-field, --tokenizer, --cache-dir."""
-    for option in (
-        click.option(
-            "--cache-dir",
-            type=click.Path(file_okay=False, path_type=Path),
-            help="Where prepared tokens lie [default: the user's cache].",
-        ),
-        click.option(
-            "--tokenizer",
-            metavar="NAME",
-            help="gpt2, r50k_base, p50k_base or bytes [default: gpt2; bytes for demo].",
-        ),
-        click.option(
-            "--text-field", default="text", show_default=True, help="Field with the text."
-        ),
-        click.option("--val-data", metavar="PATH", help="Separate validation text."),
-        click.option(
-            "--data",
-            "source",
-            default="c4",
-            show_default=True,
-            metavar="SOURCE",
-            help="c4, demo, hub:owner/name[:config] or a path (text, jsonl, csv, parquet, npz).",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def model_options(command: F) -> F:
-    """--n-head, --tokenizer, for weights without a config.yaml."""
-    for option in (
-        click.option(
-            "--tokenizer", metavar="NAME", help="The model's tokenizer, where no file tells."
-        ),
-        click.option(
-            "--n-head", type=click.IntRange(1), help="The model's heads, where no file tells."
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-set_option = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Set a run setting, such as num_evals=3 or model_config.p_dropout=0.1 (repeatable).",
-)
-yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask before a very long run.")
-device_option = click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
-)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console(soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 200  # files and pipes have no edge to wrap at
-    return console
 
 
 def _data_config(
@@ -242,10 +142,10 @@ def search(dry_run: bool, yes: bool, **options: Any) -> None:
 
     settings = search_settings(**options)
     if dry_run:
-        dry_run_command(settings, _console())
+        dry_run_command(settings, new_console())
         return
     with Signals().caught() as signals:
-        finished = search_command(settings, _console(), signals, yes=yes)
+        finished = search_command(settings, new_console(), signals, yes=yes)
     if not finished:
         sys.exit(130 if signals.should_stop() else 0)
 
@@ -275,7 +175,7 @@ def promote(yes: bool, **options: Any) -> None:
 
     settings = PromoteSettings(**{**options, "overrides": tuple(options["overrides"])})
     with Signals().caught() as signals:
-        finished = promote_command(settings, _console(), signals, yes=yes)
+        finished = promote_command(settings, new_console(), signals, yes=yes)
     if not finished:
         sys.exit(130 if signals.should_stop() else 1)
 
@@ -305,7 +205,7 @@ def status(as_json: bool, storage: str, study: str | None) -> None:
     """Show trials, the best so far, FLOPs spent, and why proposals were rejected."""
     from budgetsweep.commands import status_command
 
-    status_command(storage, study, _console(), as_json=as_json)
+    status_command(storage, study, new_console(), as_json=as_json)
 
 
 @cli.command()
@@ -324,102 +224,9 @@ def train(
 
     run = run_config(config, budget, source, overrides)
     with Signals().caught() as signals:
-        finished = train_command(run, _console(), signals, cache_dir=cache_dir, threads=threads)
+        finished = train_command(run, new_console(), signals, cache_dir=cache_dir, threads=threads)
     if not finished:
         sys.exit(130 if signals.should_stop() else 1)
-
-
-@cli.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--data", "source", metavar="FILE",
-    help="Held-out text or token file, measured whole [default: the run's own validation text].",
-)  # fmt: skip
-@click.option("--text-field", metavar="NAME", help="Field of a JSON document with the text.")
-@click.option("--seq-len", type=click.IntRange(2), help="Tokens in a window [default: the run's].")
-@click.option("--val-tokens", type=click.IntRange(1), help="Only the first so many tokens.")
-@model_options
-@click.option(
-    "--drop-last", is_flag=True, help="Leave out the shorter last batch, as the course does."
-)
-@click.option("--cache-dir", type=click.Path(file_okay=False, path_type=Path), help="Token cache.")
-@click.option("--json", "as_json", is_flag=True, help="For scripts.")
-@device_option
-def evaluate(**options: Any) -> None:
-    """Measure loss, perplexity and bits per byte of a trained model.
-
-    MODEL is a run's folder, a model.pt, the course's too, or a converted model. A FILE is text,
-    JSON lines, parquet, the course's .npz (its array val), .npy or .tok; c4, demo, hub:owner/name
-    and folders stand for their validation part.
-    """
-    from budgetsweep.model_commands import evaluate_command
-
-    evaluate_command(_console(), **options)
-
-
-@cli.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--to", required=True, type=click.Choice(FORMAT_NAMES),
-    help="gpt2: for transformers' GPT2LMHeadModel; pt: model.pt.",
-)  # fmt: skip
-@click.option(
-    "--output-dir", "-o", required=True, type=click.Path(file_okay=False, path_type=Path),
-    help="New folder to write.",
-)  # fmt: skip
-@model_options
-def convert(**options: Any) -> None:
-    """Write a trained model as safetensors or for transformers, or one of those as model.pt.
-
-    MODEL is a run's folder, a model.pt, the course's too, or a converted model.
-    """
-    from budgetsweep.model_commands import convert_command
-
-    convert_command(_console(), **options)
-
-
-@cli.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--prefixes", type=click.Path(path_type=Path), required=True, metavar="FILE",
-    help='One {"prefix": "..."} a line.',
-)  # fmt: skip
-@click.option(
-    "--temperature", "temperatures", type=float, multiple=True, default=(0.0,), show_default=True,
-    help="0: always the most likely token (repeatable: side by side).",
-)  # fmt: skip
-@click.option(
-    "--max-new-tokens", type=click.IntRange(1), default=64, show_default=True,
-    help="Most tokens of a continuation.",
-)  # fmt: skip
-@click.option("--top-k", type=int, help="Draw from the k most likely tokens only.")
-@click.option(
-    "--top-p", type=float, help="Draw from the fewest tokens that make up this probability."
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
-@click.option(
-    "--ignore-eot", is_flag=True, help="Write on behind an end-of-text token, as the course does."
-)
-@click.option(
-    "--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Prefixes at once."
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default="generation.jsonl", show_default=True,
-    metavar="FILE", help="File to write.",
-)  # fmt: skip
-@model_options
-@device_option
-def generate(**options: Any) -> None:
-    """Let a trained model continue texts, at several temperatures side by side.
-
-    MODEL is a run's folder, a model.pt, the course's too, or a converted model.
-
-    A context longer than the model's n_positions loses its older half: the newer half is read
-    again from position 0. Of a longer prefix the last n_positions tokens count.
-    """
-    from budgetsweep.model_commands import generate_command
-
-    generate_command(_console(), **options)
 
 
 @cli.command("flops")
@@ -435,7 +242,7 @@ def flops_command(
     from budgetsweep.commands import explain_command, run_config
 
     run = run_config(config, budget, None, overrides)
-    explain_command(run, _console(), measure=not no_measure, as_json=as_json)
+    explain_command(run, new_console(), measure=not no_measure, as_json=as_json)
 
 
 @cli.group()
@@ -469,7 +276,7 @@ def data_prepare(
         source = named
     config, encoding = _data_config(source, val_data, text_field, tokenizer)
     prepare_command(
-        config, encoding, _console(), train_tokens=train_tokens, val_tokens=val_tokens,
+        config, encoding, new_console(), train_tokens=train_tokens, val_tokens=val_tokens,
         cache_dir=cache_dir, workers=workers,
     )  # fmt: skip
 
@@ -482,7 +289,7 @@ def data_info(cache_dir: Path | None, verify: bool, as_json: bool) -> None:
     """List prepared token sets."""
     from budgetsweep.commands import info_command
 
-    info_command(_console(), cache_dir, verify=verify, as_json=as_json)
+    info_command(new_console(), cache_dir, verify=verify, as_json=as_json)
 
 
 @cli.command()
@@ -498,7 +305,7 @@ def export(output_dir: Path, storage: str, study: str | None) -> None:
     """
     from budgetsweep.commands import export_command
 
-    export_command(storage, study, output_dir, _console())
+    export_command(storage, study, output_dir, new_console())
 
 
 @cli.command()
@@ -510,6 +317,10 @@ def completion(shell: str) -> None:
     completion_class = get_completion_class(shell)
     assert completion_class is not None
     click.echo(completion_class(cli, {}, "budgetsweep", "_BUDGETSWEEP_COMPLETE").source())
+
+
+for command in MODEL_COMMANDS:
+    cli.add_command(command)
 
 
 @functools.wraps(cli.main)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -228,4 +230,47 @@ class PrepareDisplay:
             + (f", about {duration(left)} left" if left else ""),
             highlight=False,
             end="\r" if self._console.is_terminal else "\n",
+        )
+
+
+class WorkDisplay:
+    """Progress of work that is counted: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, console: Console, *, total: int, verb: str, unit: str) -> None:
+        self._console = console
+        self._total = total
+        self._verb = verb
+        self._unit = unit
+        self._started = self._last = time.monotonic()
+        self._bar: Bar | None = None
+        if console.is_terminal:
+            self._bar = Bar(
+                TextColumn(verb), BarColumn(), TextColumn(f"{{task.completed:,}} {unit}"),
+                TimeRemainingColumn(), console=console, transient=True,
+            )  # fmt: skip
+            self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> WorkDisplay:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: int, before: int = 0) -> None:
+        """`done` units more than `before` are there."""
+        done += before
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+            return
+        now = time.monotonic()
+        if now - self._last < PLAIN_SECONDS:
+            return
+        self._last = now
+        left = (now - self._started) / done * (self._total - done)
+        self._console.print(
+            f"{self._verb}: {done:,} of {self._total:,} {self._unit}, about {duration(left)} left",
+            highlight=False,
         )

@@ -5,19 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from budgetsweep.config import write_text_atomically
-from budgetsweep.display import PLAIN_SECONDS, duration
 from budgetsweep.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -180,44 +177,3 @@ def _visible(text: str, encoding: str) -> str:
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )
     return escaped.encode(encoding, errors="replace").decode(encoding)
-
-
-class GenerateDisplay:
-    """Progress of generation: a bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, console: Console, *, total: int) -> None:
-        self._console = console
-        self._total = total
-        self._started = self._last = time.monotonic()
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            self._bar = Progress(
-                TextColumn("generating"), BarColumn(), TextColumn("{task.completed:,} tokens"),
-                TimeRemainingColumn(), console=console, transient=True,
-            )  # fmt: skip
-            self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> GenerateDisplay:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def update(self, before: int, done: int) -> None:
-        """`done` tokens more than `before` are there."""
-        done += before
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done)
-            return
-        now = time.monotonic()
-        if now - self._last < PLAIN_SECONDS:
-            return
-        self._last = now
-        left = (now - self._started) / done * (self._total - done)
-        self._console.print(
-            f"generating: {done:,} of {self._total:,} tokens, about {duration(left)} left",
-            highlight=False,
-        )

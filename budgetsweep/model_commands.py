@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from budgetsweep.config import parse
-from budgetsweep.display import PrepareDisplay
+from budgetsweep.display import PrepareDisplay, WorkDisplay
 from budgetsweep.errors import CheckpointError, ConfigError
 from trainer.config import PREDICTED, DataConfig, RunConfig
 from trainer.threads import prepare_environment
@@ -214,7 +214,6 @@ def generate_command(
     """Continue prefixes with a trained model."""
     prepare_environment()
     from budgetsweep.generating import (
-        GenerateDisplay,
         Sample,
         check_writable,
         print_side_by_side,
@@ -266,12 +265,13 @@ def generate_command(
         console.print("--top-k and --top-p change nothing at temperature 0", highlight=False)
     samples: list[list[Sample]] = [[] for _ in texts]
     per_temperature = len(texts) * max_new_tokens
-    with GenerateDisplay(console, total=per_temperature * len(samplings)) as display:
+    total = per_temperature * len(samplings)
+    with WorkDisplay(console, total=total, verb="generating", unit="tokens") as display:
         for n, sampling in enumerate(samplings):
             continuations = write(
                 where, encoding, texts, batch_size, max_new_tokens, sampling,
                 seed=seed, stop_at_eot=not ignore_eot,
-                on_progress=functools.partial(display.update, n * per_temperature),
+                on_progress=functools.partial(display.update, before=n * per_temperature),
             )  # fmt: skip
             for row, text, continuation in zip(samples, texts, continuations, strict=True):
                 row.append(Sample.of(text, sampling, seed, continuation))

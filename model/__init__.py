@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from model.attention import CrossAttention, MultiHeadAttention
+    from model.classification import classify_binary_sentiment
     from model.decoder import DecoderLM
     from model.encoder import EncoderLM, corrupt_tokens, masked_token_loss
     from model.encoder_decoder import CrossDecoderBlock, EncoderDecoderLM, target_loss
@@ -28,6 +29,7 @@ _HOME = {
     "EncoderLM": "model.encoder",
     "FeedForward": "model.layers",
     "MultiHeadAttention": "model.attention",
+    "classify_binary_sentiment": "model.classification",
     "corrupt_tokens": "model.encoder",
     "generate": "model.generation",
     "masked_token_loss": "model.encoder",
@@ -46,6 +48,7 @@ __all__ = [
     "EncoderLM",
     "FeedForward",
     "MultiHeadAttention",
+    "classify_binary_sentiment",
     "corrupt_tokens",
     "generate",
     "masked_token_loss",

@@ -9,14 +9,12 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import io
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from budgetsweep.config import dump_yaml, write_text_atomically
+from budgetsweep.config import dump_yaml, write_bytes_atomically, write_text_atomically
 from model.flops import CONVENTIONS
 from reports import figures as runs
 from reports import figures_space as space
@@ -235,20 +233,3 @@ def _cell(value: Any) -> Any:
     if isinstance(value, dt.datetime):
         return value.isoformat()
     return clean(value) if isinstance(value, str) else value
-
-
-def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Write `content` so that a reader sees the old file or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -64,9 +64,12 @@ class LocalCorpus(Corpus):
         DataError: a CSV file has not the columns that are needed.
     """
 
-    def __init__(self, source: str, found: FoundFiles, text_field: str) -> None:
+    def __init__(
+        self, source: str, found: FoundFiles, text_field: str, label_field: str | None = None
+    ) -> None:
         self.files = found.files
         self.text_field = text_field
+        self.label_field = label_field
         self.n_bytes = sum(file.text_bytes for file in self.files)
         self.description = source + found.note
         self._piece_bytes = piece_bytes(sum(f.size for f in self.files if f.kind == "text"))
@@ -88,11 +91,11 @@ class LocalCorpus(Corpus):
             if file.kind == "text":
                 yield from text_records(file, index, first, self._piece_bytes)
             elif file.kind == "json":
-                yield from json_records(file, index, first, self.text_field)
+                yield from json_records(file, index, first, self.text_field, self.label_field)
             elif file.kind == "csv":
                 yield from csv_file_records(file, index, first, self.text_field, self.pairs)
             else:
-                yield from parquet_records(file, index, first, self.text_field)
+                yield from parquet_records(file, index, first, self.text_field, self.label_field)
 
     def place(self, file: int, record: int) -> str:
         """File and line, or file and row of a parquet file."""

@@ -92,7 +92,7 @@ def find_files(source: str) -> FoundFiles:
         kind = kind_of(path)
         if kind is None:
             raise DataError(f"{source}: what kind of file is this? Expected {EXPECTED}")
-        return FoundFiles([_local_file(path, kind)])
+        return FoundFiles([local_file(path, kind)])
     if glob.has_magic(source):
         matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob refuses absolute
         if not matches:
@@ -113,7 +113,7 @@ def _chosen(source: str, root: Path | None, paths: Iterable[Path]) -> FoundFiles
     for path in sorted(paths, key=lambda p: p.as_posix()):
         kind = kind_of(path)
         if kind is not None and path.is_file():
-            files.append(_local_file(path, kind))
+            files.append(local_file(path, kind))
     if any(file.kind != "csv" for file in files):
         files = [file for file in files if file.kind != "csv"]
     if not files:
@@ -127,7 +127,12 @@ def _chosen(source: str, root: Path | None, paths: Iterable[Path]) -> FoundFiles
     return FoundFiles(kept, len(files) - len(kept))
 
 
-def _local_file(path: Path, kind: Kind) -> LocalFile:
+def local_file(path: Path, kind: Kind) -> LocalFile:
+    """One file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         status = path.stat()
         with path.open("rb"):

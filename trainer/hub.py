@@ -13,10 +13,11 @@ from trainer.loading import (
     Cursor,
     Record,
     column_records,
+    fields_of,
     import_datasets,
     json_line_record,
-    missing_field,
     read_lines,
+    require_fields,
     without_torch,
 )
 
@@ -27,12 +28,11 @@ REQUEST_SECONDS = 10.0
 REACH_SECONDS = 18.0
 """The same, name look-up included, which knows no limit of its own."""
 _PARQUET_ROWS = 512
-WAYS_ON = "give a path of local text, or use --data demo, which needs no network"
 
 
 @final
 class HubCorpus(Corpus):
-    """The `train` split of a data set, file by file, at one commit.
+    """One split of a data set, file by file, at one commit.
 
     Args:
         source: the name that the user gave, for messages.
@@ -40,37 +40,50 @@ class HubCorpus(Corpus):
         config: name of the configuration; None: the only one.
         text_field: field with the text.
         revision: commit; None: the newest, whose name is in `revision` afterwards.
+        split: name of the split.
+        label_field: field with a label for each text; None: none is wanted.
 
     Raises:
         DataError: no network, no such data set, configuration, split or field.
     """
 
     def __init__(
-        self, source: str, repo: str, config: str | None, text_field: str, revision: str | None
+        self,
+        source: str,
+        repo: str,
+        config: str | None,
+        text_field: str,
+        revision: str | None,
+        *,
+        split: str = "train",
+        label_field: str | None = None,
     ) -> None:
         self.source = source
         self.repo = repo
         self.config = config
         self.text_field = text_field
+        self.split = split
+        self.label_field = label_field
         self.description = source if source != "c4" else f"c4 ({repo}, {config})"
         datasets = import_datasets()
-        self.revision = _reach(source, lambda: _commit(repo, revision))
+        self.revision = _reach(source, split, lambda: _commit(repo, revision))
         self.pairs = False
-        with _hub_errors(source):
+        wanted = fields_of(text_field, label_field)
+        with _hub_errors(source, split):
             loader = datasets.load_dataset_builder(repo, config, revision=self.revision)
             names = list(loader.info.features or {})
-            if hasattr(loader.config, "columns") and text_field in names:
-                # Parquet: fetch one column, in small batches.
+            if hasattr(loader.config, "columns") and set(wanted) <= set(names):
+                # Parquet: fetch these columns only, in small batches.
                 loader = datasets.load_dataset_builder(
-                    repo, config, revision=self.revision, columns=[text_field],
+                    repo, config, revision=self.revision, columns=wanted,
                     batch_size=_PARQUET_ROWS,
                 )  # fmt: skip
             self._loader = loader
-            self._urls = [str(url) for url in (loader.config.data_files or {}).get("train", [])]
-            if _is_csv(loader) and self._urls:
+            self._urls = [str(url) for url in (loader.config.data_files or {}).get(split, [])]
+            if _is_csv(loader) and self._urls and label_field is None:
                 self.pairs = self._has_pairs()
-        if names and text_field not in names:
-            raise missing_field(source, text_field, names)
+        if names:
+            require_fields(wanted, names, source)
         # Lines of JSON are read one by one, as local ones are: a bad one is no reason to stop.
         self._by_line = _is_json(loader) and loader.config.field is None
 
@@ -80,7 +93,7 @@ class HubCorpus(Corpus):
 
     def records(self, start: Cursor = (0, 0)) -> Iterator[Record]:
         """Records file by file; a file before `start` is not fetched."""
-        with _hub_errors(self.source, midway=True):
+        with _hub_errors(self.source, self.split, midway=True):
             if self.pairs:
                 yield from self._pair_records(start)
             elif self._by_line and self._urls:
@@ -111,25 +124,35 @@ class HubCorpus(Corpus):
                     yield from self._table_records((index, first))
                     return
                 if number >= first:
-                    record = json_line_record(line, index, number, self.text_field)
+                    record = json_line_record(
+                        line, index, number, self.text_field, self.label_field
+                    )
                     if record is not None:
                         yield record
 
     def _table_records(self, start: Cursor) -> Iterator[Record]:
         with without_torch():
-            whole = self._loader.as_streaming_dataset(split="train").with_format("arrow")
+            whole = self._loader.as_streaming_dataset(split=self.split).with_format("arrow")
         n_files = whole.num_shards
         for index in range(start[0], n_files):
             first = start[1] if index == start[0] else 0
             with without_torch():
                 stream = whole.shard(num_shards=n_files, index=index)
-            yield from column_records(stream, index, first, self.text_field, self.source)
+            yield from column_records(
+                stream, index, first, self.text_field, self.source, self.label_field
+            )
 
     def place(self, file: int, record: int) -> str:
         """File within the repository and line or row."""
         url = self._urls[file] if file < len(self._urls) else f"@/file {file + 1}"
         name = url.rpartition("@")[2].partition("/")[2]
         return f"{self.source}: {name}:{record + 1}"
+
+
+def _ways_on(split: str) -> str:
+    if split == "train":
+        return "give a path of local text, or use --data demo, which needs no network"
+    return "give a local file"
 
 
 def _commit(repo: str, revision: str | None) -> str | None:
@@ -151,7 +174,7 @@ def _is_json(loader: Any) -> bool:
     return isinstance(loader, Json)
 
 
-def _reach(source: str, ask: Callable[[], T]) -> T:
+def _reach(source: str, split: str, ask: Callable[[], T]) -> T:
     """Run the first request to the hub in a thread, so that nothing can make it wait for long."""
     answers: list[T] = []
     failures: list[Exception] = []
@@ -168,10 +191,10 @@ def _reach(source: str, ask: Callable[[], T]) -> T:
     if answers:
         return answers[0]
     if failures:
-        raise _as_data_error(source, failures[0]) from failures[0]
+        raise _as_data_error(source, failures[0], split) from failures[0]
     raise DataError(
         f"{source}: could not be fetched from the Hugging Face hub (no answer within "
-        f"{REACH_SECONDS:.0f} s); {WAYS_ON}"
+        f"{REACH_SECONDS:.0f} s); {_ways_on(split)}"
     )
 
 
@@ -181,8 +204,9 @@ class _hub_errors:  # noqa: N801 - a context manager used like a function
     A class and not a generator: it is used around `yield` in generators that may be closed.
     """
 
-    def __init__(self, source: str, midway: bool = False) -> None:
+    def __init__(self, source: str, split: str, midway: bool = False) -> None:
         self.source = source
+        self.split = split
         self.midway = midway
 
     def __enter__(self) -> None:
@@ -192,10 +216,10 @@ class _hub_errors:  # noqa: N801 - a context manager used like a function
         self, kind: type[BaseException] | None, error: BaseException | None, *_: Any
     ) -> None:
         if isinstance(error, Exception) and not isinstance(error, DataError | MemoryError):
-            raise _as_data_error(self.source, error, self.midway) from error
+            raise _as_data_error(self.source, error, self.split, self.midway) from error
 
 
-def _as_data_error(source: str, error: Exception, midway: bool = False) -> DataError:
+def _as_data_error(source: str, error: Exception, split: str, midway: bool = False) -> DataError:
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
@@ -214,13 +238,13 @@ def _as_data_error(source: str, error: Exception, midway: bool = False) -> DataE
     ):
         return DataError(f"{source}: {text[:300]}; write hub:owner/name:config")
     if isinstance(error, ValueError) and "split" in text.lower():
-        return DataError(f"{source}: {text[:300]}; a split named train is needed")
+        return DataError(f"{source}: {text[:300]}; a split named {split} is needed")
     reason = text[:160] or type(error).__name__
     if midway:
         return DataError(
             f"{source}: reading from the Hugging Face hub broke off ({reason}); what was finished "
-            f"stays, run the same command again to go on, or {WAYS_ON}"
+            f"stays, run the same command again to go on, or {_ways_on(split)}"
         )
     return DataError(
-        f"{source}: could not be fetched from the Hugging Face hub ({reason}); {WAYS_ON}"
+        f"{source}: could not be fetched from the Hugging Face hub ({reason}); {_ways_on(split)}"
     )

@@ -46,6 +46,8 @@ class Record:
     """Where to read on after this record; None: in the middle of something."""
     source: str | None = None
     """Source text of a pair, whose target is `text`; None: no pair."""
+    label: Any = None
+    """What stands in the field of the label, where one was asked for."""
 
     @property
     def documents(self) -> list[str]:
@@ -128,10 +130,12 @@ def read_lines(path: str, longest: int | None = None) -> Iterator[bytes]:
 def local_lines(
     file: LocalFile, first: int, longest: int | None = None
 ) -> Iterator[tuple[int, bytes]]:
-    """(number, line) of a local file from line `first` on; `longest` as in `read_lines`.
+    """(number, line without its end) of a local file, packed or not, from line `first` on.
+
+    `longest` is as in `read_lines`.
 
     Raises:
-        DataError: the file is damaged or UTF-16.
+        DataError: the file cannot be read, is damaged or cut, or UTF-16.
     """
     with _named_errors(str(file.path)):
         for number, line in enumerate(read_lines(str(file.path), longest)):
@@ -163,26 +167,39 @@ def _check_zstandard(file: LocalFile) -> None:
         raise DataError(f"{file.path}: ends in the middle (truncated); fetch it again")
 
 
-def json_records(file: LocalFile, index: int, first: int, field: str) -> Iterator[Record]:
+def json_records(
+    file: LocalFile, index: int, first: int, field: str, label_field: str | None = None
+) -> Iterator[Record]:
     """One record a line, blank lines passed over; the file may also be one JSON list."""
     for number, line in local_lines(file, first):
         if number == 0 and line.lstrip().startswith(b"["):
-            yield from _json_list_records(file, index, field)
+            yield from _json_list_records(file, index, field, label_field)
             return
-        if record := json_line_record(line, index, number, field):
+        if record := json_line_record(line, index, number, field, label_field):
             yield record
 
 
-def json_line_record(line: bytes, index: int, number: int, field: str) -> Record | None:
+def json_line_record(
+    line: bytes, index: int, number: int, field: str, label_field: str | None = None
+) -> Record | None:
     """The record of a line of JSON; None: a blank line."""
     if not line or line.isspace():
         return None
-    text, problem = _parse_json_line(line, field)
-    return Record(index, number, text, problem, (index, number + 1))
+    value, problem = _parse_json_line(line, fields_of(field, label_field))
+    text, label = None, None
+    if value is not None:
+        text, problem = _checked_text(value[field], field)
+        label = value[label_field] if label_field else None
+    return Record(index, number, text, problem, (index, number + 1), label)
 
 
-def _parse_json_line(line: bytes, field: str) -> tuple[str | None, str | None]:
-    """(text, None) or (None, what is wrong)."""
+def fields_of(text_field: str, label_field: str | None) -> list[str]:
+    """The fields that are wanted of each document."""
+    return [text_field] if label_field is None else [text_field, label_field]
+
+
+def _parse_json_line(line: bytes, fields: list[str]) -> tuple[dict[str, Any] | None, str | None]:
+    """(an object that has the fields, None) or (None, what is wrong)."""
     try:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
@@ -193,10 +210,11 @@ def _parse_json_line(line: bytes, field: str) -> tuple[str | None, str | None]:
         return None, "not JSON"
     if not isinstance(value, dict):
         return None, f"not a JSON object but {_json_kind(value)}"
-    if field not in value:
-        names = ", ".join(sorted(value)) or "none"
-        return None, f"no field {field!r}; fields: {names[:200]}"
-    return _checked_text(value[field], field)
+    for field in fields:
+        if field not in value:
+            names = ", ".join(sorted(value)) or "none"
+            return None, f"no field {field!r}; fields: {names[:200]}"
+    return value, None
 
 
 def _checked_text(value: Any, field: str) -> tuple[str | None, str | None]:
@@ -221,11 +239,14 @@ def _stream(file: LocalFile, builder: str, **options: Any) -> Any:
         return loader.as_streaming_dataset(split="train").with_format("arrow")
 
 
-def _json_list_records(file: LocalFile, index: int, field: str) -> Iterator[Record]:
+def _json_list_records(
+    file: LocalFile, index: int, field: str, label_field: str | None
+) -> Iterator[Record]:
     """Records of one JSON list; there is nowhere to go on from but its end."""
     with _named_errors(str(file.path)):
         pending: Record | None = None
-        for record in column_records(_stream(file, "json"), index, 0, field, str(file.path)):
+        stream = _stream(file, "json")
+        for record in column_records(stream, index, 0, field, str(file.path), label_field):
             if pending is not None:
                 yield pending
             pending = dataclasses.replace(record, next=None)
@@ -233,36 +254,50 @@ def _json_list_records(file: LocalFile, index: int, field: str) -> Iterator[Reco
             yield dataclasses.replace(pending, next=(index + 1, 0))
 
 
-def parquet_records(file: LocalFile, index: int, first: int, field: str) -> Iterator[Record]:
+def parquet_records(
+    file: LocalFile, index: int, first: int, field: str, label_field: str | None = None
+) -> Iterator[Record]:
     """One record a row of a parquet file."""
+    wanted = fields_of(field, label_field)
     with _named_errors(str(file.path)):
         names = list(_stream(file, "parquet").features)
+        require_fields(wanted, names, str(file.path))
+        stream = _stream(file, "parquet", columns=wanted, batch_size=_PARQUET_ROWS)
+        yield from column_records(stream, index, first, field, str(file.path), label_field)
+
+
+def require_fields(wanted: list[str], names: list[str], where: str) -> None:
+    """Refuse documents that lack a field.
+
+    Raises:
+        DataError: so it is.
+    """
+    for field in wanted:
         if field not in names:
-            raise missing_field(str(file.path), field, names)
-        stream = _stream(file, "parquet", columns=[field], batch_size=_PARQUET_ROWS)
-        yield from column_records(stream, index, first, field, str(file.path))
+            known = ", ".join(names) or "none"
+            hint = "set data.text_field" if len(wanted) == 1 else "give --text-field, --label-field"
+            raise DataError(f"{where}: no field {field!r}; fields: {known}; {hint}")
 
 
-def missing_field(where: str, field: str, names: list[str]) -> DataError:
-    """The error for a text field that is not there."""
-    known = ", ".join(names) or "none"
-    return DataError(f"{where}: no field {field!r}; fields: {known}; set data.text_field")
-
-
-def column_records(stream: Any, index: int, first: int, field: str, where: str) -> Iterator[Record]:
+def column_records(
+    stream: Any, index: int, first: int, field: str, where: str, label_field: str | None = None
+) -> Iterator[Record]:
     """One record a row of a `datasets` stream in arrow format, from row `first` on."""
     number = 0
     for table in stream.iter(batch_size=_ROWS):
-        if field not in table.column_names:
-            raise missing_field(where, field, table.column_names)
+        require_fields(fields_of(field, label_field), table.column_names, where)
         if number + len(table) > first:
             skipped = max(first - number, 0)
             values = _values(table.column(field).slice(skipped))
-            for offset, value in enumerate(values, number + skipped):
+            labels = _values(table.column(label_field).slice(skipped)) if label_field else []
+            labels = labels or [None] * len(values)
+            for offset, (value, label) in enumerate(
+                zip(values, labels, strict=True), number + skipped
+            ):
                 text, problem = _checked_text(value, field)
                 if isinstance(value, UnicodeDecodeError):
                     problem = "not UTF-8"
-                yield Record(index, offset, text, problem, (index, offset + 1))
+                yield Record(index, offset, text, problem, (index, offset + 1), label)
         number += len(table)
 
 

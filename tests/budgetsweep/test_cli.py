@@ -16,7 +16,8 @@ from budgetsweep.cli import cli, main
 from tests.studies.sweeping import PARAMETERS, write_text
 
 COMMANDS = (
-    "search", "promote", "report", "status", "train", "evaluate", "convert", "generate", "flops",
+    "search", "promote", "report", "status", "train", "evaluate", "convert", "generate", "classify",
+    "flops",
     "data", "export", "completion",
 )  # fmt: skip
 
@@ -110,7 +111,7 @@ def test_wrong_flags_are_usage_errors(words: tuple[str, ...]) -> None:
 
 
 def test_budgets_are_exact_whole_numbers() -> None:
-    from budgetsweep.cli import Flops
+    from budgetsweep.cli_options import Flops
 
     assert Flops().convert("1e15", None, None) == 10**15
     assert Flops().convert("123456789012345678901", None, None) == 123456789012345678901

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 import yaml
 from click.testing import CliRunner
 
-from budgetsweep.cli import FORMAT_NAMES, cli, main
+from budgetsweep.cli import cli, main
+from budgetsweep.cli_models import FORMAT_NAMES
 from budgetsweep.errors import DataError
 from tests.trainer.course_reference import CourseLM
 from tests.trainer.tiny_runs import tiny_config

@@ -17,9 +17,9 @@ from rich.console import Console
 
 from budgetsweep.cli import cli, main
 from budgetsweep.config import dump_yaml
+from budgetsweep.display import WorkDisplay
 from budgetsweep.errors import DataError
 from budgetsweep.generating import (
-    GenerateDisplay,
     Sample,
     print_side_by_side,
     read_prefixes,
@@ -327,14 +327,15 @@ def test_a_long_table_ends_early_and_says_so() -> None:
 
 def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("budgetsweep.generating.time.monotonic", lambda: now)
+    monkeypatch.setattr("budgetsweep.display.time.monotonic", lambda: now)
     stream = io.StringIO()
-    with GenerateDisplay(Console(file=stream, width=80), total=4000) as display:
-        display.update(0, 10)
+    console = Console(file=stream, width=80)
+    with WorkDisplay(console, total=4000, verb="generating", unit="tokens") as display:
+        display.update(10)
         assert stream.getvalue() == ""
         now = 120.0
-        display.update(500, 500)
-        display.update(500, 600)
+        display.update(500, before=500)
+        display.update(600, before=500)
         assert stream.getvalue() == "generating: 1,000 of 4,000 tokens, about 60 s left\n"
 
 

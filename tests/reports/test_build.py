@@ -9,11 +9,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from budgetsweep.config import load_yaml, parse
+from budgetsweep import config
+from budgetsweep.config import load_yaml, parse, write_bytes_atomically
 from budgetsweep.errors import StudyError
 from model.flops import count_params
 from reports import build, figures
-from reports.build import build_report, data_table, write_bytes_atomically, write_report
+from reports.build import build_report, data_table, write_report
 from reports.facts import Facts
 from reports.read import read_study
 from reports.style import NoChart
@@ -243,7 +244,7 @@ def test_a_report_that_cannot_be_written_leaves_no_half_file(tmp_path, monkeypat
     def full_disk(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(build.os, "fsync", full_disk)
+    monkeypatch.setattr(config.os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_bytes_atomically(path, b"second")
     assert path.read_bytes() == b"first"
