@@ -77,7 +77,7 @@ def classify_command(
         score_words,
         word_tokens,
     )
-    from trainer.device import torch_device
+    from trainer.device import enough_memory, torch_device
     from trainer.formats import open_model
     from trainer.labelled import read_labelled
     from trainer.tokenizers import load_tokenizer
@@ -97,7 +97,9 @@ def classify_command(
         limit=limit or None, seed=seed, only_fitting=draw == "fitting",
     )  # fmt: skip
     quiet = Console(quiet=True) if as_json else console  # nothing but JSON goes to a script
-    with WorkDisplay(quiet, total=len(prompts.rows), verb="reading", unit="reviews") as display:
+    smaller = enough_memory(f"give a --batch-size below {batch_size}")
+    progress = WorkDisplay(quiet, total=len(prompts.rows), verb="reading", unit="reviews")
+    with smaller, progress as display:
         probabilities = score_words(
             loaded.model.to(where), where, encoding, prompts.texts, tokens, batch_size,
             on_progress=display.update,

@@ -82,7 +82,7 @@ def _data_config(
 @click.group(context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="budgetsweep")
 def cli() -> None:
-    r"""Find the best language model that a compute budget can buy.
+    """Find the best language model that a compute budget can buy.
 
     \b
     budgetsweep search --budget 1e15     try configurations, none above the budget

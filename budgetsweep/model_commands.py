@@ -49,7 +49,7 @@ def evaluate_command(
 ) -> None:
     """Measure a model on its run's validation text or on a held-out file."""
     prepare_environment()
-    from trainer.device import autocast_context, torch_device
+    from trainer.device import autocast_context, enough_memory, torch_device
     from trainer.formats import open_model, run_beside
     from trainer.validation import validate
 
@@ -62,7 +62,8 @@ def evaluate_command(
             if value:
                 raise ConfigError(f"{option}: {model} holds an {run.architecture}, which is "
                                   "measured as it was trained")  # fmt: skip
-        path, held_out, result = _evaluate_trained(model, where, text)
+        with enough_memory("its batch is that of the run's batch_size"):
+            path, held_out, result = _evaluate_trained(model, where, text)
         tokenizer, seq_len = run.tokenizer_encoding, run.seq_len
     else:
         loaded = open_model(model, n_head, tokenizer)
@@ -74,12 +75,13 @@ def evaluate_command(
             raise ConfigError(
                 f"--seq-len {seq_len}: the model has positions for {shape.n_positions} tokens"
             )
-        result = validate(
-            loaded.model.to(where), held_out.ids, seq_len=seq_len, device=where,
-            batch_size=config.batch_size if config else max(1, EVALUATION_TOKENS // seq_len),
-            autocast=autocast_context(config, where) if config else contextlib.nullcontext(),
-            bytes_per_token=held_out.bytes_per_token, drop_last=drop_last,
-        )  # fmt: skip
+        with enough_memory("give a shorter --seq-len"):
+            result = validate(
+                loaded.model.to(where), held_out.ids, seq_len=seq_len, device=where,
+                batch_size=config.batch_size if config else max(1, EVALUATION_TOKENS // seq_len),
+                autocast=autocast_context(config, where) if config else contextlib.nullcontext(),
+                bytes_per_token=held_out.bytes_per_token, drop_last=drop_last,
+            )  # fmt: skip
         path, tokenizer = loaded.path, loaded.tokenizer
     if not math.isfinite(result.loss_nats):
         raise CheckpointError(f"{path}: its loss is {result.loss_nats}: damaged weights?")
@@ -231,7 +233,7 @@ def generate_command(
     from model.encoder_decoder import EncoderDecoderLM
     from model.generation import continue_texts
     from model.targets import write_targets
-    from trainer.device import torch_device
+    from trainer.device import enough_memory, torch_device
     from trainer.formats import open_model, run_beside
     from trainer.tokenizers import load_tokenizer
     from trainer.trained import open_trained
@@ -266,7 +268,8 @@ def generate_command(
     samples: list[list[Sample]] = [[] for _ in texts]
     per_temperature = len(texts) * max_new_tokens
     total = per_temperature * len(samplings)
-    with WorkDisplay(console, total=total, verb="generating", unit="tokens") as display:
+    smaller = enough_memory(f"give a --batch-size below {batch_size}")
+    with smaller, WorkDisplay(console, total=total, verb="generating", unit="tokens") as display:
         for n, sampling in enumerate(samplings):
             continuations = write(
                 where, encoding, texts, batch_size, max_new_tokens, sampling,

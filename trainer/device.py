@@ -170,6 +170,32 @@ def set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
         torch.mps.set_rng_state(state["mps"])
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this says that a device's memory is used up.
+
+    PyTorch raises a plain RuntimeError for that of the CPU or of MPS.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return "can't allocate memory" in text or "out of memory" in text
+
+
+@contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """Turn running out of memory into one line that ends with `advice`.
+
+    Raises:
+        ConfigError: memory ran out within.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(f"not enough memory on this device: {advice}") from error
+
+
 def start_peak_memory(device: torch.device) -> None:
     """Begin to watch the peak of memory, for `peak_memory_bytes`."""
     if device.type == "cuda":

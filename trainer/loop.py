@@ -12,7 +12,13 @@ import torch
 from budgetsweep.errors import NonFiniteLoss
 from trainer.artefacts import read_result
 from trainer.config import RunConfig
-from trainer.device import flushing_denormals, random_state, set_random_state, torch_device
+from trainer.device import (
+    flushing_denormals,
+    is_out_of_memory,
+    random_state,
+    set_random_state,
+    torch_device,
+)
 from trainer.events import Checkpointed, Command, Point, Progress, RunResult
 from trainer.state import RunState
 from trainer.tokens import TokenData
@@ -81,7 +87,7 @@ def _train(config: RunConfig, data: TokenData, run_dir: Path, device: torch.devi
         except (NonFiniteLoss, FloatingPointError) as error:
             return run.result("failed", str(error))
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return run.result("failed", f"out of memory after step {run.step}: {_line(error)}")
         finally:
@@ -108,14 +114,6 @@ def _isolated(run: Run, device: torch.device) -> Run:
                 ours = random_state(device)
                 set_random_state(device, theirs)
             command = yield event
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch raises a plain RuntimeError where the CPU's or MPS's memory is used up."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return "can't allocate memory" in text or "out of memory" in text
 
 
 def _line(error: BaseException) -> str:

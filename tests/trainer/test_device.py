@@ -15,6 +15,7 @@ from trainer.device import (
     autocast_context,
     configure_threads,
     detect_device,
+    enough_memory,
     flushing_denormals,
     has_native_bf16,
     measure_tokens_per_second,
@@ -178,3 +179,11 @@ def test_pages_of_a_mapped_file_do_not_count(tmp_path: Path) -> None:
     assert before is not None
     assert after is not None
     assert abs(after - before) < 4_000_000
+
+
+def test_used_up_memory_is_said_in_a_line_and_a_defect_is_not() -> None:
+    one_line = pytest.raises(ConfigError, match="not enough memory on this device: take less")
+    with one_line, enough_memory("take less"):
+        torch.empty(1 << 60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="size"), enough_memory("take less"):
+        torch.ones(2) @ torch.ones(3)
