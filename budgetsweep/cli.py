@@ -88,7 +88,7 @@ def cli() -> None:
     budgetsweep search --budget 1e15     try configurations, none above the budget
     budgetsweep promote --scale 100      train the best shape with 100 times the FLOPs
     budgetsweep report                   explain it all in one HTML file
-    """
+    """  # noqa: D301 - click looks for the control character itself
 
 
 @cli.command()

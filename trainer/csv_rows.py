@@ -270,4 +270,4 @@ def _record(row: _Row, index: int, columns: Columns, field: str) -> Record:
     if not title or title.isspace():
         return Record(index, row.line, None, "no text in column 'title'", after)
     source, target = wikihow.make_pair(headline, title, text) or ("", "")
-    return Record(index, row.line, target, None, after, source)
+    return Record(index, row.line, target, None, after, source=source)

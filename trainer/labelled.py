@@ -195,7 +195,7 @@ class CsvCorpus(Corpus):
                     "first line"
                 )
             if line >= start[1]:
-                yield Record(0, line, row[text_at], None, (0, line + 1), row[label_at])
+                yield Record(0, line, row[text_at], None, (0, line + 1), label=row[label_at])
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """(number of its first line, columns) of each row that is not blank."""

@@ -190,7 +190,7 @@ def json_line_record(
     if value is not None:
         text, problem = _checked_text(value[field], field)
         label = value[label_field] if label_field else None
-    return Record(index, number, text, problem, (index, number + 1), label)
+    return Record(index, number, text, problem, (index, number + 1), label=label)
 
 
 def fields_of(text_field: str, label_field: str | None) -> list[str]:
@@ -297,7 +297,7 @@ def column_records(
                 text, problem = _checked_text(value, field)
                 if isinstance(value, UnicodeDecodeError):
                     problem = "not UTF-8"
-                yield Record(index, offset, text, problem, (index, offset + 1), label)
+                yield Record(index, offset, text, problem, (index, offset + 1), label=label)
         number += len(table)
 
 
