@@ -185,8 +185,8 @@ def to_markdown(result: dict[str, Any]) -> str:
         lines += [
             "## Twice the steps",
             "",
-            f"Of {twice['n']} sound runs, {twice['carried']} carried a prediction of what twice the "
-            f"steps would bring; in {twice['inside']} the gain measured with a run of twice the "
+            f"Of {twice['n']} sound runs, {twice['carried']} carried a prediction of what twice "
+            f"the steps would bring; in {twice['inside']} the gain measured with a run of twice the "
             "steps lay in its interval. Predicted minus measured: "
             f"{low:+.3f} / {middle:+.3f} / {high:+.3f} nats (smallest, median, largest).",
             "",
