@@ -16,9 +16,10 @@ from studies.diagnosis.signals import LATE, Signals
 
 Rule = Callable[[Signals], str | None]
 
-RISE_NATS, RISE_NOISE = 0.5, 8.0
+RISE_NATS, RISE_NOISE = 1.0, 8.0
 """Rise of the training loss above its lowest before, in nats and in standard deviations of a point:
-up to 7.6 deviations without an unstable rate, with one 10 and more."""
+0.9 nats on an odd batch early in a sound run, 7.6 deviations with one sequence a step; 1.2 nats and
+10 deviations where the rate was too high."""
 
 BITS_PER_BYTE = ((1e6, 1.2), (1e8, 0.85), (1e10, 0.6))
 """Bytes of text trained on, and bits a byte below which no causal model falls on natural text
@@ -28,15 +29,16 @@ published language models reach 0.55 to 0.6 on web text with 1e12 tokens and mor
 PLUNGE_NATS, PLUNGE_TIMES = 0.6, 2.0
 """Fall of the training loss a doubling of steps behind 45 % of the run, and over that before: up to
 0.39 and 3 times where the rate was too high, 0.9 and more where the mask was missing."""
+PLUNGE_BEFORE, PLUNGE_TO = 0.1, 0.35
+"""It must have been falling before, and end at this share of the loss at the start."""
 BYTES_PER_TOKEN_AT_LEAST = 3.0
 """Where it is not known and the vocabulary is larger than `BYTE_VOCABULARY` (*assumption*; GPT-2
 has 4.3 to 4.6 on English)."""
 BYTE_VOCABULARY = 1000
 
-PILED_UP = 5.0
-"""Late gradient norm over that of the start: 0.2 to 1.2 in sound runs, 9 and more uncleared."""
-PILED_STEADY = 0.06
-"""Median change of its logarithm between points: 0.01 uncleared, 0.07 and more otherwise."""
+PILED_UP = ((3.0, 0.06), (5.0, 0.12))
+"""Late gradient norm over that of the start, and median change of its logarithm between points.
+Uncleared 3.4 to 13 and 0.005 to 0.10; sound runs 0.2 to 2.2 and 0.08 and more."""
 CLIP_FLOOR, CLIP_MEDIAN, CLIP_BAND = 0.88, 1.5, 1.8
 """A gradient that is clipped and not cleared keeps the norm `grad_clip`, and a new one is added to
 it: no norm below 0.90 of grad_clip, the median 1.25 to 1.27, the 90th percentile 1.3 to 1.5 times
@@ -47,15 +49,16 @@ FEWEST_NORMS = 20
 VAL_RISE_NATS = 0.03
 """Rise of the validation loss from its lowest: 0 in sound runs."""
 TRAIN_FALL_NATS = 0.1
-STALL_FROM, STALL_TRAIN_NATS, STALL_SHARE = 0.4, 0.12, 0.1
+STALL_FROM, STALL_TRAIN_NATS, STALL_SHARE = 0.4, 0.15, 0.1
 """Or: from here on the training loss falls by this and the validation loss by less than that share
 of it."""
 
 RATE_JUMPS = 0.3
 """Median change of the gradient norm's logarithm between points: 0.08 to 0.18 in sound runs, 0.35
 and more at a rate 15 to 150 times too high, unless it rose."""
-BENT, BENT_ERRORS = -0.03, 3.0
-"""Curvature over log2(step) in nats: sound runs fall ever slower a doubling."""
+BENT, BENT_ERRORS, BENT_TIMES = -0.03, 3.0, 1.2
+"""Curvature over log2(step) in nats, its standard errors, and the fall a doubling of steps behind
+45 % of the run over that before: sound runs fall ever slower a doubling."""
 EARLY_HALF = 0.1
 
 SLOW_HALF = 0.12
@@ -118,6 +121,8 @@ def _second_descent(s: Signals) -> str | None:
     val_fell = s.val[late][0] - s.val[-1] if late.any() else 0.0
     if after < PLUNGE_NATS or after < PLUNGE_TIMES * before or val_fell < PLUNGE_NATS / 2:
         return None
+    if before < PLUNGE_BEFORE or float(s.smooth[-1]) > PLUNGE_TO * s.start_nats:
+        return None  # it comes back from a rise
     return (
         f"the training loss fell by {before:.2f} nats a doubling of steps from 15 to 45 % of the "
         f"run and by {after:.2f} from there on, the validation loss by {val_fell:.2f} nats in all: "
@@ -148,14 +153,15 @@ def grad_not_cleared(s: Signals) -> str | None:
     if jumps is None or s.norms.size < FEWEST_NORMS:
         return None
     start, middle = float(np.median(s.norms[:3])), float(np.median(late))
-    if middle >= PILED_UP * start and jumps <= PILED_STEADY:
+    if any(middle >= times * start and jumps <= steady for times, steady in PILED_UP):
         return (
             f"the gradient's norm grew from {start:.3g} to {middle:.3g} and changes by only "
             f"{100 * jumps:.0f} % from point to point, as a sum over all steps does"
         )
     clip = s.facts.grad_clip
-    if clip is None or _never_got_going(s):
-        return None  # where nothing is learnt, the norm stays what it was
+    noisy = s.noise_nats is not None and s.noise_nats >= NOISY_NATS
+    if clip is None or _never_got_going(s) or noisy:
+        return None  # where nothing is learnt, or of one sequence, norms are large anyhow
     low, high = np.quantile(late, [0.1, 0.9])
     floor = float(s.norms.min())
     if floor < CLIP_FLOOR * clip or middle > CLIP_MEDIAN * clip or high > CLIP_BAND * low:
@@ -207,15 +213,20 @@ def lr_too_high(s: Signals) -> str | None:
     if s.half_way > EARLY_HALF or _never_got_going(s):
         return None
     bend = s.bend
-    if bend is not None and bend.curvature <= BENT and bend.curvature <= -BENT_ERRORS * bend.error:
-        before, after = s.falls
+    before, after = s.falls
+    if (
+        bend is not None
+        and bend.curvature <= min(BENT, -BENT_ERRORS * bend.error)
+        and after >= BENT_TIMES * before
+    ):
         peak = f"{s.lr.max():.2g}" if s.lr.size else "its peak"
         return (
             f"the training loss fell by {before:.2f} nats a doubling of steps from 15 to 45 % of "
             f"the run and by {after:.2f} from there on, as the rate fell from {peak}"
         )
     jumps = s.norm_jumps
-    if jumps is not None and jumps >= RATE_JUMPS and data_in_order(s) is None:
+    noisy = data_in_order(s) is not None or batch_too_small(s) is not None
+    if jumps is not None and jumps >= RATE_JUMPS and not noisy:
         return (
             f"the gradient's norm jumps by {100 * math.expm1(jumps):.0f} % from point to point "
             f"({s.late_norms.min():.2g} to {s.late_norms.max():.2g}){_lr_range(s)}"
