@@ -56,7 +56,7 @@ of it."""
 RATE_JUMPS = 0.3
 """Median change of the gradient norm's logarithm between points: 0.08 to 0.18 in sound runs, 0.35
 and more at a rate 15 to 150 times too high, unless it rose."""
-BENT, BENT_ERRORS, BENT_TIMES = -0.03, 3.0, 1.2
+BENT, BENT_ERRORS, BENT_TIMES, DECAYED = -0.03, 3.0, 1.2, 0.7
 """Curvature over log2(step) in nats, its standard errors, and the fall a doubling of steps behind
 45 % of the run over that before: sound runs fall ever slower a doubling."""
 EARLY_HALF = 0.1
@@ -75,6 +75,8 @@ CONSTANT = 0.5
 NOISY_NATS = 0.45
 """Standard deviation of one step's loss: 0.13 to 0.21 in sound runs of 16 to 24 short sequences of
 bytes and up to 0.36 in real runs of 4 sequences, 0.59 and more with one."""
+VISIBLE_NATS = 0.05
+"""And of a point's loss: the mean over very many steps tells more of drift than of noise."""
 SEQUENCE_NATS = 1.15
 """The same times √(sequences in a step): 0.4 to 0.85 where they are drawn independently."""
 SHORT_SEQUENCE = 24
@@ -216,6 +218,7 @@ def lr_too_high(s: Signals) -> str | None:
     before, after = s.falls
     if (
         bend is not None
+        and (not s.lr.size or s.lr[-1] < DECAYED * s.lr.max())
         and bend.curvature <= min(BENT, -BENT_ERRORS * bend.error)
         and after >= BENT_TIMES * before
     ):
@@ -299,8 +302,8 @@ def warmup_too_long(s: Signals) -> str | None:
 def data_in_order(s: Signals) -> str | None:
     """The loss wanders with the text, or varies more than independent sequences would."""
     wander, noise = s.wander, s.noise_nats
-    if wander is None or noise is None:
-        return None
+    if wander is None or noise is None or _rise(s) is not None:
+        return None  # behind a spike the loss varies for another reason
     n = int((s.steps >= LATE * s.last_step).sum())
     if (
         s.wander_nats >= WANDER_NATS
@@ -313,7 +316,7 @@ def data_in_order(s: Signals) -> str | None:
             "independent)"
         )
     sequences = s.facts.sequences_per_step
-    if not sequences or sequences == 1:
+    if not sequences or sequences == 1 or s.point_noise_nats < VISIBLE_NATS:
         return None
     length = (s.facts.tokens_per_step or 0) / sequences or SHORT_SEQUENCE
     usual = SEQUENCE_NATS * math.sqrt(max(1.0, SHORT_SEQUENCE / length))
@@ -328,7 +331,7 @@ def data_in_order(s: Signals) -> str | None:
 def batch_too_small(s: Signals) -> str | None:
     """One step's loss says little."""
     noise = s.noise_nats
-    if noise is None or noise < NOISY_NATS:
+    if noise is None or noise < NOISY_NATS or s.point_noise_nats < VISIBLE_NATS:
         return None
     size = ""
     n = s.facts.sequences_per_step

@@ -18,6 +18,7 @@ LATE = 0.4
 """Share of the steps from which noise is measured: the first descent is over in a sound run."""
 FEWEST_LATE_NORMS = 12
 BEND_FROM = 0.1
+SPIKE = 4.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Signals:
         self.norm_steps: FloatArray = curve.step[normed]
         self.norms: FloatArray = curve.grad_norm[normed]
         counted = curve.tokens[np.isfinite(curve.tokens)]
-        self.tokens = float(counted[-1]) if counted.size else None
+        self.tokens = float(counted[-1]) if counted.size and counted[-1] > 0 else None
 
     @cached_property
     def last_step(self) -> float:
@@ -72,7 +73,10 @@ class Signals:
         x, y = self.steps[late] / self.last_step, self.train[late]
         if y.size < 8:
             return np.empty(0), np.empty(0)
-        return np.diff(y), y - np.polyval(np.polyfit(x, y, 2), x)
+        trend = np.polyval(np.polyfit(x, y, 2), x)
+        y = trend + without_spikes(y - trend)  # else one spike would bend the trend
+        residuals = y - np.polyval(np.polyfit(x, y, 2), x)
+        return without_spikes(np.diff(y)), residuals
 
     @cached_property
     def steps_per_point(self) -> float:
@@ -177,3 +181,9 @@ class Signals:
         if self.lr.size < 3 or self.lr.max() <= 0:
             return None
         return float(self.lr_steps[np.argmax(self.lr >= 0.99 * self.lr.max())])
+
+
+def without_spikes(values: FloatArray) -> FloatArray:
+    """Values with those beyond `SPIKE` robust standard deviations pulled in to there."""
+    limit = SPIKE * float(np.median(np.abs(values))) / 0.6745
+    return np.clip(values, -limit, limit)

@@ -16,8 +16,8 @@ from budgetsweep.cli import cli, main
 from tests.studies.sweeping import PARAMETERS, write_text
 
 COMMANDS = (
-    "search", "promote", "report", "status", "train", "evaluate", "convert", "generate", "flops",
-    "data", "export", "completion",
+    "search", "promote", "report", "status", "train", "evaluate", "convert", "generate", "diagnose",
+    "flops", "data", "export", "completion",
 )  # fmt: skip
 
 

@@ -79,6 +79,7 @@ def test_a_run_broken_in_one_way_gets_that_verdict(kind: str) -> None:
     assert found.first.name == kind, found.verdicts
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_what_is_broken_is_mended_behind_it() -> None:
     run = small_run("healthy")
     assert names_of(run) == [HEALTHY]
@@ -208,7 +209,7 @@ def test_the_floor_is_in_bits_per_byte_and_falls_with_the_text_seen(
 
 
 def test_a_training_loss_learnt_by_heart_is_no_leak() -> None:
-    train = 0.1 + 5.4 / (1 + STEPS / 20) ** 1.5
+    train = 0.1 + 5.4 / (1 + STEPS / 60) ** 1.5
     val = np.where(STEPS % 100 == 0, sound_loss() + STEPS / 1000, np.nan)
     assert names(curve(train_loss_nats=train, val_loss_nats=val)) == ["overfitting"]
 
