@@ -26,9 +26,7 @@ from trainer.loop import train_run
 from trainer.prepare import open_prepared, prepare
 from trainer.tokens import TokenArray, TokenData
 
-VAL_TOKENS, VAL_PIECE_TOKENS = 6144, 512
-PIECE_TOKENS = 16_384
-"""Pieces of training text: about as long as a module."""
+VAL_TOKENS = 6144
 KINDS = (
     "healthy", "lr_too_high", "lr_too_low", "warmup_too_long", "batch_too_small", "data_in_order",
     "lr_constant", "grad_not_cleared", "overfitting", "leak",
@@ -56,8 +54,8 @@ def demo_tokens(cache_dir: Path | None = None) -> TokenData:
     return open_prepared(data, "bytes", cache_dir)
 
 
-def draw(kind: str, seed: int) -> tuple[dict[str, Any], int, int]:
-    """Settings, training tokens and tokens of a piece of text (see `pieces`) of one run.
+def draw(kind: str, seed: int, n_train: int) -> tuple[dict[str, Any], tuple[int, int], int]:
+    """Settings, slice of the training text and start of the validation text of one run.
 
     The draws of a seed are the same for every kind, so that a broken run and the healthy one of
     its seed differ in what is broken only.
@@ -87,7 +85,9 @@ def draw(kind: str, seed: int) -> tuple[dict[str, Any], int, int]:
         "checkpoint_seconds": 1e9,
         "seed": seed,
     }  # fmt: skip
-    length, piece = int(rng.integers(100_000, 2_000_000)), PIECE_TOKENS
+    start = int(rng.integers(0, n_train - 2_000_000))
+    length = int(rng.integers(100_000, 2_000_000))
+    val_start = int(rng.integers(0, 400_000))
     factor = float(rng.uniform())
     match kind:
         case "lr_too_high":
@@ -105,7 +105,7 @@ def draw(kind: str, seed: int) -> tuple[dict[str, Any], int, int]:
         case "grad_not_cleared" if factor < 0.5:  # clipping bounds what has piled up
             settings["grad_clip"] = None
         case "overfitting":
-            length, piece = int(rng.integers(1_500, 5_000)), 500
+            length = int(rng.integers(1_500, 5_000))
             settings["num_training_steps"] = steps + 150
         case "leak":  # a short context and time enough to find the way to the next token
             settings["seq_len"] = settings["model_config"]["n_positions"] = int(seq_len / 2 + 4)
@@ -113,17 +113,7 @@ def draw(kind: str, seed: int) -> tuple[dict[str, Any], int, int]:
             settings["model_config"]["n_head"] = max(32, width) // 8
             settings["num_training_steps"] = steps + 300
             settings["max_lr"] = 2 * peak
-    return settings, length, piece
-
-
-def pieces(tokens: TokenArray, length: int, piece: int, seed: int) -> TokenArray:
-    """About `length` tokens in pieces from all over a text, each whole, in a drawn order.
-
-    Training and validation text are then of one kind, as in a sound run they must be.
-    """
-    rng = np.random.default_rng([seed, length])
-    starts = rng.permutation(len(tokens) // piece)[: max(1, length // piece)] * piece
-    return TokenArray.from_arrays([tokens[start : start + piece] for start in starts.tolist()])
+    return settings, (start, start + length), val_start
 
 
 class InOrder:
@@ -176,12 +166,12 @@ def breaking(kind: str) -> Iterator[None]:
 
 def record(kind: str, seed: int, tokens: TokenData, **changes: Any) -> RecordedRun:
     """Train one run and return its curve; keywords replace drawn settings."""
-    settings, length, piece = draw(kind, seed)
+    settings, (start, stop), val_start = draw(kind, seed, len(tokens.train))
     config = RunConfig.model_validate({**settings, **changes})
     data = dataclasses.replace(
         tokens,
-        train=pieces(tokens.train, length, piece, seed),
-        val=pieces(tokens.val, VAL_TOKENS, VAL_PIECE_TOKENS, seed),
+        train=TokenArray.from_arrays([tokens.train[start:stop]]),
+        val=TokenArray.from_arrays([tokens.val[val_start : val_start + VAL_TOKENS]]),
     )
     points: list[Point] = []
     with breaking(kind), tempfile.TemporaryDirectory() as folder:

@@ -45,7 +45,7 @@ def train_missing(path: Path, seeds: range) -> None:
                 if (kind, seed) in present:
                     continue
                 if kind == TWICE:
-                    steps = draw("healthy", seed)[0]["num_training_steps"]
+                    steps = draw("healthy", seed, len(tokens.train))[0]["num_training_steps"]
                     run = record("healthy", seed, tokens, num_training_steps=2 * steps)
                     run = dataclasses.replace(run, kind=TWICE)
                 else:

@@ -141,7 +141,7 @@ def _floor_nats(s: Signals) -> tuple[float, str]:
     tokens = s.tokens or (s.facts.tokens_per_step or 0) * s.last_step
     if tokens:
         amounts, bits = zip(*BITS_PER_BYTE, strict=True)
-        at = np.interp(math.log(tokens * per_token), np.log(amounts), bits)
+        at = float(np.interp(math.log(tokens * per_token), np.log(amounts), bits))
         how = f"{at:.2f} bits a byte, out of reach after {tokens:.2g} tokens of natural text"
     else:
         at = BITS_PER_BYTE[-1][1]
