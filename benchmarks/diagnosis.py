@@ -28,6 +28,8 @@ from studies.diagnosis import CurveFacts, Diagnosis, diagnose
 
 TWICE = "twice"
 """Kind of the sound runs with twice the steps."""
+LEAK_NATS = 1.0
+"""Below the sound run of its seed by this: the model has learnt to use the future."""
 ALONE = ("step", "train_loss_nats", "val_loss_nats")
 
 
@@ -112,6 +114,20 @@ def harm(runs: list[RecordedRun]) -> dict[str, list[float]]:
     return found
 
 
+def leaks(runs: list[RecordedRun]) -> dict[str, list[int]]:
+    """Runs without a mask, and those named, by whether the model had learnt to use the future."""
+    sound = {run.seed: run.val_loss_nats for run in runs if run.kind == "healthy"}
+    found = {"used": [0, 0], "not_used": [0, 0]}
+    for run in runs:
+        other = sound.get(run.seed)
+        if run.kind != "leak" or run.val_loss_nats is None or other is None:
+            continue
+        entry = found["used" if other - run.val_loss_nats >= LEAK_NATS else "not_used"]
+        entry[0] += 1
+        entry[1] += any(verdict.name == "leak" for verdict in judge(run).verdicts)
+    return found
+
+
 def doubling(runs: list[RecordedRun]) -> dict[str, Any]:
     """The gain of twice the steps: predicted by the law, and measured."""
     longer = {run.seed: run.val_loss_nats for run in runs if run.kind == TWICE}
@@ -179,6 +195,13 @@ def to_markdown(result: dict[str, Any]) -> str:
                 f"{entry['named']} | {other} | {told} |"
             )
         lines.append("")
+    (used, named), (unused, named_unused) = result["leaks"]["used"], result["leaks"]["not_used"]
+    lines += [
+        f"Of the {used} runs without a mask that ended at least {LEAK_NATS:g} nat below the sound "
+        f"run of their seed, {named} were found; of the {unused} that had not yet learnt to use "
+        f"the future, {named_unused}.",
+        "",
+    ]
     twice = result["doubling"]
     if twice["carried"]:
         low, middle, high = twice["predicted_minus_measured"]
@@ -218,6 +241,7 @@ def main() -> int:
         "full": table(runs),
         "alone": table(runs, alone=True),
         "harm_nats": harm(runs),
+        "leaks": leaks(runs),
         "doubling": doubling(runs),
         "milliseconds": milliseconds(runs),
     }
