@@ -229,6 +229,23 @@ def train(
         sys.exit(130 if signals.should_stop() else 1)
 
 
+@cli.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--trial", type=click.IntRange(0), help="A trial of a study, instead of RUN.")
+@click.option("--promotion", type=click.IntRange(0), help="A promotion of a study.")
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@storage_options
+def diagnose(**options: Any) -> None:
+    """Say from its learning curve what is wrong with a run, and how many steps suffice.
+
+    RUN is a run's folder, or anybody's CSV or .jsonl file with step, train_loss and, where known,
+    val_loss, lr, grad_norm, tokens.
+    """
+    from budgetsweep.diagnosing import diagnose_command
+
+    diagnose_command(new_console(), **options)
+
+
 @cli.command("flops")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--budget", type=Flops(), help="Budget to compare with.")

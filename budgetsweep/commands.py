@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from trainer.tokens import TokenData
 
 DRY_RUN_PROPOSALS = 10_000
+SHOWN_TRIALS = 10
 
 LONG_SECONDS = 6 * 3600.0
 """A promotion longer than this is asked about on a terminal."""
@@ -521,6 +522,8 @@ def status_command(
             f"PPL {best['val_ppl']:,.1f}  {escape(settings_text(best['params']))}",
             highlight=False,
         )
+    for name, entry in status["verdicts"].items():
+        console.print(_verdict_line(name, entry), highlight=False)
     for run in status["unfinished"] + status["failed"]:
         reason = f": {run['reason']}" if run["reason"] else ""
         console.print(
@@ -540,6 +543,15 @@ def status_command(
             f"rejected {entry['count']} x {reason}: for example, {escape(entry['example'])}",
             highlight=False,
         )
+
+
+def _verdict_line(name: str, entry: dict[str, Any]) -> str:
+    from studies.diagnosis import LABELS
+
+    numbers = [str(number) for number in entry["trials"][:SHOWN_TRIALS]]
+    more = ", ..." if entry["count"] > SHOWN_TRIALS else ""
+    word = "trial" if entry["count"] == 1 else "trials"
+    return f"curves: {LABELS[name]}: {entry['count']} {word} ({', '.join(numbers)}{more})"
 
 
 def export_command(storage: str, study_name: str | None, folder: Path, console: Console) -> None:

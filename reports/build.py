@@ -18,7 +18,7 @@ from budgetsweep.config import dump_yaml, write_bytes_atomically, write_text_ato
 from model.flops import CONVENTIONS
 from reports import figures as runs
 from reports import figures_space as space
-from reports import style, text, text_search
+from reports import style, text, text_curves, text_search
 from reports.advice import advice
 from reports.document import (
     Block,
@@ -135,6 +135,8 @@ def compose(facts: Facts, pictures: dict[str, Picture], best_yaml: Path | None) 
         Heading("What was best?"),
         *text.best(facts),
         *shown("history", "learning_curves"),
+        Heading("What do the curves say?"),
+        *text_curves.curves(facts),
         Heading("What did it cost?"),
         *text.cost(facts),
         Heading("What was tried?"),
@@ -213,6 +215,7 @@ def _row(facts: Facts, run: Run) -> dict[str, Any]:
             spending.spent.flops(convention) if spending is not None else ""
         )
     row["spent_tokens"] = spending.spent.tokens if spending is not None else ""
+    row["verdicts"] = " ".join(text_curves.verdict_names(facts, run))
     row.update(_flat("param", run.params))
     row.update(_flat("config", run.config))
     row.update(_flat("version", run.versions))

@@ -12,7 +12,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from reports.formats import known
-from reports.read import Curve, StudyData
+from reports.read import StudyData
+from studies.curves import Curve
+from studies.diagnosis import Diagnosis
+from studies.diagnosis.of_runs import diagnose_runs
 from studies.ledger import Amount, of_steps
 from studies.space import Parameter
 from studies.tables import Rejection, Run, Study
@@ -122,6 +125,11 @@ class Facts:
     def curve(self, run: Run) -> Curve | None:
         """A run's learning curves."""
         return self.data.curves.get(run.id)
+
+    @cached_property
+    def diagnoses(self) -> dict[int, Diagnosis]:
+        """What the curves say, by run id; of complete runs and of those that diverged."""
+        return diagnose_runs(self.data.runs, self.study, self.data.curves)
 
     def costs(self, runs: Iterable[Run]) -> Costs:
         """Sums of the ledger and the clocks over `runs`."""

@@ -17,8 +17,8 @@ from reports import style
 from reports.axes import linear_axis, log_axis, loss_limits, nats, padded_log_limits
 from reports.facts import Facts, charged_flops, final_loss, run_config
 from reports.formats import loss, plural, power, rate, short, times
-from reports.read import Curve, FloatArray
 from reports.style import BEST, GOOD, INK, LIGHT, MUTED, OTHER, PROMOTED, Chart, Layout, NoChart
+from studies.curves import Curve, FloatArray
 from studies.tables import Run
 from trainer.schedule import cosine_lr_schedule
 

@@ -24,8 +24,8 @@ from reports.facts import (
 )
 from reports.figures import LOSS_LABEL, clip_marks, dots, key
 from reports.formats import loss, plural, power, rate, setting, short
-from reports.read import FloatArray
 from reports.style import BEST, GOOD, LIGHT, MUTED, OTHER, Chart, Layout, NoChart
+from studies.curves import FloatArray
 from studies.space import Parameter
 from studies.tables import Run
 

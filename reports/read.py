@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, create_engine, make_url, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -24,22 +22,10 @@ from sqlalchemy.pool import NullPool
 from budgetsweep.config import did_you_mean
 from budgetsweep.errors import StudyError
 from studies import storage
+from studies.curves import Curve
+from studies.curves_read import read_curves
 from studies.ledger import Amount
-from studies.tables import LedgerEntry, Point, Rejection, Run, Study
-
-FloatArray = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Learning curves of one run, by step; all arrays are (points,), NaN where nothing was told."""
-
-    step: FloatArray
-    tokens: FloatArray
-    flops: FloatArray
-    """Training FLOPs so far, in the study's convention."""
-    train_loss_nats: FloatArray
-    val_loss_nats: FloatArray
+from studies.tables import LedgerEntry, Rejection, Run, Study
 
 
 @dataclass(frozen=True)
@@ -97,7 +83,7 @@ def read_study(storage_url: str, study_name: str | None = None) -> StudyData:
                     )
                 ),
                 spending=_read_ledger(session, study.id),
-                curves=_read_curves(session, study.id),
+                curves=read_curves(session, study.id),
                 other_studies=[other for other in names if other != name],
             )
             session.expunge_all()
@@ -182,29 +168,3 @@ def _read_ledger(session: Session, study_id: int) -> dict[int, Spending]:
         sums[entry][run_id] += Amount(*figures)
     planned, spent = sums["planned"], sums["spent"]
     return {run_id: Spending(planned[run_id], spent[run_id]) for run_id in {*planned, *spent}}
-
-
-def _read_curves(session: Session, study_id: int) -> dict[int, Curve]:
-    rows = session.execute(
-        select(
-            Point.run_id,
-            Point.step,
-            Point.tokens,
-            Point.flops,
-            Point.train_loss_nats,
-            Point.val_loss_nats,
-        )
-        .join(Run, Run.id == Point.run_id)
-        .where(Run.study_id == study_id)
-        .order_by(Point.run_id, Point.step)
-    )
-    by_run: dict[int, list[tuple[float | None, ...]]] = defaultdict(list)
-    for run_id, *values in rows:
-        by_run[run_id].append(tuple(values))
-    return {run_id: _curve(values) for run_id, values in by_run.items()}
-
-
-def _curve(rows: list[tuple[float | None, ...]]) -> Curve:
-    table = np.array(rows, dtype=np.float64)  # None becomes NaN
-    table[~np.isfinite(table)] = np.nan
-    return Curve(*(np.ascontiguousarray(column) for column in table.T))

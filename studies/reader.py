@@ -12,6 +12,8 @@ from budgetsweep.config import did_you_mean
 from budgetsweep.errors import StudyError
 from model.flops import Convention
 from studies import ledger, storage
+from studies.curves import Curve
+from studies.curves_read import read_curves
 from studies.ledger import LedgerTotals
 from studies.lifecycle import IllegalChangeError
 from studies.tables import FINISHED_STATUSES, Point, Rejection, Run, Study
@@ -94,6 +96,11 @@ class Reader:
         query = select(Point).where(Point.run_id == run_id).order_by(Point.step)
         with self._read() as session:
             return list(session.scalars(query))
+
+    def curves(self, study_id: int) -> dict[int, Curve]:
+        """The learning curves of a study's runs by run id; a run without points is missing."""
+        with self._read() as session:
+            return read_curves(session, study_id)
 
     def config_hashes(self, study_id: int) -> set[str]:
         """`config_hash` of every run of a study."""

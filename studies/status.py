@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from studies.diagnosis import HEALTHY, NAMES, Diagnosis
+from studies.diagnosis.of_runs import diagnose_runs
 from studies.store import Store
 from studies.tables import Run
 
@@ -27,6 +29,7 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
             entry = rejections.setdefault(rejection.reason, {"count": 0})
             entry["count"] += 1
             entry["example"] = rejection.detail
+        judged = diagnose_runs((*trials, *promotions), study, store.curves(study.id))
         numbers = {run.id: run.number for run in trials}
         unfinished = ("queued", "running", "interrupted")
         return {
@@ -42,17 +45,39 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
             "flops_planned": getattr(ledger.planned, study.convention),
             "flops_spent": getattr(ledger.spent, study.convention),
             "flops_redone": getattr(ledger.redone, study.convention),
-            "best": None if best is None else _facts(best),
+            "best": None if best is None else {**_facts(best), "verdicts": _names(judged, best)},
+            "verdicts": _verdicts(judged, trials),
             "unfinished": [
                 _facts(run) for run in (*trials, *promotions) if run.status in unfinished
             ],
             "failed": [_facts(run) for run in (*trials, *promotions) if run.status == "failed"],
             "promotions": [
-                {**_facts(run), "parent_number": numbers.get(run.parent_run_id or -1)}
+                {
+                    **_facts(run),
+                    "parent_number": numbers.get(run.parent_run_id or -1),
+                    "verdicts": _names(judged, run),
+                }
                 for run in promotions
             ],
             "rejections": rejections,
         }
+
+
+def _verdicts(judged: dict[int, Diagnosis], trials: list[Run]) -> dict[str, dict[str, Any]]:
+    """What the curves of trials accuse, with the trials' numbers; healthy ones are left out."""
+    found: dict[str, list[int]] = {}
+    for run in trials:
+        for name in _names(judged, run):
+            found.setdefault(name, []).append(run.number)
+    return {
+        name: {"count": len(found[name]), "trials": found[name]}
+        for name in NAMES
+        if name in found and name != HEALTHY
+    }
+
+
+def _names(judged: dict[int, Diagnosis], run: Run) -> list[str]:
+    return [verdict.name for verdict in judged[run.id].verdicts] if run.id in judged else []
 
 
 def _facts(run: Run) -> dict[str, Any]:

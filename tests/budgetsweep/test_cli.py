@@ -17,8 +17,7 @@ from tests.studies.sweeping import PARAMETERS, write_text
 
 COMMANDS = (
     "search", "promote", "report", "status", "train", "evaluate", "convert", "generate", "classify",
-    "flops",
-    "data", "export", "completion",
+    "diagnose", "flops", "data", "export", "completion",
 )  # fmt: skip
 
 

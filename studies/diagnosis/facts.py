@@ -1,0 +1,70 @@
+"""What is known of a run beside its curve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainer.config import RunConfig
+
+
+@dataclass(frozen=True)
+class CurveFacts:
+    """All may be unknown; a rule that needs what is unknown says nothing."""
+
+    num_steps: int | None = None
+    """Steps of the whole schedule; a curve may end before."""
+    warmup_steps: int | None = None
+    max_lr: float | None = None
+    final_lr: float | None = None
+    sequences_per_step: int | None = None
+    """Windows of text in one optimiser step."""
+    tokens_per_step: int | None = None
+    grad_clip: float | None = None
+    n_vocab: int | None = None
+    bytes_per_token: float | None = None
+    failure: str | None = None
+    """Why the run failed, in one line."""
+
+    @classmethod
+    def of_config(
+        cls,
+        config: Mapping[str, Any],
+        *,
+        bytes_per_token: float | None = None,
+        failure: str | None = None,
+    ) -> CurveFacts:
+        """Facts of a run's stored configuration; one that cannot be read tells nothing."""
+        known: dict[str, Any] = {"bytes_per_token": bytes_per_token, "failure": failure}
+        try:
+            run = RunConfig.model_validate(config)
+        except ValidationError:
+            return cls(**known)
+        if run.tokenizer_encoding == "bytes":
+            known["bytes_per_token"] = 1.0
+        return cls(
+            num_steps=None if run.num_training_steps == "fill" else run.steps,
+            warmup_steps=None if run.num_training_steps == "fill" else run.warmup_steps,
+            max_lr=run.max_lr,
+            final_lr=run.final_lr,
+            sequences_per_step=run.batch_size * run.grad_accumulation_steps,
+            tokens_per_step=run.tokens_per_step,
+            grad_clip=run.grad_clip,
+            n_vocab=run.model.n_vocab,
+            **known,
+        )
+
+    @property
+    def uniform_loss_nats(self) -> float | None:
+        """Loss of a model that knows nothing: ln V."""
+        return math.log(self.n_vocab) if self.n_vocab else None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run ended because a number was none."""
+        reason = (self.failure or "").lower()
+        return any(word in reason for word in ("became nan", "became inf", "became -inf"))
