@@ -284,7 +284,7 @@ def data_prepare(
     SOURCE is what --data takes. A .csv with the columns headline, title, text (WikiHow) gives
     pairs for an encoder-decoder.
     """
-    from budgetsweep.commands import prepare_command
+    from budgetsweep.data_commands import prepare_command
 
     if named is not None:
         given = click.get_current_context().get_parameter_source("source")
@@ -304,7 +304,7 @@ def data_prepare(
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 def data_info(cache_dir: Path | None, verify: bool, as_json: bool) -> None:
     """List prepared token sets."""
-    from budgetsweep.commands import info_command
+    from budgetsweep.data_commands import info_command
 
     info_command(new_console(), cache_dir, verify=verify, as_json=as_json)
 

@@ -9,8 +9,8 @@ from matplotlib.patches import Patch
 from reports.axes import linear_axis
 from reports.figures import key
 from reports.formats import count
-from reports.read import FloatArray
 from reports.style import BEST, INK, PROMOTED, Chart, Layout, legend_below, remark
+from studies.curves import FloatArray
 
 BINS = 40
 EVEN_ODDS = 0.5
