@@ -56,9 +56,6 @@ of it."""
 RATE_JUMPS = 0.3
 """Median change of the gradient norm's logarithm between points: 0.08 to 0.18 in sound runs, 0.35
 and more at a rate 15 to 150 times too high, unless it rose."""
-BENT, BENT_ERRORS, BENT_TIMES, DECAYED = -0.03, 3.0, 1.2, 0.7
-"""Curvature over log2(step) in nats, its standard errors, and the fall a doubling of steps behind
-45 % of the run over that before: sound runs fall ever slower a doubling."""
 EARLY_HALF = 0.1
 
 SLOW_HALF = 0.12
@@ -206,7 +203,7 @@ def _stalled(s: Signals) -> str | None:
 
 
 def lr_too_high(s: Signals) -> str | None:
-    """The loss rose, or stopped early and fell only as the rate did, or the gradient jumps."""
+    """The loss became no number, or rose, or the gradient jumps."""
     if s.facts.diverged:
         return f"{s.facts.failure}{_lr_range(s)}"
     rose = _rise(s)
@@ -214,19 +211,6 @@ def lr_too_high(s: Signals) -> str | None:
         return rose
     if s.half_way > EARLY_HALF or _never_got_going(s):
         return None
-    bend = s.bend
-    before, after = s.falls
-    if (
-        bend is not None
-        and (not s.lr.size or s.lr[-1] < DECAYED * s.lr.max())
-        and bend.curvature <= min(BENT, -BENT_ERRORS * bend.error)
-        and after >= BENT_TIMES * before
-    ):
-        peak = f"{s.lr.max():.2g}" if s.lr.size else "its peak"
-        return (
-            f"the training loss fell by {before:.2f} nats a doubling of steps from 15 to 45 % of "
-            f"the run and by {after:.2f} from there on, as the rate fell from {peak}"
-        )
     jumps = s.norm_jumps
     noisy = data_in_order(s) is not None or batch_too_small(s) is not None
     if jumps is not None and jumps >= RATE_JUMPS and not noisy:

@@ -1,9 +1,8 @@
-"""What the rules look at, measured once from a curve: noise, bend, half-way, norms."""
+"""What the rules look at, measured once from a curve: noise, falls, half-way, norms."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -17,18 +16,7 @@ FEWEST_POINTS = 12
 LATE = 0.4
 """Share of the steps from which noise is measured: the first descent is over in a sound run."""
 FEWEST_LATE_NORMS = 12
-BEND_FROM = 0.1
 SPIKE = 4.0
-
-
-@dataclass(frozen=True)
-class Bend:
-    """Curvature of the training loss over log2(step): L = a + b · u + c · u²."""
-
-    curvature: float
-    """c; above 0 the loss falls ever slower a doubling, below 0 ever faster."""
-    error: float
-    """Its standard error."""
 
 
 class Signals:
@@ -132,21 +120,6 @@ class Signals:
         part = (above - half) / (above - under) if above > under else 1.0
         step = self.steps[index - 1] + part * (self.steps[index] - self.steps[index - 1])
         return float(step) / self.last_step
-
-    @cached_property
-    def bend(self) -> Bend | None:
-        """Curvature over log2(step) behind the first tenth; None with fewer than 12 points."""
-        used = self.steps >= BEND_FROM * self.last_step
-        if used.sum() < FEWEST_POINTS:
-            return None
-        u, y = np.log2(self.steps[used] / self.last_step), self.train[used]
-        design = np.stack([np.ones_like(u), u, u**2], axis=1)
-        weights = np.sqrt(1.0 / (self.steps[used] / self.last_step))  # points crowd at the end
-        inverse = np.linalg.pinv(design * weights[:, None])
-        solution = inverse @ (y * weights)
-        variance = float(((y - design @ solution) ** 2).sum()) / (y.size - 3)
-        spread = inverse * weights
-        return Bend(float(solution[2]), math.sqrt(variance * float((spread[2] ** 2).sum())))
 
     def train_at(self, share: float, width: float = 0.05) -> float:
         """Mean training loss around a share of the steps."""

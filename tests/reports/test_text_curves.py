@@ -53,6 +53,17 @@ def test_the_promotion_is_judged_and_the_table_of_data_has_the_verdicts(study):
     assert {line.split(",")[column] for line in lines} == {"lr_too_high", "healthy"}
 
 
+def test_a_run_that_failed_for_want_of_memory_is_not_judged(study):
+    def change(session, runs):
+        for run in runs:
+            if run.status == "failed":
+                run.reason = "out of memory after step 3: no memory left"
+
+    facts = study(change, points=40, failed=1)
+    assert len(facts.diagnoses) == 5
+    assert "Of 5 trials that ended" in text_curves.curves(facts)[0].text
+
+
 def test_curves_too_short_are_not_judged(study):
     few = text_curves.curves(study(points=4, evals=2))
     assert "No trial has points enough" in few[0].text

@@ -135,12 +135,6 @@ def test_noise_alone_is_no_spike() -> None:
     assert "lr_too_high" not in names(curve(noise=0.3))
 
 
-def test_a_loss_that_falls_only_as_the_rate_does() -> None:
-    late = np.clip((STEPS - 400) / 600, 0, 1)
-    loss = 3.2 + 2.3 * np.exp(-STEPS / 15) - 0.6 * late
-    assert names(curve(train_loss_nats=loss, val_loss_nats=None)) == ["lr_too_high"]
-
-
 def test_a_jumping_gradient_norm() -> None:
     rng = np.random.default_rng(1)
     jumping = 0.4 * np.exp(0.6 * rng.normal(size=STEPS.size))
