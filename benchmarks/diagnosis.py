@@ -4,8 +4,8 @@
 
 Trains small models of `benchmarks.broken_runs` (a run of each kind and seed, and a sound one of
 twice the steps), one thread, two to four seconds each on a quiet core; runs already in FILE are not
-trained again. The thresholds of `studies.diagnosis` were chosen on seeds 0 to 7 and 1000 to 1019,
-with text from one place each; the table is of others.
+trained again. The thresholds of `studies.diagnosis` were chosen on seeds 0 to 7 and 1000 to 1019;
+the table is of others.
 """
 
 from __future__ import annotations
