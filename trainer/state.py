@@ -174,8 +174,11 @@ class RunState:
             synchronize(self.device)
             self._require_finite_norm()
         with self._clock("eval_seconds"):
-            self.trim_heap()  # else what a step has freed stays beside the batches
+            # Before and after: what a step has freed would stay beside the batches, and what they
+            # have freed beside the next step.
+            self.trim_heap()
             self.validation = self.objective.validate(self.model, self.autocast)
+            self.trim_heap()
         self.validated_step = self.step
         if not math.isfinite(self.validation.loss_nats):
             raise FloatingPointError(
