@@ -18,6 +18,7 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
+import trainer.objectives
 import trainer.state
 from model.layers import DecoderBlock
 from trainer.config import DataConfig, RunConfig
@@ -151,7 +152,7 @@ _build_optimizer = trainer.state.build_optimizer
 def breaking(kind: str) -> Iterator[None]:
     """Break the trainer in the way of `kind`, where settings alone do not."""
     patches: dict[str, Callable[[], Any]] = {
-        "data_in_order": lambda: mock.patch.object(trainer.state, "WindowSampler", InOrder),
+        "data_in_order": lambda: mock.patch.object(trainer.objectives, "WindowSampler", InOrder),
         "grad_not_cleared": lambda: mock.patch.object(
             trainer.state, "build_optimizer", _never_cleared
         ),

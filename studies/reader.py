@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
@@ -12,11 +13,12 @@ from budgetsweep.config import did_you_mean
 from budgetsweep.errors import StudyError
 from model.flops import Convention
 from studies import ledger, storage
-from studies.curves import Curve
-from studies.curves_read import read_curves
 from studies.ledger import LedgerTotals
 from studies.lifecycle import IllegalChangeError
 from studies.tables import FINISHED_STATUSES, Point, Rejection, Run, Study
+
+if TYPE_CHECKING:
+    from studies.curves import Curve
 
 
 class Reader:
@@ -99,6 +101,8 @@ class Reader:
 
     def curves(self, study_id: int) -> dict[int, Curve]:
         """The learning curves of a study's runs by run id; a run without points is missing."""
+        from studies.curves_read import read_curves  # loads numpy, which no other query needs
+
         with self._read() as session:
             return read_curves(session, study_id)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from budgetsweep.errors import DataError
@@ -212,6 +213,16 @@ def _is_trusted(row: _Row) -> bool:
     return quoted or not any(field.startswith(" ") for field in row.fields)
 
 
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Raise the library's limit on a field (128 kB), which is one for the whole process."""
+    before = csv.field_size_limit(LONGEST_ROW_BYTES)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
 def _parse(lines: _Lines, n: int | None = None) -> _Row:
     """The row that begins at the next line; n: how many fields it has to have."""
     start, taken, raw, problems = lines.number, [], [], []
@@ -234,12 +245,10 @@ def _parse(lines: _Lines, n: int | None = None) -> _Row:
             raw.append(text + "\n")
             yield raw[-1]
 
-    # The library's limit (128 kB) is one for the whole process; it is only ever raised.
-    if csv.field_size_limit() < LONGEST_ROW_BYTES:
-        csv.field_size_limit(LONGEST_ROW_BYTES)
     wrong_number = False
     try:
-        fields = next(csv.reader(decoded(), strict=True))
+        with _long_fields():
+            fields = next(csv.reader(decoded(), strict=True))
     except _TooLong:
         broken = f"longer than {LONGEST_ROW_BYTES >> 20} MiB (a quoted field is not closed?)"
     except csv.Error as error:

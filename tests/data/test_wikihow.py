@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -293,11 +293,3 @@ def test_tokens_of_other_columns_are_not_extended(tmp_path: Path):
     save_manifest(folder, load_manifest(folder).with_changes(pairs=False, exhausted=False))
     with pytest.raises(DataError, match=r"prepared from other columns of .*; delete this folder"):
         prepared(path)
-
-
-@pytest.fixture(autouse=True)
-def _no_large_fields(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The library's limit on a field is one for the whole process; other tests get theirs back."""
-    limit = csv.field_size_limit()
-    yield
-    csv.field_size_limit(limit)

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
@@ -85,7 +84,9 @@ def test_the_peak_is_that_of_the_run_and_not_of_the_process(tmp_path: Path) -> N
     ballast = torch.ones(100_000_000)
     del ballast
     host.release_freed_memory()
-    now = psutil.Process().memory_info().rss
+    host.reset_peak_rss()
+    now = host.peak_resident_bytes()
+    assert now is not None
     result, _ = drive(tiny_config(), tiny_data(), tmp_path)
     assert result.peak_memory_bytes is not None
     assert now - 50_000_000 < result.peak_memory_bytes < now + 100_000_000
