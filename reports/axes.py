@@ -46,6 +46,7 @@ def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
         return ticks
     linear = MaxNLocator(nbins=most - 1, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     inside = [float(tick) for tick in linear if low <= tick <= high]
+    inside = inside[:: math.ceil(len(inside) / most) or 1]  # the locator may give more than asked
     return inside if len(inside) >= len(ticks) else ticks
 
 

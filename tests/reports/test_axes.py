@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from reports.axes import log_ticks, loss_limits, nats, padded_log_limits
@@ -11,6 +11,7 @@ positive = st.floats(1e-9, 1e20)
 
 
 @given(low=positive, factor=st.floats(1.001, 1e25), most=st.integers(3, 9))
+@example(low=1.6, factor=1.001953125, most=3)
 def test_log_ticks_are_few_inside_and_ascending(low, factor, most):
     high = low * factor
     ticks = log_ticks(low, high, most)
