@@ -20,11 +20,11 @@ install: $(VENV)/.installed  ## Make .venv and install
 demo: $(VENV)/.installed  ## search -> promote -> report on an embedded corpus (CPU, under five minutes)
 	@PATH="$(abspath $(BIN)):$$PATH" bash examples/demo.sh
 
-test: $(VENV)/.installed  ## Run all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed  ## Run all tests, one process a core
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 fast-test: $(VENV)/.installed  ## Run the tests that take less than about ten seconds each
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow'
 
 lint: $(VENV)/.installed  ## ruff
 	$(BIN)/ruff check --no-cache .

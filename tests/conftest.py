@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
-# A busy machine is slow, not wrong: speed is measured in benchmarks/, never in a test.
-settings.register_profile("budgetsweep", deadline=None)
-settings.load_profile("budgetsweep")
+# A busy machine is slow, not wrong: speed is measured in benchmarks/, never in a test. A commit is
+# always tried with the same examples, so that it is not refused for what it did not change; new
+# ones are looked for with HYPOTHESIS_PROFILE=explore.
+settings.register_profile("budgetsweep", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "budgetsweep"))
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # two threads for each of two test processes are slower
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
