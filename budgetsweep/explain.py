@@ -86,7 +86,7 @@ def _by_part(config: RunConfig, convention: Convention) -> dict[str, int]:
         return flops_per_masked_sequence_by_part(
             config.model, config.seq_len, predicted, convention
         )
-    return flops_per_token_by_part(config.model, config.seq_len, convention)
+    return flops_per_token_by_part(config.model, config.seq_len, convention, config.head_rows)
 
 
 def _prepared(config: RunConfig) -> TokenData | None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.cache import LayerCache, NewTokens
+from model.rotary import rotate
 
 SLOW_CPU_HEAD_DIM = 64
 """Up to this head width torch's bf16 attention on CPUs is not faster than its float32 one: forward
@@ -82,7 +83,7 @@ def _fused_attention(
 class _Projections(nn.Module):
     """What self-attention and cross-attention share: four projections, dropout on the output."""
 
-    def __init__(self, n_embd: int, n_head: int, p_dropout: float) -> None:
+    def __init__(self, n_embd: int, n_head: int, p_dropout: float, bias: bool = True) -> None:
         super().__init__()
         if n_head < 1 or n_embd < 1 or n_embd % n_head:
             raise ValueError(
@@ -93,10 +94,10 @@ class _Projections(nn.Module):
         self.n_head = n_head
         self.head_dim = n_embd // n_head
         self.p_dropout = p_dropout
-        self.q_attn = nn.Linear(n_embd, n_embd)
-        self.k_attn = nn.Linear(n_embd, n_embd)
-        self.v_attn = nn.Linear(n_embd, n_embd)
-        self.proj = nn.Linear(n_embd, n_embd)
+        self.q_attn = nn.Linear(n_embd, n_embd, bias=bias)
+        self.k_attn = nn.Linear(n_embd, n_embd, bias=bias)
+        self.v_attn = nn.Linear(n_embd, n_embd, bias=bias)
+        self.proj = nn.Linear(n_embd, n_embd, bias=bias)
         self.dropout = nn.Dropout(p_dropout)
         self.scale = self.head_dim**-0.5
 
@@ -143,7 +144,14 @@ class MultiHeadAttention(_Projections):
     """Multi-head self-attention (GPT-2): dropout on the weights and on the output."""
 
     def __init__(
-        self, n_embd: int, n_head: int, p_dropout: float = 0.1, *, causal: bool = True
+        self,
+        n_embd: int,
+        n_head: int,
+        p_dropout: float = 0.1,
+        *,
+        causal: bool = True,
+        qk_norm: bool = False,
+        bias: bool = True,
     ) -> None:
         """Build the projections.
 
@@ -152,12 +160,16 @@ class MultiHeadAttention(_Projections):
             n_head: heads H; must divide n_embd.
             p_dropout: dropout on attention weights and on the projected output.
             causal: whether a position sees nothing after it; False: all content, as in an encoder.
+            qk_norm: whether each query and key is divided by its root mean square (Henry et al.
+                2020; Dehghani et al. 2023), so that scores stay within √HD.
+            bias: whether the projections have biases.
 
         Raises:
             ValueError: n_embd is not a multiple of n_head.
         """
-        super().__init__(n_embd, n_head, p_dropout)
+        super().__init__(n_embd, n_head, p_dropout, bias)
         self.causal = causal
+        self.qk_norm = qk_norm
         # Only for checkpoints of the course's reference, which hold it; the code uses `scale`.
         self.register_buffer("scale_factor", torch.tensor(self.scale))
 
@@ -196,14 +208,37 @@ class MultiHeadAttention(_Projections):
             heads = attend(q, kT, v, allowed, self.scale, p_dropout)
         return heads.transpose(1, 2).reshape(B, S, self.n_embd)
 
-    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Attend x (B, S, D) to itself; attention_mask as in `self_attention`."""
+    def placed(self, q: Tensor, kT: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Queries and transposed keys as they are compared: normalised and rotated, if so built."""
+        if not self.qk_norm and rotation is None:
+            return q, kT
+        k = kT.mT
+        if self.qk_norm:
+            q, k = (F.rms_norm(each, (self.head_dim,)) for each in (q, k))
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        return q, k.mT
+
+    def forward(
+        self, x: Tensor, attention_mask: Tensor | None = None, rotation: Tensor | None = None
+    ) -> Tensor:
+        """Attend x (B, S, D) to itself.
+
+        Args:
+            x: (B, S, D).
+            attention_mask: as in `self_attention`.
+            rotation: of each position, as `model.rotary.rotate` takes it; None: none.
+        """
         q, kT, v = self.q_kT_v(x)
+        q, kT = self.placed(q, kT, rotation)
         return self.projection(self.self_attention(q, kT, v, attention_mask))
 
-    def extend(self, x: Tensor, past: LayerCache, new: NewTokens) -> Tensor:
+    def extend(
+        self, x: Tensor, past: LayerCache, new: NewTokens, rotation: Tensor | None = None
+    ) -> Tensor:
         """Attend new tokens x (B, T, D) to themselves and to what `past` holds; no dropout."""
         q, kT, v = self.q_kT_v(x)
+        q, kT = self.placed(q, kT, rotation)
         keys, values = past.store(kT.mT, v, new)
         heads = attend(q, keys.mT, values, new.allowed, self.scale)
         return self.proj(heads.transpose(1, 2).flatten(2))

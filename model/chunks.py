@@ -29,3 +29,7 @@ def loss_chunk_tokens(n_vocab: int, kind: str = "cpu") -> int:
     """
     logits = CUDA_CHUNK_LOGITS if kind == "cuda" else CPU_CHUNK_LOGITS
     return max(32, logits // n_vocab // 32 * 32)
+
+
+SAMPLED_CHUNK_TOKENS = 4096
+"""Tokens in one chunk of the sampled loss, whose logits are few."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -45,11 +45,47 @@ class ModelConfig(_Width):
     """Number of blocks (L)."""
     p_dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Dropout on attention weights, sub-layer outputs and the embedding sum."""
+    positions: Literal["learned", "rope"] = "learned"
+    """Where tokens stand: an embedding of each position, or rotation of queries and keys."""
+    norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm, or division by the root mean square without any parameter."""
+    qk_norm: bool = False
+    """Whether queries and keys are divided by their root mean square, head by head."""
+    activation: Literal["gelu", "relu2"] = "gelu"
+    """Of the feed-forward network; relu2: max(0, x)²."""
+    bias: bool = True
+    """Whether linear layers have biases."""
+    zero_init: bool = False
+    """Whether each sub-layer begins as adding nothing: its last projection is zero."""
+    head_bias: Literal["none", "unigram"] = "none"
+    """What is added to the logits: nothing, or the log frequency of each token in the training
+    text, which is counted and not trained."""
+
+    @model_validator(mode="after")
+    def _heads_can_be_rotated(self) -> Self:
+        if self.positions == "rope" and self.head_dim % 2:
+            raise shape_error(
+                f"n_embd / n_head = {self.head_dim} is odd: positions: rope rotates pairs"
+            )
+        return self
 
     @property
     def depth(self) -> int:
         """Number of blocks."""
         return self.n_layer
+
+    def sizes(self) -> dict[str, int | float]:
+        """What GPT-2's shape has too, by name."""
+        return {name: getattr(self, name) for name in sorted(_SIZES)}
+
+    def options(self) -> dict[str, bool | str]:
+        """What differs from GPT-2's shape, by name."""
+        names = type(self).model_fields.keys() - _SIZES
+        values = {name: getattr(self, name) for name in sorted(names)}
+        return {n: v for n, v in values.items() if v != type(self).model_fields[n].default}
+
+
+_SIZES = frozenset({*_Width.model_fields, "n_positions", "n_layer", "p_dropout"})
 
 
 class EncoderDecoderConfig(_Width):

@@ -35,9 +35,12 @@ class DecoderLM(StackLM):
         """
         assert not self.training, "the cached path has no dropout: call eval() first"
         new = cache.advance(input_ids, attention_mask)
-        positions = self.position_embeddings(new.positions.clamp(min=0))
-        x = self.token_embeddings(input_ids) + positions
+        positions = new.positions.clamp(min=0)
+        x = self.token_embeddings(input_ids)
+        if self.shape.positions == "learned":
+            x = x + self.position_embeddings(positions)
+        rotation = self.rotation(positions, input_ids.shape[1])
         blocks = cast("list[DecoderBlock]", self.blocks)
         for block, past in zip(blocks, cache.layers, strict=True):
-            x = block.extend(x, past, new)
+            x = block.extend(x, past, new, rotation)
         return self.ln(x)

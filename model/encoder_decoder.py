@@ -127,6 +127,9 @@ class EncoderDecoderLM(nn.Module):
         """A freshly initialised model of this shape."""
         return cls(**shape.model_dump())
 
+    head_bias: None = None
+    """The head has no bias."""
+
     @property
     def head_weight(self) -> Tensor:
         """The head's matrix (V, D): the token embedding itself."""

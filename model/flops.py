@@ -16,6 +16,12 @@ Three conventions, all for forward and backward together, all exact integers:
 Left out everywhere, as in the literature: layer norms, softmax, GELU, the loss and the optimiser
 (elementwise work, under 2 % of the arithmetic at these sizes).
 
+**A sampled head** (`head_rows`). Training may compute the logits of a few token ids only
+(`model.sampled_loss`). Every convention then charges the products with these rows of the matrix and
+with the target's, instead of V rows; `nanogpt`, which charges each parameter because each is
+multiplied, charges 6 FLOPs for each parameter that is. Rotation, like all elementwise work, is left
+out, and so is what is only looked up.
+
 A token here is one that passes through the products, padding included. The encoder-only model has
 the decoder's products, so what is said of one holds for both; who may see whom changes no count.
 
@@ -47,60 +53,78 @@ def params_by_group(shape: ModelConfig | EncoderDecoderConfig) -> dict[str, int]
         source, target = _source_params(shape), _target_params(shape)
         return {group: source[group] + target[group] for group in target}
     d, layers = shape.n_embd, shape.n_layer
+    learned, biases = shape.positions == "learned", d * shape.bias
     return {
         "token_embedding": shape.n_vocab * d,
-        "position_embedding": shape.n_positions * d,
-        "attention": layers * (4 * d * d + 4 * d),
-        "feed_forward": layers * (8 * d * d + 5 * d),
-        "layer_norm": layers * 4 * d + 2 * d,
+        "position_embedding": shape.n_positions * d * learned,
+        "attention": layers * (4 * d * d + 4 * biases),
+        "feed_forward": layers * (8 * d * d + 5 * biases),
+        "layer_norm": (layers * 4 * d + 2 * d) * (shape.norm == "layer"),
     }
 
 
 def count_params(shape: ModelConfig | EncoderDecoderConfig) -> int:
     """Number of parameters.
 
-    V·D + P·D + L(12D² + 13D) + 2D; for the encoder-decoder
+    V·D + P·D + L(12D² + 13D) + 2D, without P·D where positions rotate, 9D of each layer where there
+    are no biases and (4L + 2)D where norms have no parameters; for the encoder-decoder
     V·D + (P_s + P_t)D + L_e(12D² + 13D) + L_d(16D² + 19D) + 4D.
     """
     return sum(params_by_group(shape).values())
 
 
-def macs_per_token_by_part(shape: ModelConfig, seq_len: int) -> dict[str, int]:
-    """Multiply-adds of the forward pass a token, by part, in sequences of `seq_len` tokens."""
+def macs_per_token_by_part(
+    shape: ModelConfig, seq_len: int, head_rows: int | None = None
+) -> dict[str, int]:
+    """Multiply-adds of the forward pass a token, by part.
+
+    Args:
+        shape: the model.
+        seq_len: tokens of a sequence.
+        head_rows: token ids whose logits are computed for a token; None: all.
+    """
     d, layers = shape.n_embd, shape.n_layer
     return {
-        "head": shape.n_vocab * d,
+        "head": (shape.n_vocab if head_rows is None else head_rows) * d,
         "attention_projections": layers * 4 * d * d,
         "attention_scores": layers * 2 * d * seq_len,
         "feed_forward": layers * 8 * d * d,
     }
 
 
-def flops_per_token(shape: ModelConfig, seq_len: int, convention: Convention = "nanogpt") -> int:
+def flops_per_token(
+    shape: ModelConfig,
+    seq_len: int,
+    convention: Convention = "nanogpt",
+    head_rows: int | None = None,
+) -> int:
     """Training FLOPs (forward + backward) a token.
 
     Args:
         shape: the model.
         seq_len: tokens in a training sequence; `nanogpt` charges n_positions instead.
         convention: see the module's text.
+        head_rows: token ids whose logits are computed for a token; None: all.
     """
-    if convention == "nanogpt":
-        attention = 12 * shape.n_layer * shape.n_embd * shape.n_positions
-        return 6 * count_params(shape) + attention
-    macs = 3 * sum(macs_per_token_by_part(shape, seq_len).values())
-    return macs if convention == "mac" else 2 * macs
+    return sum(flops_per_token_by_part(shape, seq_len, convention, head_rows).values())
 
 
 def flops_per_token_by_part(
-    shape: ModelConfig, seq_len: int, convention: Convention = "matmul"
+    shape: ModelConfig,
+    seq_len: int,
+    convention: Convention = "matmul",
+    head_rows: int | None = None,
 ) -> dict[str, int]:
     """`flops_per_token` split into parts that add up to it exactly."""
     if convention == "nanogpt":
         parts = {name: 6 * count for name, count in params_by_group(shape).items()}
+        if head_rows is not None:
+            parts["token_embedding"] = 6 * head_rows * shape.n_embd
         parts["attention_scores"] = 12 * shape.n_layer * shape.n_embd * shape.n_positions
         return parts
     factor = 3 if convention == "mac" else 6
-    return {name: factor * macs for name, macs in macs_per_token_by_part(shape, seq_len).items()}
+    macs = macs_per_token_by_part(shape, seq_len, head_rows)
+    return {name: factor * count for name, count in macs.items()}
 
 
 def flops_per_masked_sequence_by_part(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.flops import flops_per_token
-from model.layers import DecoderBlock, EncoderBlock
+from model.layers import Activation, DecoderBlock, EncoderBlock, Norm, build_norm
+from model.rotary import rotation_table
 
 INIT_STD = 0.02
 """Standard deviation of the initial weights (Radford et al. 2019)."""
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, residual_additions: int) -> None:
+def initialise(module: nn.Module, residual_additions: int, zero_residual: bool = False) -> None:
     """Give a module GPT-2's initial weights (Radford et al. 2019, 2.3).
 
     Matrices are N(0, 0.02), biases zero. The last projection of each sub-layer is
@@ -27,14 +28,53 @@ def initialise(module: nn.Module, residual_additions: int) -> None:
     Args:
         module: a model or a part of one.
         residual_additions: n, sub-layers that add to the stream of which the module is part.
+        zero_residual: whether these projections are zero instead, so that each block begins as the
+            identity (Zhang et al. 2019, "Fixup").
     """
-    residual_std = INIT_STD / math.sqrt(residual_additions)
+    residual_std = 0.0 if zero_residual else INIT_STD / math.sqrt(residual_additions)
     for name, parameter in module.named_parameters():
         if parameter.ndim >= 2:
             into_residual = name.endswith((".proj.weight", ".linear_out.weight"))
             parameter.normal_(0.0, residual_std if into_residual else INIT_STD)
         elif name.endswith(".bias"):
             parameter.zero_()
+
+
+def content_positions(
+    input_ids: Tensor, attention_mask: Tensor | None, n_positions: int, limit: str = "n_positions"
+) -> Tensor | None:
+    """The position of each token; None where they are 0 … S-1 in every row.
+
+    Positions count content tokens only, so that padding shifts nothing: with the mask
+    0 0 1 1 1 they are 0 0 0 1 2.
+
+    Args:
+        input_ids: (B, S) token ids.
+        attention_mask: (B, S), 1 for content and 0 for padding; None: all content.
+        n_positions: positions that the model has (P).
+        limit: what the model's user calls P.
+
+    Returns:
+        (B, S), or None.
+
+    Raises:
+        ValueError: S is more than P, or the mask's shape is not that of the ids.
+    """
+    length = input_ids.shape[1]
+    if length > n_positions:
+        raise ValueError(
+            f"{length} tokens in a sequence, but the model has positions for "
+            f"{n_positions} ({limit}): shorten the input or train a longer model"
+        )
+    if attention_mask is None:
+        return None
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, expected that of "
+            f"input_ids, {tuple(input_ids.shape)}"
+        )
+    counted = (attention_mask != 0).long().cumsum(dim=1)
+    return (counted - 1).clamp(min=0)
 
 
 def embedding_sum(
@@ -44,43 +84,15 @@ def embedding_sum(
     positions: nn.Embedding,
     limit: str = "n_positions",
 ) -> Tensor:
-    """Token plus position embedding.
-
-    Positions count content tokens only, so that padding shifts nothing: with the mask
-    0 0 1 1 1 they are 0 0 0 1 2.
-
-    Args:
-        input_ids: (B, S) token ids.
-        attention_mask: (B, S), 1 for content and 0 for padding; None: all content.
-        tokens: (V, D).
-        positions: (P, D).
-        limit: what the model's user calls P.
-
-    Returns:
-        (B, S, D).
-
-    Raises:
-        ValueError: S is more than P, or the mask's shape is not that of the ids.
-    """
-    length = input_ids.shape[1]
-    if length > positions.num_embeddings:
-        raise ValueError(
-            f"{length} tokens in a sequence, but the model has positions for "
-            f"{positions.num_embeddings} ({limit}): shorten the input or train a longer model"
-        )
-    if attention_mask is None:
-        return tokens(input_ids) + positions.weight[:length]
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, expected that of "
-            f"input_ids, {tuple(input_ids.shape)}"
-        )
-    counted = (attention_mask != 0).long().cumsum(dim=1)
-    return tokens(input_ids) + positions((counted - 1).clamp(min=0))
+    """Token plus position embedding, (B, S, D); arguments and errors as in `content_positions`."""
+    where = content_positions(input_ids, attention_mask, positions.num_embeddings, limit)
+    if where is None:
+        return tokens(input_ids) + positions.weight[: input_ids.shape[1]]
+    return tokens(input_ids) + positions(where)
 
 
 class StackLM(nn.Module):
-    """Embeddings, one stack of pre-LN blocks, final LayerNorm, tied head."""
+    """Embeddings, one stack of pre-norm blocks, final norm, tied head."""
 
     block: ClassVar[type[DecoderBlock | EncoderBlock]]
     """What the stack is made of."""
@@ -93,8 +105,16 @@ class StackLM(nn.Module):
         n_positions: int,
         n_layer: int,
         p_dropout: float = 0.1,
+        *,
+        positions: Literal["learned", "rope"] = "learned",
+        norm: Norm = "layer",
+        qk_norm: bool = False,
+        activation: Activation = "gelu",
+        bias: bool = True,
+        zero_init: bool = False,
+        head_bias: Literal["none", "unigram"] = "none",
     ) -> None:
-        """Build and initialise the model.
+        """Build and initialise the model; without options it is GPT-2's.
 
         Weights are N(0, 0.02), the two projections into the residual stream of each block
         N(0, 0.02/√(2·n_layer)), biases zero, LayerNorm one and zero (Radford et al. 2019, 2.3).
@@ -106,6 +126,13 @@ class StackLM(nn.Module):
             n_positions: longest sequence P.
             n_layer: blocks L.
             p_dropout: dropout on the embedding sum, attention weights and sub-layer outputs.
+            positions: this option and the following are described in `model.config.ModelConfig`.
+            norm: see there.
+            qk_norm: see there.
+            activation: see there.
+            bias: see there.
+            zero_init: see there.
+            head_bias: see there; zeros until `count_unigrams` is called or weights are loaded.
 
         Raises:
             ValueError: n_embd is not a multiple of n_head, or a size is out of range.
@@ -118,14 +145,38 @@ class StackLM(nn.Module):
             n_positions=n_positions,
             n_layer=n_layer,
             p_dropout=p_dropout,
+            positions=positions,
+            norm=norm,
+            qk_norm=qk_norm,
+            activation=activation,
+            bias=bias,
+            zero_init=zero_init,
+            head_bias=head_bias,
         )
         self.n_positions = n_positions
         self.token_embeddings = nn.Embedding(n_vocab, n_embd)
-        self.position_embeddings = nn.Embedding(n_positions, n_embd)
+        if positions == "learned":
+            self.position_embeddings = nn.Embedding(n_positions, n_embd)
+        else:  # follows from the shape: no checkpoint needs it
+            table = rotation_table(n_positions, self.shape.head_dim)
+            self.register_buffer("rotation_table", table, persistent=False)
         self.dropout = nn.Dropout(p_dropout)
-        self.blocks = nn.ModuleList(self.block(n_embd, n_head, p_dropout) for _ in range(n_layer))
-        self.ln = nn.LayerNorm(n_embd)
-        initialise(self, residual_additions=2 * n_layer)
+        self.blocks = nn.ModuleList(
+            self.block(
+                n_embd,
+                n_head,
+                p_dropout,
+                norm=norm,
+                qk_norm=qk_norm,
+                activation=activation,
+                bias=bias,
+            )
+            for _ in range(n_layer)
+        )
+        self.ln = build_norm(n_embd, norm)
+        self.head_bias: Tensor | None
+        self.register_buffer("head_bias", None if head_bias == "none" else torch.zeros(n_vocab))
+        initialise(self, residual_additions=2 * n_layer, zero_residual=zero_init)
 
     @classmethod
     def from_config(cls, shape: ModelConfig) -> Self:
@@ -142,11 +193,30 @@ class StackLM(nn.Module):
         """The head's matrix (V, D): the token embedding itself."""
         return self.token_embeddings.weight
 
-    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Token plus position embedding, with dropout.
+    @torch.no_grad()
+    def count_unigrams(self, counts: Tensor) -> None:
+        """Set the head's bias to log frequencies, shifted so that the text's mean is 0.
 
-        Positions count content tokens only, so that padding shifts nothing: with the mask
-        0 0 1 1 1 they are 0 0 0 1 2.
+        Every id counts half a time more than it occurs (Krichevsky & Trofimov 1981), so that none
+        is impossible. The softmax does not see the shift; bf16 keeps more digits near 0.
+
+        Args:
+            counts: (V,) how often each id occurs in the training text.
+
+        Raises:
+            ValueError: the model has no such bias.
+        """
+        if self.head_bias is None:
+            raise ValueError("this model has no head bias (head_bias: unigram)")
+        frequencies = counts.double() + 0.5
+        frequencies /= frequencies.sum()
+        logs = frequencies.log()
+        self.head_bias.copy_(logs - (frequencies * logs).sum())
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Token plus position embedding, with dropout; without the latter where positions rotate.
+
+        Positions count content tokens only; see `content_positions`.
 
         Args:
             input_ids: (B, S) token ids.
@@ -158,24 +228,44 @@ class StackLM(nn.Module):
         Raises:
             ValueError: S is more than n_positions, or the mask's shape is not that of the ids.
         """
+        if self.shape.positions == "rope":
+            content_positions(input_ids, attention_mask, self.n_positions)
+            return self.dropout(self.token_embeddings(input_ids))
         embedded = embedding_sum(
             input_ids, attention_mask, self.token_embeddings, self.position_embeddings
         )
         return self.dropout(embedded)
 
+    def rotation(self, positions: Tensor | None, length: int) -> Tensor | None:
+        """What `model.rotary.rotate` turns S = `length` tokens by; None: positions do not rotate.
+
+        Args:
+            positions: (B, S) where each token stands; None: 0 … S-1.
+            length: S.
+        """
+        if self.shape.positions != "rope":
+            return None
+        if positions is None:
+            return self.rotation_table[:, :length]
+        return self.rotation_table[:, positions].unsqueeze(2)
+
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """What the head sees: (B, S, D) after the final LayerNorm; arguments as in `embed`.
+        """What the head sees: (B, S, D) after the final norm; arguments as in `embed`.
 
         What stands at padding is finite and means nothing.
         """
         x = self.embed(input_ids, attention_mask)
+        rotation = None
+        if self.shape.positions == "rope":
+            where = content_positions(input_ids, attention_mask, self.n_positions)
+            rotation = self.rotation(where, input_ids.shape[1])
         for block in self.blocks:
-            x = block(x, attention_mask)
+            x = block(x, attention_mask, rotation)
         return self.ln(x)
 
     def token_logits(self, x: Tensor) -> Tensor:
-        """Logits (B, S, V) of hidden states x (B, S, D): x times the token embedding."""
-        return F.linear(x, self.head_weight)
+        """Logits (B, S, V) of hidden states x (B, S, D): x times the token embedding, + bias."""
+        return F.linear(x, self.head_weight, self.head_bias)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits (B, S, V) at each position; arguments as in `embed`."""

@@ -20,7 +20,7 @@ from reports.formats import loss, plural, power, rate, short, times
 from reports.style import BEST, GOOD, INK, LIGHT, MUTED, OTHER, PROMOTED, Chart, Layout, NoChart
 from studies.curves import Curve, FloatArray
 from studies.tables import Run
-from trainer.schedule import cosine_lr_schedule
+from trainer.schedule import lr_schedule
 
 LOSS_LABEL = "validation loss (nats a token)"
 
@@ -340,7 +340,7 @@ def schedule(facts: Facts) -> Chart | NoChart:
         why = f"The configuration of trial {best.number} does not say its schedule."
         return NoChart("schedule", why)
     steps, warmup = config.steps, config.warmup_steps
-    get_lr = cosine_lr_schedule(warmup, steps, config.final_lr, config.max_lr)
+    get_lr = lr_schedule(config)
     rise = f"rose to {rate(config.max_lr)} in {plural(warmup, 'step')}" if warmup else (
         f"began at {rate(config.max_lr)}"
     )  # fmt: skip
@@ -366,5 +366,9 @@ def schedule(facts: Facts) -> Chart | NoChart:
         axes.set_ylabel("learning rate")
         style.legend_below(figure, handles, layout)
 
-    alt = "Learning rate over the steps of the best trial: linear warm-up, then half a cosine."
+    decay = {"cosine": "half a cosine", "linear": "a line", "wsd": "constant and a line"}
+    alt = (
+        "Learning rate over the steps of the best trial: linear warm-up, then "
+        f"{decay[config.schedule]}."
+    )
     return Chart("schedule", title, alt, draw, 3.4)

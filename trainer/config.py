@@ -20,6 +20,7 @@ from model.flops import (
     flops_per_pair,
     flops_per_token,
 )
+from trainer.recipes import RECIPES, Recipe, expanded
 
 if TYPE_CHECKING:
     from trainer.tokens import TokenData
@@ -42,6 +43,9 @@ PREDICTED: dict[Architecture, str] = {
 
 MASKED_FRACTION = 0.15
 """Share of the tokens that masked-token training predicts (Devlin et al. 2019, 3.1)."""
+
+COOLDOWN_FRACTION = 0.5
+"""Of a warmup-stable-decay schedule (Hägele et al. 2024 find little between 0.2 and 0.6)."""
 
 MAX_FLOPS = 10**30
 
@@ -113,6 +117,9 @@ class RunConfig(StrictModel):
     """`decoder` learns to predict the next token, `encoder` masked tokens, `encoder-decoder` a
     target from its source."""
 
+    recipe: Recipe = "gpt2"
+    """What the options below and those of model_config are where they are not given: `gpt2` the
+    course's, `modern` what gives the least loss for the FLOPs (docs/experiments.md)."""
     output_dir: str = "outputs/run"
     """Folder for model.pt, config.yaml, eval.json and checkpoints."""
     tokenizer_encoding: str = "gpt2"
@@ -132,6 +139,9 @@ class RunConfig(StrictModel):
     """Tokens in a source, padding included; encoder-decoder only."""
     masked_fraction: float | None = Field(default=None, gt=0.0, le=1.0)
     """Share of a sequence's tokens to predict; encoder only; None: `MASKED_FRACTION`."""
+    head_samples: Count | None = None
+    """Token ids that training compares a target with (K; `model.sampled_loss`); None: all. Decoder
+    only; evaluation always takes all."""
     grad_accumulation_steps: Count = 1
     """Micro-batches in one optimiser step."""
     num_training_steps: Count | Literal["fill"] = "fill"
@@ -140,6 +150,13 @@ class RunConfig(StrictModel):
     """Steps of linear warm-up from 0 to max_lr; None: from warmup_fraction."""
     warmup_fraction: float | None = Field(default=None, ge=0.0, le=1.0)
     """Warm-up as a share of the steps, instead of num_warmup_steps."""
+    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    """From max_lr to min_lr after the warm-up: half a cosine, a line, or constant and then a line
+    (warmup-stable-decay)."""
+    cooldown_fraction: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Share of the steps of the final line; wsd only; None: `COOLDOWN_FRACTION`."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the matrices of the blocks, AdamW for all else."""
     max_lr: Rate
     """Peak learning rate."""
     min_lr: Rate | None = None
@@ -186,8 +203,8 @@ class RunConfig(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _vocabulary_from_tokenizer(cls, data: Any) -> Any:
-        """Fill in n_vocab where the model's shape lacks it."""
+    def _complete(cls, data: Any) -> Any:
+        """Fill in what follows from the recipe, and n_vocab where the model's shape lacks it."""
         if not isinstance(data, dict):
             return data
         key = "model_config" if "model_config" in data else "model"
@@ -196,6 +213,10 @@ class RunConfig(StrictModel):
             return data
         architecture = data.get("architecture", "decoder")
         pair = architecture == "encoder-decoder"
+        recipe = data.get("recipe", "gpt2")
+        if recipe in RECIPES and recipe != "gpt2" and architecture == "decoder":
+            data = expanded(recipe, data, shape)
+            shape = data[key]
         other = shape.keys() & (_STACK_KEYS if pair else _PAIR_KEYS)
         if other or (pair and shape.keys().isdisjoint(_PAIR_KEYS)):
             raise ValueError(
@@ -214,6 +235,7 @@ class RunConfig(StrictModel):
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         self._check_lengths()
+        self._check_options()
         smallest = TOKENIZER_VOCABULARIES[self.tokenizer_encoding]
         masks = self.architecture == "encoder"
         if self.model.n_vocab < smallest + masks:
@@ -248,6 +270,23 @@ class RunConfig(StrictModel):
         for name, length, limit, positions in lengths:
             if length > positions:
                 raise shape_error(f"{name} = {length} is longer than {limit} = {positions}")
+
+    def _check_options(self) -> None:
+        """What only a decoder has is not asked of others, and what excludes itself is not given."""
+        if self.architecture != "decoder":
+            options = self.model.options() if isinstance(self.model, ModelConfig) else {}
+            given = [*options, *(["head_samples"] if self.head_samples is not None else [])]
+            if self.recipe != "gpt2":
+                given.insert(0, f"recipe: {self.recipe}")
+            if given:
+                raise ValueError(f"{given[0]}: only a decoder can have it")
+        if self.head_samples is not None and self.head_samples >= self.model.n_vocab:
+            raise ValueError(
+                f"head_samples = {self.head_samples} is not less than the {self.model.n_vocab} ids "
+                "of the vocabulary: leave it out to compare with all"
+            )
+        if self.cooldown_fraction is not None and self.schedule != "wsd":
+            raise ValueError("cooldown_fraction: only schedule: wsd has a cooldown")
 
     @property
     def stack_shape(self) -> ModelConfig:
@@ -294,6 +333,11 @@ class RunConfig(StrictModel):
         return max(1, round((self.masked_fraction or MASKED_FRACTION) * self.seq_len))
 
     @property
+    def head_rows(self) -> int | None:
+        """Token ids whose logits training computes for a token; None: all."""
+        return None if self.head_samples is None else self.head_samples + 1
+
+    @property
     def mask_id(self) -> int:
         """The id that hides a token from an encoder: the first that the tokenizer leaves free."""
         return TOKENIZER_VOCABULARIES[self.tokenizer_encoding]
@@ -316,7 +360,8 @@ class RunConfig(StrictModel):
             predicted = self.predicted_per_sequence
             each = flops_per_masked_sequence(self.model, self.seq_len, predicted, convention)
         else:
-            each = self.seq_len * flops_per_token(self.model, self.seq_len, convention)
+            rows = self.head_rows
+            each = self.seq_len * flops_per_token(self.model, self.seq_len, convention, rows)
         return each * self.sequences_per_step
 
     @property
@@ -354,8 +399,16 @@ class RunConfig(StrictModel):
         data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         if self.grad_clip is None:  # None means something here: no clipping
             data["grad_clip"] = None
-        if self.architecture == "decoder":  # the course's file has no such key
+        # The course's file has no such keys.
+        if self.architecture == "decoder":
             del data["architecture"]
+        for name in ("recipe", "schedule", "optimizer"):
+            if data[name] == type(self).model_fields[name].default:
+                del data[name]
+        if isinstance(self.model, ModelConfig) and self.recipe == "gpt2":
+            kept = {*self.model.sizes(), *self.model.options()}
+            shape = data["model_config"]
+            data["model_config"] = {name: shape[name] for name in shape if name in kept}
         return data
 
     def with_changes(self, **changes: Any) -> RunConfig:

@@ -249,7 +249,7 @@ def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:
     def pass_over(n_sequences: int) -> None:
         batch = objective.random_batch(n_sequences)
         with autocast:
-            loss = objective.loss(model.hidden, model.head_weight, batch)
+            loss = objective.loss(model.hidden, model, batch)
         torch.autograd.backward(loss)
 
     # Warm up with growing batches, until one is the run's own or takes a fifth of the time.

@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-from model.chunks import loss_chunk_tokens
-from model.config import EncoderDecoderConfig
+from model.chunks import SAMPLED_CHUNK_TOKENS, loss_chunk_tokens
+from model.config import EncoderDecoderConfig, ModelConfig
 from trainer.config import RunConfig
 
 Kind = Literal["cpu", "cuda", "mps"]
@@ -140,6 +140,8 @@ def _saved_by_block(
         block += [(2, N * D * low), (12, D * D * low)]  # copies; of all weights of the block
     if dropout:
         block += [(2, N * D * mask)]
+    if isinstance(shape, ModelConfig) and shape.qk_norm:
+        block += [(2, N * D * low), (2, N * H * 4)]  # queries and keys before, and what divides
     return block
 
 
@@ -150,11 +152,15 @@ def _persistent(config: RunConfig) -> int:
 
 
 def _loss(config: RunConfig, kind: Kind, bf16: bool) -> int:
-    """What `linear_cross_entropy` holds: one chunk of logits, the matrix, both gradients."""
+    """What the loss holds: one chunk of logits, the rows of the matrix, both gradients."""
     V, D = config.model.n_vocab, config.model.n_embd
     N = config.batch_size * config.predicted_per_sequence
     chunk = min(N, loss_chunk_tokens(V, kind))
     hidden = N * D * (4 + 4 + (2 if bf16 else 0))  # it, its gradient, its low-precision copy
+    if config.head_samples is not None:
+        K, chunk = config.head_samples, min(N, SAMPLED_CHUNK_TOKENS)
+        low = 2 if bf16 else 4
+        return hidden + 4 * V * D + K * D * (4 + low) + chunk * (K * (4 + 2 * low) + 16 * D)
     return hidden + (14 if bf16 else 12) * V * D + chunk * (V + 2 * D) * (2 if bf16 else 4)
 
 

@@ -20,6 +20,7 @@ from model.decoder import DecoderLM
 from model.encoder import CorruptedTokens, EncoderLM, corrupt_tokens
 from model.encoder_decoder import EncoderDecoderLM
 from model.loss import linear_cross_entropy
+from model.sampled_loss import VocabularySample, sampled_cross_entropy
 from trainer.config import RunConfig
 from trainer.memory import EVAL_TOKENS
 from trainer.pairs import (
@@ -32,6 +33,7 @@ from trainer.pairs import (
 from trainer.sampler import WindowSampler
 from trainer.tokens import TokenData
 from trainer.validation import Predictions, Validation, sequential_windows, validate, validate_on
+from trainer.vocabulary import VocabularySampler
 
 Forward = Callable[..., Tensor]
 """`model.hidden`, compiled or not."""
@@ -82,8 +84,14 @@ class Objective(ABC, Generic[BatchT]):
         """So many sequences of random ids, of the run's lengths, to measure speed with."""
 
     @abstractmethod
-    def loss(self, forward: Forward, head_weight: Tensor, batch: BatchT) -> Tensor:
-        """Mean loss of the predicted tokens in nats, differentiable; a scalar."""
+    def loss(self, forward: Forward, model: Any, batch: BatchT) -> Tensor:
+        """Mean loss of the predicted tokens in nats, differentiable; a scalar.
+
+        Args:
+            forward: `model.hidden`, compiled or not.
+            model: whose head is used.
+            batch: what to predict from what.
+        """
 
     @abstractmethod
     def validate(self, model: Any, autocast: AbstractContextManager[Any]) -> Validation:
@@ -138,6 +146,8 @@ class Windows(NamedTuple):
 
     ids: Tensor
     """(B, S + 1) token ids."""
+    sample: VocabularySample | None
+    """What targets are compared with; None: with all of the vocabulary."""
 
 
 @final
@@ -146,18 +156,59 @@ class NextToken(_Stream[Windows]):
 
     model_class = DecoderLM
 
+    _counts: np.ndarray | None = None
+    """(V,) how often each id occurs in the training text."""
+    _vocabulary: VocabularySampler | None = None
+    _log_inclusion: Tensor | None = None
+
+    def read(self, data: TokenData) -> None:
+        """Open both texts and count the training text's ids, where that is needed."""
+        super().read(data)
+        config = self.config
+        if config.stack_shape.head_bias == "unigram" or config.head_samples is not None:
+            self._counts = data.train.counts(config.model.n_vocab)
+        if self._counts is not None and config.head_samples is not None:
+            self._sample_by(self._counts)
+
+    def _sample_by(self, counts: np.ndarray) -> None:
+        assert self.config.head_samples is not None
+        self._vocabulary = VocabularySampler(counts, self.config.head_samples, self.config.seed)
+        logs = np.log(self._vocabulary.inclusion)
+        self._log_inclusion = torch.from_numpy(logs).float().to(self.device)
+
+    def build_model(self) -> DecoderLM:
+        """See `Objective.build_model`; the head's bias is that of the text, once it is read."""
+        model = super().build_model()
+        assert isinstance(model, DecoderLM)
+        if model.head_bias is not None and self._counts is not None:
+            model.count_unigrams(torch.from_numpy(self._counts))
+        return model
+
     def batch(self, step: int, micro: int) -> Windows:
         """Windows of the training text."""
-        return Windows(self.windows(step, micro))
+        return Windows(self.windows(step, micro), self._sample(step, micro))
 
     def random_batch(self, n: int) -> Windows:
         """Windows of noise."""
-        return Windows(self._random_ids(n, self.config.seq_len + 1))
+        if self.config.head_samples is not None and self._vocabulary is None:
+            self._sample_by(np.ones(self.config.model.n_vocab, dtype=np.int64))
+        return Windows(self._random_ids(n, self.config.seq_len + 1), self._sample(0, 0))
 
-    def loss(self, forward: Forward, head_weight: Tensor, batch: Windows) -> Tensor:
-        """Cross-entropy of tokens 2 … S + 1."""
+    def loss(self, forward: Forward, model: Any, batch: Windows) -> Tensor:
+        """Cross-entropy of tokens 2 … S + 1, or of telling them from a sample."""
         hidden = forward(batch.ids[:, :-1]).flatten(0, 1)
-        return linear_cross_entropy(hidden, head_weight, batch.ids[:, 1:].flatten())
+        targets = batch.ids[:, 1:].flatten()
+        if batch.sample is not None:
+            return sampled_cross_entropy(
+                hidden, model.head_weight, targets, batch.sample, model.head_bias
+            )
+        return linear_cross_entropy(hidden, model.head_weight, targets, bias=model.head_bias)
+
+    def _sample(self, step: int, micro: int) -> VocabularySample | None:
+        if self._vocabulary is None or self._log_inclusion is None:
+            return None
+        ids = torch.from_numpy(self._vocabulary.sample(step, micro))
+        return VocabularySample(ids.to(self.device), self._log_inclusion)
 
     def validate(self, model: Any, autocast: AbstractContextManager[Any]) -> Validation:
         """Next-token loss, windows walked in order."""
@@ -199,10 +250,10 @@ class MaskedTokens(_Stream[CorruptedTokens]):
         """Windows of noise, corrupted."""
         return self._corrupt(self._random_ids(n, self.config.seq_len) % self.config.mask_id, 0)
 
-    def loss(self, forward: Forward, head_weight: Tensor, batch: CorruptedTokens) -> Tensor:
+    def loss(self, forward: Forward, model: Any, batch: CorruptedTokens) -> Tensor:
         """Cross-entropy of the chosen tokens."""
         hidden = forward(batch.inputs)[batch.chosen]
-        return linear_cross_entropy(hidden, head_weight, batch.targets)
+        return linear_cross_entropy(hidden, model.head_weight, batch.targets)
 
     def validate(self, model: Any, autocast: AbstractContextManager[Any]) -> Validation:
         """Masked-token loss, windows walked in order; each is always corrupted alike."""
@@ -282,10 +333,10 @@ class TargetOfSource(Objective[PairBatch]):
         target = self._random_ids(n, self.config.seq_len + 1)
         return PairBatch(source, target, torch.ones_like(source), torch.ones_like(target))
 
-    def loss(self, forward: Forward, head_weight: Tensor, batch: PairBatch) -> Tensor:
+    def loss(self, forward: Forward, model: Any, batch: PairBatch) -> Tensor:
         """Cross-entropy of the target tokens that are no padding."""
         hidden, targets, _ = self._predict(forward, batch)
-        return linear_cross_entropy(hidden, head_weight, targets)
+        return linear_cross_entropy(hidden, model.head_weight, targets)
 
     def validate(self, model: Any, autocast: AbstractContextManager[Any]) -> Validation:
         """Teacher-forced loss of the targets, pairs walked in order."""

@@ -41,7 +41,7 @@ from trainer.host import keep_freed_memory, release_freed_memory
 from trainer.meter import FlopMeter
 from trainer.objectives import objective_for
 from trainer.optim import build_optimizer
-from trainer.schedule import cosine_lr_schedule
+from trainer.schedule import lr_schedule
 from trainer.tokens import TokenData
 from trainer.validation import Validation
 
@@ -97,9 +97,7 @@ class RunState:
         self.model = self.objective.build_model()
         self.parameters = list(self.model.parameters())
         self.optimizer = build_optimizer(self.model, config, device)
-        self.get_lr = cosine_lr_schedule(
-            config.warmup_steps, config.steps, config.final_lr, config.max_lr
-        )
+        self.get_lr = lr_schedule(config)
         self.autocast = autocast_context(config, device)
         self.forward = training_forward(self.model, self.compiled)
         state = checkpoint.load_latest(self.run_dir, self.config_hash)
@@ -148,7 +146,7 @@ class RunState:
             for micro in range(micro_batches):
                 batch = self.objective.batch(self.step, micro)
                 with self.autocast:
-                    loss = self.objective.loss(self.forward, self.model.head_weight, batch)
+                    loss = self.objective.loss(self.forward, self.model, batch)
                 losses.append(loss.detach())
                 if micro == micro_batches - 1:
                     arriving = Arriving(torch.stack(losses))  # travels during the backward pass

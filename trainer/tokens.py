@@ -30,6 +30,7 @@ MAGIC = b"BSWTOKEN"
 _PREFIX = struct.Struct("<8sII32s")
 _ALIGNMENT = 64
 _MAX_HEADER_BYTES = 1 << 20
+_COUNTED_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,15 @@ class TokenArray:
     def count(self, token_id: int) -> int:
         """How often an id occurs."""
         return sum(int(np.count_nonzero(part == token_id)) for part in self._parts)
+
+    def counts(self, n_ids: int) -> npt.NDArray[np.int64]:
+        """How often each of the ids 0 … n_ids - 1 occurs, (n_ids,); larger ones are left out."""
+        total = np.zeros(n_ids, dtype=np.int64)
+        for part in self._parts:
+            for start in range(0, len(part), _COUNTED_AT_ONCE):
+                piece = np.asarray(part[start : start + _COUNTED_AT_ONCE])
+                total += np.bincount(piece, minlength=n_ids)[:n_ids]
+        return total
 
     def __getitem__(self, key: slice) -> Ids:
         """Ids of a slice with step 1, as a new uint16 array; Python's rules for the bounds."""

@@ -107,6 +107,10 @@ class LanguageModel(Protocol):
     def head_weight(self) -> Tensor:
         """(V, D)."""
 
+    @property
+    def head_bias(self) -> Tensor | None:
+        """(V,), or None."""
+
     def train(self, mode: bool = True) -> Any:
         """Set or leave the training mode."""
 
@@ -134,7 +138,7 @@ def validate_on(
         with autocast:
             for hidden, targets, rows in batches:
                 if len(targets):
-                    each = token_losses(hidden, model.head_weight, targets)
+                    each = token_losses(hidden, model.head_weight, targets, bias=model.head_bias)
                     losses.extend(_row_sums(each, rows))
                     counts += [count for count in rows if count]
     finally:

@@ -45,19 +45,24 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     v=st.integers(1, 30),
     chunk=st.integers(1, 25),
     scale=st.sampled_from([0.1, 1.0, 5.0, 100.0]),
+    bias_scale=st.sampled_from([None, 0.0, 1.0, 5.0, 100.0]),
 )
-def test_equals_cross_entropy_in_float64(n: int, d: int, v: int, chunk: int, scale: float) -> None:
+def test_equals_cross_entropy_in_float64(
+    n: int, d: int, v: int, chunk: int, scale: float, bias_scale: float | None
+) -> None:
     hidden, weight, targets = inputs(n, d, v, scale)
-    ours = linear_cross_entropy(hidden, weight, targets, chunk)
-    theirs = F.cross_entropy(hidden @ weight.T, targets)
+    bias = None if bias_scale is None else bias_scale * torch.randn(v, dtype=torch.float64)
+    logits = F.linear(hidden, weight, bias)
+    ours = linear_cross_entropy(hidden, weight, targets, chunk, bias)
+    theirs = F.cross_entropy(logits, targets)
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
     for a, b in zip(
         gradients(3 * ours, hidden, weight), gradients(3 * theirs, hidden, weight), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-    each = F.cross_entropy(hidden @ weight.T, targets, reduction="none")
+    each = F.cross_entropy(logits, targets, reduction="none")
     torch.testing.assert_close(
-        token_losses(hidden, weight, targets, chunk), each.detach(), rtol=1e-11, atol=1e-11
+        token_losses(hidden, weight, targets, chunk, bias), each.detach(), rtol=1e-11, atol=1e-11
     )
 
 
@@ -78,14 +83,18 @@ def test_float32_is_as_exact_as_cross_entropy(path: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
-def test_bf16_autocast_is_within_bf16_rounding(path: str) -> None:
+@pytest.mark.parametrize("biased", [False, True])
+def test_bf16_autocast_is_within_bf16_rounding(path: str, biased: bool) -> None:
     """No further from the truth than autocast's own linear + cross-entropy."""
     hidden, weight, targets = inputs(512, 32, 400, scale=0.5, dtype=torch.float32)
-    exact = F.cross_entropy(hidden.double() @ weight.double().T, targets)
+    bias = 3 * torch.randn(400) - 4 if biased else None
+    exact = F.cross_entropy(
+        F.linear(hidden.double(), weight.double(), None if bias is None else bias.double()), targets
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours = linear_cross_entropy(hidden, weight, targets, 100)
-        theirs = F.cross_entropy(F.linear(hidden, weight), targets)
-        each = token_losses(hidden, weight, targets, 100)
+        ours = linear_cross_entropy(hidden, weight, targets, 100, bias)
+        theirs = F.cross_entropy(F.linear(hidden, weight, bias), targets)
+        each = token_losses(hidden, weight, targets, 100, bias)
     assert ours.dtype == each.dtype == torch.float32
     assert abs(ours - exact) < 1e-3
     assert abs(each.double().mean() - exact) < 1e-3

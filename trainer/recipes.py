@@ -1,0 +1,54 @@
+"""Named sets of model and training options. No torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+Recipe = Literal["gpt2", "modern"]
+RECIPES: tuple[Recipe, ...] = get_args(Recipe)
+
+MODEL_OPTIONS: dict[Recipe, dict[str, Any]] = {
+    "gpt2": {},
+    "modern": {
+        "positions": "rope",
+        "norm": "rms",
+        "qk_norm": True,
+        "activation": "relu2",
+        "bias": False,
+        "zero_init": True,
+        "head_bias": "unigram",
+        "p_dropout": 0.0,
+    },
+}
+"""Keys of `model_config` that a recipe sets where the configuration does not."""
+
+RUN_OPTIONS: dict[Recipe, dict[str, Any]] = {
+    "gpt2": {},
+    "modern": {
+        "head_samples": 1024,
+        "optimizer": "muon",
+        "schedule": "linear",
+        "min_lr_ratio": 0.0,
+    },
+}
+"""Keys of a run that a recipe sets where the configuration does not."""
+
+_SAME: dict[str, str] = {"min_lr_ratio": "min_lr"}
+"""Two ways of saying one thing: the recipe is silent where the other is said."""
+
+
+def expanded(recipe: Recipe, run: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
+    """A run's plain data with what its recipe sets and it does not say, under `model_config`.
+
+    Args:
+        recipe: its name.
+        run: plain data of the run.
+        model: plain data of the model's shape, which `run` holds under either name.
+    """
+    options = {
+        name: value
+        for name, value in RUN_OPTIONS[recipe].items()
+        if _SAME.get(name, name) not in run
+    }
+    key = "model_config" if "model_config" in run else "model"
+    return {**options, **run, key: {**MODEL_OPTIONS[recipe], **model}}
