@@ -51,6 +51,11 @@ class ModelConfig(_Width):
         """Number of blocks."""
         return self.n_layer
 
+    @property
+    def decoder_depth(self) -> int:
+        """Number of blocks that write text: all of a decoder's."""
+        return self.n_layer
+
 
 class EncoderDecoderConfig(_Width):
     """Shape of the encoder-decoder transformer (one token embedding, tied head)."""
@@ -70,6 +75,11 @@ class EncoderDecoderConfig(_Width):
     def depth(self) -> int:
         """Number of blocks on both sides."""
         return self.n_encoder_layer + self.n_decoder_layer
+
+    @property
+    def decoder_depth(self) -> int:
+        """Number of blocks that write text."""
+        return self.n_decoder_layer
 
 
 class SamplingConfig(StrictModel):
