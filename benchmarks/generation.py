@@ -30,6 +30,7 @@ from model.generation import Continuation, continue_texts
 from model.targets import write_targets
 
 TARGET = 5.0
+"""Times as fast that the decoder with its cache was to be; the encoder-decoder had no such aim."""
 CASES = "1x32,1x256,8x32,8x256"
 """Prompts in a batch x tokens in the longest of them; the others are up to a quarter shorter."""
 PAIRS = "1x32,8x32"
@@ -138,20 +139,22 @@ def render(result: dict[str, Any]) -> str:
         low, middle, high = min(values), statistics.median(values), max(values)
         return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
-    def table(what: str, cases: list[dict[str, Any]]) -> list[str]:
+    def table(what: str, cases: list[dict[str, Any]], target: float | None = None) -> list[str]:
         rows = [
-            f"| {what} in the batch | tokens of the longest | with cache, s | without, s | ratio "
-            f"| at least {result['target']:g} |",
-            "|---:|---:|---:|---:|---:|---|",
+            f"| {what} in the batch | tokens of the longest | with cache, s | without, s | ratio |",
+            "|---:|---:|---:|---:|---:|",
         ]
+        if target is not None:
+            rows = [f"{rows[0]} at least {target:g} |", f"{rows[1]}---|"]
         for case in cases:
             seconds, ratio = case["cpu_seconds"], case["ratio"]
-            reached = statistics.median(ratio) >= result["target"]
-            rows.append(
+            row = (
                 f"| {case['batch_size']} | {case['prompt_tokens']} | {cell(seconds['cache'], 2)} "
-                f"| {cell(seconds['none'], 2)} | {cell(ratio, 1)} "
-                f"| {'reached' if reached else 'missed'} |"
+                f"| {cell(seconds['none'], 2)} | {cell(ratio, 1)} |"
             )
+            if target is not None:
+                row += " reached |" if statistics.median(ratio) >= target else " missed |"
+            rows.append(row)
         return rows
 
     shape, pairs = result["shape"], result["pair_shape"]
@@ -165,7 +168,7 @@ def render(result: dict[str, Any]) -> str:
         f"Decoder: V{shape['n_vocab']} D{shape['n_embd']} L{shape['n_layer']} "
         f"P{shape['n_positions']}.",
         "",
-        *table("prompts", result["cases"]),
+        *table("prompts", result["cases"], result["target"]),
         "",
         f"Encoder-decoder: V{pairs['n_vocab']} D{pairs['n_embd']} "
         f"L{pairs['n_encoder_layer']}+{pairs['n_decoder_layer']} S{pairs['n_source_positions']} "
