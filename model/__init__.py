@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from model.classification import classify_binary_sentiment
     from model.decoder import DecoderLM
     from model.encoder import EncoderLM, corrupt_tokens, masked_token_loss
-    from model.encoder_decoder import CrossDecoderBlock, EncoderDecoderLM, target_loss
+    from model.encoder_decoder import EncoderDecoderLM, target_loss
     from model.generation import generate, score
-    from model.layers import DecoderBlock, EncoderBlock, FeedForward
+    from model.layers import CrossDecoderBlock, DecoderBlock, EncoderBlock, FeedForward
     from model.sampling import softmax_with_temperature
 
 _HOME = {
     "CrossAttention": "model.attention",
-    "CrossDecoderBlock": "model.encoder_decoder",
+    "CrossDecoderBlock": "model.layers",
     "DecoderBlock": "model.layers",
     "DecoderLM": "model.decoder",
     "EncoderBlock": "model.layers",

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.cache import LayerCache, NewTokens
+from model.cache import LayerCache, LayerMemory, NewTokens
 from model.rotary import rotate
 
 SLOW_CPU_HEAD_DIM = 64
@@ -128,15 +128,25 @@ class CrossAttention(_Projections):
         Returns:
             (B, T, D). Where memory is nothing but padding, the projection of zeros.
         """
-        (B, T, _), S = x.shape, memory.shape[1]
+        return self.look(x, self.remember(memory, memory_mask))
+
+    def remember(self, memory: Tensor, memory_mask: Tensor | None = None) -> LayerMemory:
+        """Project memory to keys and values; arguments as in `forward`."""
+        B, S, _ = memory.shape
+        by_head = (B, S, self.n_head, self.head_dim)
+        k = self.k_attn(memory).view(by_head).transpose(1, 2)
+        v = self.v_attn(memory).view(by_head).transpose(1, 2)
+        return LayerMemory(k, v, None if memory_mask is None else padding_mask(memory_mask))
+
+    def look(self, x: Tensor, seen: LayerMemory) -> Tensor:
+        """What `forward` gives for x (B, T, D) and the memory that `remember` projected."""
+        B, T, _ = x.shape
         q = self.q_attn(x).view(B, T, self.n_head, self.head_dim).transpose(1, 2)
-        k = self.k_attn(memory).view(B, S, self.n_head, self.head_dim).transpose(1, 2)
-        v = self.v_attn(memory).view(B, S, self.n_head, self.head_dim).transpose(1, 2)
         p_dropout = self.p_dropout if self.training else 0.0
-        if memory_mask is None:
-            heads = _fused_attention(q, k, v, self.scale, p_dropout, causal=False)
+        if seen.allowed is None:
+            heads = _fused_attention(q, seen.keys, seen.values, self.scale, p_dropout, causal=False)
         else:
-            heads = attend(q, k.mT, v, padding_mask(memory_mask), self.scale, p_dropout)
+            heads = attend(q, seen.keys.mT, seen.values, seen.allowed, self.scale, p_dropout)
         return self.projection(heads.transpose(1, 2).reshape(x.shape))
 
 

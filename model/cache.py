@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
+from model.config import EncoderDecoderConfig, ModelConfig
 
 
 class NewTokens(NamedTuple):
@@ -36,6 +36,17 @@ class LayerCache:
         return self.keys[:, :, : new.longest], self.values[:, :, : new.longest]
 
 
+class LayerMemory(NamedTuple):
+    """What cross-attention of one layer sees of another sequence: it never changes."""
+
+    keys: Tensor
+    """(B, H, S, HD)."""
+    values: Tensor
+    """(B, H, S, HD)."""
+    allowed: Tensor | None
+    """bool (B, 1, 1, S): whether position s may be seen; None: all may be."""
+
+
 class KeyValueCache:
     """What each row of a batch has read.
 
@@ -44,17 +55,19 @@ class KeyValueCache:
     the keys and values of padding (slot -1); nobody reads it.
     """
 
-    def __init__(self, shape: ModelConfig, n_rows: int, capacity: int, like: Tensor) -> None:
+    def __init__(
+        self, shape: ModelConfig | EncoderDecoderConfig, n_rows: int, capacity: int, like: Tensor
+    ) -> None:
         """An empty cache.
 
         Args:
-            shape: the model's shape.
+            shape: the model's shape; what its decoder reads is kept.
             n_rows: rows of the batch (B).
             capacity: most tokens that a row will hold.
             like: a tensor of the model's type and device.
         """
         # Zeros: a slot that may not be seen has weight 0, and 0 times whatever else might be NaN.
-        size = (2, shape.n_layer, n_rows, shape.n_head, capacity + 1, shape.head_dim)
+        size = (2, shape.decoder_depth, n_rows, shape.n_head, capacity + 1, shape.head_dim)
         self._all = like.new_zeros(size)
         self.capacity = capacity
         self.lengths = [0] * n_rows
@@ -64,7 +77,7 @@ class KeyValueCache:
     def advance(self, input_ids: Tensor, attention_mask: Tensor | None) -> NewTokens:
         """Make place for tokens (B, T); the mask is 0 for padding, None: all content."""
         n_new = input_ids.shape[1]
-        before = torch.tensor(self.lengths, device=input_ids.device)[:, None]
+        before = torch.tensor(self.lengths, dtype=torch.int64, device=input_ids.device)[:, None]
         if attention_mask is None:
             positions = before + torch.arange(n_new, device=input_ids.device)
             self.lengths = [length + n_new for length in self.lengths]
@@ -73,9 +86,9 @@ class KeyValueCache:
             positions = (before + content.cumsum(dim=1) - 1).masked_fill(~content, -1)
             counts = content.sum(dim=1).tolist()
             self.lengths = [a + b for a, b in zip(self.lengths, counts, strict=True)]
-        longest = max(self.lengths)
+        longest = max(self.lengths, default=0)
         assert longest <= self.capacity, f"{longest} tokens in a cache for {self.capacity}"
-        if n_new == 1 and min(self.lengths) == longest and attention_mask is None:
+        if n_new == 1 and attention_mask is None and min(self.lengths, default=0) == longest:
             return NewTokens(positions, None, longest)
         slots = torch.arange(longest, device=input_ids.device)
         return NewTokens(positions, slots <= positions[:, None, :, None], longest)
@@ -86,3 +99,12 @@ class KeyValueCache:
             self.lengths[row] = length
         index = torch.tensor(rows, device=self._all.device)
         self._all[:, :, index, :, : other.capacity] = other._all[:, :, :, :, : other.capacity]
+
+
+class TargetCache(NamedTuple):
+    """What the decoder of an encoder-decoder need not compute again."""
+
+    past: KeyValueCache
+    """What each target has read of itself."""
+    memory: list[LayerMemory]
+    """What each layer sees of the sources."""

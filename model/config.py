@@ -74,6 +74,11 @@ class ModelConfig(_Width):
         """Number of blocks."""
         return self.n_layer
 
+    @property
+    def decoder_depth(self) -> int:
+        """Number of blocks that write text: all of a decoder's."""
+        return self.n_layer
+
     def sizes(self) -> dict[str, int | float]:
         """What GPT-2's shape has too, by name."""
         return {name: getattr(self, name) for name in sorted(_SIZES)}
@@ -106,6 +111,11 @@ class EncoderDecoderConfig(_Width):
     def depth(self) -> int:
         """Number of blocks on both sides."""
         return self.n_encoder_layer + self.n_decoder_layer
+
+    @property
+    def decoder_depth(self) -> int:
+        """Number of blocks that write text."""
+        return self.n_decoder_layer
 
 
 class SamplingConfig(StrictModel):

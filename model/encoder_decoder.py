@@ -6,49 +6,18 @@ and predicts each next token of it from the source and from the target so far.
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import CrossAttention, MultiHeadAttention
+from model.cache import KeyValueCache, TargetCache
 from model.config import EncoderDecoderConfig
-from model.layers import EncoderBlock, FeedForward
+from model.layers import CrossDecoderBlock, EncoderBlock
 from model.loss import linear_cross_entropy
 from model.sampling import evaluating, require_finite, softmax_with_temperature
-from model.stack import embedding_sum, initialise
-
-
-class CrossDecoderBlock(nn.Module):
-    """Causal self-attention, cross-attention, feed-forward; each is x + f(LN(x)) (pre-LN).
-
-    The memory comes normalised from the encoder, so cross-attention normalises its queries only.
-    """
-
-    def __init__(self, n_embd: int, n_head: int, p_dropout: float = 0.1) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(n_embd)
-        self.mha = MultiHeadAttention(n_embd, n_head, p_dropout)
-        self.ln_cross = nn.LayerNorm(n_embd)
-        self.cross = CrossAttention(n_embd, n_head, p_dropout)
-        self.ln_2 = nn.LayerNorm(n_embd)
-        self.ff = FeedForward(n_embd, p_dropout)
-
-    def forward(
-        self,
-        x: Tensor,
-        memory: Tensor,
-        target_mask: Tensor | None = None,
-        source_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Transform x (B, T, D), which sees memory (B, S, D).
-
-        The masks, (B, T) and (B, S), are 1 for content and 0 for padding; None: all content.
-        """
-        x = x + self.mha(self.ln_1(x), target_mask)
-        x = x + self.cross(self.ln_cross(x), memory, source_mask)
-        return x + self.ff(self.ln_2(x))
+from model.stack import embedding_sum, initialise, require_same_shape
 
 
 class EncoderDecoderLM(nn.Module):
@@ -180,10 +149,7 @@ class EncoderDecoderLM(nn.Module):
             ValueError: the target is too long, there are not as many targets as sources, or a
                 mask's shape is not that of the ids.
         """
-        if len(target_ids) != len(memory):
-            raise ValueError(
-                f"{len(target_ids)} targets for {len(memory)} sources: expected as many of both"
-            )
+        _require_as_many(target_ids, len(memory))
         embedded = embedding_sum(
             target_ids,
             target_mask,
@@ -194,6 +160,55 @@ class EncoderDecoderLM(nn.Module):
         x = self.dropout(embedded)
         for block in self.decoder_blocks:
             x = block(x, memory, target_mask, source_mask)
+        return self.ln(x)
+
+    @torch.no_grad()
+    def remember(
+        self, memory: Tensor, capacity: int, source_mask: Tensor | None = None
+    ) -> TargetCache:
+        """Targets of which nothing has been read, and what each layer sees of their sources.
+
+        Args:
+            memory: (B, S, D), what `encode` gave.
+            capacity: most tokens that a target will hold.
+            source_mask: (B, S), that of the memory.
+        """
+        blocks = cast("list[CrossDecoderBlock]", self.decoder_blocks)
+        return TargetCache(
+            KeyValueCache(self.shape, len(memory), capacity, self.head_weight),
+            [block.cross.remember(memory, source_mask) for block in blocks],
+        )
+
+    @torch.no_grad()
+    def extend(
+        self, target_ids: Tensor, cache: TargetCache, target_mask: Tensor | None = None
+    ) -> Tensor:
+        """What `decode` gives for tokens that follow those in the cache, which then holds them too.
+
+        For a model in evaluation mode: nothing is dropped, and no gradients flow.
+
+        Args:
+            target_ids: (B, T) token ids.
+            cache: what `remember` gave, with what each target has read since.
+            target_mask: (B, T), 1 for content and 0 for padding; None: all content.
+
+        Returns:
+            (B, T, D); what stands at padding means nothing.
+
+        Raises:
+            ValueError: there are not as many targets as sources, or the mask's shape is not that of
+                the ids.
+        """
+        assert not self.training, "the cached path has no dropout: call eval() first"
+        _require_as_many(target_ids, len(cache.past.lengths))
+        if target_mask is not None:
+            require_same_shape(target_ids, target_mask)
+        new = cache.past.advance(target_ids, target_mask)
+        positions = self.target_position_embeddings(new.positions.clamp(min=0))
+        x = self.token_embeddings(target_ids) + positions
+        blocks = cast("list[CrossDecoderBlock]", self.decoder_blocks)
+        for block, past, seen in zip(blocks, cache.past.layers, cache.memory, strict=True):
+            x = block.extend(x, past, seen, new)
         return self.ln(x)
 
     def hidden(
@@ -250,11 +265,13 @@ class EncoderDecoderLM(nn.Module):
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
         stop_id: int | None = None,
+        use_cache: bool = True,
     ) -> Tensor:
         """Continue target prefixes; the encoder runs once, the decoder once a token.
 
-        No dropout and no gradients; the model comes back in the mode that it was in. The decoder
-        reads the whole target again for each token.
+        No dropout and no gradients; the model comes back in the mode that it was in. The cache
+        changes no token, but for the rounding of the logits: where two tokens are as good as equal,
+        or a draw falls on the edge between two, rounding may decide.
 
         Args:
             source_ids: (B, S) token ids.
@@ -266,6 +283,8 @@ class EncoderDecoderLM(nn.Module):
             generator: where draws come from; None: torch's global one. Not used when greedy.
             stop_id: the id that ends a target. What follows it in a row is filled with it, and
                 generation ends early when every row has it.
+            use_cache: keep the keys and values of source and target instead of computing those of
+                the source and of the whole target again for each token.
 
         Returns:
             (B, n) ids without the prefix, n at most N.
@@ -286,13 +305,18 @@ class EncoderDecoderLM(nn.Module):
         mask = torch.ones_like(prefix_ids) if prefix_mask is None else (prefix_mask != 0).long()
         if not mask.any(dim=1).all():
             raise ValueError("a prefix without content: begin it with a token, such as end-of-text")
-        ids, n_prefix = prefix_ids, prefix_ids.shape[1]
+        ids, n_prefix, n_read = prefix_ids, prefix_ids.shape[1], 0
         ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         with evaluating(self):
             memory = self.encode(source_ids, source_mask)
+            cache = self.remember(memory, longest, source_mask) if use_cache else None
             for _ in range(max_new_tokens):
-                hidden = self.decode(ids, memory, mask, source_mask)
-                last = mask.cumsum(dim=1).argmax(dim=1)  # the last content of each row
+                if cache is None:
+                    hidden = self.decode(ids, memory, mask, source_mask)
+                else:  # what is chosen is content, so the prefix alone needs a mask
+                    hidden = self.extend(ids[:, n_read:], cache, None if n_read else mask)
+                    n_read = ids.shape[1]
+                last = mask[:, -hidden.shape[1] :].cumsum(dim=1).argmax(dim=1)  # the last content
                 logits = self.token_logits(hidden[torch.arange(len(ids)), last])
                 chosen = _choose(logits, temperature, generator)
                 if stop_id is not None:
@@ -338,6 +362,13 @@ def target_loss(
         raise ValueError("no token to predict: every target has less than two tokens of content")
     predicting, targets = hidden[:, :-1][counts], target_ids[:, 1:][counts]
     return linear_cross_entropy(predicting, model.head_weight, targets, chunk_tokens)
+
+
+def _require_as_many(target_ids: Tensor, n_sources: int) -> None:
+    if len(target_ids) != n_sources:
+        raise ValueError(
+            f"{len(target_ids)} targets for {n_sources} sources: expected as many of both"
+        )
 
 
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:

@@ -7,9 +7,8 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import MultiHeadAttention
-from model.cache import LayerCache, NewTokens
-
+from model.attention import CrossAttention, MultiHeadAttention
+from model.cache import LayerCache, LayerMemory, NewTokens
 
 Norm = Literal["layer", "rms"]
 Activation = Literal["gelu", "relu2"]
@@ -108,3 +107,40 @@ class EncoderBlock(_Block):
     """
 
     causal = False
+
+
+class CrossDecoderBlock(nn.Module):
+    """Causal self-attention, cross-attention, feed-forward; each is x + f(LN(x)) (pre-LN).
+
+    The memory comes normalised from the encoder, so cross-attention normalises its queries only.
+    """
+
+    def __init__(self, n_embd: int, n_head: int, p_dropout: float = 0.1) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(n_embd)
+        self.mha = MultiHeadAttention(n_embd, n_head, p_dropout)
+        self.ln_cross = nn.LayerNorm(n_embd)
+        self.cross = CrossAttention(n_embd, n_head, p_dropout)
+        self.ln_2 = nn.LayerNorm(n_embd)
+        self.ff = FeedForward(n_embd, p_dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        target_mask: Tensor | None = None,
+        source_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Transform x (B, T, D), which sees memory (B, S, D).
+
+        The masks, (B, T) and (B, S), are 1 for content and 0 for padding; None: all content.
+        """
+        x = x + self.mha(self.ln_1(x), target_mask)
+        x = x + self.cross(self.ln_cross(x), memory, source_mask)
+        return x + self.ff(self.ln_2(x))
+
+    def extend(self, x: Tensor, past: LayerCache, seen: LayerMemory, new: NewTokens) -> Tensor:
+        """Transform new tokens x (B, T, D), which also see what `past` and the memory hold."""
+        x = x + self.mha.extend(self.ln_1(x), past, new)
+        x = x + self.cross.look(self.ln_cross(x), seen)
+        return x + self.ff(self.ln_2(x))

@@ -38,10 +38,10 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy of `hidden @ weight.T + bias` against targets, in nats.
 
-    Differentiable once, in hidden and weight; the bias is a constant. Under autocast the products run in its lower
-    precision; exponentials and sums are evaluated in float32 and kept in the lower one between
-    the products. torch.compile can trace it as one graph. A logit that is NaN or infinite makes
-    the loss NaN.
+    Differentiable once, in hidden and weight; the bias is a constant. Under autocast the products
+    run in its lower precision; exponentials and sums are evaluated in float32 and kept in the lower
+    one between the products. torch.compile can trace it as one graph. A logit that is NaN or
+    infinite makes the loss NaN.
 
     Args:
         hidden: (N, D) hidden states.

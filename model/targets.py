@@ -30,13 +30,14 @@ def write_targets(
     *,
     seed: int | None = None,
     stop_at_eot: bool = True,
+    use_cache: bool = True,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Continuation]:
     """Write the target of each source, from its beginning.
 
-    A batch of sources is padded and masked; each is encoded once. The decoder reads the whole
-    target again for each token. Of a source longer than n_source_positions the first ones count,
-    as in training.
+    A batch of sources is padded and masked; each is encoded once. Of a source longer than
+    n_source_positions the first ones count, as in training. A result depends neither on its batch
+    nor on the cache, but for the rounding of the logits (see `continue_texts`).
 
     Args:
         model: on `device`; comes back in the mode that it was in.
@@ -48,6 +49,8 @@ def write_targets(
         sampling: how tokens are chosen.
         seed: as in `model.generation.continue_texts`, like the rest.
         stop_at_eot: whether an end-of-text token ends a target.
+        use_cache: keep the keys and values of source and target instead of computing those of the
+            source and of the whole target again for each token.
         on_progress: called with the tokens generated so far.
 
     Raises:
@@ -69,9 +72,14 @@ def write_targets(
         content = [[1.0] * len(encoded[i]) + [0.0] * (longest - len(encoded[i])) for i in rows]
         mask = torch.tensor(content, device=device)
         memory = model.encode(torch.tensor(ids, device=device), mask)
+        cache = model.remember(memory, max_new_tokens, mask) if use_cache else None
 
         def read(texts: Sequence[list[int]]) -> Tensor:
-            hidden = model.decode(torch.tensor(texts, device=device), memory, None, mask)
+            if cache is None:
+                hidden = model.decode(torch.tensor(texts, device=device), memory, None, mask)
+            else:  # all begin with the end-of-text token alone and grow by one token at each call
+                last = torch.tensor([text[-1:] for text in texts], device=device)
+                hidden = model.extend(last, cache)
             return model.token_logits(hidden[:, -1])
 
         return read

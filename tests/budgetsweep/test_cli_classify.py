@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from budgetsweep.classifying import verdict
-from budgetsweep.cli import cli, main
+from budgetsweep.cli import cli
 from budgetsweep.cli_models import classify
 from budgetsweep.config import dump_yaml
 from model.classification import classify_binary_sentiment
@@ -74,22 +74,6 @@ def invoke(*words: str) -> Result:
 
 def facts(folder: str = "classification") -> dict[str, Any]:
     return json.loads((Path(folder) / "classification.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs the real entry point; the one line on stderr."""
-
-    def call(*words: str) -> str:
-        with pytest.raises(SystemExit) as caught:
-            main(["classify", *words])
-        assert caught.value.code == 2
-        error = capsys.readouterr().err.strip()
-        assert len(error.splitlines()) == 1
-        assert error.startswith("Error: ")
-        return error
-
-    return call
 
 
 def test_files_and_figures_are_those_of_the_functions(here: Path) -> None:
@@ -236,21 +220,21 @@ def test_mistakes_are_one_line(
     Path("one.csv").write_text("text,label\na,1\n")
     Path("seven.csv").write_text("text,label\na,7\n")
     before = sorted(here.rglob("*"))
-    assert message in refused("run", "--data", "reviews.csv", *WORDS_OF_BYTES, *words)
+    assert message in refused("classify", "run", "--data", "reviews.csv", *WORDS_OF_BYTES, *words)
     assert sorted(here.rglob("*")) == before
 
 
 def test_a_model_that_cannot_be_used_is_one_line(here: Path, refused: Callable[..., str]) -> None:
     rest = ("--data", "reviews.csv", *WORDS_OF_BYTES)
-    assert "nowhere: no such file or folder" in refused("nowhere", *rest)
+    assert "nowhere: no such file or folder" in refused("classify", "nowhere", *rest)
     model = write_model(here / "nan")
     with torch.no_grad():
         model.ln.weight.fill_(torch.nan)
     torch.save(model.state_dict(), here / "nan" / "model.pt")
-    assert "not finite" in refused("nan", *rest)
+    assert "not finite" in refused("classify", "nan", *rest)
     torch.save(model.state_dict(), here / "bare.pt")
     assert "tokenizer gpt2 has 50257 ids, but the model only 257" in refused(
-        "bare.pt", *rest, "--tokenizer", "gpt2"
+        "classify", "bare.pt", *rest, "--tokenizer", "gpt2"
     )
     assert not Path("classification").exists()
 
@@ -269,7 +253,9 @@ def test_old_files_stay_when_the_new_ones_cannot_be_written(
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("budgetsweep.config.os.fsync", full)
-    error = refused("run", "--data", "reviews.csv", *WORDS_OF_BYTES, "--seed", "5", "--limit", "9")
+    error = refused(
+        "classify", "run", "--data", "reviews.csv", *WORDS_OF_BYTES, "--seed", "5", "--limit", "9"
+    )
     assert "--out classification: cannot be written (No space left on device)" in error
     assert {path: path.read_bytes() for path in Path("classification").iterdir()} == old
 

@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from budgetsweep.cli import cli, main
+from budgetsweep.cli import cli
 from budgetsweep.config import dump_yaml
 from budgetsweep.display import WorkDisplay
 from budgetsweep.errors import DataError
@@ -71,22 +71,6 @@ def invoke(*words: str) -> Result:
 
 def samples(path: str = "generation.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs the real entry point; the one line on stderr."""
-
-    def call(*words: str) -> str:
-        with pytest.raises(SystemExit) as caught:
-            main(["generate", *words])
-        assert caught.value.code == 2
-        error = capsys.readouterr().err.strip()
-        assert len(error.splitlines()) == 1
-        assert error.startswith("Error: ")
-        return error
-
-    return call
 
 
 def test_a_line_for_each_prefix_and_temperature(here: Path) -> None:
@@ -183,7 +167,7 @@ def test_mistakes_are_one_line(
     here: Path, refused: Callable[..., str], words: tuple[str, ...], message: str
 ) -> None:
     before = Path("prefixes.jsonl").read_bytes()
-    assert message in refused("run", "--prefixes", "prefixes.jsonl", *words)
+    assert message in refused("generate", "run", "--prefixes", "prefixes.jsonl", *words)
     assert not Path("generation.jsonl").exists()
     assert Path("prefixes.jsonl").read_bytes() == before
 
@@ -220,7 +204,7 @@ def test_a_bad_line_is_named_by_its_number(
     here: Path, refused: Callable[..., str], line: bytes, message: str
 ) -> None:
     Path("prefixes.jsonl").write_bytes(b'{"prefix": "fine"}\n\n' + line + b'\n{"prefix": "b"}\n')
-    error = refused("run", "--prefixes", "prefixes.jsonl")
+    error = refused("generate", "run", "--prefixes", "prefixes.jsonl")
     assert "prefixes.jsonl, line 3: " in error
     assert message in error
 
@@ -230,7 +214,7 @@ def test_a_file_without_prefixes_is_refused(
     here: Path, refused: Callable[..., str], content: bytes
 ) -> None:
     Path("prefixes.jsonl").write_bytes(content)
-    assert "no prefixes" in refused("run", "--prefixes", "prefixes.jsonl")
+    assert "no prefixes" in refused("generate", "run", "--prefixes", "prefixes.jsonl")
 
 
 def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
@@ -255,16 +239,18 @@ def test_a_model_that_cannot_be_used_is_one_line(
     here: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rest = ("--prefixes", "prefixes.jsonl", "--device", "cpu")
-    assert "nowhere: no such file or folder" in refused("nowhere", *rest)
+    assert "nowhere: no such file or folder" in refused("generate", "nowhere", *rest)
     Path("run/model.pt").write_bytes(b"garbage")
-    assert "model.pt" in refused("run", *rest)
+    assert "model.pt" in refused("generate", "run", *rest)
     Path("run/model.pt").unlink()
-    assert "no model.pt and no model.safetensors in this folder" in refused("run", *rest)
+    assert "no model.pt and no model.safetensors in this folder" in refused(
+        "generate", "run", *rest
+    )
     model = write_model(here / "nan")
     with torch.no_grad():
         model.ln.weight.fill_(torch.nan)
     torch.save(model.state_dict(), here / "nan" / "model.pt")
-    assert "not finite" in refused("nan", *rest)
+    assert "not finite" in refused("generate", "nan", *rest)
     assert not Path("generation.jsonl").exists()
 
     def offline(name: str) -> None:
@@ -272,7 +258,7 @@ def test_a_model_that_cannot_be_used_is_one_line(
 
     monkeypatch.setattr("tiktoken.get_encoding", offline)
     write_model(here / "gpt", tokenizer_encoding="gpt2")
-    error = refused("gpt", *rest)
+    error = refused("generate", "gpt", *rest)
     assert "tokenizer gpt2: its files could not be fetched (no route to host)" in error
 
 
@@ -285,7 +271,7 @@ def test_an_old_file_stays_when_the_new_one_cannot_be_written(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("budgetsweep.config.os.fsync", full)
-    error = refused("run", "--prefixes", "prefixes.jsonl", "--device", "cpu")
+    error = refused("generate", "run", "--prefixes", "prefixes.jsonl", "--device", "cpu")
     assert "--out generation.jsonl: cannot be written (No space left on device)" in error
     assert Path("generation.jsonl").read_text() == "precious\n"
     assert sorted(path.name for path in here.iterdir()) == [

@@ -1,9 +1,12 @@
 """Helpers to compare a model with a plain reference, over shapes of every kind."""
 
+import math
+
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from model import EncoderDecoderLM
 from model.config import ModelConfig
 
 
@@ -15,6 +18,17 @@ def gradients(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
 def assert_same_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@torch.no_grad()
+def vary(model: EncoderDecoderLM) -> None:
+    """What it writes depends on the source, on the prefix and on what it has written."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            std = 1.0 if "embeddings" in name else 2.0 / math.sqrt(parameter.shape[1])
+            torch.nn.init.normal_(parameter, std=std)
+    weight = model.token_embeddings.weight  # of equal length: else one long row is always the best
+    weight.mul_(math.sqrt(weight.shape[1]) / weight.norm(dim=1, keepdim=True))
 
 
 class CapturedDropout:

@@ -1,5 +1,6 @@
 """The encoder-decoder against the plain float64 reference: logits, padding, dropout, generation."""
 
+import functools
 import math
 
 import pytest
@@ -14,7 +15,7 @@ from model import EncoderDecoderLM
 from model.config import EncoderDecoderConfig
 from model.encoder_decoder import target_loss
 from tests.model import encoder_reference as reference
-from tests.model.comparing import CapturedDropout, assert_same_gradients, gradients
+from tests.model.comparing import CapturedDropout, assert_same_gradients, gradients, vary
 from tests.model.reference import next_token_loss, softmax
 
 V, D, H, PS, PT = 19, 8, 2, 6, 5
@@ -291,16 +292,9 @@ def test_targets_without_a_second_token_are_a_clear_error() -> None:
 
 
 def make_varied(p_dropout: float = 0.0, seed: int = 0) -> EncoderDecoderLM:
-    """What it writes depends on the source, on the prefix and on what it has written."""
     torch.manual_seed(seed)
     model = EncoderDecoderLM(V, D, H, PS, PT, *LAYERS, p_dropout).double()
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2:
-            std = 1.0 if "embeddings" in name else 2.0 / math.sqrt(parameter.shape[1])
-            torch.nn.init.normal_(parameter, std=std)
-    with torch.no_grad():  # of equal length: else one long row is always the best
-        weight = model.token_embeddings.weight
-        weight.mul_(math.sqrt(D) / weight.norm(dim=1, keepdim=True))
+    vary(model)
     return model
 
 
@@ -338,21 +332,28 @@ def test_generation_does_not_depend_on_padding_or_batch() -> None:
         assert torch.equal(together, torch.stack(alone))
 
 
-def test_the_encoder_runs_once_and_the_mode_comes_back() -> None:
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_the_encoder_runs_once_and_the_mode_comes_back(use_cache: bool) -> None:
     model = make_varied(p_dropout=0.5)
-    runs = {"encoder": 0, "decoder": 0}
+    read: dict[str, list[int]] = {"encoder": [], "decoder": [], "memory": []}
 
-    def count(name: str) -> None:
-        runs[name] += 1
+    def count(name: str, module: torch.nn.Module) -> None:
+        module.register_forward_hook(lambda _, x, out: read[name].append(x[0].shape[1]))
 
-    model.encoder_blocks[0].register_forward_hook(lambda *_: count("encoder"))
-    model.decoder_blocks[0].register_forward_hook(lambda *_: count("decoder"))
-    sources, prefixes = tokens(2, PS), tokens(2, 1)
-    out = model.generate(sources, prefixes, 4)
-    assert runs == {"encoder": 1, "decoder": 4}
+    block = model.decoder_blocks[1]
+    count("encoder", model.encoder_blocks[0])
+    count("decoder", block.mha.k_attn)
+    count("memory", block.cross.k_attn)
+    sources, prefixes = tokens(2, PS), tokens(2, 2)
+    out = model.generate(sources, prefixes, 4, use_cache=use_cache)
+    assert read == {
+        "encoder": [PS],
+        "decoder": [2, 1, 1, 1] if use_cache else [2, 3, 4, 5],
+        "memory": [PS] if use_cache else [PS] * 4,
+    }
     assert out.shape == (2, 4)
     assert model.training
-    assert torch.equal(out, model.generate(sources, prefixes, 4))  # no dropout
+    assert torch.equal(out, model.generate(sources, prefixes, 4, use_cache=use_cache))  # no dropout
     assert torch.equal(out, make_varied().eval().generate(sources, prefixes, 4))
     assert model.generate(sources, prefixes, 0).shape == (2, 0)
     model.eval().generate(sources, prefixes, 1)
@@ -389,36 +390,43 @@ def test_draws_repeat_with_the_generator_and_approach_greedy() -> None:
     assert not torch.equal(draw(1, 5.0), greedy)
 
 
-def test_generation_stops_at_the_stop_id() -> None:
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_generation_stops_at_the_stop_id(use_cache: bool) -> None:
     model = make_varied()
     source, prefix = tokens(6, PS), tokens(6, 1)
     free = model.generate(source, prefix, 5)
     stop = int(free[0, 1])
-    out = model.generate(source, prefix, 5, stop_id=stop)
+    out = model.generate(source, prefix, 5, stop_id=stop, use_cache=use_cache)
     ends = [row.tolist().index(stop) if stop in row else 5 for row in free]
     assert out.shape[1] == min(5, max(ends) + 1)
     for row, expected, end in zip(out, free, ends, strict=True):
         assert torch.equal(row[:end], expected[:end])
         assert (row[end:] == stop).all()
-    alone = model.generate(source[:1], prefix[:1], 5, stop_id=stop)
+    alone = model.generate(source[:1], prefix[:1], 5, stop_id=stop, use_cache=use_cache)
     assert alone.shape[1] == ends[0] + 1 <= 2
 
 
-def test_what_cannot_be_generated_is_a_clear_error() -> None:
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_what_cannot_be_generated_is_a_clear_error(use_cache: bool) -> None:
     model = make()
+    generate = functools.partial(model.generate, use_cache=use_cache)
     source, prefix = tokens(1, PS), tokens(1, 2)
-    assert model.generate(source, prefix, 4).shape == (1, 4)  # the last one is not read
+    assert generate(source, prefix, 4).shape == (1, 4)  # the last one is not read
     with pytest.raises(ValueError, match=r"5 new tokens after 2, .* 5 \(n_target_positions\)"):
-        model.generate(source, prefix, 5)
+        generate(source, prefix, 5)
     for temperature in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=f"temperature = {temperature}"):
-            model.generate(source, prefix, 1, temperature=temperature)
+            generate(source, prefix, 1, temperature=temperature)
     with pytest.raises(ValueError, match="a prefix without content"):
-        model.generate(source, prefix, 1, prefix_mask=torch.zeros(1, 2))
+        generate(source, prefix, 1, prefix_mask=torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="1 targets for 2 sources"):
+        generate(tokens(2, PS), prefix, 1)
+    with pytest.raises(ValueError, match=r"\(1, 3\), expected that of input_ids, \(1, 2\)"):
+        generate(source, prefix, 1, prefix_mask=torch.ones(1, 3))
     with torch.no_grad():
         model.ln.weight.fill_(math.nan)
     with pytest.raises(CheckpointError, match="not finite"):
-        model.generate(source, prefix, 1)
+        generate(source, prefix, 1)
     assert model.training
 
 
