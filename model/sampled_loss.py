@@ -1,14 +1,15 @@
 """Cross-entropy over a sample of the vocabulary: a head that costs K rows instead of V.
 
 With V = 50257 most of a small model's training FLOPs are logits of tokens that nobody would have
-expected. Here a token is compared with its target and K ids that were drawn beforehand, the same
-for all tokens of a batch. Id v is drawn with probability π(v), each independently or nearly so, and
-both the target's and the drawn ids' logits are lowered by log π(v). Given that the target and the
-drawn ids are the candidates, the chance that v is the target is then proportional to
-p(v) / π(v), which is what the corrected logits say: the loss is least where the uncorrected ones
-are those of the full softmax, for any K (sampled softmax: Jean et al. 2015, eq. 8 to 10; consistent
-as ranking noise-contrastive estimation: Ma & Collins 2018, theorem 4.1). Its value is that of an
-easier question and cannot be compared with the full loss: evaluation computes all logits.
+expected. Here the sum over the vocabulary in log Z = log Σ exp(logit) is estimated: the target
+counts as it is, and of all others the K ids that were drawn beforehand, the same for all tokens of
+a batch, id v with probability π(v) and therefore with weight 1/π(v) (Horvitz & Thompson 1952). The
+estimate of Z is unbiased, that of the loss a little too low (Jensen); with all ids drawn it is the
+full loss. Frequent ids are always drawn, so what is estimated is the tail.
+
+The correction of Jean et al. (2015), in which the target's logit is lowered by log π too, trains as
+well (docs/experiments.md), but its value is that of an easier question: here a training curve can
+be read beside a validation loss, for which all logits are computed.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def sampled_cross_entropy(
     bias: Tensor | None = None,
     chunk_tokens: int = SAMPLED_CHUNK_TOKENS,
 ) -> Tensor:
-    """Mean loss of telling each target from the sample, in nats.
+    """Mean cross-entropy of `hidden @ weight.T + bias` against targets, estimated, in nats.
 
     Differentiable once, in hidden and weight; the bias is a constant. Under autocast the products
     run in its lower precision, all else in float32.
@@ -73,9 +74,8 @@ def sampled_cross_entropy(
             f"{tuple(sample.log_inclusion.shape)}: expected (N, D), (V, D), (N,), (K,) and (V,) "
             "with N and K at least 1"
         )
-    correction = -sample.log_inclusion if bias is None else bias - sample.log_inclusion
     loss: Tensor = _SampledCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, targets, sample.ids, correction, chunk_tokens
+        hidden, weight, targets, sample, bias, chunk_tokens
     )
     return loss
 
@@ -89,17 +89,20 @@ class _SampledCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        ids: Tensor,
-        correction: Tensor,
+        sample: VocabularySample,
+        bias: Tensor | None,
         chunk: int,
     ) -> Tensor:
         kind, wide = hidden.device.type, torch.promote_types(hidden.dtype, torch.float32)
         low = hidden.dtype
         if torch.is_autocast_enabled(kind) and low != torch.float64:
             low = torch.get_autocast_dtype(kind)
+        ids = sample.ids
         rows = weight.detach()[ids].to(low)
-        correction = correction.to(wide)
-        drawn_correction = correction[ids]
+        shift = -sample.log_inclusion[ids].to(wide)
+        if bias is not None:
+            bias = bias.to(wide)
+            shift += bias[ids]
         loss = torch.zeros((), dtype=wide, device=hidden.device)
         d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
         d_rows = torch.zeros(rows.shape, dtype=wide, device=hidden.device)
@@ -110,8 +113,10 @@ class _SampledCrossEntropy(torch.autograd.Function):
                 target, h = targets[part], hidden.detach()[part]
                 h_low, here = h.to(low), torch.arange(len(target), device=hidden.device)
                 own = weight.detach()[target]
-                right = (h.to(wide) * own.to(wide)).sum(dim=1) + correction[target]
-                logits = torch.mm(h_low, rows.T).to(wide).add_(drawn_correction)
+                right = (h.to(wide) * own.to(wide)).sum(dim=1)
+                if bias is not None:
+                    right += bias[target]
+                logits = torch.mm(h_low, rows.T).to(wide).add_(shift)
                 # A target that was drawn too is one candidate, not two.
                 place = torch.searchsorted(ids, target).clamp_(max=len(ids) - 1)
                 logits[here, place] = logits[here, place].masked_fill(

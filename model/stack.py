@@ -168,6 +168,7 @@ class StackLM(nn.Module):
             self.position_embeddings = nn.Embedding(n_positions, n_embd)
         else:  # follows from the shape: no checkpoint needs it
             table = rotation_table(n_positions, self.shape.head_dim)
+            self.rotation_table: Tensor
             self.register_buffer("rotation_table", table, persistent=False)
         self.dropout = nn.Dropout(p_dropout)
         self.blocks = nn.ModuleList(
