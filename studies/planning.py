@@ -27,8 +27,6 @@ from trainer.config import RunConfig
 
 EVAL_SHARE = 0.1
 """All validation passes of a run together take at most this share of its time."""
-EVAL_COST = 1.0 / 3.0
-"""Cost of validating a token, of training it: forward without backward."""
 SENSIBLE_SECONDS = 30 * 60.0
 """A search that takes longer than a day is called absurd; a sensible one takes so long."""
 ABSURD_SECONDS = 24 * 3600.0
@@ -89,14 +87,12 @@ def wanted_train_tokens(sample: Sample) -> int | None:
 def wanted_val_tokens(sample: Sample) -> int:
     """Validation tokens such that even the shortest run spends a tenth of its time on them.
 
-    Given n passes at a third of the training cost a token, solve
-    n · val_tokens / 3 = 0.1 · train_tokens. Runs so short that this gives fewer windows than the
+    Given n passes at c times the training cost a token (`eval_cost`), solve
+    n · c · val_tokens = 0.1 · train_tokens. Runs so short that this gives fewer windows than the
     constraint demands get that many all the same.
     """
     configs = [admitted.config for admitted in sample.admitted]
-    affordable = min(
-        int(EVAL_SHARE / EVAL_COST * config.total_tokens / config.num_evals) for config in configs
-    )
+    affordable = min(int(EVAL_SHARE / eval_cost(c) * c.total_tokens / c.num_evals) for c in configs)
     longest = max(config.tokens_per_sequence for config in configs)
     return max(affordable, MIN_VALIDATION_WINDOWS * longest)
 
@@ -105,9 +101,21 @@ def wanted_val_pairs(sample: Sample) -> int:
     """`wanted_val_tokens` for an encoder-decoder: a pair costs the same in both passes."""
     configs = [admitted.config for admitted in sample.admitted]
     affordable = min(
-        int(EVAL_SHARE / EVAL_COST * c.steps * c.sequences_per_step / c.num_evals) for c in configs
+        int(EVAL_SHARE / eval_cost(c) * c.steps * c.sequences_per_step / c.num_evals)
+        for c in configs
     )
     return max(affordable, MIN_VALIDATION_WINDOWS)
+
+
+def eval_cost(config: RunConfig) -> float:
+    """Cost of validating a token, of training it.
+
+    A third, forward without backward; more where training samples the head: validation never does.
+    """
+    if config.head_samples is None:
+        return 1.0 / 3.0
+    whole = config.with_changes(head_samples=None)
+    return whole.flops_per_step("matmul") / (3.0 * config.flops_per_step("matmul"))
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,7 @@ class Speed:
             )
         )
         training = per_token * config.total_tokens / rate
-        validation = EVAL_COST * config.num_evals * (config.data.val_tokens or 0)
+        validation = eval_cost(config) * config.num_evals * (config.data.val_tokens or 0)
         return training * (1.0 + validation / config.total_tokens)
 
 

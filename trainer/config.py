@@ -399,16 +399,17 @@ class RunConfig(StrictModel):
         data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         if self.grad_clip is None:  # None means something here: no clipping
             data["grad_clip"] = None
-        # The course's file has no such keys.
-        if self.architecture == "decoder":
+        if self.architecture == "decoder":  # the course's file has none of these keys
             del data["architecture"]
+        if self.recipe != "gpt2":  # whose options would take the place of what is left out
+            data["head_samples"] = self.head_samples
+            return data
         for name in ("recipe", "schedule", "optimizer"):
             if data[name] == type(self).model_fields[name].default:
                 del data[name]
-        if isinstance(self.model, ModelConfig) and self.recipe == "gpt2":
+        if isinstance(self.model, ModelConfig):
             kept = {*self.model.sizes(), *self.model.options()}
-            shape = data["model_config"]
-            data["model_config"] = {name: shape[name] for name in shape if name in kept}
+            data["model_config"] = {n: v for n, v in data["model_config"].items() if n in kept}
         return data
 
     def with_changes(self, **changes: Any) -> RunConfig:

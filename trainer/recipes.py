@@ -12,10 +12,7 @@ MODEL_OPTIONS: dict[Recipe, dict[str, Any]] = {
     "modern": {
         "positions": "rope",
         "norm": "rms",
-        "qk_norm": True,
-        "activation": "relu2",
         "bias": False,
-        "zero_init": True,
         "head_bias": "unigram",
         "p_dropout": 0.0,
     },
