@@ -27,9 +27,9 @@ from benchmarks.common import ROOT, about, write_results
 Settings = dict[str, Any]
 
 SHAPES: dict[str, Settings] = {
-    "3e12": {"n_embd": 96, "n_layer": 3, "n_head": 3},
-    "1e13": {"n_embd": 128, "n_layer": 4, "n_head": 4},
-    "1e14": {"n_embd": 192, "n_layer": 6, "n_head": 6},
+    "3e12": {"n_embd": 64, "n_layer": 2, "n_head": 2},
+    "1e13": {"n_embd": 96, "n_layer": 2, "n_head": 3},
+    "1e14": {"n_embd": 128, "n_layer": 4, "n_head": 4},
 }
 """The shape that every variant has at a budget, unless the variant is a shape."""
 COMMON: Settings = {
@@ -37,7 +37,7 @@ COMMON: Settings = {
     "n_positions": 128,
     "p_dropout": 0.0,
     "batch_size": 16,
-    "max_lr": 6e-3,
+    "max_lr": 1.2e-2,
     "min_lr_ratio": 0.0,
     "warmup_fraction": 0.05,
     "weight_decay": 0.1,
@@ -68,19 +68,24 @@ VARIANTS: dict[str, Settings] = {
     "zero init": {"zero_init": True},
     "cosine to 0.1": {"schedule": "cosine", "min_lr_ratio": 0.1},
     "wsd": {"schedule": "wsd"},
+    "256 samples": {"head_samples": 256},
     "512 samples": {"head_samples": 512},
     "2048 samples": {"head_samples": 2048},
     "4096 samples": {"head_samples": 4096},
     "batch × 1/2": {"batch_size": 8},
     "batch × 2": {"batch_size": 32},
-    "lr × 1/2": {"max_lr": 3e-3},
-    "lr × 2": {"max_lr": 1.2e-2},
+    "lr × 1/2": {"max_lr": 6e-3},
+    "lr × 2": {"max_lr": 2.4e-2},
     "no decay": {"weight_decay": 0.0},
     "beta2 0.99": {"beta2": 0.99},
     "heads of 16": {"head_dim": 16},
     "sequences of 256": {"seq_len": 256, "n_positions": 256, "batch_size": 8},
     "sequences of 64": {"seq_len": 64, "n_positions": 64, "batch_size": 32},
+    "D48 L2": {"n_embd": 48, "n_layer": 2, "n_head": 3},
+    "D64 L1": {"n_embd": 64, "n_layer": 1, "n_head": 2},
     "D64 L2": {"n_embd": 64, "n_layer": 2, "n_head": 2},
+    "D64 L4": {"n_embd": 64, "n_layer": 4, "n_head": 2},
+    "D96 L2": {"n_embd": 96, "n_layer": 2, "n_head": 3},
     "D96 L3": {"n_embd": 96, "n_layer": 3, "n_head": 3},
     "D96 L6": {"n_embd": 96, "n_layer": 6, "n_head": 3},
     "D128 L4": {"n_embd": 128, "n_layer": 4, "n_head": 4},

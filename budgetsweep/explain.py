@@ -47,6 +47,10 @@ def explain(config: RunConfig, *, measure: bool) -> dict[str, Any]:
         "n_params": config.n_params,
         "architecture": config.architecture,
         FLOPS_OF[config.architecture]: {name: _by_part(config, name) for name in CONVENTIONS},
+        "optimizer_flops_per_step": {
+            name: config.optimizer_flops_per_step(name) for name in CONVENTIONS
+        },
+        "head_samples": config.head_samples,
         "steps": config.steps,
         "tokens_per_step": config.tokens_per_step,
         "tokens": config.total_tokens,
@@ -146,6 +150,16 @@ def _print_totals(facts: dict[str, Any], console: Console) -> None:
         f"{facts['tokens']:,} ({facts['steps']:,} steps of {facts['tokens_per_step']:,}), "
         f"{facts['tokens_per_param']:.2f} a parameter",
     )
+    if facts["head_samples"] is not None:
+        table.add_row(
+            "head",
+            f"training compares a token with {facts['head_samples']:,} ids and its target, not "
+            "with all; evaluation with all",
+        )
+    own = facts["optimizer_flops_per_step"][facts["convention"]]
+    if own:
+        share = own * facts["steps"] / facts["train_flops"][facts["convention"]]
+        table.add_row("Muon's products", f"{own:,} FLOPs a step, {100 * share:.1f} % of all")
     for convention, total in facts["train_flops"].items():
         table.add_row(f"training FLOPs, {convention}", f"{total:,} ({total:.4e})")
     if facts["budget_flops"] is not None:

@@ -4,10 +4,12 @@ The ranges follow from the budget alone:
 
 * *Size.* The best model at C training FLOPs has about N = sqrt(C / (6 · r)) parameters, r tokens a
   parameter. Published isoFLOP runs at 1e15 to 1e17 with a 50k vocabulary (Porian et al. 2024, N
-  with embeddings and head) have their optimum at 14 to 23; r = 14 here. Depth is width / 32.
+  with embeddings and head) have their optimum at 14 to 23; r = 14 here. With a sampled head N are
+  the parameters that a token is charged for, and our own runs at 3e12 agree (docs/experiments.md).
+  Depth is width / 32.
 * *Batch.* Tokens a step B = 0.58 · D^0.571 (StepLaw, Li et al. 2025), D the training tokens.
-* *Learning rate.* The range spans what StepLaw and the course used, 1e-3 to 3e-2 (*assumption*
-  within it: 1e-2 first).
+* *Learning rate.* 1e-2 first, between what StepLaw and the course used; the modern recipe was best
+  at 1.2e-2 among those tried at 3e12.
 """
 
 from __future__ import annotations
@@ -19,11 +21,15 @@ from model.config import ModelConfig
 from model.flops import Convention, count_params, flops_per_token
 from studies.space import SearchSpace, Value, space_from_dict
 from trainer.config import Architecture
+from trainer.recipes import LARGE_VOCABULARY, RUN_OPTIONS, Recipe
 
+DEFAULT_RECIPE: Recipe = "modern"
+"""What a search trains where nothing is said."""
 TOKENS_PER_PARAM = 14.0
 WIDTHS_PER_LAYER = 32
 SEQ_LENS = (32, 64, 128, 256)
 SOURCE_LENS = (64, 128)
+HEAD_SAMPLES = (256, 512, 1024)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -32,8 +38,11 @@ def default_space(
     n_vocab: int,
     convention: Convention,
     architecture: Architecture = "decoder",
+    recipe: Recipe = DEFAULT_RECIPE,
 ) -> SearchSpace:
     """The built-in search space for a budget and a vocabulary.
+
+    A recipe is the decoder's alone.
 
     Sizes are the decoder's for every architecture; an encoder-decoder divides the layers between
     its sides (*assumption*).
@@ -41,11 +50,12 @@ def default_space(
     Raises:
         ConfigError: the budget is too small for any sensible model.
     """
-    width, tokens = _centre(budget_flops, n_vocab, convention)
+    modern = architecture == "decoder" and recipe == "modern"
+    width, tokens = _centre(budget_flops, n_vocab, convention, modern)
     step = _width_step(width)
     low = max(step, width // 2 // step * step)
     high = max(2 * step, 2 * width)
-    batch = _batch_index(budget_flops, n_vocab, convention)
+    batch = _batch_index(tokens)
     # The largest batch of the longest sequences must leave the widest model some steps.
     largest = max(2, tokens // (16 * max(SEQ_LENS)))
     sizes = [size for size in BATCH_SIZES[max(0, batch - 2) : batch + 3] if size <= largest]
@@ -73,6 +83,12 @@ def default_space(
         "beta2": {"values": [0.95, 0.98, 0.99]},
         "p_dropout": {"value": 0.0},
     }
+    if modern:
+        parameters = {"recipe": {"value": recipe}, **parameters}
+        parameters["max_lr"]["min"] = 3e-3
+        del parameters["min_lr_ratio"]  # the recipe decays to zero
+        if n_vocab >= LARGE_VOCABULARY:
+            parameters["head_samples"] = {"values": list(HEAD_SAMPLES)}
     return space_from_dict({"parameters": parameters}, "default search space")
 
 
@@ -80,9 +96,11 @@ def first_proposal(
     space: SearchSpace, budget_flops: int, n_vocab: int, convention: Convention
 ) -> dict[str, Value]:
     """A known-good proposal inside `space`: each value the nearest that the space allows."""
+    recipe = space.parameters.get("recipe")
+    modern = recipe is not None and recipe.value == "modern"
     try:
-        width, _ = _centre(budget_flops, n_vocab, convention)
-        batch = BATCH_SIZES[_batch_index(budget_flops, n_vocab, convention)]
+        width, tokens = _centre(budget_flops, n_vocab, convention, modern)
+        batch = BATCH_SIZES[_batch_index(tokens)]
     except ConfigError:  # the user's own space may make sense where the default has none
         width, batch = 16, 8
     wanted: dict[str, Value] = {
@@ -99,7 +117,8 @@ def first_proposal(
         "seq_len": _SEQ_LEN,
         "batch_size": batch,
         "grad_accumulation_steps": 1,
-        "max_lr": 1e-2,
+        "head_samples": 512,
+        "max_lr": 1.2e-2 if modern else 1e-2,
         "min_lr": 1e-3,
         "min_lr_ratio": 0.1,
         "warmup_fraction": 0.05,
@@ -139,16 +158,27 @@ def _width_step(width: int) -> int:
     return 16 if width < 128 else 32 if width < 512 else 64
 
 
-def _centre(budget_flops: int, n_vocab: int, convention: Convention) -> tuple[int, int]:
+def _centre(
+    budget_flops: int, n_vocab: int, convention: Convention, modern: bool
+) -> tuple[int, int]:
     """Width of the model that the budget suits best, and the tokens it then affords."""
+    rows = None
+    if modern and n_vocab >= LARGE_VOCABULARY:
+        rows = RUN_OPTIONS["modern"]["head_samples"] + 1
+
+    def params(width: int) -> int:
+        """Parameters that a token is charged for."""
+        unused = 0 if rows is None else (n_vocab - rows) * width
+        return count_params(_shape(width, n_vocab)) - unused
+
     target = (budget_flops / (6 * TOKENS_PER_PARAM)) ** 0.5
     width = 16
-    while width < 4096 and _params(width, n_vocab) < target:
+    while width < 4096 and params(width) < target:
         width += _width_step(width)
     smaller = width - _width_step(width - 1)
-    if smaller >= 16 and target - _params(smaller, n_vocab) < _params(width, n_vocab) - target:
+    if smaller >= 16 and target - params(smaller) < params(width) - target:
         width = smaller
-    tokens = budget_flops // flops_per_token(_shape(width, n_vocab), _SEQ_LEN, convention)
+    tokens = budget_flops // flops_per_token(_shape(width, n_vocab), _SEQ_LEN, convention, rows)
     if tokens < 10_000:
         fewer = " or a smaller vocabulary (--tokenizer bytes)" if n_vocab > 1000 else ""
         raise ConfigError(
@@ -165,13 +195,8 @@ def _shape(width: int, n_vocab: int) -> ModelConfig:
     )
 
 
-def _params(width: int, n_vocab: int) -> int:
-    return count_params(_shape(width, n_vocab))
-
-
-def _batch_index(budget_flops: int, n_vocab: int, convention: Convention) -> int:
+def _batch_index(tokens: int) -> int:
     """Index in `BATCH_SIZES` of the batch that StepLaw's tokens a step give."""
-    _, tokens = _centre(budget_flops, n_vocab, convention)
     wanted = 0.58 * tokens**0.571 / _SEQ_LEN
     nearest = min(BATCH_SIZES[2:-1], key=lambda size: abs(size - wanted))
     return BATCH_SIZES.index(nearest)

@@ -11,11 +11,12 @@ from sqlalchemy import make_url
 from budgetsweep.config import apply_overrides
 from budgetsweep.errors import ConfigError
 from model.flops import CONVENTIONS, Convention
-from studies.defaults import default_space
+from studies.defaults import DEFAULT_RECIPE, default_space
 from studies.sampling import SamplerName
 from studies.space import SearchSpace, space_from_dict
 from studies.storage import storage_url
 from trainer.config import ARCHITECTURES, TOKENIZER_VOCABULARIES, DataConfig
+from trainer.recipes import RECIPES
 
 Keep = Literal["best", "all", "none"]
 
@@ -108,12 +109,17 @@ class SearchSettings:
             raise ConfigError(
                 f"--set architecture={architecture}: expected one of {', '.join(ARCHITECTURES)}"
             )
+        recipe = settings.get("recipe", DEFAULT_RECIPE)
+        if recipe not in RECIPES:
+            raise ConfigError(f"--set recipe={recipe}: expected one of {', '.join(RECIPES)}")
         space = self.space or default_space(
-            self.budget_flops, n_vocab, self.convention, architecture
+            self.budget_flops, n_vocab, self.convention, architecture, recipe
         )
         data = space.to_dict()
         if "architecture" in settings:
             data["parameters"]["architecture"] = {"value": architecture}
+        if settings.get("architecture", space.architecture) == "decoder":
+            data["parameters"].setdefault("recipe", {"value": recipe})
         for override in self.overrides:
             name, separator, _ = override.partition("=")
             short = name.strip().removeprefix("model_config.")

@@ -19,6 +19,7 @@ from model.flops import (
     flops_per_masked_sequence,
     flops_per_pair,
     flops_per_token,
+    muon_flops_per_step,
 )
 from trainer.recipes import RECIPES, Recipe, expanded
 
@@ -213,10 +214,6 @@ class RunConfig(StrictModel):
             return data
         architecture = data.get("architecture", "decoder")
         pair = architecture == "encoder-decoder"
-        recipe = data.get("recipe", "gpt2")
-        if recipe in RECIPES and recipe != "gpt2" and architecture == "decoder":
-            data = expanded(recipe, data, shape)
-            shape = data[key]
         other = shape.keys() & (_STACK_KEYS if pair else _PAIR_KEYS)
         if other or (pair and shape.keys().isdisjoint(_PAIR_KEYS)):
             raise ValueError(
@@ -229,8 +226,11 @@ class RunConfig(StrictModel):
         if "n_vocab" not in shape and isinstance(encoding, str):
             n_ids = TOKENIZER_VOCABULARIES.get(encoding)
             if n_ids is not None:
-                return {**data, key: {**shape, "n_vocab": n_ids + (architecture == "encoder")}}
-        return data
+                shape = {**shape, "n_vocab": n_ids + (architecture == "encoder")}
+        recipe, n_vocab = data.get("recipe", "gpt2"), shape.get("n_vocab")
+        if recipe in RECIPES and architecture == "decoder" and isinstance(n_vocab, int):
+            return expanded(recipe, data, shape, n_vocab)
+        return {**data, key: shape}
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -276,6 +276,8 @@ class RunConfig(StrictModel):
         if self.architecture != "decoder":
             options = self.model.options() if isinstance(self.model, ModelConfig) else {}
             given = [*options, *(["head_samples"] if self.head_samples is not None else [])]
+            if self.optimizer != "adamw":
+                given.insert(0, f"optimizer: {self.optimizer}")
             if self.recipe != "gpt2":
                 given.insert(0, f"recipe: {self.recipe}")
             if given:
@@ -362,7 +364,13 @@ class RunConfig(StrictModel):
         else:
             rows = self.head_rows
             each = self.seq_len * flops_per_token(self.model, self.seq_len, convention, rows)
-        return each * self.sequences_per_step
+        return each * self.sequences_per_step + self.optimizer_flops_per_step(convention)
+
+    def optimizer_flops_per_step(self, convention: Convention) -> int:
+        """What the optimiser's matrix products cost; 0 for AdamW, which has none."""
+        if self.optimizer != "muon" or not isinstance(self.model, ModelConfig):
+            return 0
+        return muon_flops_per_step(self.model, convention)
 
     @property
     def steps(self) -> int:

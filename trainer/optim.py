@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.flops import NEWTON_SCHULZ_STEPS
 from trainer.config import RunConfig
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
@@ -86,6 +87,7 @@ def build_optimizer(
         lr=config.max_lr,
         weight_decay=config.weight_decay,
         momentum=MUON_MOMENTUM,
+        ns_steps=NEWTON_SCHULZ_STEPS,
         adjust_lr_fn="match_rms_adamw",
     )
     return Optimizers((adamw, muon))

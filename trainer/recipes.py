@@ -34,18 +34,27 @@ _SAME: dict[str, str] = {"min_lr_ratio": "min_lr"}
 """Two ways of saying one thing: the recipe is silent where the other is said."""
 
 
-def expanded(recipe: Recipe, run: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
+LARGE_VOCABULARY = 16_384
+"""From so many ids on a recipe samples the head: below, the logits are a small part of a step."""
+
+
+def expanded(
+    recipe: Recipe, run: dict[str, Any], model: dict[str, Any], n_vocab: int
+) -> dict[str, Any]:
     """A run's plain data with what its recipe sets and it does not say, under `model_config`.
 
     Args:
         recipe: its name.
         run: plain data of the run.
         model: plain data of the model's shape, which `run` holds under either name.
+        n_vocab: ids of the vocabulary.
     """
     options = {
         name: value
         for name, value in RUN_OPTIONS[recipe].items()
         if _SAME.get(name, name) not in run
     }
+    if n_vocab < LARGE_VOCABULARY:
+        options.pop("head_samples", None)
     key = "model_config" if "model_config" in run else "model"
     return {**options, **run, key: {**MODEL_OPTIONS[recipe], **model}}
