@@ -27,16 +27,17 @@ from benchmarks.common import ROOT, about, write_results
 Settings = dict[str, Any]
 
 SHAPES: dict[str, Settings] = {
-    "3e12": {"n_embd": 64, "n_layer": 2, "n_head": 2},
-    "1e13": {"n_embd": 96, "n_layer": 2, "n_head": 3},
-    "1e14": {"n_embd": 128, "n_layer": 4, "n_head": 4},
+    "1e12": {"n_embd": 48, "n_layer": 2, "n_head": 3, "batch_size": 16},
+    "3e12": {"n_embd": 64, "n_layer": 2, "n_head": 4, "batch_size": 16},
+    "1e13": {"n_embd": 80, "n_layer": 2, "n_head": 5, "batch_size": 32},
+    "1e14": {"n_embd": 128, "n_layer": 4, "n_head": 4, "batch_size": 64},
 }
-"""The shape that every variant has at a budget, unless the variant is a shape."""
+"""Shape and batch of a search's first proposal at a budget; every variant has them but those that
+change them."""
 COMMON: Settings = {
     "seq_len": 128,
     "n_positions": 128,
     "p_dropout": 0.0,
-    "batch_size": 16,
     "max_lr": 1.2e-2,
     "min_lr_ratio": 0.0,
     "warmup_fraction": 0.05,
@@ -72,8 +73,8 @@ VARIANTS: dict[str, Settings] = {
     "512 samples": {"head_samples": 512},
     "2048 samples": {"head_samples": 2048},
     "4096 samples": {"head_samples": 4096},
-    "batch × 1/2": {"batch_size": 8},
-    "batch × 2": {"batch_size": 32},
+    "batch 8": {"batch_size": 8},
+    "batch 32": {"batch_size": 32},
     "lr × 1/2": {"max_lr": 6e-3},
     "lr × 2": {"max_lr": 2.4e-2},
     "no decay": {"weight_decay": 0.0},

@@ -29,7 +29,7 @@ TOKENS_PER_PARAM = 14.0
 WIDTHS_PER_LAYER = 32
 SEQ_LENS = (32, 64, 128, 256)
 SOURCE_LENS = (64, 128)
-HEAD_SAMPLES = (256, 512, 1024)
+HEAD_SAMPLES = (512, 1024, 2048)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -117,7 +117,7 @@ def first_proposal(
         "seq_len": _SEQ_LEN,
         "batch_size": batch,
         "grad_accumulation_steps": 1,
-        "head_samples": 512,
+        "head_samples": RUN_OPTIONS["modern"]["head_samples"],
         "max_lr": 1.2e-2 if modern else 1e-2,
         "min_lr": 1e-3,
         "min_lr_ratio": 0.1,
