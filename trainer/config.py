@@ -20,7 +20,7 @@ from model.flops import (
     flops_per_pair,
     flops_per_token,
 )
-from trainer.recipes import RECIPES, Recipe, expanded
+from trainer.recipes import RECIPES, RUN_OPTIONS, Recipe, expanded
 
 if TYPE_CHECKING:
     from trainer.tokens import TokenData
@@ -283,7 +283,7 @@ class RunConfig(StrictModel):
         if self.head_samples is not None and self.head_samples >= self.model.n_vocab:
             raise ValueError(
                 f"head_samples = {self.head_samples} is not less than the {self.model.n_vocab} ids "
-                "of the vocabulary: leave it out to compare with all"
+                "of the vocabulary: give fewer, or head_samples: null to compare with all"
             )
         if self.cooldown_fraction is not None and self.schedule != "wsd":
             raise ValueError("cooldown_fraction: only schedule: wsd has a cooldown")
@@ -402,9 +402,12 @@ class RunConfig(StrictModel):
         # The course's file has no such keys.
         if self.architecture == "decoder":
             del data["architecture"]
-        for name in ("recipe", "schedule", "optimizer"):
-            if data[name] == type(self).model_fields[name].default:
-                del data[name]
+        if self.recipe == "gpt2":
+            for name in ("recipe", "schedule", "optimizer"):
+                if data[name] == type(self).model_fields[name].default:
+                    del data[name]
+        for name in RUN_OPTIONS[self.recipe]:  # left out, the recipe would speak
+            data.setdefault(name, None)
         if isinstance(self.model, ModelConfig) and self.recipe == "gpt2":
             kept = {*self.model.sizes(), *self.model.options()}
             shape = data["model_config"]

@@ -146,9 +146,11 @@ def convert(loaded: LoadedModel, to: Format, folder: Path) -> list[Path]:
         The files, in the order in which they were written.
 
     Raises:
-        ConfigError: the folder exists and is not empty.
+        ConfigError: the folder exists and is not empty, or the format cannot hold the model.
         CheckpointError: it cannot be written.
     """
+    if to == "gpt2":
+        _require_gpt2(loaded.shape)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: exists already; give a new or empty folder")
@@ -176,7 +178,11 @@ def to_gpt2(
         weights: of a `DecoderLM`.
         shape: its shape.
         eot: end-of-text id of its tokenizer, for bos and eos; None: not known.
+
+    Raises:
+        ConfigError: the model has options that GPT-2 has not.
     """
+    _require_gpt2(shape)
     tensors = {}
     for theirs, ours in _OUTER.items():
         for kind in ("weight", "bias"):
@@ -213,6 +219,19 @@ def to_gpt2(
         "torch_dtype": "float32",
     }
     return config, tensors
+
+
+def _require_gpt2(shape: ModelConfig) -> None:
+    """Refuse a shape with options; how it was initialised does not matter to GPT-2."""
+    options = [
+        f"{name}: {str(value).lower()}"
+        for name, value in shape.options().items()
+        if name != "zero_init"
+    ]
+    if options:
+        raise ConfigError(
+            f"GPT-2's format cannot express {', '.join(options)}: convert to safetensors or pt"
+        )
 
 
 def from_gpt2(
