@@ -330,7 +330,7 @@ def _write_files(folder: Path, loaded: LoadedModel, to: Format) -> None:
     if loaded.config is not None:
         config = loaded.config.to_dict()
     else:
-        config = {"model_config": shape.model_dump(mode="json")}
+        config = {"model_config": _told(shape)}
         if loaded.tokenizer is not None:
             config = {"tokenizer_encoding": loaded.tokenizer, **config}
     (folder / FILES["config"]).write_text(dump_yaml(config), encoding="utf-8")
@@ -342,8 +342,13 @@ def _write_files(folder: Path, loaded: LoadedModel, to: Format) -> None:
         (folder / GPT2_CONFIG).write_text(json.dumps(gpt2, indent=2) + "\n", encoding="utf-8")
         _write_safetensors(folder / SAFETENSORS, tensors, {})
     else:
-        metadata = {"model_config": json.dumps(shape.model_dump(mode="json"))}
+        metadata = {"model_config": json.dumps(_told(shape))}
         _write_safetensors(folder / SAFETENSORS, weights, metadata)
+
+
+def _told(shape: ModelConfig) -> dict[str, Any]:
+    """A shape as plain data; options only where there are some."""
+    return {**shape.sizes(), **shape.options()}
 
 
 def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -26,7 +26,7 @@ _WRAPPERS = ("_orig_mod.", "module.")
 """What torch.compile and DistributedDataParallel put before each name."""
 _BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
 _TOKENS, _POSITIONS = "token_embeddings.weight", "position_embeddings.weight"
-_NORM, _HEAD_BIAS = "ln.weight", "head_bias"
+_NORM, _BIAS, _HEAD_BIAS = "ln.weight", "blocks.0.mha.proj.bias", "head_bias"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -159,7 +159,7 @@ def _require_no_options(weights: dict[str, Tensor], where: Path) -> None:
     Raises:
         CheckpointError: it is one; its tensors show neither `qk_norm` nor `activation`.
     """
-    signs = [f"no {name}" for name in (_POSITIONS, _NORM) if name not in weights]
+    signs = [f"no {name}" for name in (_POSITIONS, _NORM, _BIAS) if name not in weights]
     signs += [name for name in weights if name == _HEAD_BIAS]
     if signs:
         raise CheckpointError(
