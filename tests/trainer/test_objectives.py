@@ -127,7 +127,7 @@ def test_the_loss_of_pairs_is_that_of_the_model_with_all_masks() -> None:
     model = objective.build_model()
     batch = objective.batch(0, 0)
     assert (batch.target_mask == 0).any(), "no padding: nothing is tested"
-    ours = objective.loss(model.hidden, model.head_weight, batch)
+    ours = objective.loss(model.hidden, model, batch)
     # The decoder never reads the last token of a full row, which has no position of its own.
     hidden = model.hidden(
         batch.source_ids, batch.target_ids[:, :-1], batch.source_mask, batch.target_mask[:, :-1]
@@ -138,7 +138,7 @@ def test_the_loss_of_pairs_is_that_of_the_model_with_all_masks() -> None:
     )
     assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
     short = PairBatch(*(part[:, :8] for part in batch))
-    shorter = objective.loss(model.hidden, model.head_weight, short)
+    shorter = objective.loss(model.hidden, model, short)
     library = target_loss(
         model, short.source_ids, short.target_ids, short.source_mask, short.target_mask
     )

@@ -102,3 +102,13 @@ def test_the_draw_is_a_pure_function_of_seed_step_and_micro_batch() -> None:
         VocabularySampler(counts, 40, seed=2).sample(7, 1),
     ):
         assert not np.array_equal(other, first)
+
+
+def test_any_two_ids_can_be_drawn_together() -> None:
+    """In one fixed order, neighbours whose chances add up to less than 1 would exclude another."""
+    counts = np.full(12, 5)
+    sampler = VocabularySampler(counts, 3, seed=0)
+    together = set()
+    for step in range(600):
+        together.update(itertools.combinations(sampler.sample(step, 0).tolist(), 2))
+    assert together == set(itertools.combinations(range(12), 2))
