@@ -150,7 +150,7 @@ def convert(loaded: LoadedModel, to: Format, folder: Path) -> list[Path]:
         CheckpointError: it cannot be written.
     """
     if to == "gpt2":
-        _require_gpt2(loaded.shape)
+        _require_gpt2(loaded.shape, str(loaded.path))
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: exists already; give a new or empty folder")
@@ -182,7 +182,7 @@ def to_gpt2(
     Raises:
         ConfigError: the model has options that GPT-2 has not.
     """
-    _require_gpt2(shape)
+    _require_gpt2(shape, "this model")
     tensors = {}
     for theirs, ours in _OUTER.items():
         for kind in ("weight", "bias"):
@@ -221,7 +221,7 @@ def to_gpt2(
     return config, tensors
 
 
-def _require_gpt2(shape: ModelConfig) -> None:
+def _require_gpt2(shape: ModelConfig, where: str) -> None:
     """Refuse a shape with options; how it was initialised does not matter to GPT-2."""
     options = [
         f"{name}: {str(value).lower()}"
@@ -230,7 +230,8 @@ def _require_gpt2(shape: ModelConfig) -> None:
     ]
     if options:
         raise ConfigError(
-            f"GPT-2's format cannot express {', '.join(options)}: convert to safetensors or pt"
+            f"{where}: GPT-2's format cannot express {', '.join(options)}: convert to safetensors "
+            "or pt"
         )
 
 

@@ -371,7 +371,7 @@ def test_gpt2s_format_refuses_what_it_cannot_express(
     for name, value in options.items():
         said = f"{name}: {str(value).lower()}" in str(caught.value)
         assert said is (name != "zero_init")
-    assert str(caught.value).startswith("GPT-2's format cannot express ")
+    assert str(caught.value).startswith(f"{loaded.path}: GPT-2's format cannot express ")
     assert str(caught.value).endswith(": convert to safetensors or pt")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "new").exists()
