@@ -21,7 +21,7 @@ from model.flops import (
     flops_per_token,
     muon_flops_per_step,
 )
-from trainer.recipes import RECIPES, Recipe, expanded
+from trainer.recipes import RECIPES, RUN_OPTIONS, Recipe, expanded
 
 if TYPE_CHECKING:
     from trainer.tokens import TokenData
@@ -285,7 +285,7 @@ class RunConfig(StrictModel):
         if self.head_samples is not None and self.head_samples >= self.model.n_vocab:
             raise ValueError(
                 f"head_samples = {self.head_samples} is not less than the {self.model.n_vocab} ids "
-                "of the vocabulary: leave it out to compare with all"
+                "of the vocabulary: give fewer, or head_samples: null to compare with all"
             )
         if self.cooldown_fraction is not None and self.schedule != "wsd":
             raise ValueError("cooldown_fraction: only schedule: wsd has a cooldown")
@@ -409,8 +409,9 @@ class RunConfig(StrictModel):
             data["grad_clip"] = None
         if self.architecture == "decoder":  # the course's file has none of these keys
             del data["architecture"]
-        if self.recipe != "gpt2":  # whose options would take the place of what is left out
-            data["head_samples"] = self.head_samples
+        for name in RUN_OPTIONS[self.recipe]:  # left out, the recipe would speak
+            data.setdefault(name, None)
+        if self.recipe != "gpt2":
             return data
         for name in ("recipe", "schedule", "optimizer"):
             if data[name] == type(self).model_fields[name].default:

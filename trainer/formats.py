@@ -146,9 +146,11 @@ def convert(loaded: LoadedModel, to: Format, folder: Path) -> list[Path]:
         The files, in the order in which they were written.
 
     Raises:
-        ConfigError: the folder exists and is not empty.
+        ConfigError: the folder exists and is not empty, or the format cannot hold the model.
         CheckpointError: it cannot be written.
     """
+    if to == "gpt2":
+        _require_gpt2(loaded.shape, str(loaded.path))
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: exists already; give a new or empty folder")
@@ -176,7 +178,11 @@ def to_gpt2(
         weights: of a `DecoderLM`.
         shape: its shape.
         eot: end-of-text id of its tokenizer, for bos and eos; None: not known.
+
+    Raises:
+        ConfigError: the model has options that GPT-2 has not.
     """
+    _require_gpt2(shape, "this model")
     tensors = {}
     for theirs, ours in _OUTER.items():
         for kind in ("weight", "bias"):
@@ -213,6 +219,20 @@ def to_gpt2(
         "torch_dtype": "float32",
     }
     return config, tensors
+
+
+def _require_gpt2(shape: ModelConfig, where: str) -> None:
+    """Refuse a shape with options; how it was initialised does not matter to GPT-2."""
+    options = [
+        f"{name}: {str(value).lower()}"
+        for name, value in shape.options().items()
+        if name != "zero_init"
+    ]
+    if options:
+        raise ConfigError(
+            f"{where}: GPT-2's format cannot express {', '.join(options)}: convert to safetensors "
+            "or pt"
+        )
 
 
 def from_gpt2(
@@ -311,7 +331,7 @@ def _write_files(folder: Path, loaded: LoadedModel, to: Format) -> None:
     if loaded.config is not None:
         config = loaded.config.to_dict()
     else:
-        config = {"model_config": shape.model_dump(mode="json")}
+        config = {"model_config": _told(shape)}
         if loaded.tokenizer is not None:
             config = {"tokenizer_encoding": loaded.tokenizer, **config}
     (folder / FILES["config"]).write_text(dump_yaml(config), encoding="utf-8")
@@ -323,8 +343,13 @@ def _write_files(folder: Path, loaded: LoadedModel, to: Format) -> None:
         (folder / GPT2_CONFIG).write_text(json.dumps(gpt2, indent=2) + "\n", encoding="utf-8")
         _write_safetensors(folder / SAFETENSORS, tensors, {})
     else:
-        metadata = {"model_config": json.dumps(shape.model_dump(mode="json"))}
+        metadata = {"model_config": json.dumps(_told(shape))}
         _write_safetensors(folder / SAFETENSORS, weights, metadata)
+
+
+def _told(shape: ModelConfig) -> dict[str, Any]:
+    """A shape as plain data; options only where there are some."""
+    return {**shape.sizes(), **shape.options()}
 
 
 def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -51,8 +51,27 @@ class VocabularySampler:
         """(K,) different ids, ascending, for micro-batch `micro` of step `step`."""
         random = np.random.default_rng((self._seed, _SAMPLE, step, micro))
         order = random.permutation(len(self.inclusion))
-        reached = np.cumsum(self.inclusion[order])
-        # Rounding must not push the last mark beyond the end.
-        marks = random.random() + np.arange(self.n_samples)
-        drawn = np.searchsorted(reached, marks * (reached[-1] / self.n_samples), side="right")
+        drawn = systematic_sample(self.inclusion[order], self.n_samples, random.random())
         return np.sort(order[drawn])
+
+
+def systematic_sample(
+    inclusion: NDArray[np.float64], n_samples: int, start: float
+) -> NDArray[np.int64]:
+    """Which of the stretches that lie end to end the marks start, start + 1, … fall into.
+
+    Args:
+        inclusion: (V,) lengths of the stretches, each at most 1, their sum n_samples.
+        n_samples: marks (K).
+        start: the first mark, in [0, 1).
+
+    Returns:
+        (K,) ascending, none twice.
+    """
+    reached = np.cumsum(inclusion)
+    ranks = np.arange(n_samples)
+    marks = (start + ranks) * (reached[-1] / n_samples)
+    drawn = np.searchsorted(reached, marks, side="right")
+    # Rounding may put two marks into one stretch, or the last beyond the end.
+    drawn = np.maximum.accumulate(drawn - ranks) + ranks
+    return np.minimum(drawn, len(inclusion) - n_samples + ranks)

@@ -26,6 +26,7 @@ _WRAPPERS = ("_orig_mod.", "module.")
 """What torch.compile and DistributedDataParallel put before each name."""
 _BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
 _TOKENS, _POSITIONS = "token_embeddings.weight", "position_embeddings.weight"
+_NORM, _BIAS, _HEAD_BIAS = "ln.weight", "blocks.0.mha.proj.bias", "head_bias"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -85,10 +86,12 @@ def shape_of_weights(
         n_head: heads; None: read from the blocks' `mha.scale_factor`.
 
     Raises:
-        CheckpointError: not weights of a `DecoderLM`.
+        CheckpointError: not weights of a `DecoderLM`, or of one with options (`ModelConfig`), which
+            tensors tell in part only.
         ConfigError: n_head is wanted but not given, or does not divide n_embd.
     """
     sizes = _sizes(weights, where)
+    _require_no_options(weights, where)
     width = sizes["n_embd"]
     if n_head is None:
         n_head = _heads_of_scale(weights, width)
@@ -129,9 +132,10 @@ def model_of_weights(weights: dict[str, Tensor], shape: ModelConfig, where: Path
 
 
 def _sizes(weights: dict[str, Tensor], where: Path) -> dict[str, int]:
-    """What the tensors show of the shape: all but the heads."""
+    """What the tensors show of the shape: all but the heads, and n_positions only if learned."""
     tokens, positions = weights.get(_TOKENS), weights.get(_POSITIONS)
-    if tokens is None or positions is None or tokens.ndim != 2 or positions.ndim != 2:
+    tables = [tokens] if positions is None and _is_decoder(weights) else [tokens, positions]
+    if any(table is None or table.ndim != 2 for table in tables):
         found = ", ".join(sorted(weights)[:3]) or "none"
         raise CheckpointError(
             f"{where}: not weights of a decoder of this shape (expected the tensors {_TOKENS}, "
@@ -140,12 +144,28 @@ def _sizes(weights: dict[str, Tensor], where: Path) -> dict[str, int]:
     layers = {int(match[1]) for match in map(_BLOCK.match, weights) if match}
     if layers != set(range(len(layers))) or not layers:
         raise CheckpointError(f"{where}: its blocks are not numbered from 0 without a gap")
-    return {
-        "n_vocab": tokens.shape[0],
-        "n_embd": tokens.shape[1],
-        "n_positions": positions.shape[0],
-        "n_layer": len(layers),
-    }
+    assert tokens is not None
+    sizes = {"n_vocab": tokens.shape[0], "n_embd": tokens.shape[1], "n_layer": len(layers)}
+    return sizes if positions is None else {**sizes, "n_positions": positions.shape[0]}
+
+
+def _is_decoder(weights: dict[str, Tensor]) -> bool:
+    return _TOKENS in weights and any(map(_BLOCK.match, weights))
+
+
+def _require_no_options(weights: dict[str, Tensor], where: Path) -> None:
+    """Refuse what only a model with options leaves out or has.
+
+    Raises:
+        CheckpointError: it is one; its tensors show neither `qk_norm` nor `activation`.
+    """
+    signs = [f"no {name}" for name in (_POSITIONS, _NORM, _BIAS) if name not in weights]
+    signs += [name for name in weights if name == _HEAD_BIAS]
+    if signs:
+        raise CheckpointError(
+            f"{where}: of a model with options ({signs[0]}), which its tensors do not tell in "
+            "full: keep the config.yaml of its run beside it"
+        )
 
 
 def _check_names(

@@ -1,6 +1,7 @@
 """Helpers to compare a model with a plain reference, over shapes of every kind."""
 
 import math
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -8,6 +9,26 @@ from torch import Tensor, nn
 
 from model import EncoderDecoderLM
 from model.config import ModelConfig
+
+ALL_OPTIONS: dict[str, Any] = {
+    "positions": "rope",
+    "norm": "rms",
+    "qk_norm": True,
+    "activation": "relu2",
+    "bias": False,
+    "zero_init": True,
+    "head_bias": "unigram",
+}
+"""What a decoder can have that GPT-2 has not."""
+EACH_AND_ALL: list[dict[str, Any]] = [
+    *({name: value} for name, value in ALL_OPTIONS.items()),
+    ALL_OPTIONS,
+]
+
+
+def named(options: dict[str, Any]) -> str:
+    """What pytest calls a case of `EACH_AND_ALL`."""
+    return "all" if options == ALL_OPTIONS else "-".join(options)
 
 
 def gradients(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
@@ -58,3 +79,13 @@ def shapes(draw: st.DrawFn) -> ModelConfig:
         n_layer=draw(st.integers(1, 3)),
         p_dropout=draw(st.sampled_from([0.0, 0.1])),
     )
+
+
+@st.composite
+def decoder_shapes(draw: st.DrawFn) -> ModelConfig:
+    """Small shapes of a decoder with any of the options; heads of even width, where they rotate."""
+    chosen = draw(st.sets(st.sampled_from(sorted(ALL_OPTIONS))))
+    shape = draw(shapes())
+    width = shape.n_embd * (2 if "positions" in chosen and shape.head_dim % 2 else 1)
+    options = {name: ALL_OPTIONS[name] for name in chosen}
+    return ModelConfig.model_validate({**shape.model_dump(), "n_embd": width, **options})

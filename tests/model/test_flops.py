@@ -1,6 +1,11 @@
-"""FLOPs and parameters against what torch itself counts, and against the course's numbers."""
+"""FLOPs and parameters against what torch itself counts, and against the course's numbers.
 
+Equal to the last digit, for every combination of the decoder's options.
+"""
+
+import itertools
 from collections.abc import Callable
+from random import Random
 
 import pytest
 import torch
@@ -23,7 +28,8 @@ from model.flops import (
     params_by_group,
 )
 from model.loss import linear_cross_entropy
-from tests.model.comparing import shapes
+from model.sampled_loss import VocabularySample, sampled_cross_entropy
+from tests.model.comparing import ALL_OPTIONS, decoder_shapes
 
 
 def whole_logits(model: DecoderLM, ids: Tensor, targets: Tensor) -> Tensor:
@@ -32,17 +38,33 @@ def whole_logits(model: DecoderLM, ids: Tensor, targets: Tensor) -> Tensor:
 
 def chunked(model: DecoderLM, ids: Tensor, targets: Tensor) -> Tensor:
     hidden = model.hidden(ids).flatten(0, 1)
-    return linear_cross_entropy(hidden, model.head_weight, targets.flatten(), 16)
+    return linear_cross_entropy(
+        hidden, model.head_weight, targets.flatten(), 16, bias=model.head_bias
+    )
+
+
+def sampled(n_samples: int) -> Callable[[DecoderLM, Tensor, Tensor], Tensor]:
+    def loss(model: DecoderLM, ids: Tensor, targets: Tensor) -> Tensor:
+        n_vocab = model.shape.n_vocab
+        drawn = torch.randperm(n_vocab)[:n_samples].sort().values
+        sample = VocabularySample(drawn, torch.full((n_vocab,), n_samples / n_vocab).log())
+        hidden = model.hidden(ids).flatten(0, 1)
+        return sampled_cross_entropy(
+            hidden, model.head_weight, targets.flatten(), sample, model.head_bias, 16
+        )
+
+    return loss
 
 
 def counted_flops(
-    loss_of: Callable[[DecoderLM, Tensor, Tensor], Tensor], shape: ModelConfig, data: st.DataObject
+    loss_of: Callable[[DecoderLM, Tensor, Tensor], Tensor],
+    shape: ModelConfig,
+    draw: Callable[[int, int], int],
+    head_rows: int | None = None,
 ) -> tuple[int, int]:
     """FLOPs of forward + backward by torch's counter and by `matmul`, on a random batch."""
     model = DecoderLM.from_config(shape)
-    seq_len = data.draw(st.integers(1, shape.n_positions), "seq_len")
-    batch = data.draw(st.integers(1, 3), "batch")
-    low = data.draw(st.booleans(), "bf16")
+    seq_len, batch, low = draw(1, shape.n_positions), draw(1, 3), bool(draw(0, 1))
     ids = torch.randint(shape.n_vocab, (batch, seq_len))
     with (
         sdpa_kernel(SDPBackend.MATH),
@@ -50,24 +72,79 @@ def counted_flops(
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=low),
     ):
         loss_of(model, ids, ids.roll(1)).backward()
-    expected = batch * seq_len * flops_per_token(shape, seq_len, "matmul")
-    return counter.get_total_flops(), expected
+    counted = counter.get_total_flops()
+    if head_rows is not None:
+        # The counter sees products of matrices. The target's own row is multiplied element by
+        # element: D multiply-adds a token for its logit, D each for both of its gradients.
+        counted += batch * seq_len * 2 * (shape.n_embd + 2 * shape.n_embd)
+    return counted, batch * seq_len * flops_per_token(shape, seq_len, "matmul", head_rows)
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
-@given(shape=shapes(), data=st.data())
-def test_matmul_flops_equal_what_torch_counts(shape: ModelConfig, data: st.DataObject) -> None:
-    counted, expected = counted_flops(whole_logits, shape, data)
+@pytest.mark.parametrize("samples", [False, True])
+def test_matmul_flops_equal_what_torch_counts(samples: bool) -> None:
+    """Every combination of options, each with a random shape: 128 configurations a head."""
+    random = Random(samples)
+    for present in itertools.product([False, True], repeat=len(ALL_OPTIONS)):
+        options = dict(itertools.compress(ALL_OPTIONS.items(), present))
+        n_head = random.randint(1, 4)
+        shape = ModelConfig(
+            n_vocab=random.randint(2, 200),
+            n_embd=n_head * random.randint(1, 6) * (2 if "positions" in options else 1),
+            n_head=n_head,
+            n_positions=random.randint(1, 24),
+            n_layer=random.randint(1, 3),
+            p_dropout=random.choice([0.0, 0.1]),
+            **options,
+        )
+        n_samples = random.randint(1, shape.n_vocab)
+        loss, rows = (sampled(n_samples), n_samples + 1) if samples else (whole_logits, None)
+        counted, expected = counted_flops(loss, shape, random.randint, rows)
+        assert counted == expected, shape
+
+
+@settings(max_examples=40, deadline=None)
+@given(shape=decoder_shapes(), data=st.data())
+def test_the_chunked_loss_costs_the_same(shape: ModelConfig, data: st.DataObject) -> None:
+    """The loss that training uses computes no product twice and none less."""
+    counted, expected = counted_flops(chunked, shape, drawing(data))
     assert counted == expected
 
 
 @settings(max_examples=40, deadline=None)
-@given(shape=shapes(), data=st.data())
-def test_the_chunked_loss_costs_the_same(shape: ModelConfig, data: st.DataObject) -> None:
-    """The loss that training uses computes no product twice and none less."""
-    counted, expected = counted_flops(chunked, shape, data)
+@given(shape=decoder_shapes(), data=st.data())
+def test_a_sampled_head_costs_the_rows_that_are_drawn_and_the_targets(
+    shape: ModelConfig, data: st.DataObject
+) -> None:
+    n_samples = data.draw(st.integers(1, shape.n_vocab), "n_samples")
+    loss = sampled(n_samples)
+    counted, expected = counted_flops(loss, shape, drawing(data), n_samples + 1)
     assert counted == expected
+
+
+def drawing(data: st.DataObject) -> Callable[[int, int], int]:
+    return lambda low, high: data.draw(st.integers(low, high))
+
+
+@settings(max_examples=100, deadline=None)
+@given(shape=decoder_shapes(), rows=st.integers(1, 300), seq_len=st.integers(1, 30))
+def test_head_rows_take_the_place_of_the_vocabulary(
+    shape: ModelConfig, rows: int, seq_len: int
+) -> None:
+    """`nanogpt`: 6 FLOPs for each of the head's parameters that is multiplied, no other change."""
+    D = shape.n_embd
+    others = sum(p.numel() for p in DecoderLM.from_config(shape).parameters()) - shape.n_vocab * D
+    assert flops_per_token(shape, seq_len, "nanogpt", rows) == 6 * (others + rows * D) + (
+        12 * shape.n_layer * D * shape.n_positions
+    )
+    per_row = {"nanogpt": 6, "matmul": 6, "mac": 3}
+    for convention in CONVENTIONS:
+        whole = flops_per_token(shape, seq_len, convention)
+        assert flops_per_token(shape, seq_len, convention, shape.n_vocab) == whole
+        saved = (shape.n_vocab - rows) * D * per_row[convention]
+        assert whole - flops_per_token(shape, seq_len, convention, rows) == saved
+        parts = flops_per_token_by_part(shape, seq_len, convention, rows)
+        assert sum(parts.values()) == whole - saved
 
 
 def test_the_written_out_attention_counts_the_same() -> None:
@@ -81,8 +158,8 @@ def test_the_written_out_attention_counts_the_same() -> None:
     assert totals[0] == totals[1] == 2 * 7 * 6 * (4 * 12 * 12 + 2 * 12 * 7)
 
 
-@settings(max_examples=200, deadline=None)
-@given(shape=shapes())
+@settings(max_examples=250, deadline=None)
+@given(shape=decoder_shapes())
 def test_groups_and_parts_add_up(shape: ModelConfig) -> None:
     groups = params_by_group(shape)
     model = DecoderLM.from_config(shape)
@@ -114,3 +191,11 @@ def test_the_course_example_to_the_digit() -> None:
     assert sum(p.numel() for p in model.parameters()) == 1_637_792
     assert model.flops_per_token == 9_925_056
     assert model.flops_per_token * 2000 * 1 * 32 * 128 == 81_306_058_752_000
+
+
+def test_the_course_example_with_all_options_to_the_digit() -> None:
+    """Worked out by hand: V·D + L·12D², and 12·L·D·P for the scores."""
+    model = DecoderLM(50257, 32, 2, 128, 2, **ALL_OPTIONS)
+    assert sum(p.numel() for p in model.parameters()) == 50257 * 32 + 2 * 12 * 32**2 == 1_632_800
+    assert model.flops_per_token == 6 * 1_632_800 + 12 * 2 * 32 * 128 == 9_895_104
+    assert flops_per_token(model.shape, 128, "nanogpt", 1025) == 442_560

@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from model.decoder import DecoderLM
 from model.generation import context_start, continue_texts
 from model.sampling import FIRST_LOOK, choose_tokens, next_token_probabilities
 from tests.model import reference
+from tests.model.comparing import ALL_OPTIONS, EACH_AND_ALL
 
 V, D, H, L = 23, 8, 2, 2
 P = 9
@@ -46,20 +48,25 @@ class Letters:
 LETTERS = Letters()
 
 
-def make(seed: int = 0, n_positions: int = P, p_dropout: float = 0.0) -> DecoderLM:
+def make(seed: int = 0, n_positions: int = P, p_dropout: float = 0.0, **options: Any) -> DecoderLM:
     """A float64 model, far from its initial values, whose greedy text does not run in circles."""
     torch.manual_seed(seed)
-    model = DecoderLM(V, D, H, n_positions, L, p_dropout).double()
+    model = DecoderLM(V, D, H, n_positions, L, p_dropout, **options).double()
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, std=1.5 if "position" in name else 0.6)
-    torch.nn.init.zeros_(model.ln.bias)  # or one token would be likely everywhere
+    if "ln.bias" in dict(model.named_parameters()):
+        torch.nn.init.zeros_(model.ln.bias)  # or one token would be likely everywhere
+    if model.head_bias is not None:
+        model.head_bias.normal_(std=0.6)
     return model
 
 
 def reference_logits(model: DecoderLM, ids: Sequence[int]) -> Tensor:
-    parameters = dict(model.named_parameters())
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    options = model.shape.options()
     with torch.no_grad():
-        return reference.logits_of_prompt(parameters, torch.tensor(ids), H, L)[-1]
+        prompt = torch.tensor(ids)
+        return reference.logits_of_prompt(tensors, prompt, H, L, options=options)[-1]
 
 
 def reference_continuation(
@@ -88,8 +95,9 @@ def drawn(temperature: float, seed: int, row: int, step: int, logits: Tensor) ->
     return next(i for i, total in enumerate(itertools.accumulate(p.tolist())) if total > u)
 
 
-def test_greedy_continuations_equal_the_reference() -> None:
-    model = make(seed=2)
+@pytest.mark.parametrize(("seed", "options"), [(2, {}), (10, ALL_OPTIONS)], ids=["gpt2", "options"])
+def test_greedy_continuations_equal_the_reference(seed: int, options: dict[str, Any]) -> None:
+    model = make(seed, **options)
     n = 3 * P  # the window is full several times
     expected = [reference_continuation(model, prefix, n, greedy) for prefix in PREFIXES]
     assert len(set(expected)) == len(PREFIXES)  # the model does not say the same to everything
@@ -122,11 +130,17 @@ def test_drawn_continuations_equal_the_reference() -> None:
     n_positions=st.integers(1, 11),
     temperature=st.sampled_from([0.0, 0.8, 3.0]),
     seed=st.integers(0, 2**32),
+    options=st.sampled_from([{}, {"positions": "rope"}, ALL_OPTIONS]),
 )
 def test_the_cache_and_the_batch_change_no_token(
-    prefixes: list[str], batch_size: int, n_positions: int, temperature: float, seed: int
+    prefixes: list[str],
+    batch_size: int,
+    n_positions: int,
+    temperature: float,
+    seed: int,
+    options: dict[str, Any],
 ) -> None:
-    model = make(seed % 97, n_positions)
+    model = make(seed % 97, n_positions, **options)
     say = functools.partial(
         generate, model, CPU, LETTERS, max_new_tokens=25, temperature=temperature, seed=seed
     )
@@ -170,10 +184,12 @@ def test_the_window_slides_as_documented(n_positions: int) -> None:
         assert min(n, n_positions // 2 + 1) <= seen <= n_positions
 
 
-@settings(max_examples=40, deadline=None)
-@given(data=st.data(), seed=st.integers(0, 2**16))
-def test_reading_in_pieces_equals_reading_at_once(data: st.DataObject, seed: int) -> None:
-    model = make(seed).eval()
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**16), options=st.sampled_from([{}, *EACH_AND_ALL]))
+def test_reading_in_pieces_equals_reading_at_once(
+    data: st.DataObject, seed: int, options: dict[str, Any]
+) -> None:
+    model = make(seed, **options).eval()
     n_rows = data.draw(st.integers(1, 3))
     cache = KeyValueCache(model.shape, n_rows, P, model.head_weight)
     texts: list[list[int]] = [[] for _ in range(n_rows)]

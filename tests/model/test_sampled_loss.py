@@ -104,7 +104,7 @@ def test_large_logits_neither_overflow_nor_saturate(size: float) -> None:
     weight = torch.tensor([[size, 0.0], [-size, 1.0], [0.0, 2.0]])
     sample = VocabularySample(torch.tensor([0, 2]), torch.zeros(3))
     loss = sampled_cross_entropy(hidden, weight, torch.tensor([1, 2]), sample)
-    assert float(loss.detach()) == pytest.approx((2 * size + 0.1269) / 2, rel=1e-3)
+    assert loss.item() == pytest.approx((2 * size + 0.1269) / 2, rel=1e-3)
     assert torch.autograd.grad(loss, hidden)[0].isfinite().all()
 
 

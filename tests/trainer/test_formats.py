@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from budgetsweep.config import dump_yaml, load_yaml
 from budgetsweep.errors import CheckpointError, ConfigError
+from model.config import ModelConfig
 from model.decoder import DecoderLM
+from tests.model.comparing import ALL_OPTIONS, EACH_AND_ALL, named
 from tests.trainer.course_reference import CourseLM
 from tests.trainer.tiny_runs import tiny_config
 from trainer import formats
-from trainer.formats import FORMATS, Format, convert, open_model
+from trainer.formats import FORMATS, Format, convert, open_model, to_gpt2
 
 V, D, H, P, L = 31, 12, 3, 7, 2
 
@@ -52,12 +54,17 @@ def bare(tmp_path: Path) -> Path:
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """A run's folder: model.pt and the whole config.yaml."""
-    folder = tmp_path / "run"
+    return write_run(tmp_path / "run", p_dropout=0.25)
+
+
+def write_run(folder: Path, **shape: Any) -> Path:
     folder.mkdir()
-    config = tiny_config(shape={"p_dropout": 0.25})
-    model = DecoderLM.from_config(config.model)
+    config = tiny_config(shape=shape)
+    model = DecoderLM.from_config(config.stack_shape)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
+    if model.head_bias is not None:
+        model.head_bias.normal_()
     torch.save(model.state_dict(), folder / "model.pt")
     (folder / "config.yaml").write_text(dump_yaml(config.to_dict()))
     return folder
@@ -319,3 +326,116 @@ def test_what_is_said_must_agree(run_dir: Path, bare: Path) -> None:
     for path in (run_dir.parent, run_dir / "none.pt"):
         with pytest.raises(CheckpointError, match=r"no model\.pt and no|no such file or folder"):
             open_model(path)
+
+
+# options of the decoder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("to", ["safetensors", "pt"])
+@pytest.mark.parametrize("options", EACH_AND_ALL, ids=named)
+def test_a_model_with_options_comes_back_with_equal_logits(
+    tmp_path: Path, options: dict[str, Any], to: Format
+) -> None:
+    first = open_model(write_run(tmp_path / "run", **options))
+    assert first.shape.options() == options
+    convert(first, to, tmp_path / "out")
+    places = [tmp_path / "out"]
+    if to == "safetensors":  # alone, its metadata tells the shape
+        places.append(tmp_path / "alone.safetensors")
+        places[1].write_bytes((tmp_path / "out" / "model.safetensors").read_bytes())
+    ids = torch.randint(257, (3, 16))
+    expected = first.model.eval()(ids)
+    for place in places:
+        again = open_model(place)
+        assert again.shape == first.shape
+        assert torch.equal(again.model.eval()(ids), expected)
+    # Described by its shape alone, without the run, it is the same too.
+    config = {"model_config": first.shape.model_dump(mode="json")}
+    (tmp_path / "run" / "config.yaml").write_text(dump_yaml(config))
+    loaded = open_model(tmp_path / "run")
+    assert loaded.config is None
+    assert torch.equal(loaded.model.eval()(ids), expected)
+
+
+@pytest.mark.parametrize("options", EACH_AND_ALL, ids=named)
+def test_gpt2s_format_refuses_what_it_cannot_express(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    loaded = open_model(write_run(tmp_path / "run", **options))
+    if options == {"zero_init": True}:  # how training began: GPT-2 need not know
+        convert(loaded, "gpt2", tmp_path / "new" / "gpt2")
+        return
+    with pytest.raises(ConfigError) as caught:
+        convert(loaded, "gpt2", tmp_path / "new" / "gpt2")
+    for name, value in options.items():
+        said = f"{name}: {str(value).lower()}" in str(caught.value)
+        assert said is (name != "zero_init")
+    assert str(caught.value).startswith(f"{loaded.path}: GPT-2's format cannot express ")
+    assert str(caught.value).endswith(": convert to safetensors or pt")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ConfigError, match="GPT-2's format"):
+        to_gpt2(loaded.model.state_dict(), loaded.shape, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "sign"),
+    [
+        (ALL_OPTIONS, r"no position_embeddings\.weight"),
+        ({"positions": "rope"}, r"no position_embeddings\.weight"),
+        ({"norm": "rms"}, r"no ln\.weight"),
+        ({"bias": False}, r"no blocks\.0\.mha\.proj\.bias"),
+        ({"head_bias": "unigram"}, "head_bias"),
+    ],
+    ids=["all", "positions", "norm", "bias", "head_bias"],
+)
+def test_bare_weights_with_options_ask_for_their_config(
+    tmp_path: Path, options: dict[str, Any], sign: str
+) -> None:
+    folder = write_run(tmp_path / "run", **options)
+    config = (folder / "config.yaml").read_bytes()
+    (folder / "config.yaml").unlink()
+    save_file(torch.load(folder / "model.pt", weights_only=True), tmp_path / "a.safetensors")
+    for path in (folder, folder / "model.pt", tmp_path / "a.safetensors"):
+        with pytest.raises(
+            CheckpointError, match=rf"with options \({sign}\).* keep the config\.yaml of its run"
+        ) as caught:
+            open_model(path)
+        assert "\n" not in str(caught.value)
+    (folder / "config.yaml").write_bytes(config)
+    assert open_model(folder).shape.options() == options
+
+
+@pytest.mark.parametrize(
+    ("has", "told", "message"),
+    [
+        ({}, {"positions": "rope"}, r"unknown position_embeddings\.weight"),
+        ({"positions": "rope"}, {}, r"no position_embeddings\.weight"),
+        ({}, {"norm": "rms"}, r"unknown .*ln_1\.weight"),
+        ({"norm": "rms"}, {}, r"no .*ln_1\.weight"),
+        ({}, {"bias": False}, r"unknown .*\.bias"),
+        ({"bias": False}, {}, r"no .*\.bias"),
+        ({}, {"head_bias": "unigram"}, "no head_bias"),
+        ({"head_bias": "unigram"}, {}, "unknown head_bias"),
+    ],
+)
+def test_a_config_of_other_options_is_noticed_where_tensors_show_it(
+    tmp_path: Path, has: dict[str, Any], told: dict[str, Any], message: str
+) -> None:
+    folder = write_run(tmp_path / "run", **has)
+    other = tiny_config(shape=told)
+    (folder / "config.yaml").write_text(dump_yaml(other.to_dict()))
+    with pytest.raises(CheckpointError, match=rf"does not fit the model \({message}") as caught:
+        open_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_metadata_of_other_sizes_is_refused(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", **ALL_OPTIONS)
+    tensors = torch.load(folder / "model.pt", weights_only=True)
+    shape = ModelConfig.model_validate(open_model(folder).shape.model_dump() | {"n_layer": 3})
+    path = tmp_path / "a.safetensors"
+    save_file(tensors, path, {"model_config": shape.model_dump_json()})
+    with pytest.raises(CheckpointError, match="n_layer = 2, expected 3"):
+        open_model(path)

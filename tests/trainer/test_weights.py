@@ -45,9 +45,9 @@ def test_the_courses_weights_give_the_courses_logits(
     course = CourseLM(V, n_embd, n_head, P, L)
     path = saved(tmp_path / "model.pt", course)
     model = loaded(path).eval()  # the heads come from scale_factor
-    assert model.shape.model_dump(exclude={"p_dropout"}) == {
-        "n_vocab": V, "n_embd": n_embd, "n_head": n_head, "n_positions": P, "n_layer": L,
-    }  # fmt: skip
+    assert model.shape == ModelConfig(
+        n_vocab=V, n_embd=n_embd, n_head=n_head, n_positions=P, n_layer=L
+    )
     ids = torch.randint(V, (4, P))
     expected = course.double()(ids)
     torch.testing.assert_close(model.double()(ids), expected, rtol=1e-11, atol=1e-11)
