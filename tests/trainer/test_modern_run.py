@@ -92,7 +92,9 @@ def test_the_meter_charges_the_sampled_head(data: TokenData, tmp_path: Path) -> 
         points = [event for event in events if isinstance(event, Point)]
         per_token = flops_per_token(config.stack_shape, 16, convention, 65)
         assert points[-1].flops == 3 * config.flops_per_step(convention)
-        assert points[-1].flops == per_token * result.tokens == per_token * 3 * 2 * 4 * 16
+        muon = 3 * muon_flops_per_step(config.stack_shape, convention)
+        assert points[-1].flops == per_token * result.tokens + muon
+        assert result.tokens == 3 * 2 * 4 * 16
 
 
 def test_the_budget_is_never_passed(data: TokenData, tmp_path: Path) -> None:

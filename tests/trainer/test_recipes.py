@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from budgetsweep.config import dump_yaml, load_yaml, parse, parse_yaml
 from budgetsweep.errors import ConfigError
+from model.flops import muon_flops_per_step
 from tests.model.comparing import ALL_OPTIONS
 from trainer.checkpoint import run_hash
 from trainer.config import RunConfig
@@ -34,9 +35,10 @@ def refusal(shape: dict[str, Any] | None = None, **changes: Any) -> str:
     return str(caught.value)
 
 
-def test_modern_is_every_option_of_the_decoder_and_its_training() -> None:
+def test_modern_sets_the_decoder_and_its_training() -> None:
     config = read(recipe="modern")
-    assert config.stack_shape.options() == ALL_OPTIONS
+    chosen = ("positions", "norm", "bias", "head_bias")
+    assert config.stack_shape.options() == {name: ALL_OPTIONS[name] for name in chosen}
     assert config.stack_shape.p_dropout == 0.0
     assert config.stack_shape.sizes() == SIZES | {"n_vocab": 50257, "p_dropout": 0.0}
     assert (config.optimizer, config.schedule) == ("muon", "linear")
@@ -69,8 +71,8 @@ EXPLICIT: list[tuple[str, Any]] = [
     ("schedule", "wsd"), ("min_lr_ratio", 0.3), ("min_lr_ratio", None), ("min_lr", 0.002),
 ]  # fmt: skip
 PLAIN: list[tuple[str, Any]] = [
-    ("positions", "learned"), ("norm", "layer"), ("qk_norm", False), ("activation", "gelu"),
-    ("bias", True), ("zero_init", False), ("head_bias", "none"), ("p_dropout", 0.2),
+    ("positions", "learned"), ("norm", "layer"), ("qk_norm", True), ("activation", "relu2"),
+    ("bias", True), ("zero_init", True), ("head_bias", "none"), ("p_dropout", 0.2),
 ]  # fmt: skip
 
 
@@ -144,7 +146,8 @@ def test_only_a_decoder_has_recipes_and_a_sampled_head(other: dict[str, Any]) ->
     read(**other)
     assert "recipe: modern: only a decoder can have it" in refusal(**other, recipe="modern")
     assert "head_samples: only a decoder can have it" in refusal(**other, head_samples=10)
-    assert read(**other, optimizer="muon", schedule="linear").optimizer == "muon"
+    assert "optimizer: muon: only a decoder can have it" in refusal(**other, optimizer="muon")
+    assert read(**other, schedule="linear").schedule == "linear"
 
 
 @pytest.mark.parametrize(("name", "value"), ALL_OPTIONS.items())
@@ -160,12 +163,11 @@ def test_a_sample_is_smaller_than_the_vocabulary() -> None:
         message = refusal(head_samples=n)
         assert f"head_samples = {n} is not less than the 50257 ids" in message
         assert "head_samples: null to compare with all" in message
-    # A recipe's own sample can be too large, and what the message advises helps.
+    # A recipe does not sample a small vocabulary, and who asks for too much is told.
+    assert read(recipe="modern", tokenizer_encoding="bytes").head_rows is None
     assert "head_samples = 1024 is not less than the 257 ids" in refusal(
-        recipe="modern", tokenizer_encoding="bytes"
+        recipe="modern", tokenizer_encoding="bytes", head_samples=1024
     )
-    bytewise = read(recipe="modern", tokenizer_encoding="bytes", head_samples=None)
-    assert bytewise.head_rows is None
     assert "head_samples = 0" in refusal(head_samples=0)
 
 
@@ -182,3 +184,12 @@ def test_a_step_is_charged_the_rows_of_its_head(convention: Any) -> None:
     sampled = read(recipe="modern").flops_per_step(convention)
     per_row = {"nanogpt": 6, "matmul": 6, "mac": 3}[convention] * 16 * 4 * 16
     assert whole - sampled == (50257 - 1025) * per_row
+
+
+@pytest.mark.parametrize("convention", ["nanogpt", "matmul", "mac"])
+def test_muon_is_charged_once_a_step(convention: Any) -> None:
+    for batch_size in (1, 4):
+        muon = read(optimizer="muon", batch_size=batch_size)
+        plain = read(batch_size=batch_size)
+        extra = muon.flops_per_step(convention) - plain.flops_per_step(convention)
+        assert extra == muon_flops_per_step(muon.stack_shape, convention) > 0
