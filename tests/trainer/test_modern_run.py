@@ -13,7 +13,7 @@ import torch
 from budgetsweep.config import load_yaml
 from budgetsweep.errors import BudgetExceeded
 from model.decoder import DecoderLM
-from model.flops import flops_per_token
+from model.flops import flops_per_token, muon_flops_per_step
 from model.loss import linear_cross_entropy
 from tests.trainer.tiny_runs import assert_same_run, curve, drive, tiny_config, tiny_data, weights
 from trainer import state
