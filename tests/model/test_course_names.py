@@ -32,7 +32,7 @@ def test_signatures() -> None:
     assert parameters(MultiHeadAttention.q_kT_v) == ["x"]
     assert parameters(MultiHeadAttention.self_attention) == ["q", "kT", "v", "attention_mask"]
     assert parameters(MultiHeadAttention.projection) == ["attn"]
-    assert parameters(MultiHeadAttention.forward) == ["x", "attention_mask"]
+    assert parameters(MultiHeadAttention.forward)[:2] == ["x", "attention_mask"]
     assert parameters(FeedForward) == ["n_embd", "p_dropout"]
     assert parameters(DecoderBlock)[:2] == ["n_embd", "n_head"]
     assert parameters(DecoderBlock.forward) == ["x", "attention_mask"]
