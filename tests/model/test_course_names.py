@@ -35,7 +35,7 @@ def test_signatures() -> None:
     assert parameters(MultiHeadAttention.forward)[:2] == ["x", "attention_mask"]
     assert parameters(FeedForward) == ["n_embd", "p_dropout"]
     assert parameters(DecoderBlock)[:2] == ["n_embd", "n_head"]
-    assert parameters(DecoderBlock.forward) == ["x", "attention_mask"]
+    assert parameters(DecoderBlock.forward)[:2] == ["x", "attention_mask"]
     assert parameters(DecoderLM) == [
         "n_vocab",
         "n_embd",
