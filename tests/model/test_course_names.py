@@ -33,10 +33,10 @@ def test_signatures() -> None:
     assert parameters(MultiHeadAttention.self_attention) == ["q", "kT", "v", "attention_mask"]
     assert parameters(MultiHeadAttention.projection) == ["attn"]
     assert parameters(MultiHeadAttention.forward)[:2] == ["x", "attention_mask"]
-    assert parameters(FeedForward) == ["n_embd", "p_dropout"]
+    assert parameters(FeedForward)[:2] == ["n_embd", "p_dropout"]
     assert parameters(DecoderBlock)[:2] == ["n_embd", "n_head"]
     assert parameters(DecoderBlock.forward)[:2] == ["x", "attention_mask"]
-    assert parameters(DecoderLM) == [
+    assert parameters(DecoderLM)[:6] == [
         "n_vocab",
         "n_embd",
         "n_head",
