@@ -5,8 +5,8 @@ torch is never loaded. The charge of one optimiser step is
 
     flops_per_token * batch_size * seq_len * grad_accumulation_steps
 
-in the budget's convention (`model.flops`), of an encoder-decoder that of a pair by the pairs, so a
-run of n steps costs exactly n charges.
+in the budget's convention (`model.flops`), of an encoder-decoder that of a pair by the pairs, and
+Muon's own products where it is the optimiser; so a run of n steps costs exactly n charges.
 """
 
 from __future__ import annotations

@@ -147,4 +147,6 @@ def masked_token_loss(
             "no token to predict: the batch holds nothing but padding and special tokens"
         )
     hidden = model.hidden(corrupted.inputs, attention_mask)[corrupted.chosen]
-    return linear_cross_entropy(hidden, model.head_weight, corrupted.targets, chunk_tokens)
+    return linear_cross_entropy(
+        hidden, model.head_weight, corrupted.targets, chunk_tokens, model.head_bias
+    )
