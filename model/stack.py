@@ -221,7 +221,7 @@ class StackLM(nn.Module):
         frequencies = counts.double() + 0.5
         frequencies /= frequencies.sum()
         logs = frequencies.log()
-        self.head_bias.copy_(logs - (frequencies * logs).sum())
+        self.head_bias.copy_((logs - (frequencies * logs).sum()).float())
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Token plus position embedding, with dropout; without the latter where positions rotate.
