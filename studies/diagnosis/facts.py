@@ -26,6 +26,8 @@ class CurveFacts:
     tokens_per_step: int | None = None
     grad_clip: float | None = None
     n_vocab: int | None = None
+    knows_frequencies: bool = False
+    """Whether the head began with the frequencies of the tokens, so that none had to be learned."""
     bytes_per_token: float | None = None
     failure: str | None = None
     """Why the run failed, in one line."""
@@ -55,6 +57,7 @@ class CurveFacts:
             tokens_per_step=run.tokens_per_step,
             grad_clip=run.grad_clip,
             n_vocab=run.model.n_vocab,
+            knows_frequencies=getattr(run.model, "head_bias", "none") == "unigram",
             **known,
         )
 

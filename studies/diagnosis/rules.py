@@ -235,6 +235,8 @@ def _rise(s: Signals) -> str | None:
 
 
 def _never_got_going(s: Signals) -> bool:
+    if s.facts.knows_frequencies:
+        return False  # there was less to learn: how slowly it was learned tells
     end = float(s.smooth[-1])
     return s.start_nats - end < SLOW_DESCENT * s.start_nats
 

@@ -103,8 +103,11 @@ class Signals:
 
     @cached_property
     def start_nats(self) -> float:
-        """Loss before training: ln V where the vocabulary is known, else the first point."""
-        uniform = self.facts.uniform_loss_nats
+        """Loss before training: ln V where the vocabulary is known, else the first point.
+
+        The latter too where the head began with the frequencies: they alone are far below ln V.
+        """
+        uniform = None if self.facts.knows_frequencies else self.facts.uniform_loss_nats
         return max(uniform or 0.0, float(self.train[0]))
 
     @cached_property
