@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -158,6 +159,20 @@ def test_a_loss_that_hardly_moved_is_too_low_a_rate_not_an_uncleared_gradient() 
     norms = np.full(STEPS.size, 1.2)  # above grad_clip throughout, for nothing is learnt
     run = curve(train_loss_nats=loss, val_loss_nats=None, grad_norm=norms)
     assert names(run) == ["lr_too_low"]
+
+
+def test_a_head_that_begins_with_the_frequencies_has_less_to_learn() -> None:
+    knowing = dataclasses.replace(FACTS, knows_frequencies=True)
+    small = 2.5 + 0.8 / (1.0 + STEPS / 20.0) ** 0.6  # from 3.3 nats, the frequencies of bytes
+    run = curve(train_loss_nats=small, val_loss_nats=None)
+    assert names(run, knowing) == ["healthy"]
+    assert "fell from 3.1" in diagnose(run, knowing).verdicts[0].evidence
+    slow = curve(train_loss_nats=3.3 - 0.4 * STEPS / 1000, val_loss_nats=None)
+    assert names(slow, knowing) == ["lr_too_low"]
+    shape = {"n_embd": 8, "n_head": 1, "n_positions": 8, "n_layer": 1}
+    config = {"model_config": shape, "batch_size": 1, "seq_len": 8, "max_lr": 0.1}
+    assert CurveFacts.of_config({**config, "recipe": "modern"}).knows_frequencies
+    assert not CurveFacts.of_config(config).knows_frequencies
 
 
 def test_a_gradient_that_piles_up() -> None:
