@@ -189,3 +189,17 @@ def test_a_run_of_each_schedule_and_optimizer_learns(tmp_path: Path) -> None:
         result, _ = drive(config, tiny_data(), tmp_path / optimizer)
         assert result.val_loss_nats is not None
         assert result.val_loss_nats < np.log(257) - 1.0
+
+
+@pytest.mark.gpu
+def test_on_cuda_a_modern_run_is_the_same_twice_and_near_the_cpus(
+    data: TokenData, tmp_path: Path
+) -> None:
+    losses = {}
+    for name, device in (("first", "cuda"), ("second", "cuda"), ("cpu", "cpu")):
+        config = modern(device=device, autocast="off")
+        config = config.with_changes(model=config.stack_shape.model_copy(update={"p_dropout": 0.0}))
+        result, _ = drive(config, data, tmp_path / name)
+        losses[name] = result.val_loss_nats
+    assert losses["first"] == losses["second"]
+    assert losses["cpu"] == pytest.approx(losses["first"], rel=1e-2)
