@@ -18,6 +18,7 @@ from reports.facts import (
     charged_flops,
     final_loss,
     run_config,
+    samples_head,
     tokens_per_param,
 )
 from reports.formats import known, loss, percent, plural, power, rate, setting, short, times
@@ -244,7 +245,8 @@ def _shape_for_promotion(facts: Facts) -> Iterator[Text]:
     ratio = tokens_per_param(best) * DEFAULT_SCALE
     suited = suited_params(best, facts.study.budget_flops * DEFAULT_SCALE)
     lead, text = "Promote with care.", ""
-    if suited is not None and ratio > FAR_FROM_RATIO * TOKENS_PER_PARAM:
+    far = ratio > FAR_FROM_RATIO * TOKENS_PER_PARAM and not samples_head(best)
+    if suited is not None and far:
         text = (
             f" Trial {best.number} would see {ratio:,.0f} tokens a parameter; at "
             f"{TOKENS_PER_PARAM:.0f} (Hoffmann et al. 2022) that budget suits about "
@@ -295,7 +297,7 @@ def _finished_promotion(facts: Facts, run: Run, lead: str) -> Iterator[Text]:
             lead,
         )
         return
-    ratio = tokens_per_param(run)
+    ratio = TOKENS_PER_PARAM if samples_head(run) else tokens_per_param(run)
     if ratio < TOKENS_PER_PARAM / 2:
         yield Text(
             f"{ratio:.3g} tokens a parameter leave this model undertrained: a smaller shape would "

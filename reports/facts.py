@@ -220,6 +220,14 @@ def tokens_per_param(run: Run) -> float:
     return run.planned_tokens / run.n_params
 
 
+def samples_head(run: Run) -> bool:
+    """Whether training computed the logits of a part of the vocabulary only.
+
+    Then most parameters are no part of a token's cost, and rules of tokens a parameter do not hold.
+    """
+    return run.config.get("head_samples") is not None
+
+
 def run_config(run: Run) -> RunConfig | None:
     """The run's configuration; None when this version cannot read it."""
     try:

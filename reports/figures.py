@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 
 from reports import style
 from reports.axes import linear_axis, log_axis, loss_limits, nats, padded_log_limits
-from reports.facts import Facts, charged_flops, final_loss, run_config
+from reports.facts import Facts, charged_flops, final_loss, run_config, samples_head
 from reports.formats import loss, plural, power, rate, short, times
 from reports.style import BEST, GOOD, INK, LIGHT, MUTED, OTHER, PROMOTED, Chart, Layout, NoChart
 from studies.curves import Curve, FloatArray
@@ -273,9 +273,12 @@ def proposals(facts: Facts) -> Chart | NoChart:
         x_limits, y_limits = padded_log_limits(all_sizes), padded_log_limits(all_tokens, 0.1)
         log_axis(axes, "x", x_limits, short)
         log_axis(axes, "y", y_limits, short)
-        grid = np.geomspace(*x_limits, 50)
-        axes.plot(grid, study.budget_flops / (6 * grid), color=MUTED, lw=1.2, ls=(0, (4, 3)))
-        handles = [key(f"6·N·D = {power(study.budget_flops, 3)}", linestyle="--", color=MUTED)]
+        handles = []
+        if not any(samples_head(r) for r in facts.trials):  # whose N is not what a token costs
+            grid = np.geomspace(*x_limits, 50)
+            axes.plot(grid, study.budget_flops / (6 * grid), color=MUTED, lw=1.2, ls=(0, (4, 3)))
+            line = f"6·N·D = {power(study.budget_flops, 3)}"
+            handles.append(key(line, linestyle="--", color=MUTED))
         if facts.trials:
             dots(
                 axes, *exact_limits(facts), marker="_", color=GOOD, markersize=13,

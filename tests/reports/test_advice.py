@@ -164,6 +164,18 @@ def test_small_budget_shapes_are_warned_about_before_a_promotion(advised):
     assert "tokens a parameter" in text
 
 
+def test_a_sampled_head_is_not_judged_by_tokens_a_parameter(advised):
+    """Most of its parameters cost a token nothing, so Hoffmann's ratio does not hold."""
+
+    def sampled(session, runs):
+        for run in runs:
+            run.config = {**run.config, "head_samples": 1024}
+
+    text = advised(sampled)
+    assert "usually too small for 100 times as many" in text
+    assert "tokens a parameter" not in text
+
+
 def test_promotions_that_are_not_done(advised):
     assert "the same budgetsweep promote command goes on" in advised(promotion="running")
 

@@ -171,6 +171,19 @@ def test_admitted_proposals_lie_just_under_their_exact_limit(facts):
         assert exact - run.tokens_per_step < run.planned_tokens <= exact
 
 
+def test_a_sampled_head_has_no_budget_line_over_all_parameters(facts, monkeypatch):
+    study = facts("full")
+    assert "6·N·D" in legend(figures.proposals(study))
+    run = study.trials[0]
+    monkeypatch.setattr(run, "config", {**run.config, "head_samples": 1024})
+    assert "6·N·D" not in legend(figures.proposals(study))
+
+
+def legend(chart):
+    with style.drawn(chart, "wide") as figure:
+        return " ".join(t.get_text() for each in figure.legends for t in each.get_texts())
+
+
 def test_the_promoted_run_lies_beyond_the_trials(facts):
     study = facts("full")
     trial, _ = figures._val_curve(study, study.best)
