@@ -138,7 +138,7 @@ def train(variant: str, budget: float, seed: int, data: Settings) -> Settings:
     torch.set_num_threads(1)
     config = fill(parse(RunConfig, run_data(variant, budget, seed, data), variant))
     tokens = open_prepared(config.data, config.tokenizer_encoding)
-    started = time.perf_counter()
+    started = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         run = train_run(config, tokens, Path(folder) / "run")
         while True:
@@ -157,7 +157,7 @@ def train(variant: str, budget: float, seed: int, data: Settings) -> Settings:
         "steps": config.steps,
         "n_params": config.n_params,
         "flops": planned_flops(config),
-        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - started,
     }
 
 
@@ -197,7 +197,8 @@ def train_missing(args: argparse.Namespace, variants: list[str]) -> list[Setting
                 loss = run["val_loss_nats"]
                 print(
                     f"{number}/{len(todo)} {run['variant']}, seed {run['seed']}: "
-                    f"{'failed' if loss is None else f'{loss:.4f}'}, {run['seconds']:.0f} s",
+                    f"{'failed' if loss is None else f'{loss:.4f}'}, "
+                    f"{run['cpu_seconds']:.0f} CPU seconds",
                     flush=True,
                 )
     return [r for r in read_runs(args.runs) if r["budget"] == args.budget]
@@ -213,6 +214,7 @@ def table(runs: list[Settings]) -> list[Settings]:
             continue
         losses = [r["val_loss_nats"] for r in mine]
         gaps = [r["val_loss_nats"] - by_seed[r["seed"]] for r in mine if r["seed"] in by_seed]
+        seconds = [r["cpu_seconds"] for r in mine if "cpu_seconds" in r]
         rows.append({
             "variant": variant,
             "n": len(mine),
@@ -222,7 +224,7 @@ def table(runs: list[Settings]) -> list[Settings]:
             "gaps": [min(gaps), max(gaps)] if gaps else None,
             "tokens": mine[0]["tokens"],
             "n_params": mine[0]["n_params"],
-            "seconds": statistics.median(r["seconds"] for r in mine),
+            "cpu_seconds": statistics.median(seconds) if seconds else None,
         })  # fmt: skip
     return sorted(rows, key=lambda row: row["loss"])
 
@@ -236,17 +238,18 @@ def markdown(rows: list[Settings], budget: float, facts: Settings) -> str:
         "thread a run. Loss in nats on the validation split (lowest to highest seed); the "
         "difference is from `modern` with the same seed.",
         "",
-        "| variant | n | val loss | difference | tokens | parameters | s |",
+        "| variant | n | val loss | difference | tokens | parameters | CPU s |",
         "|---|---:|---|---|---:|---:|---:|",
     ]
     for row in rows:
         gap = "" if row["gap"] is None else f"{row['gap']:+.3f}"
         if row["gaps"] and row["n"] > 1:
             gap += f" ({row['gaps'][0]:+.3f} to {row['gaps'][1]:+.3f})"
+        took = "" if row["cpu_seconds"] is None else f"{row['cpu_seconds']:.0f}"
         spread = f" ({row['spread'][0]:.3f} to {row['spread'][1]:.3f})" if row["n"] > 1 else ""
         lines.append(
             f"| {row['variant']} | {row['n']} | {row['loss']:.3f}{spread} | {gap} | "
-            f"{row['tokens']:,} | {row['n_params']:,} | {row['seconds']:.0f} |"
+            f"{row['tokens']:,} | {row['n_params']:,} | {took} |"
         )
     return "\n".join(lines) + "\n"
 
