@@ -15,8 +15,8 @@ Three conventions, all for forward and backward together, all exact integers:
 
 Left out everywhere, as in the literature: layer norms, softmax, GELU, the loss and AdamW
 (elementwise work, under 2 % of the arithmetic at these sizes). Muon multiplies matrices, whatever
-the batch: its products are charged a step, in `nanogpt` too (8 % of a step of 2,048 tokens at D64
-L2 with a sampled head, 36 % at D192 L6).
+the batch: its products are charged a step, in `nanogpt` too (6 % of a step of 2,048 tokens at D64
+L2 with a sampled head, 25 % at D192 L6).
 
 **A sampled head** (`head_rows`). Training may compute the logits of a few token ids only
 (`model.sampled_loss`). Every convention then charges the products with these rows of the matrix and

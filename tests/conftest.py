@@ -27,3 +27,12 @@ def _denormals_are_numbers() -> Iterator[None]:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_flush_denormal(False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Drop tests marked `gpu` where there is no CUDA device."""
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            items[:] = [item for item in items if not item.get_closest_marker("gpu")]
