@@ -1,0 +1,54 @@
+"""Scaling laws: the loss that a model of N parameters reaches on D tokens. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Number = TypeVar("Number", float, NDArray[np.float64])
+
+
+@dataclass(frozen=True)
+class ScalingLaw:
+    """L(N, D) = E + A / N^alpha + B / D^beta in nats (Hoffmann et al. 2022, eq. 2)."""
+
+    E: float
+    """Entropy of the text: what no model of any size gets below."""
+    A: float
+    alpha: float
+    B: float
+    beta: float
+
+    def loss(self, n_params: Number, tokens: Number) -> Number:
+        """Loss in nats of N parameters trained on D tokens at the end of a decayed schedule."""
+        return self.E + self.A / n_params**self.alpha + self.B / tokens**self.beta
+
+    def best_params(self, flops: float, flops_per_param_token: float = 6.0) -> float:
+        """The N with the lowest loss where `flops` = flops_per_param_token · N · D.
+
+        Closed form of Hoffmann et al. 2022, eq. 4.
+        """
+        ratio = self.alpha * self.A / (self.beta * self.B)
+        product = flops / flops_per_param_token
+        return float((ratio * product**self.beta) ** (1.0 / (self.alpha + self.beta)))
+
+
+PUBLISHED: dict[str, ScalingLaw] = {
+    "hoffmann2022": ScalingLaw(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28),
+    "besiroglu2024": ScalingLaw(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658),
+}
+"""Published fits, N without embeddings as their authors counted: Hoffmann et al. 2022, approach 3
+(MassiveText); Besiroglu et al. 2024, their points fitted again."""
+
+
+def steplaw_lr(n_params: float, tokens: float) -> float:
+    """Best peak learning rate of AdamW: 1.79 · N^-0.713 · D^0.307 (StepLaw, Li et al. 2025)."""
+    return float(1.79 * n_params**-0.713 * tokens**0.307)
+
+
+def steplaw_batch_tokens(tokens: float) -> float:
+    """Best tokens a step: 0.58 · D^0.571 (StepLaw, Li et al. 2025)."""
+    return float(0.58 * tokens**0.571)
