@@ -119,6 +119,16 @@ def cli() -> None:
     "--threads", type=click.IntRange(1, 1024),
     help="Arithmetic threads of a worker [default: the cores divided among the workers].",
 )  # fmt: skip
+@click.option(
+    "--rungs", metavar="R,R,…",
+    help="Budgets of the runs as multiples of --budget, as in 0.1,0.3,1: a law of the loss "
+    "needs several.",
+)  # fmt: skip
+@click.option(
+    "--for-scale",
+    type=float,
+    help="Search for the best at so many times the budget, by its predicted loss.",
+)
 @click.option("--prune", is_flag=True, help="Stop trials below the median at equal budget shares.")
 @click.option(
     "--keep", type=click.Choice(["best", "all", "none"]), default="best", show_default=True,

@@ -66,10 +66,12 @@ def search_settings(
     sampler: str | None,
     seed: int | None,
     prune: bool,
+    rungs: str | None,
     overrides: tuple[str, ...],
     **rest: Any,
 ) -> SearchSettings:
     """Settings from the flags and the space file; flags win."""
+    from studies.rungs import Rungs
     from studies.settings import SearchSettings
     from studies.space import space_from_dict
 
@@ -97,6 +99,7 @@ def search_settings(
         sampler=sampler or "tpe",  # type: ignore[arg-type]
         seed=seed or 0,
         pruning=prune,
+        rungs=Rungs() if rungs is None else Rungs.parse(rungs),
         overrides=tuple(overrides),
         **rest,
     )
@@ -166,6 +169,17 @@ def _print_time_plan(plan: TimePlan, settings: SearchSettings, console: Console)
         f"{plan.n_trials} trials about {duration(plan.search_seconds)}",
         highlight=False,
     )
+    if settings.rungs.multiples != (1,):
+        console.print(
+            f"rungs {settings.rungs}: all runs together cost {plan.n_budgets:.3g} budgets, "
+            f"{flops(int(plan.n_budgets * settings.budget_flops))} FLOPs"
+            + "".join(
+                f"; {settings.rungs.finalists(rung, plan.n_trials)} of the best again "
+                f"at {float(rung):g} times the budget"
+                for rung in settings.rungs.of_finalists
+            ),
+            highlight=False,
+        )
     if plan.sensible_budget_flops is not None:
         console.print(
             f"that is very long for this device; --budget {flops(plan.sensible_budget_flops)} "

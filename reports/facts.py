@@ -65,11 +65,16 @@ class Facts:
 
     @cached_property
     def ranked(self) -> list[Run]:
-        """Complete trials with a finite validation loss, best first."""
+        """Complete trials of the whole budget with a finite validation loss, best first."""
         return sorted(
-            (r for r in self.trials if r.status == "complete" and known(r.val_loss_nats)),
+            (r for r in self.complete_trials if r.has_whole_budget),
             key=lambda r: (final_loss(r), r.number),
         )
+
+    @cached_property
+    def complete_trials(self) -> list[Run]:
+        """Complete trials of all rungs with a finite validation loss, by number."""
+        return [r for r in self.trials if r.status == "complete" and known(r.val_loss_nats)]
 
     @property
     def best(self) -> Run | None:

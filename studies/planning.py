@@ -21,6 +21,7 @@ from budgetsweep.constraint import (
     admit,
     charge_per_step,
 )
+from studies.rungs import Rungs
 from studies.space import SearchSpace
 from studies.worker import Measured
 from trainer.config import RunConfig
@@ -186,21 +187,30 @@ class TimePlan:
     trial_seconds_range: tuple[float, float]
     search_seconds: float
     n_trials: int
+    n_budgets: float
+    """Cost of all runs, in budgets; `n_trials` where there is one rung."""
     n_workers: int
     sensible_budget_flops: int | None
     """Where the search is absurdly long: a budget that takes about half an hour instead."""
 
 
 def plan_time(
-    sample: Sample, speed: Speed, *, n_trials: int, n_workers: int, budget_flops: int
+    sample: Sample,
+    speed: Speed,
+    *,
+    n_trials: int,
+    n_workers: int,
+    budget_flops: int,
+    rungs: Rungs | None = None,
 ) -> TimePlan:
-    """Time of a trial and of the whole search.
+    """Time of a trial of the whole budget and of the whole search, all rungs included.
 
     Workers on one CPU share its cores: the measured speed is that of one worker with its share of
     the threads, so the search takes n_trials / n_workers times a trial.
     """
     seconds = np.array([speed.seconds(admitted.config) for admitted in sample.admitted])
-    total = float(seconds.mean()) * n_trials / n_workers
+    n_budgets = float((rungs or Rungs()).budgets(n_trials))
+    total = float(seconds.mean()) * n_budgets / n_workers
     sensible = None
     if total > ABSURD_SECONDS:
         exact = budget_flops * SENSIBLE_SECONDS / total
@@ -211,6 +221,7 @@ def plan_time(
         trial_seconds_range=(float(seconds.min()), float(seconds.max())),
         search_seconds=total,
         n_trials=n_trials,
+        n_budgets=n_budgets,
         n_workers=n_workers,
         sensible_budget_flops=sensible,
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, or_, select
 from sqlalchemy.orm import Session
 
 from budgetsweep.config import did_you_mean
@@ -111,15 +111,19 @@ class Reader:
         with self._read() as session:
             return set(session.scalars(select(Run.config_hash).where(Run.study_id == study_id)))
 
-    def best_run(self, study_id: int, kind: str = "trial") -> Run | None:
-        """The complete run of lowest validation loss (the earlier of two equals), or None."""
+    def best_run(self, study_id: int) -> Run | None:
+        """The complete trial of lowest validation loss (the earlier of two equals), or None.
+
+        Trials of another rung than the whole budget do not compete.
+        """
         query = (
             select(Run)
             .where(
                 Run.study_id == study_id,
-                Run.kind == kind,
+                Run.kind == "trial",
                 Run.status == "complete",
                 Run.val_loss_nats.is_not(None),
+                or_(Run.scale.is_(None), Run.scale == 1.0),
             )
             .order_by(Run.val_loss_nats, Run.number)
             .limit(1)

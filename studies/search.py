@@ -121,7 +121,12 @@ def _check_base(base: Mapping[str, Any], space: SearchSpace, settings: SearchSet
 def _open_study(
     store: Store, settings: SearchSettings, space: SearchSpace, base: dict[str, Any]
 ) -> Study:
-    stored_settings = {"base": base, "pruning": settings.pruning}
+    stored_settings = {
+        "base": base,
+        "pruning": settings.pruning,
+        "rungs": str(settings.rungs),
+        "for_scale": settings.for_scale,
+    }
     study = store.find_study(settings.study_name)
     if study is None:
         return store.create_study(
@@ -140,6 +145,8 @@ def _open_study(
         "seed": (study.seed, settings.seed),
         "search space": (study.space, space.to_dict()),
         "pruning": (study.settings.get("pruning"), settings.pruning),
+        "rungs": (study.settings.get("rungs", "1"), str(settings.rungs)),
+        "scale to search for": (study.settings.get("for_scale"), settings.for_scale),
         "run settings": (_comparable(study.settings["base"]), _comparable(base)),
     }
     for what, (old, new) in asked.items():
@@ -251,6 +258,7 @@ def _announce(
         n_trials=settings.trials,
         n_workers=settings.workers,
         budget_flops=settings.budget_flops,
+        rungs=settings.rungs,
     )
 
 
@@ -301,6 +309,6 @@ def dry_run(
     if isinstance(speed, Speed):
         plan = plan_time(
             sample, speed, n_trials=settings.trials, n_workers=settings.workers,
-            budget_flops=settings.budget_flops,
+            budget_flops=settings.budget_flops, rungs=settings.rungs,
         )  # fmt: skip
     return DryRun(settings, space, sample, speed, plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from budgetsweep.config import apply_overrides
 from budgetsweep.errors import ConfigError
 from model.flops import CONVENTIONS, Convention
 from studies.defaults import DEFAULT_RECIPE, default_space
+from studies.rungs import Rungs
 from studies.sampling import SamplerName
 from studies.space import SearchSpace, space_from_dict
 from studies.storage import storage_url
@@ -47,6 +49,10 @@ class SearchSettings:
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: str = "gpt2"
     pruning: bool = False
+    rungs: Rungs = field(default_factory=Rungs)
+    """Budgets of the runs, as multiples of this one."""
+    for_scale: float | None = None
+    """Look for the best configuration at this multiple of the budget, not at the budget itself."""
     keep: Keep = "best"
     """Whose model.pt stays on disk."""
     overrides: tuple[str, ...] = ()
@@ -66,6 +72,12 @@ class SearchSettings:
             raise ConfigError("--budget: expected a number of training FLOPs such as 1e15")
         if self.hours is not None and self.hours <= 0:
             raise ConfigError("--hours: expected more than 0")
+        if self.for_scale is not None and not 1 < self.for_scale < math.inf:
+            raise ConfigError("--for-scale: expected a number above 1, such as 100")
+        if self.pruning and len(self.rungs.of_trials) > 1:
+            raise ConfigError(
+                "--prune compares trials at equal shares of one budget; leave out --rungs below 1"
+            )
         if self.convention not in CONVENTIONS:
             raise ConfigError(f"--convention: expected one of {', '.join(CONVENTIONS)}")
 

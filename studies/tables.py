@@ -123,7 +123,7 @@ class Run(Base):
     parent_run_id: Mapped[int | None] = mapped_column(ForeignKey("bs_run.id"))
     """Promotion: the trial whose shape it trains."""
     scale: Mapped[float | None] = mapped_column(Float)
-    """Promotion: its budget as a multiple of the trial's."""
+    """Its budget as a multiple of the study's; a trial has one where the study has rungs."""
     status: Mapped[str] = mapped_column(String(20))
     """One of `TRIAL_STATUSES`."""
     reason: Mapped[str | None] = mapped_column(Text)
@@ -180,6 +180,11 @@ class Run(Base):
     created_utc: Mapped[dt.datetime] = mapped_column(UtcDateTime)
     started_utc: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
     finished_utc: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+
+    @property
+    def has_whole_budget(self) -> bool:
+        """Whether a trial had the study's budget, not that of another rung."""
+        return self.scale is None or self.scale == 1.0
 
     def planned_flops(self, convention: str) -> int:
         """Planned training FLOPs in one of the conventions of `model.flops`."""
@@ -258,3 +263,42 @@ class LedgerEntry(Base):
     flops_nanogpt: Mapped[int] = mapped_column(ExactInt)
     flops_matmul: Mapped[int] = mapped_column(ExactInt)
     flops_mac: Mapped[int] = mapped_column(ExactInt)
+
+
+class Fit(Base):
+    """A scaling law fitted to the runs of a study, and what follows from it; never changed."""
+
+    __tablename__ = "bs_fit"
+    __table_args__ = (Index("ix_bs_fit_study", "study_id", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("bs_study.id"))
+    created_utc: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    scale: Mapped[float] = mapped_column(Float)
+    """Budget that the losses are predicted for, as a multiple of the study's."""
+    refusal: Mapped[str | None] = mapped_column(Text)
+    """Why the runs do not carry a fit, in one line; NULL: they do."""
+    record: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """`studies.prediction.StudyFit.to_dict()`: law, points used and left out, candidates."""
+
+
+class Prediction(Base):
+    """The loss of a promotion, predicted before it trained; never changed."""
+
+    __tablename__ = "bs_prediction"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("bs_study.id"))
+    run_id: Mapped[int] = mapped_column(ForeignKey("bs_run.id"), unique=True)
+    """The promotion."""
+    fit_id: Mapped[int] = mapped_column(ForeignKey("bs_fit.id"))
+    created_utc: Mapped[dt.datetime] = mapped_column(UtcDateTime)
+    selected_by: Mapped[str] = mapped_column(String(20))
+    """Why this trial was promoted: `measured`, `predicted` or `trial` (named by the user)."""
+    val_loss_nats: Mapped[float] = mapped_column(Float)
+    low_nats: Mapped[float] = mapped_column(Float)
+    high_nats: Mapped[float] = mapped_column(Float)
+    level: Mapped[float] = mapped_column(Float)
+    """Chance that the loss lies between the two, as the fit sees it."""
+    extrapolation: Mapped[float] = mapped_column(Float)
+    """FLOPs of the promotion over those of the largest run that was fitted."""

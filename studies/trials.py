@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit
 from studies.dispatcher import recover
 from studies.observer import Observer
 from studies.proposals import Proposal, Proposals, SpaceExhausted
+from studies.rungs import rung_budget
 from studies.settings import SearchSettings
 from studies.space import SearchSpace
 from studies.store import Store, config_hash
@@ -141,7 +143,12 @@ class TrialSource:
     def _decide(self, proposal: Proposal) -> Run | None:
         run_dir = self._settings.folder / f"trial-{proposal.number:05d}"
         data = self._space.run_data(proposal.settings, self._base)
-        answer = admit({**data, "output_dir": str(run_dir)}, self.limits)
+        rungs = self._settings.rungs
+        rung = rungs.of_trial(self._n_started)
+        limits = dataclasses.replace(
+            self.limits, budget_flops=rung_budget(rung, self._study.budget_flops)
+        )
+        answer = admit({**data, "output_dir": str(run_dir)}, limits)
         if isinstance(answer, Admitted):
             digest = config_hash(answer.config)
             if digest in self._hashes:
@@ -171,12 +178,13 @@ class TrialSource:
             number=proposal.number,
             params=proposal.settings,
             config=answer.config,
-            budget_flops=self._study.budget_flops,
+            budget_flops=limits.budget_flops,
             data_checksum=self._data.data_checksum,
             val_checksum=self._data.val_checksum,
             epochs=answer.epochs,
             estimated_memory_bytes=answer.memory_bytes,
             output_dir=str(run_dir),
+            scale=float(rung) if len(rungs.of_trials) > 1 else None,
         )
         return self._store.run(run_id)
 
@@ -221,10 +229,14 @@ class TrialSource:
         if keep == "all" or run.status != "complete":
             return
         losers = [run]
-        if keep == "best" and (
-            self._best is None
-            or self._best.val_loss_nats is None
-            or (run.val_loss_nats is not None and run.val_loss_nats < self._best.val_loss_nats)
+        if (
+            keep == "best"
+            and run.has_whole_budget
+            and (
+                self._best is None
+                or self._best.val_loss_nats is None
+                or (run.val_loss_nats is not None and run.val_loss_nats < self._best.val_loss_nats)
+            )
         ):
             losers = [self._best] if self._best is not None else []
             self._best = run
