@@ -51,9 +51,14 @@ class ScalingLaw:
 PUBLISHED: dict[str, ScalingLaw] = {
     "hoffmann2022": ScalingLaw(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28),
     "besiroglu2024": ScalingLaw(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658),
+    "porian2024-refinedweb": ScalingLaw(
+        E=2.117, A=115.7, alpha=0.2462, B=180.2, beta=0.2335, delta=0.2213
+    ),
 }
 """Published fits, N without embeddings as their authors counted: Hoffmann et al. 2022, approach 3
-(MassiveText); Besiroglu et al. 2024, their points fitted again."""
+(MassiveText); Besiroglu et al. 2024, their points fitted again. Our own fit to the isoFLOP runs of
+Porian et al. 2024 on RefinedWeb, N with the head: 5 to 900 million parameters, 1.25e16 to 2.56e19
+FLOPs, of the 121 runs the 78 with 3 tokens a parameter or more within 0.4 % (mean)."""
 
 
 def steplaw_lr(n_params: float, tokens: float) -> float:

@@ -229,8 +229,7 @@ def _covariance(problem: _Problem, values: FloatArray, spread: FloatArray) -> Fl
     weights = np.where(z > HUBER, HUBER / np.maximum(z, 1e-12), 1.0)
     jacobian = problem.jacobian(values) / spread[:, None]
     curvature = (jacobian * weights[:, None]).T @ jacobian + np.diag(1 / problem.prior_sds() ** 2)
-    inverse: FloatArray = np.linalg.inv(curvature)
-    return inverse
+    return np.asarray(np.linalg.inv(curvature), dtype=np.float64)
 
 
 def _scatter(
