@@ -164,7 +164,12 @@ def search(dry_run: bool, yes: bool, **options: Any) -> None:
 @click.option(
     "--scale", type=float, default=100.0, show_default=True, help="Multiple of the budget."
 )
-@click.option("--trial", type=click.IntRange(0), help="Trial to promote [default: the best].")
+@click.option("--trial", type=click.IntRange(0), help="Trial to promote.")
+@click.option(
+    "--select", type=click.Choice(["measured", "predicted"]),
+    help="The trial that measured best, or whose shape is predicted best at the larger budget "
+    "[default: predicted, where the trials carry a prediction].",
+)  # fmt: skip
 @click.option(
     "--output-dir", type=click.Path(file_okay=False, path_type=Path), help="Folder for model.pt …"
 )
@@ -179,8 +184,8 @@ def search(dry_run: bool, yes: bool, **options: Any) -> None:
 @device_option
 @yes_option
 def promote(yes: bool, **options: Any) -> None:
-    """Train the best trial's shape with --scale times its FLOPs, never more."""
-    from budgetsweep.commands import promote_command
+    """Train a trial's shape with --scale times the search's FLOPs, never more."""
+    from budgetsweep.promoting import promote_command
     from studies.promote import PromoteSettings
 
     settings = PromoteSettings(**{**options, "overrides": tuple(options["overrides"])})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,6 +22,7 @@ from budgetsweep.constraint import fill
 from budgetsweep.display import (
     PrepareDisplay,
     RunsDisplay,
+    Stopper,
     count,
     duration,
     flops,
@@ -29,29 +30,16 @@ from budgetsweep.display import (
     settings_text,
 )
 from budgetsweep.errors import ConfigError
+from budgetsweep.promoting import print_answers
 from trainer.config import DataConfig, RunConfig
 from trainer.threads import prepare_environment
 
 if TYPE_CHECKING:
     from studies.planning import TimePlan
-    from studies.promote import PromoteSettings, PromotionPlan
     from studies.settings import SearchSettings
 
 DRY_RUN_PROPOSALS = 10_000
 SHOWN_TRIALS = 10
-
-LONG_SECONDS = 6 * 3600.0
-"""A promotion longer than this is asked about on a terminal."""
-
-
-class Stopper(Protocol):
-    """Says when to stop; `budgetsweep.cli.Signals`."""
-
-    def should_stop(self) -> bool:
-        """Save and stop."""
-
-    def should_kill(self) -> bool:
-        """Stop now."""
 
 
 def search_settings(
@@ -156,6 +144,8 @@ def search_command(
             f"PPL {best.val_ppl:,.1f}  {settings_text(best.params)}",
             highlight=False,
         )
+    if outcome.fit is not None and outcome.best is not None:
+        print_answers(outcome.fit, console)
     if not outcome.finished:
         console.print("the same command again continues this search", highlight=False)
     return outcome.finished
@@ -169,7 +159,7 @@ def _print_time_plan(plan: TimePlan, settings: SearchSettings, console: Console)
         f"{plan.n_trials} trials about {duration(plan.search_seconds)}",
         highlight=False,
     )
-    if settings.rungs.multiples != (1,):
+    if len(settings.rungs.multiples) > 1:
         console.print(
             f"rungs {settings.rungs}: all runs together cost {plan.n_budgets:.3g} budgets, "
             f"{flops(int(plan.n_budgets * settings.budget_flops))} FLOPs"
@@ -231,69 +221,6 @@ def dry_run_command(settings: SearchSettings, console: Console) -> None:
         console.print(f"time was not measured: {result.speed}", highlight=False)
     elif result.plan is not None:
         _print_time_plan(result.plan, settings, console)
-
-
-def promote_command(
-    settings: PromoteSettings, console: Console, signals: Stopper, *, yes: bool
-) -> bool:
-    """Run a promotion with progress; True when it is complete."""
-    from studies.promote import PromoteHooks, promote
-
-    display = RunsDisplay(console, n_trials=1, n_done=0, budget_flops=0, title="promotion")
-
-    def on_plan(plan: PromotionPlan) -> bool:
-        _print_promotion_plan(plan, console)
-        long = plan.seconds is not None and plan.seconds > LONG_SECONDS
-        if not long or yes or not console.is_terminal:
-            return True
-        import click
-
-        return click.confirm("start all the same?", default=False)
-
-    hooks = PromoteHooks(
-        observer=display,
-        should_stop=signals.should_stop,
-        should_kill=signals.should_kill,
-        on_plan=on_plan,
-        on_prepare=PrepareDisplay(console),
-    )
-    with display:
-        outcome = promote(settings, hooks)
-    run, trial = outcome.run, outcome.trial
-    if run is None or run.status in ("queued", "interrupted"):
-        console.print("the same command again continues this promotion", highlight=False)
-        return False
-    if run.status == "failed":
-        console.print(f"the promotion failed: {escape(run.reason or '')}", highlight=False)
-        return False
-    assert run.val_loss_nats is not None
-    assert trial.val_loss_nats is not None
-    console.print(
-        f"promoted trial {trial.number}: val loss {trial.val_loss_nats:.4f} -> "
-        f"{run.val_loss_nats:.4f}, PPL {trial.val_ppl:,.1f} -> {run.val_ppl:,.1f}\n"
-        f"{run.output_dir}: model.pt, config.yaml, eval.json, curve.csv",
-        highlight=False,
-    )
-    return True
-
-
-def _print_promotion_plan(plan: PromotionPlan, console: Console) -> None:
-    config, rule = plan.config, plan.rescaling
-    epochs = "" if plan.epochs is None else f", {plan.epochs:.2f} epochs of the data"
-    memory = "" if plan.memory_bytes is None else f", about {gib(plan.memory_bytes)} of memory"
-    time = "" if plan.seconds is None else f", about {duration(plan.seconds)} here"
-    console.print(
-        f"promoting trial {plan.trial.number}: {flops(plan.charge_flops)} of "
-        f"{flops(plan.budget_flops)} FLOPs, {count(config.total_tokens)} tokens in "
-        f"{config.steps:,} steps of {config.tokens_per_step:,}{epochs}{memory}{time}",
-        highlight=False,
-    )
-    console.print(
-        f"for {rule.tokens_ratio:.3g} times the tokens: batch x{rule.batch_factor}, "
-        f"learning rate x{rule.lr_factor:.3g}, warm-up steps and weight decay kept; "
-        f"{settings_text(plan.changes)}",
-        highlight=False,
-    )
 
 
 def run_config(

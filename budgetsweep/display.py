@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10.0
 """Without a terminal a line of progress appears no more often than this."""
+
+
+class Stopper(Protocol):
+    """Says when to stop; `budgetsweep.cli.Signals`."""
+
+    def should_stop(self) -> bool:
+        """Save and stop."""
+
+    def should_kill(self) -> bool:
+        """Stop now."""
 
 
 def count(number: float) -> str:

@@ -39,10 +39,12 @@ def default_space(
     convention: Convention,
     architecture: Architecture = "decoder",
     recipe: Recipe = DEFAULT_RECIPE,
+    for_scale: float | None = None,
 ) -> SearchSpace:
     """The built-in search space for a budget and a vocabulary.
 
-    A recipe is the decoder's alone.
+    A recipe is the decoder's alone. With `for_scale` sizes go up to those that suit so many times
+    the budget.
 
     Sizes are the decoder's for every architecture; an encoder-decoder divides the layers between
     its sides (*assumption*).
@@ -55,12 +57,16 @@ def default_space(
     step = _width_step(width)
     low = max(step, width // 2 // step * step)
     high = max(2 * step, 2 * width)
+    deepest = width
+    if for_scale is not None:
+        deepest, _ = _centre(int(for_scale * budget_flops), n_vocab, convention, modern)
+        high = max(high, deepest // step * step)
     batch = _batch_index(tokens)
     # The largest batch of the longest sequences must leave the widest model some steps.
     largest = max(2, tokens // (16 * max(SEQ_LENS)))
     sizes = [size for size in BATCH_SIZES[max(0, batch - 2) : batch + 3] if size <= largest]
     sizes = sizes if len(sizes) > 1 else list(BATCH_SIZES[:2])
-    depth = max(3, 2 * _depth(width))
+    depth = max(3, 2 * _depth(width), _depth(deepest))
     layers: dict[str, Any] = {"n_layer": {"min": 1, "max": depth}}
     if architecture == "encoder-decoder":
         side = {"min": 1, "max": max(2, depth // 2)}

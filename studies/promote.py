@@ -1,6 +1,7 @@
-"""The promotion: the best trial's shape, trained with a multiple of its budget.
+"""The promotion: a trial's shape, trained with a multiple of the study's budget.
 
-What changes with the length of the run follows the rule of `rescale`; the shape never does.
+What changes with the length of the run follows `studies.rescaling`; the shape never does. What is
+predicted of the run is on record before it trains.
 """
 
 from __future__ import annotations
@@ -11,67 +12,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budgetsweep.config import apply_overrides, parse
+from budgetsweep.config import parse
 from budgetsweep.constraint import (
     Admitted,
     Limits,
     Rejected,
     admit,
-    affordable_steps,
-    uses_bf16,
 )
 from budgetsweep.errors import ConfigError, StudyError
 from studies.dispatcher import LEASE_SECONDS, Dispatcher, recover
 from studies.executor import WorkerPool
 from studies.observer import Observer
 from studies.planning import Sample, Speed, measure_speed
+from studies.prediction import fit_study
+from studies.rescaling import Rescaling, promoted_config
+from studies.selecting import Select, Selection, record_prediction, select_trial
 from studies.settings import runs_folder
 from studies.storage import storage_url
 from studies.store import Store, config_hash
-from studies.tables import FINISHED_STATUSES, Run, Study
+from studies.tables import FINISHED_STATUSES, Prediction, Run, Study
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult
-from trainer.memory import estimate_memory_bytes
 
 if TYPE_CHECKING:
     from trainer.prepare import PrepareProgress
 
-BATCH_EXPONENT = 0.45
-LR_EXPONENT = -0.32
-MIN_BETA2 = 0.9
 
-
-@dataclass(frozen=True)
-class Rescaling:
-    """Factors for a run of `tokens_ratio` times the tokens at the same shape."""
-
-    tokens_ratio: float
-    batch_factor: int
-    lr_factor: float
-    beta2: float
-
-
-def rescale(tokens_ratio: float, beta2: float) -> Rescaling:
-    """How batch, learning rate and beta2 follow the training tokens at a fixed shape.
-
-    Batch: B ∝ D^0.45, the middle of published exponents 0.38 to 0.57 (DeepSeek LLM 2024; StepLaw,
-    Li et al. 2025), rounded to a whole factor. Learning rate: ∝ D^-0.32 at a fixed batch
-    (Bjorck et al. 2024), times sqrt of the batch factor (Adam's square-root rule, Malladi et al.
-    2022). beta2 keeps its half-life in tokens, but stays at least 0.9 (*assumption*). Weight decay,
-    the warm-up in steps and the ratio of final to peak learning rate stay.
-
-    Args:
-        tokens_ratio: tokens of the long run, of the short one; at least 1 changes anything.
-        beta2: Adam's second decay of the short run.
-    """
-    ratio = max(1.0, tokens_ratio)
-    factor = max(1, round(ratio**BATCH_EXPONENT))
-    return Rescaling(
-        tokens_ratio=tokens_ratio,
-        batch_factor=factor,
-        lr_factor=ratio**LR_EXPONENT * math.sqrt(factor),
-        beta2=min(beta2, max(MIN_BETA2, beta2**factor)),
-    )
+DEFAULT_SCALE = 100.0
+"""The budget of a promotion, as a multiple of the study's, where the user names none."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +49,10 @@ class PromoteSettings:
     storage: str | Path = "budgetsweep.db"
     study: str | None = None
     trial: int | None = None
-    """None: the best complete trial."""
-    scale: float = 100.0
+    """None: chosen by `select`."""
+    select: Select | None = None
+    """None: `predicted` where the study carries a law, else `measured`."""
+    scale: float = DEFAULT_SCALE
     device: str = "auto"
     output_dir: Path | None = None
     overrides: tuple[str, ...] = ()
@@ -92,13 +62,15 @@ class PromoteSettings:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise ConfigError("--scale: expected a number above 0, such as 100")
+        if self.trial is not None and self.select is not None:
+            raise ConfigError("--trial names the trial to promote: leave out --select")
 
 
 @dataclass(frozen=True)
 class PromotionPlan:
     """What a promotion will do, said before it starts."""
 
-    trial: Run
+    selection: Selection
     config: RunConfig
     budget_flops: int
     charge_flops: int
@@ -135,10 +107,12 @@ class PromotionOutcome:
 
     trial: Run
     run: Run | None
+    predicted: Prediction | None = None
+    """What was predicted of it before it trained."""
 
 
 def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
-    """Train the best trial's model with `scale` times its budget, or continue doing so.
+    """Train a trial's model with `scale` times the budget, or continue doing so.
 
     Raises:
         UserError: no such study or trial, too little data or memory.
@@ -146,94 +120,30 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
     store = Store.open(settings.storage)
     try:
         study = store.study(settings.study)
-        trial = _choose(store, study, settings.trial)
+        fit = fit_study(study, store.runs(study.id), settings.scale)
+        selection = select_trial(store, study, fit, settings.trial, settings.select)
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
         try:
             with WorkerPool(1, device=settings.device, cache_dir=settings.cache_dir) as pool:
-                return _promote(store, study, trial, settings, pool, hooks)
+                return run_promotion(store, study, selection, settings, pool, hooks)
         finally:
             store.release_lease(study.id)
     finally:
         store.close()
 
 
-def _choose(store: Store, study: Study, number: int | None) -> Run:
-    if number is None:
-        best = store.best_run(study.id)
-        if best is None:
-            raise StudyError(
-                f"study {study.name!r} has no complete trial yet; run `budgetsweep search` first"
-            )
-        return best
-    for run in store.runs(study.id, kind="trial"):
-        if run.number == number:
-            if run.status != "complete":
-                raise StudyError(f"trial {number} is {run.status}; choose a complete one")
-            return run
-    raise StudyError(f"study {study.name!r} has no trial {number}; `budgetsweep status` lists them")
-
-
-def promoted_config(
-    trial: RunConfig, budget_flops: int, overrides: tuple[str, ...], limits: Limits
-) -> tuple[RunConfig, Rescaling]:
-    """The configuration of the long run, steps still to be filled.
-
-    The micro-batch grows as far as the device's memory allows; the rest of the larger batch is
-    gradient accumulation.
-
-    Raises:
-        ConfigError: an override that changes the model's shape, or is not valid.
-    """
-    tokens = affordable_steps(trial, budget_flops, limits.convention) * trial.tokens_per_step
-    rescaling = rescale(tokens / trial.total_tokens, trial.beta2)
-    accumulate = _accumulation(trial, rescaling.batch_factor, limits)
-    data = trial.to_dict()
-    data.update(
-        num_training_steps="fill",
-        budget_flops=budget_flops,
-        convention=limits.convention,
-        batch_size=trial.batch_size * rescaling.batch_factor // accumulate,
-        grad_accumulation_steps=trial.grad_accumulation_steps * accumulate,
-        max_lr=float(f"{trial.max_lr * rescaling.lr_factor:.4g}"),
-        min_lr=float(f"{trial.final_lr * rescaling.lr_factor:.4g}"),
-        beta2=float(f"{rescaling.beta2:.4g}"),
-    )
-    data["data"].pop("train_tokens", None)
-    for override in overrides:
-        # A share given by hand replaces the number that the rule would have kept.
-        for share, number in (("min_lr_ratio", "min_lr"), ("warmup_fraction", "num_warmup_steps")):
-            if override.startswith(f"{share}="):
-                data.pop(number, None)
-    config = parse(RunConfig, apply_overrides(data, overrides), "promotion")
-    if config.model.model_copy(update={"p_dropout": trial.model.p_dropout}) != trial.model:
-        raise ConfigError("--set: a promotion keeps the model's shape; only p_dropout may change")
-    return config, rescaling
-
-
-def _accumulation(trial: RunConfig, factor: int, limits: Limits) -> int:
-    """The smallest divisor of `factor` whose micro-batch fits the device's memory."""
-    if limits.device is None:
-        return 1
-    for pieces in range(1, factor + 1):
-        if factor % pieces:
-            continue
-        config = trial.with_changes(batch_size=trial.batch_size * factor // pieces)
-        memory = estimate_memory_bytes(config, limits.device.kind, bf16=uses_bf16(config, limits))
-        if memory <= limits.device.memory_bytes:
-            return pieces
-    return factor
-
-
-def _promote(
+def run_promotion(
     store: Store,
     study: Study,
-    trial: Run,
+    selection: Selection,
     settings: PromoteSettings,
     pool: WorkerPool,
     hooks: PromoteHooks,
 ) -> PromotionOutcome:
+    """Train the promotion of a chosen trial; the study's lease is held."""
     from trainer.prepare import open_prepared, prepare
 
+    trial = selection.trial
     original = parse(RunConfig, trial.config, f"trial {trial.number}")
     budget = int(settings.scale * study.budget_flops)
     limits = Limits(budget, study.convention, pool.device())  # type: ignore[arg-type]
@@ -259,8 +169,11 @@ def _promote(
         )
     admitted = _admitted(fixed, limits.with_data(opened))
     run = _find_or_add(store, study, trial, settings, admitted, opened.data_checksum)
+    if run.attempts == 0:
+        record_prediction(store, study, run, selection)
+    predicted = next((p for p in store.predictions(study.id) if p.run_id == run.id), None)
     plan = PromotionPlan(
-        trial=trial,
+        selection=selection,
         config=parse(RunConfig, run.config, "promotion"),
         budget_flops=budget,
         charge_flops=admitted.charge_flops,
@@ -272,14 +185,14 @@ def _promote(
         resumed_at_step=run.step,
     )
     if run.status == "complete" or not hooks.on_plan(plan):
-        return PromotionOutcome(trial, run)
+        return PromotionOutcome(trial, run, predicted)
     pool.start_all()
     source = _OneRun(run)
     Dispatcher(
         store, study, pool, source, hooks.observer,
         should_stop=hooks.should_stop, should_kill=hooks.should_kill,
     ).run()  # fmt: skip
-    return PromotionOutcome(trial, store.run(run.id))
+    return PromotionOutcome(trial, store.run(run.id), predicted)
 
 
 def _admitted(config: RunConfig, limits: Limits) -> Admitted:

@@ -15,7 +15,7 @@ from model.flops import Convention
 from studies import ledger, storage
 from studies.ledger import LedgerTotals
 from studies.lifecycle import IllegalChangeError
-from studies.tables import FINISHED_STATUSES, Point, Rejection, Run, Study
+from studies.tables import FINISHED_STATUSES, Fit, Point, Prediction, Rejection, Run, Study
 
 if TYPE_CHECKING:
     from studies.curves import Curve
@@ -143,6 +143,18 @@ class Reader:
                 left = 0 if run.status in FINISHED_STATUSES else run.num_steps - run.step
                 total += (run.steps_executed + left) * (run.planned // run.num_steps)
         return total
+
+    def newest_fit(self, study_id: int) -> Fit | None:
+        """The law fitted last, or None."""
+        query = select(Fit).where(Fit.study_id == study_id).order_by(Fit.id.desc()).limit(1)
+        with self._read() as session:
+            return session.scalar(query)
+
+    def predictions(self, study_id: int) -> list[Prediction]:
+        """What was predicted of promotions before they trained, oldest first."""
+        query = select(Prediction).where(Prediction.study_id == study_id).order_by(Prediction.id)
+        with self._read() as session:
+            return list(session.scalars(query))
 
     def rejections(self, study_id: int) -> list[Rejection]:
         """Refused proposals of a study by number."""

@@ -19,6 +19,8 @@ from model.flops import Convention
 from studies.defaults import first_proposal
 from studies.dispatcher import LEASE_SECONDS, Dispatcher
 from studies.executor import WorkerPool
+from studies.finalists import train_finalists
+from studies.objective import Objective
 from studies.observer import Observer
 from studies.planning import (
     PLAN_SAMPLES,
@@ -29,6 +31,8 @@ from studies.planning import (
     plan_time,
     sample_space,
 )
+from studies.prediction import StudyFit, fit_study
+from studies.promote import DEFAULT_SCALE, PromoteHooks
 from studies.proposals import Proposals
 from studies.settings import SearchSettings
 from studies.space import SearchSpace
@@ -66,6 +70,9 @@ class SearchOutcome:
 
     study_name: str
     best: Run | None
+    """The trial of the lowest loss at the budget."""
+    fit: StudyFit | None
+    """What the runs predict of a larger budget; None: no trial is complete."""
     n_finished: int
     n_rejected: int
     reason: str
@@ -187,7 +194,8 @@ def _search(
         settings.pruning,
     )
     try:
-        reconcile(store, study, proposals)
+        objective = Objective(study, store.runs(study.id, kind="trial"))
+        reconcile(store, study, proposals, objective)
         source = TrialSource(
             store,
             study,
@@ -195,6 +203,7 @@ def _search(
             space,
             data,
             proposals,
+            objective,
             hooks.observer,
             device=pool.device_per_worker(),
             should_stop=hooks.should_stop,
@@ -203,7 +212,7 @@ def _search(
             if not source.recovered and not store.runs(study.id, kind="trial"):
                 plan = _announce(settings, space, base, source.limits, pool, hooks)
                 if plan is not None and not hooks.confirm(plan):
-                    return _outcome(store, study, "not started", finished=False)
+                    return _outcome(store, study, settings, "not started", finished=False)
             pool.start_all()
             finished = Dispatcher(
                 store,
@@ -217,8 +226,20 @@ def _search(
             ).run()
         else:
             finished = True
+        missing = None
+        if finished and not source.out_of_time() and not hooks.should_stop():
+            promote_hooks = PromoteHooks(
+                observer=hooks.observer,
+                should_stop=hooks.should_stop,
+                should_kill=hooks.should_kill,
+                on_prepare=hooks.on_prepare,
+            )
+            missing = train_finalists(
+                store, study, settings, pool, promote_hooks, source.out_of_time
+            )
         reason = source.reason_to_stop() or ("interrupted" if not finished else "done")
-        return _outcome(store, study, reason, finished=finished and not source.out_of_time())
+        finished = finished and missing is None and not source.out_of_time()
+        return _outcome(store, study, settings, missing or reason, finished=finished)
     finally:
         proposals.close()
 
@@ -262,10 +283,17 @@ def _announce(
     )
 
 
-def _outcome(store: Store, study: Study, reason: str, *, finished: bool) -> SearchOutcome:
+def _outcome(
+    store: Store, study: Study, settings: SearchSettings, reason: str, *, finished: bool
+) -> SearchOutcome:
+    best, fit = store.best_run(study.id), None
+    if best is not None:
+        fit = fit_study(study, store.runs(study.id), settings.for_scale or DEFAULT_SCALE)
+        store.add_fit(study.id, scale=fit.scale, refusal=fit.refusal, record=fit.to_dict())
     return SearchOutcome(
         study_name=study.name,
-        best=store.best_run(study.id),
+        best=best,
+        fit=fit,
         n_finished=len(store.runs(study.id, kind="trial", statuses=FINISHED_STATUSES)),
         n_rejected=len(store.rejections(study.id)),
         reason=reason,

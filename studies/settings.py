@@ -125,7 +125,7 @@ class SearchSettings:
         if recipe not in RECIPES:
             raise ConfigError(f"--set recipe={recipe}: expected one of {', '.join(RECIPES)}")
         space = self.space or default_space(
-            self.budget_flops, n_vocab, self.convention, architecture, recipe
+            self.budget_flops, n_vocab, self.convention, architecture, recipe, self.for_scale
         )
         data = space.to_dict()
         if "architecture" in settings:

@@ -36,7 +36,7 @@ from studies.storage import (
     open_engine,
     storage_url,
 )
-from studies.tables import Rejection, Run, Study
+from studies.tables import Fit, Prediction, Rejection, Run, Study
 from trainer import events
 from trainer.config import RunConfig
 
@@ -335,6 +335,78 @@ class Store(Reader):
         """
         with self._write() as connection:
             lifecycle.finish(connection, run_id, result)
+
+    # Fits and predictions -----------------------------------------------------------------------
+
+    def add_fit(
+        self, study_id: int, *, scale: float, refusal: str | None, record: dict[str, Any]
+    ) -> int:
+        """Record a fitted law, or why there is none; returns its id.
+
+        Equal to the newest one: that one's id, nothing is written.
+        """
+        newest = self.newest_fit(study_id)
+        if newest is not None and (newest.scale, newest.refusal, newest.record) == (
+            scale, refusal, record,
+        ):  # fmt: skip
+            return newest.id
+        with self._write() as connection:
+            lifecycle.lock_study(connection, study_id)
+            inserted = connection.execute(
+                insert(Fit).values(
+                    study_id=study_id,
+                    created_utc=lifecycle.now(),
+                    scale=scale,
+                    refusal=refusal,
+                    record=record,
+                )
+            ).inserted_primary_key
+        return inserted[0] if inserted else 0
+
+    def add_prediction(
+        self,
+        run: Run,
+        *,
+        fit_id: int,
+        selected_by: str,
+        loss_nats: tuple[float, float, float],
+        level: float,
+        extrapolation: float,
+    ) -> None:
+        """Record what is predicted of a promotion; the first prediction stands.
+
+        Args:
+            run: the promotion; it has not trained yet.
+            fit_id: of what it rests on.
+            selected_by: `measured`, `predicted` or `trial`.
+            loss_nats: the loss, and the ends of its interval.
+            level: probability of the interval.
+            extrapolation: FLOPs of the run over those of the largest that was fitted.
+
+        Raises:
+            IllegalChangeError: the run has been trained already, so this would be no prediction.
+        """
+        with self._write() as connection:
+            lifecycle.lock_study(connection, run.study_id)
+            if connection.scalar(select(Prediction.id).where(Prediction.run_id == run.id)):
+                return
+            if connection.scalar(select(Run.attempts).where(Run.id == run.id)):
+                raise IllegalChangeError(f"run {run.id} has begun: too late to predict its loss")
+            loss, low, high = loss_nats
+            connection.execute(
+                insert(Prediction).values(
+                    study_id=run.study_id,
+                    run_id=run.id,
+                    fit_id=fit_id,
+                    created_utc=lifecycle.now(),
+                    selected_by=selected_by,
+                    val_loss_nats=loss,
+                    low_nats=low,
+                    high_nats=high,
+                    level=level,
+                    extrapolation=extrapolation,
+                )
+            )
 
     # Rejections ---------------------------------------------------------------------------------
 

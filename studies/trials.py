@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit
 from studies.dispatcher import recover
+from studies.objective import Objective
 from studies.observer import Observer
 from studies.proposals import Proposal, Proposals, SpaceExhausted
 from studies.rungs import rung_budget
@@ -26,7 +27,7 @@ MAX_REJECTED_IN_A_ROW = 2_000
 """So many refusals in a row end a search: the space has hardly anything that fits."""
 
 
-def reconcile(store: Store, study: Study, proposals: Proposals) -> None:
+def reconcile(store: Store, study: Study, proposals: Proposals, objective: Objective) -> None:
     """Tell Optuna what a killed dispatcher had stored but not told."""
     runs = {run.number: run for run in store.runs(study.id, kind="trial")}
     rejections = store.rejections(study.id)
@@ -40,13 +41,14 @@ def reconcile(store: Store, study: Study, proposals: Proposals) -> None:
         if proposal.number in rejected:
             proposals.fail(proposal.number)
         elif run is not None and run.status in FINISHED_STATUSES:
-            tell(proposals, run)
+            tell(proposals, run, objective)
 
 
-def tell(proposals: Proposals, run: Run) -> None:
+def tell(proposals: Proposals, run: Run, objective: Objective) -> None:
     """Pass a finished trial's outcome to Optuna."""
-    if run.status == "complete" and run.val_loss_nats is not None:
-        proposals.complete(run.number, run.val_loss_nats)
+    value = objective.value(run) if run.status == "complete" else None
+    if value is not None:
+        proposals.complete(run.number, value)
     elif run.status == "pruned":
         proposals.prune(run.number)
     else:
@@ -64,6 +66,7 @@ class TrialSource:
         space: SearchSpace,
         data: TokenData,
         proposals: Proposals,
+        objective: Objective,
         observer: Observer,
         *,
         device: DeviceInfo,
@@ -78,13 +81,15 @@ class TrialSource:
             space: what varies.
             data: the study's tokens.
             proposals: the Optuna side, reconciled.
+            objective: what a finished trial is worth.
             observer: hears of refused proposals.
             device: what one worker may use.
             should_stop: asked between proposals.
         """
         self._store, self._study, self._settings = store, study, settings
         self._space, self._base, self._data = space, study.settings["base"], data
-        self._proposals, self._observer, self._should_stop = proposals, observer, should_stop
+        self._proposals, self._objective = proposals, objective
+        self._observer, self._should_stop = observer, should_stop
         self._started = time.monotonic()
         self.recovered = [run for run in recover(store, study) if run.kind == "trial"]
         known = {run.number for run in store.runs(study.id, kind="trial")}
@@ -224,7 +229,7 @@ class TrialSource:
     def finished(self, run: Run, result: RunResult) -> None:
         """Tell Optuna, and keep on disk only the weights that are asked for."""
         del result  # it is in the run's row
-        tell(self._proposals, run)
+        tell(self._proposals, run, self._objective)
         keep = self._settings.keep
         if keep == "all" or run.status != "complete":
             return

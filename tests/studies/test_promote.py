@@ -18,9 +18,8 @@ from studies.promote import (
     PromoteSettings,
     PromotionPlan,
     promote,
-    promoted_config,
-    rescale,
 )
+from studies.rescaling import promoted_config, rescale
 from studies.store import Store
 from tests.studies.sweeping import BUDGET, Recorder, read, run_search, settings_for
 from tests.studies.test_search import StopAt

@@ -1,0 +1,78 @@
+"""What a finished trial is worth to the sampler: one number, lower is better.
+
+Where every trial has the whole budget and the best at that budget is wanted, it is the measured
+loss. With rungs, losses of different budgets cannot be compared, and with `--for-scale` the loss at
+a larger budget is wanted: then it is the loss that the trial's shape is predicted to reach there,
+from the law of the trials finished up to it. That makes it a function of results alone, the same
+after an interruption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from budgetsweep.errors import FitRefused
+from studies.prediction import Points, predict_run
+from studies.rungs import Rungs
+from studies.scaling.result import ScalingFit
+from studies.tables import Run, Study
+
+REFIT_EACH_UNTIL = 50
+REFIT_GROWTH = 1.1
+"""Beyond so many points the law is fitted again when there are so many times as many: a fit of
+hundreds of points takes longer than a proposal."""
+
+
+class Objective:
+    """Values finished trials, in the order in which they finished."""
+
+    def __init__(self, study: Study, runs: Iterable[Run]) -> None:
+        """Begin with the trials that are finished already."""
+        self._study = study
+        for_scale = study.settings.get("for_scale")
+        self.scale = 1.0 if for_scale is None else float(for_scale)
+        rungs = Rungs.parse(study.settings.get("rungs", "1"))
+        self.is_predicted = for_scale is not None or len(rungs.of_trials) > 1
+        self._points = Points()
+        self._places: dict[int, int] = {}
+        """Points there were when a run had finished, by its id."""
+        self._laws: dict[int, ScalingFit | None] = {}
+        """By the number of points."""
+        finished = [run for run in runs if run.kind == "trial" and run.finished_utc is not None]
+        for run in sorted(finished, key=lambda r: (r.finished_utc, r.id)):
+            self._add(run)
+
+    def _add(self, run: Run) -> None:
+        if self.is_predicted and run.id not in self._places:
+            self._points.add(run)
+            self._places[run.id] = len(self._points.runs)
+
+    def value(self, run: Run) -> float | None:
+        """Worth of a complete trial; None: nothing can be said, samplers leave it out."""
+        if not self.is_predicted:
+            return run.val_loss_nats
+        self._add(run)
+        law = self._law(points_fitted(self._places[run.id]))
+        if law is not None:
+            return predict_run(self._study, law, run, self.scale)
+        return run.val_loss_nats if run.has_whole_budget and self.scale == 1.0 else None
+
+    def _law(self, n_points: int) -> ScalingFit | None:
+        from studies.scaling.fit import fit
+
+        if n_points not in self._laws:
+            try:
+                self._laws[n_points] = fit(self._points.observations[:n_points])
+            except FitRefused:
+                self._laws[n_points] = None
+        return self._laws[n_points]
+
+
+def points_fitted(n: int) -> int:
+    """Of the first `n` points so many are fitted: all of few, of many up to the last refit."""
+    if n <= REFIT_EACH_UNTIL:
+        return n
+    refit = REFIT_EACH_UNTIL
+    while (larger := int(refit * REFIT_GROWTH)) <= n:
+        refit = larger
+    return refit

@@ -1,0 +1,297 @@
+"""What a study's runs say of a larger budget: its law, and which trial to promote.
+
+Two answers belong together: the trial that measured best at the search's budget, and the one whose
+shape is predicted to be best at the larger one. They often differ (docs/scaling.md), so both are
+kept with what each costs in the other's place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from budgetsweep.config import parse
+from budgetsweep.constraint import Limits, affordable_steps
+from budgetsweep.errors import ConfigError, FitRefused
+from studies.rescaling import promoted_config
+from studies.tables import Run, Study
+from trainer.config import RunConfig
+
+if TYPE_CHECKING:
+    from studies.scaling.observations import Observation
+    from studies.scaling.result import Prediction, ScalingFit
+
+DECAYED = 0.2
+"""A schedule has decayed where its last learning rate is at most so much of its peak
+(*assumption*): the loss at a high rate is not the one that the law is about."""
+MOST_EPOCHS = 4.0
+"""Text seen more often counts for less than new text (Muennighoff et al. 2023)."""
+LEVEL = 0.8
+DRAWS = 400
+
+
+def why_no_point(run: Run, config: RunConfig) -> str | None:
+    """Why the end of a run is no point for the law; None: it is one."""
+    if run.status != "complete":
+        return f"is {run.status}"
+    if run.val_loss_nats is None or not math.isfinite(run.val_loss_nats):
+        return "has no validation loss"
+    if config.final_lr > DECAYED * config.max_lr:
+        return "ended at a high learning rate"
+    if run.epochs is not None and run.epochs > MOST_EPOCHS:
+        return f"saw its text more than {MOST_EPOCHS:g} times"
+    return None
+
+
+def observation(run: Run, config: RunConfig) -> Observation:
+    """A finished run as the fit sees it."""
+    from studies.scaling.observations import Observation
+
+    assert run.val_loss_nats is not None
+    return Observation(
+        n_params=float(run.n_params),
+        tokens=float(run.planned_tokens),
+        loss_nats=run.val_loss_nats,
+        max_lr=config.max_lr,
+        batch_tokens=float(config.tokens_per_step),
+        stderr_nats=run.val_loss_stderr_nats or 0.0,
+    )
+
+
+@dataclass
+class Points:
+    """Finished runs of a study that a law can be fitted to."""
+
+    runs: list[Run] = field(default_factory=list)
+    configs: list[RunConfig] = field(default_factory=list)
+    observations: list[Observation] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """Names of finished runs that are no points, by the reason."""
+
+    def add(self, run: Run) -> None:
+        """Take in a finished run."""
+        config = parse(RunConfig, run.config, f"{run.kind} {run.number}")
+        reason = why_no_point(run, config)
+        if reason is not None:
+            self.left_out.setdefault(reason, []).append(f"{run.kind} {run.number}")
+            return
+        self.runs.append(run)
+        self.configs.append(config)
+        self.observations.append(observation(run, config))
+
+    @classmethod
+    def of(cls, runs: Iterable[Run]) -> Points:
+        """All of these that are finished."""
+        points = cls()
+        for run in runs:
+            if run.status in ("complete", "pruned", "failed"):
+                points.add(run)
+        return points
+
+    def of_shape(self, config: RunConfig) -> list[Observation]:
+        """The points of one model."""
+        pairs = zip(self.configs, self.observations, strict=True)
+        return [one for other, one in pairs if other.model == config.model]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial that could be promoted, and what its shape would reach."""
+
+    run_id: int
+    number: int
+    n_params: int
+    tokens: int
+    """Training tokens of the promotion."""
+    measured_nats: float | None
+    """Loss at the search's budget; None: the trial was on another rung."""
+    at_budget_nats: float
+    """The same, or predicted where it was not measured."""
+    loss_nats: float
+    low_nats: float
+    high_nats: float
+    flops_ratio: float
+    """FLOPs of the promotion over those of the largest run fitted."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The two answers, and what choosing one costs in the other's place."""
+
+    measured: int
+    """Number of the trial with the lowest loss at the search's budget."""
+    predicted: int
+    """Number of the trial with the lowest predicted loss at the larger one."""
+    measured_costs_nats: float
+    """At the larger budget, the first instead of the second: expected."""
+    measured_costs_low: float
+    measured_costs_high: float
+    predicted_costs_nats: float
+    """At the search's budget, the second instead of the first."""
+
+
+@dataclass(frozen=True)
+class StudyFit:
+    """A law fitted to a study, and what follows from it for `scale` times the budget."""
+
+    scale: float
+    refusal: str | None
+    fit: ScalingFit | None = None
+    points: tuple[int, ...] = ()
+    """Ids of the runs that were fitted."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    candidates: tuple[Candidate, ...] = ()
+    """The best predicted first."""
+    choice: Choice | None = None
+
+    def candidate(self, run_id: int) -> Candidate | None:
+        """What is predicted of a trial."""
+        return next((c for c in self.candidates if c.run_id == run_id), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the database."""
+        return {
+            "fit": None if self.fit is None else self.fit.to_dict(),
+            "points": list(self.points),
+            "left_out": self.left_out,
+            "level": LEVEL,
+            "candidates": [vars(candidate) for candidate in self.candidates],
+            "choice": None if self.choice is None else vars(self.choice),
+        }
+
+
+def fit_study(study: Study, runs: Sequence[Run], scale: float) -> StudyFit:
+    """Fit a law to the finished runs of a study and predict every trial's promotion.
+
+    Args:
+        study: its row.
+        runs: its runs, trials and promotions.
+        scale: budget of the promotion, as a multiple of the study's.
+    """
+    from studies.scaling.fit import fit
+
+    # A promotion of this budget is what is predicted: its own loss must not choose it again.
+    points = Points.of(run for run in runs if run.scale is None or run.scale < scale)
+    used = tuple(run.id for run in points.runs)
+    try:
+        law = fit(points.observations)
+    except FitRefused as refused:
+        return StudyFit(scale, str(refused), None, used, points.left_out)
+    candidates = _candidates(study, points, law, scale)
+    choice = _choice(study, points, law, candidates, scale)
+    return StudyFit(scale, None, law, used, points.left_out, candidates, choice)
+
+
+def predict_run(study: Study, law: ScalingFit, run: Run, scale: float) -> float | None:
+    """Loss that a finished trial's shape is predicted to reach at `scale` times the budget."""
+    config = parse(RunConfig, run.config, f"{run.kind} {run.number}")
+    if scale == 1.0:
+        if run.has_whole_budget:
+            return run.val_loss_nats
+        budget, convention = study.budget_flops, study.convention
+        steps = affordable_steps(config, budget, convention)  # type: ignore[arg-type]
+        there: RunConfig | None = config.with_changes(num_training_steps=max(1, steps))
+    else:
+        there = _promoted(study, config, scale)
+    anchors = [] if why_no_point(run, config) is not None else [observation(run, config)]
+    return None if there is None else _predict(law, run, there, anchors).loss_nats
+
+
+def _predict(
+    law: ScalingFit, run: Run, there: RunConfig, anchors: Sequence[Observation]
+) -> Prediction:
+    """What the law says of a run's shape in another configuration."""
+    return law.predict(
+        float(run.n_params),
+        float(there.total_tokens),
+        max_lr=there.max_lr,
+        batch_tokens=float(there.tokens_per_step),
+        tuned=False,
+        level=LEVEL,
+        anchors=anchors,
+    )
+
+
+def _promoted(study: Study, config: RunConfig, scale: float) -> RunConfig | None:
+    """What the rule makes of a trial at the larger budget; None where it pays no step."""
+    budget = int(scale * study.budget_flops)
+    limits = Limits(budget, study.convention)  # type: ignore[arg-type]
+    try:
+        wanted, _ = promoted_config(config, budget, (), limits)
+    except ConfigError:
+        return None
+    steps = affordable_steps(wanted, budget, limits.convention)
+    return wanted.with_changes(num_training_steps=steps) if steps else None
+
+
+def _candidates(
+    study: Study, points: Points, law: ScalingFit, scale: float
+) -> tuple[Candidate, ...]:
+    found = []
+    for run, config in zip(points.runs, points.configs, strict=True):
+        promoted = _promoted(study, config, scale)
+        if run.kind != "trial" or promoted is None:
+            continue
+        anchors = points.of_shape(config)
+        there = _predict(law, run, promoted, anchors)
+        measured = run.val_loss_nats if run.has_whole_budget else None
+        here = measured
+        if here is None:
+            here = predict_run(study, law, run, 1.0)
+            assert here is not None
+        found.append(
+            Candidate(
+                run_id=run.id,
+                number=run.number,
+                n_params=run.n_params,
+                tokens=promoted.total_tokens,
+                measured_nats=measured,
+                at_budget_nats=here,
+                loss_nats=there.loss_nats,
+                low_nats=there.low_nats,
+                high_nats=there.high_nats,
+                flops_ratio=there.extrapolation.flops_ratio,
+            )
+        )
+    return tuple(sorted(found, key=lambda c: (c.loss_nats, c.number)))
+
+
+def _choice(
+    study: Study,
+    points: Points,
+    law: ScalingFit,
+    candidates: Sequence[Candidate],
+    scale: float,
+) -> Choice | None:
+    import numpy as np
+
+    whole = [c for c in candidates if c.measured_nats is not None]
+    if not whole:
+        return None
+    measured = min(whole, key=lambda c: (c.at_budget_nats, c.number))
+    predicted = candidates[0]
+    configs = {run.id: config for run, config in zip(points.runs, points.configs, strict=True)}
+    pair = [_promoted(study, configs[c.run_id], scale) for c in (measured, predicted)]
+    one, other = (config for config in pair if config is not None)
+    drawn = law.sample_losses(
+        [float(measured.n_params), float(predicted.n_params)],
+        [float(one.total_tokens), float(other.total_tokens)],
+        np.random.default_rng(0),
+        DRAWS,
+        max_lr=[one.max_lr, other.max_lr],
+        batch_tokens=[float(one.tokens_per_step), float(other.tokens_per_step)],
+    )
+    costs = drawn[:, 0] - drawn[:, 1]
+    middle = measured.loss_nats - predicted.loss_nats
+    # The draws know the law's uncertainty, the two predictions what is known of each shape besides.
+    low, high = np.quantile(costs - costs.mean(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Choice(
+        measured=measured.number,
+        predicted=predicted.number,
+        measured_costs_nats=middle,
+        measured_costs_low=middle + float(low),
+        measured_costs_high=middle + float(high),
+        predicted_costs_nats=predicted.at_budget_nats - measured.at_budget_nats,
+    )

@@ -1,0 +1,100 @@
+"""How a trial's settings follow a larger budget at the same shape: pure functions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from budgetsweep.config import apply_overrides, parse
+from budgetsweep.constraint import Limits, affordable_steps, uses_bf16
+from budgetsweep.errors import ConfigError
+from trainer.config import RunConfig
+from trainer.memory import estimate_memory_bytes
+
+BATCH_EXPONENT = 0.45
+LR_EXPONENT = -0.32
+MIN_BETA2 = 0.9
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """Factors for a run of `tokens_ratio` times the tokens at the same shape."""
+
+    tokens_ratio: float
+    batch_factor: int
+    lr_factor: float
+    beta2: float
+
+
+def rescale(tokens_ratio: float, beta2: float) -> Rescaling:
+    """How batch, learning rate and beta2 follow the training tokens at a fixed shape.
+
+    Batch: B ∝ D^0.45, the middle of published exponents 0.38 to 0.57 (DeepSeek LLM 2024; StepLaw,
+    Li et al. 2025), rounded to a whole factor. Learning rate: ∝ D^-0.32 at a fixed batch
+    (Bjorck et al. 2024), times sqrt of the batch factor (Adam's square-root rule, Malladi et al.
+    2022). beta2 keeps its half-life in tokens, but stays at least 0.9 (*assumption*). Weight decay,
+    the warm-up in steps and the ratio of final to peak learning rate stay.
+
+    Args:
+        tokens_ratio: tokens of the long run, of the short one; at least 1 changes anything.
+        beta2: Adam's second decay of the short run.
+    """
+    ratio = max(1.0, tokens_ratio)
+    factor = max(1, round(ratio**BATCH_EXPONENT))
+    return Rescaling(
+        tokens_ratio=tokens_ratio,
+        batch_factor=factor,
+        lr_factor=ratio**LR_EXPONENT * math.sqrt(factor),
+        beta2=min(beta2, max(MIN_BETA2, beta2**factor)),
+    )
+
+
+def promoted_config(
+    trial: RunConfig, budget_flops: int, overrides: tuple[str, ...], limits: Limits
+) -> tuple[RunConfig, Rescaling]:
+    """The configuration of the long run, steps still to be filled.
+
+    The micro-batch grows as far as the device's memory allows; the rest of the larger batch is
+    gradient accumulation.
+
+    Raises:
+        ConfigError: an override that changes the model's shape, or is not valid.
+    """
+    tokens = affordable_steps(trial, budget_flops, limits.convention) * trial.tokens_per_step
+    rescaling = rescale(tokens / trial.total_tokens, trial.beta2)
+    accumulate = _accumulation(trial, rescaling.batch_factor, limits)
+    data = trial.to_dict()
+    data.update(
+        num_training_steps="fill",
+        budget_flops=budget_flops,
+        convention=limits.convention,
+        batch_size=trial.batch_size * rescaling.batch_factor // accumulate,
+        grad_accumulation_steps=trial.grad_accumulation_steps * accumulate,
+        max_lr=float(f"{trial.max_lr * rescaling.lr_factor:.4g}"),
+        min_lr=float(f"{trial.final_lr * rescaling.lr_factor:.4g}"),
+        beta2=float(f"{rescaling.beta2:.4g}"),
+    )
+    data["data"].pop("train_tokens", None)
+    for override in overrides:
+        # A share given by hand replaces the number that the rule would have kept.
+        for share, number in (("min_lr_ratio", "min_lr"), ("warmup_fraction", "num_warmup_steps")):
+            if override.startswith(f"{share}="):
+                data.pop(number, None)
+    config = parse(RunConfig, apply_overrides(data, overrides), "promotion")
+    if config.model.model_copy(update={"p_dropout": trial.model.p_dropout}) != trial.model:
+        raise ConfigError("--set: a promotion keeps the model's shape; only p_dropout may change")
+    return config, rescaling
+
+
+def _accumulation(trial: RunConfig, factor: int, limits: Limits) -> int:
+    """The smallest divisor of `factor` whose micro-batch fits the device's memory."""
+    if limits.device is None:
+        return 1
+    for pieces in range(1, factor + 1):
+        if factor % pieces:
+            continue
+        config = trial.with_changes(batch_size=trial.batch_size * factor // pieces)
+        memory = estimate_memory_bytes(config, limits.device.kind, bf16=uses_bf16(config, limits))
+        if memory <= limits.device.memory_bytes:
+            return pieces
+    return factor

@@ -1,0 +1,81 @@
+"""Which trial to promote: the one that measured best, or the one predicted to be best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from budgetsweep.errors import StudyError
+from studies.prediction import LEVEL, Candidate, StudyFit
+from studies.store import Store
+from studies.tables import Run, Study
+
+Select = Literal["measured", "predicted"]
+SELECTS: tuple[Select, ...] = get_args(Select)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The trial to promote, and why this one."""
+
+    trial: Run
+    selected_by: str
+    """`measured`, `predicted` or `trial` (named by the user)."""
+    fit: StudyFit
+
+    @property
+    def candidate(self) -> Candidate | None:
+        """What is predicted of it; None: the study carries no law."""
+        return self.fit.candidate(self.trial.id)
+
+
+def select_trial(
+    store: Store, study: Study, fit: StudyFit, number: int | None, wanted: Select | None
+) -> Selection:
+    """Choose a complete trial of a study.
+
+    Args:
+        store: the study's database.
+        study: its row.
+        fit: what its runs predict at the budget of the promotion.
+        number: the trial that the user named.
+        wanted: how to choose; None: by the prediction, where there is one.
+
+    Raises:
+        StudyError: no such trial, or none that is complete, or there is no prediction.
+    """
+    trials = {run.number: run for run in store.runs(study.id, kind="trial")}
+    if number is not None:
+        if number not in trials:
+            raise StudyError(
+                f"study {study.name!r} has no trial {number}; `budgetsweep status` lists them"
+            )
+        if trials[number].status != "complete":
+            raise StudyError(f"trial {number} is {trials[number].status}; choose a complete one")
+        return Selection(trials[number], "trial", fit)
+    if wanted != "measured" and fit.candidates:
+        return Selection(trials[fit.candidates[0].number], "predicted", fit)
+    if wanted == "predicted":
+        raise StudyError(f"--select predicted: {fit.refusal or 'no trial can be promoted'}")
+    best = store.best_run(study.id)
+    if best is None:
+        raise StudyError(
+            f"study {study.name!r} has no complete trial yet; run `budgetsweep search` first"
+        )
+    return Selection(best, "measured", fit)
+
+
+def record_prediction(store: Store, study: Study, run: Run, selection: Selection) -> None:
+    """Put on record what is predicted of a promotion, before it trains; nothing without a law."""
+    fit, candidate = selection.fit, selection.candidate
+    fit_id = store.add_fit(study.id, scale=fit.scale, refusal=fit.refusal, record=fit.to_dict())
+    if candidate is None:
+        return
+    store.add_prediction(
+        run,
+        fit_id=fit_id,
+        selected_by=selection.selected_by,
+        loss_nats=(candidate.loss_nats, candidate.low_nats, candidate.high_nats),
+        level=LEVEL,
+        extrapolation=candidate.flops_ratio,
+    )
