@@ -18,7 +18,7 @@ from budgetsweep.config import dump_yaml, write_bytes_atomically, write_text_ato
 from model.flops import CONVENTIONS
 from reports import figures as runs
 from reports import figures_space as space
-from reports import style, text, text_curves, text_search
+from reports import style, text, text_curves, text_scaling, text_search
 from reports.advice import advice
 from reports.document import (
     Block,
@@ -152,6 +152,10 @@ def compose(facts: Facts, pictures: dict[str, Picture], best_yaml: Path | None) 
         *shown("proposals"),
         Heading("What failed?"),
         *text_search.failed(facts),
+        Heading("What is predicted of a larger budget?"),
+        *text_scaling.answers(facts),
+        *shown("isoflop_fit", "compute_frontier", "regret", "lr_optimum"),
+        *text_scaling.scores(facts),
         Heading("What did the larger budget bring?"),
         *text_search.promotion(facts),
         Heading("What to do next?"),

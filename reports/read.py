@@ -11,10 +11,11 @@ import os
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, make_url, select
+from sqlalchemy import Connection, Engine, create_engine, inspect, make_url, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
@@ -25,7 +26,7 @@ from studies import storage
 from studies.curves import Curve
 from studies.curves_read import read_curves
 from studies.ledger import Amount
-from studies.tables import LedgerEntry, Rejection, Run, Study
+from studies.tables import Fit, LedgerEntry, Prediction, Rejection, Run, Study
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class StudyData:
     """By run id; a run without points is missing."""
     other_studies: list[str]
     """Names of the other studies in the same database."""
+    fit: Fit | None = None
+    """The law that was fitted last."""
+    predictions: list[Prediction] = field(default_factory=list)
+    """What was predicted of promotions before they trained, oldest first."""
 
 
 def read_study(storage_url: str, study_name: str | None = None) -> StudyData:
@@ -85,6 +90,7 @@ def read_study(storage_url: str, study_name: str | None = None) -> StudyData:
                 spending=_read_ledger(session, study.id),
                 curves=read_curves(session, study.id),
                 other_studies=[other for other in names if other != name],
+                **_read_predictions(session, study.id),
             )
             session.expunge_all()
             return data
@@ -145,6 +151,15 @@ def _choose(names: list[str], wanted: str | None, shown: str) -> str:
     if wanted not in names:
         raise StudyError(f"{shown}: no study {wanted!r}{did_you_mean(wanted, names)}")
     return wanted
+
+
+def _read_predictions(session: Session, study_id: int) -> dict[str, Any]:
+    """Newest fit and all predictions; none in a database from before there were any."""
+    if not inspect(session.connection()).has_table(Fit.__tablename__):
+        return {}
+    newest = select(Fit).where(Fit.study_id == study_id).order_by(Fit.id.desc()).limit(1)
+    told = select(Prediction).where(Prediction.study_id == study_id).order_by(Prediction.id)
+    return {"fit": session.scalar(newest), "predictions": list(session.scalars(told))}
 
 
 def _read_ledger(session: Session, study_id: int) -> dict[int, Spending]:

@@ -7,7 +7,6 @@ kept with what each costs in the other's place.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -33,11 +32,7 @@ DRAWS = 400
 
 
 def why_no_point(run: Run, config: RunConfig) -> str | None:
-    """Why the end of a run is no point for the law; None: it is one."""
-    if run.status != "complete":
-        return f"is {run.status}"
-    if run.val_loss_nats is None or not math.isfinite(run.val_loss_nats):
-        return "has no validation loss"
+    """Why the end of a complete run is no point for the law; None: it is one."""
     if config.final_lr > DECAYED * config.max_lr:
         return "ended at a high learning rate"
     if run.epochs is not None and run.epochs > MOST_EPOCHS:
@@ -68,10 +63,12 @@ class Points:
     configs: list[RunConfig] = field(default_factory=list)
     observations: list[Observation] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
-    """Names of finished runs that are no points, by the reason."""
+    """Names of complete runs that are no points, by the reason."""
 
     def add(self, run: Run) -> None:
-        """Take in a finished run."""
+        """Take in a finished run; one without a loss says nothing."""
+        if run.status != "complete" or run.val_loss_nats is None:
+            return
         config = parse(RunConfig, run.config, f"{run.kind} {run.number}")
         reason = why_no_point(run, config)
         if reason is not None:
@@ -83,11 +80,10 @@ class Points:
 
     @classmethod
     def of(cls, runs: Iterable[Run]) -> Points:
-        """All of these that are finished."""
+        """The points of these runs."""
         points = cls()
         for run in runs:
-            if run.status in ("complete", "pruned", "failed"):
-                points.add(run)
+            points.add(run)
         return points
 
     def of_shape(self, config: RunConfig) -> list[Observation]:
