@@ -171,6 +171,10 @@ def search(dry_run: bool, yes: bool, **options: Any) -> None:
     "[default: predicted, where the trials carry a prediction].",
 )  # fmt: skip
 @click.option(
+    "--check-lr", is_flag=True,
+    help="First try 1/2, 1 and 2 times the learning rate at 3 % of the budget each.",
+)  # fmt: skip
+@click.option(
     "--output-dir", type=click.Path(file_okay=False, path_type=Path), help="Folder for model.pt …"
 )
 @click.option(

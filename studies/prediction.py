@@ -135,9 +135,7 @@ class StudyFit:
     scale: float
     refusal: str | None
     fit: ScalingFit | None = None
-    points: tuple[int, ...] = ()
-    """Ids of the runs that were fitted."""
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    points: Points = field(default_factory=lambda: Points())
     candidates: tuple[Candidate, ...] = ()
     """The best predicted first."""
     choice: Choice | None = None
@@ -146,12 +144,18 @@ class StudyFit:
         """What is predicted of a trial."""
         return next((c for c in self.candidates if c.run_id == run_id), None)
 
+    def predict(self, config: RunConfig) -> Prediction | None:
+        """The loss of a run at the end of its schedule; None: there is no law."""
+        if self.fit is None:
+            return None
+        return _predict(self.fit, config, self.points.of_shape(config))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the database."""
         return {
             "fit": None if self.fit is None else self.fit.to_dict(),
-            "points": list(self.points),
-            "left_out": self.left_out,
+            "points": [run.id for run in self.points.runs],
+            "left_out": self.points.left_out,
             "level": LEVEL,
             "candidates": [vars(candidate) for candidate in self.candidates],
             "choice": None if self.choice is None else vars(self.choice),
@@ -170,14 +174,13 @@ def fit_study(study: Study, runs: Sequence[Run], scale: float) -> StudyFit:
 
     # A promotion of this budget is what is predicted: its own loss must not choose it again.
     points = Points.of(run for run in runs if run.scale is None or run.scale < scale)
-    used = tuple(run.id for run in points.runs)
     try:
         law = fit(points.observations)
     except FitRefused as refused:
-        return StudyFit(scale, str(refused), None, used, points.left_out)
+        return StudyFit(scale, str(refused), None, points)
     candidates = _candidates(study, points, law, scale)
     choice = _choice(study, points, law, candidates, scale)
-    return StudyFit(scale, None, law, used, points.left_out, candidates, choice)
+    return StudyFit(scale, None, law, points, candidates, choice)
 
 
 def predict_run(study: Study, law: ScalingFit, run: Run, scale: float) -> float | None:
@@ -192,15 +195,13 @@ def predict_run(study: Study, law: ScalingFit, run: Run, scale: float) -> float 
     else:
         there = _promoted(study, config, scale)
     anchors = [] if why_no_point(run, config) is not None else [observation(run, config)]
-    return None if there is None else _predict(law, run, there, anchors).loss_nats
+    return None if there is None else _predict(law, there, anchors).loss_nats
 
 
-def _predict(
-    law: ScalingFit, run: Run, there: RunConfig, anchors: Sequence[Observation]
-) -> Prediction:
-    """What the law says of a run's shape in another configuration."""
+def _predict(law: ScalingFit, there: RunConfig, anchors: Sequence[Observation]) -> Prediction:
+    """What the law says of a configuration, given measured runs of its shape."""
     return law.predict(
-        float(run.n_params),
+        float(there.n_params),
         float(there.total_tokens),
         max_lr=there.max_lr,
         batch_tokens=float(there.tokens_per_step),
@@ -231,7 +232,7 @@ def _candidates(
         if run.kind != "trial" or promoted is None:
             continue
         anchors = points.of_shape(config)
-        there = _predict(law, run, promoted, anchors)
+        there = _predict(law, promoted, anchors)
         measured = run.val_loss_nats if run.has_whole_budget else None
         here = measured
         if here is None:

@@ -6,6 +6,7 @@ predicted of the run is on record before it trains.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from budgetsweep.constraint import (
 from budgetsweep.errors import ConfigError, StudyError
 from studies.dispatcher import LEASE_SECONDS, Dispatcher, recover
 from studies.executor import WorkerPool
+from studies.lr_check import budget_left, check_lr, scaled_rates
 from studies.observer import Observer
 from studies.planning import Sample, Speed, measure_speed
 from studies.prediction import fit_study
@@ -53,6 +55,8 @@ class PromoteSettings:
     select: Select | None = None
     """None: `predicted` where the study carries a law, else `measured`."""
     scale: float = DEFAULT_SCALE
+    check_lr: bool = False
+    """Try ½, 1 and 2 times the rule's learning rate at a small share of the budget first."""
     device: str = "auto"
     output_dir: Path | None = None
     overrides: tuple[str, ...] = ()
@@ -125,7 +129,14 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
         try:
             with WorkerPool(1, device=settings.device, cache_dir=settings.cache_dir) as pool:
-                return run_promotion(store, study, selection, settings, pool, hooks)
+                if not settings.check_lr:
+                    return run_promotion(store, study, selection, settings, pool, hooks)
+                factor = check_lr(store, study, selection, settings, pool, hooks)
+                if factor is None:
+                    return PromotionOutcome(selection.trial, None)
+                return run_promotion(
+                    store, study, selection, settings, pool, hooks, lr_factor=factor
+                )
         finally:
             store.release_lease(study.id)
     finally:
@@ -139,15 +150,32 @@ def run_promotion(
     settings: PromoteSettings,
     pool: WorkerPool,
     hooks: PromoteHooks,
+    lr_factor: float | None = None,
 ) -> PromotionOutcome:
-    """Train the promotion of a chosen trial; the study's lease is held."""
+    """Train the promotion of a chosen trial; the study's lease is held.
+
+    Args:
+        store: the study's database.
+        study: its row.
+        selection: what to promote.
+        settings: how far.
+        pool: one worker is enough.
+        hooks: how to talk to the caller.
+        lr_factor: of the rule's learning rate, found by `check_lr`, whose cost is taken off.
+    """
     from trainer.prepare import open_prepared, prepare
 
     trial = selection.trial
     original = parse(RunConfig, trial.config, f"trial {trial.number}")
     budget = int(settings.scale * study.budget_flops)
     limits = Limits(budget, study.convention, pool.device())  # type: ignore[arg-type]
-    wanted, rescaling = promoted_config(original, budget, settings.overrides, limits)
+    overrides = settings.overrides
+    if lr_factor is not None:
+        budget = budget_left(budget)
+        limits = dataclasses.replace(limits, budget_flops=budget)
+        rule, _ = promoted_config(original, budget, overrides, limits)
+        overrides = (*overrides, *scaled_rates(rule, lr_factor))
+    wanted, rescaling = promoted_config(original, budget, overrides, limits)
     wanted = wanted.with_changes(device=settings.device)
     admitted = _admitted(wanted, limits)
     data = prepare(
@@ -170,7 +198,7 @@ def run_promotion(
     admitted = _admitted(fixed, limits.with_data(opened))
     run = _find_or_add(store, study, trial, settings, admitted, opened.data_checksum)
     if run.attempts == 0:
-        record_prediction(store, study, run, selection)
+        record_prediction(store, study, run, admitted.config, selection)
     predicted = next((p for p in store.predictions(study.id) if p.run_id == run.id), None)
     plan = PromotionPlan(
         selection=selection,

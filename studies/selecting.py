@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from budgetsweep.errors import StudyError
-from studies.prediction import LEVEL, Candidate, StudyFit
+from studies.prediction import Candidate, StudyFit
 from studies.store import Store
 from studies.tables import Run, Study
+from trainer.config import RunConfig
 
 Select = Literal["measured", "predicted"]
 SELECTS: tuple[Select, ...] = get_args(Select)
@@ -65,17 +66,28 @@ def select_trial(
     return Selection(best, "measured", fit)
 
 
-def record_prediction(store: Store, study: Study, run: Run, selection: Selection) -> None:
-    """Put on record what is predicted of a promotion, before it trains; nothing without a law."""
-    fit, candidate = selection.fit, selection.candidate
+def record_prediction(
+    store: Store, study: Study, run: Run, config: RunConfig, selection: Selection
+) -> None:
+    """Put on record what is predicted of a promotion, before it trains; nothing without a law.
+
+    Args:
+        store: the study's database.
+        study: its row.
+        run: the promotion.
+        config: its configuration, filled.
+        selection: why it is made, and the law.
+    """
+    fit = selection.fit
     fit_id = store.add_fit(study.id, scale=fit.scale, refusal=fit.refusal, record=fit.to_dict())
-    if candidate is None:
+    told = fit.predict(config)
+    if told is None:
         return
     store.add_prediction(
         run,
         fit_id=fit_id,
         selected_by=selection.selected_by,
-        loss_nats=(candidate.loss_nats, candidate.low_nats, candidate.high_nats),
-        level=LEVEL,
-        extrapolation=candidate.flops_ratio,
+        loss_nats=(told.loss_nats, told.low_nats, told.high_nats),
+        level=told.level,
+        extrapolation=told.extrapolation.flops_ratio,
     )
