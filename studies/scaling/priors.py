@@ -42,7 +42,7 @@ class Priors:
     """Centre of E, the loss of no model of any size. None: 1.8, the middle of 1.69 (Hoffmann et al.
     2022), 1.82 (Besiroglu et al. 2024) and 1.87 (Muennighoff et al. 2023), all with 32k to 50k
     tokens; where the losses are so low that this is no floor (bytes), 0.6 of the lowest."""
-    entropy_sd: float = 0.2
+    entropy_sd: float = 0.1
     """Of ln E."""
     exponent: Prior = Prior(math.log(0.3), 0.35)
     """Of ln alpha and ln beta: 0.34 and 0.28 (Hoffmann), 0.35 and 0.37 (Besiroglu), 0.35 and 0.35

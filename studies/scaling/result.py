@@ -27,14 +27,20 @@ MISFIT_PER_E_FOLD = 0.004
 UNDERTRAINED_BELOW = 3.0
 """Tokens a parameter below which no such law holds."""
 UNDERTRAINED_SD = 0.1
-"""Relative misfit for each factor e below that."""
+"""Relative misfit for each factor e below that, of runs whose batch is not known."""
+UNDERTRAINED_TUNED_SD = 0.02
+"""The same where it is known or at its optimum. *Assumption*: most of the misfit of published runs
+comes of a batch that was chosen for longer ones."""
 SIGNIFICANT = 6
 """Digits of the numbers in `to_dict`."""
 
 
-def undertrained_sd(ln_tokens_per_param: FloatArray) -> FloatArray:
-    """Relative misfit of the law for runs of few tokens a parameter (given as logarithms)."""
-    return UNDERTRAINED_SD * np.maximum(0.0, math.log(UNDERTRAINED_BELOW) - ln_tokens_per_param)
+def undertrained_sd(points: Points, *, tuned: bool = False) -> FloatArray:
+    """Relative misfit of the law for runs of few tokens a parameter: (points,)."""
+    below = math.log(UNDERTRAINED_BELOW) - (points.tokens - points.n_params)
+    unknown = np.isnan(points.batch_tokens) & (not tuned)
+    slope = np.where(unknown, UNDERTRAINED_SD, UNDERTRAINED_TUNED_SD)
+    return slope * np.maximum(0.0, below)
 
 
 @dataclass(frozen=True)
@@ -226,8 +232,7 @@ class ScalingFit:
         """Relative misfit of the law beyond its budgets and at few tokens a parameter."""
         flops = points.n_params + points.tokens + math.log(FLOPS_PER_PARAM_TOKEN)
         beyond = np.maximum(0.0, flops - math.log(self.flops_range[1]))
-        few = undertrained_sd(points.tokens - points.n_params)
-        return np.hypot(MISFIT_PER_E_FOLD * beyond, few)
+        return np.hypot(MISFIT_PER_E_FOLD * beyond, undertrained_sd(points, tuned=self.knows_batch))
 
     def _anchored(self, anchors: Sequence[Observation]) -> tuple[float, float]:
         """Expected residual of a shape with measured runs, and the variance that is left.
@@ -237,7 +242,7 @@ class ScalingFit:
         points = Points.of(anchors)
         residual = points.loss - log_loss(self.theta, self.centre, points)
         common = self.shape_share * self.noise**2
-        few = undertrained_sd(points.tokens - points.n_params)
+        few = undertrained_sd(points)
         own = self.noise**2 - common + points.stderr**2 + few**2
         precision = float(np.sum(1.0 / own))
         weight = common * precision / (1.0 + common * precision)
