@@ -31,6 +31,7 @@ from budgetsweep.display import (
 from budgetsweep.errors import ConfigError
 from trainer.config import DataConfig, RunConfig
 from trainer.threads import prepare_environment
+from trainer.worlds import notice, world_of
 
 if TYPE_CHECKING:
     from studies.planning import TimePlan
@@ -66,6 +67,7 @@ def search_settings(
     sampler: str | None,
     seed: int | None,
     prune: bool,
+    simulate: str | None,
     overrides: tuple[str, ...],
     **rest: Any,
 ) -> SearchSettings:
@@ -83,6 +85,8 @@ def search_settings(
         space = space.model_copy(
             update={"budget": None, "convention": None, "method": None, "seed": None}
         )
+    if simulate is not None and (source != "c4" or val_data is not None):
+        raise ConfigError("--simulate: a simulated search reads no text; leave out --data")
     data = parse(
         DataConfig,
         {"source": source, "validation": val_data, "text_field": text_field},
@@ -96,6 +100,7 @@ def search_settings(
         convention=convention or "nanogpt",  # type: ignore[arg-type]
         sampler=sampler or "tpe",  # type: ignore[arg-type]
         seed=seed or 0,
+        simulate=simulate,
         pruning=prune,
         overrides=tuple(overrides),
         **rest,
@@ -119,12 +124,14 @@ def search_command(
             console.print(
                 f"continuing study {escape(study.name)}: {n_done} trials done", highlight=False
             )
+    if settings.simulate is not None:
+        print_notice(console, settings.simulate)
     display = RunsDisplay(
         console,
         n_trials=settings.trials,
         n_done=n_done,
         budget_flops=settings.budget_flops,
-        title=settings.study_name,
+        title=settings.study_name + ("" if settings.simulate is None else " (SIMULATED)"),
     )
 
     def confirm(plan: TimePlan) -> bool:
@@ -145,17 +152,24 @@ def search_command(
     # The live view starts with the first trial: a question may come before it.
     with display:
         outcome = search(settings, hooks)
+    simulated = "" if settings.simulate is None else " (SIMULATED)"
     console.print(f"{outcome.reason}; {outcome.n_rejected} proposals rejected", highlight=False)
     if outcome.best is not None and outcome.best.val_loss_nats is not None:
         best = outcome.best
         console.print(
-            f"best: trial {best.number}  val loss {best.val_loss_nats:.4f}  "
+            f"best{simulated}: trial {best.number}  val loss {best.val_loss_nats:.4f}  "
             f"PPL {best.val_ppl:,.1f}  {settings_text(best.params)}",
             highlight=False,
         )
     if not outcome.finished:
         console.print("the same command again continues this search", highlight=False)
     return outcome.finished
+
+
+def print_notice(console: Console, world: str | None) -> None:
+    """Say that figures are simulated, where they are."""
+    if world is not None:
+        console.print(notice(world), highlight=False, style="bold", markup=False)
 
 
 def _print_time_plan(plan: TimePlan, settings: SearchSettings, console: Console) -> None:
@@ -182,6 +196,7 @@ def dry_run_command(settings: SearchSettings, console: Console) -> None:
     n = DRY_RUN_PROPOSALS
     result = dry_run(settings, n)
     sample = result.sample
+    print_notice(console, settings.simulate)
     console.print(
         f"{n:,} random proposals at {flops(settings.budget_flops)} FLOPs "
         f"({settings.convention}): {100 * sample.admitted_share:.1f} % admitted",
@@ -209,7 +224,8 @@ def dry_run_command(settings: SearchSettings, console: Console) -> None:
     row("optimiser steps", [c.steps for c in configs], count)
     row("FLOPs, share of budget", [a.charge_flops / settings.budget_flops for a in sample.admitted],
         lambda share: f"{100 * share:.2f} %")  # fmt: skip
-    row("memory", [a.memory_bytes or 0 for a in sample.admitted], gib)
+    if settings.simulate is None:
+        row("memory", [a.memory_bytes or 0 for a in sample.admitted], gib)
     if not isinstance(result.speed, str):
         row("time of a trial", [result.speed.seconds(c) for c in configs], duration)
     console.print(table)
@@ -228,6 +244,7 @@ def promote_command(
     display = RunsDisplay(console, n_trials=1, n_done=0, budget_flops=0, title="promotion")
 
     def on_plan(plan: PromotionPlan) -> bool:
+        print_notice(console, plan.config.world)
         _print_promotion_plan(plan, console)
         long = plan.seconds is not None and plan.seconds > LONG_SECONDS
         if not long or yes or not console.is_terminal:
@@ -254,10 +271,12 @@ def promote_command(
         return False
     assert run.val_loss_nats is not None
     assert trial.val_loss_nats is not None
+    world = world_of(run.config)
+    files = "config.yaml, eval.json, curve.csv"
     console.print(
-        f"promoted trial {trial.number}: val loss {trial.val_loss_nats:.4f} -> "
-        f"{run.val_loss_nats:.4f}, PPL {trial.val_ppl:,.1f} -> {run.val_ppl:,.1f}\n"
-        f"{run.output_dir}: model.pt, config.yaml, eval.json, curve.csv",
+        f"promoted trial {trial.number}{'' if world is None else ' (SIMULATED)'}: val loss "
+        f"{trial.val_loss_nats:.4f} -> {run.val_loss_nats:.4f}, PPL {trial.val_ppl:,.1f} -> "
+        f"{run.val_ppl:,.1f}\n{run.output_dir}: {files if world else f'model.pt, {files}'}",
         highlight=False,
     )
     return True
@@ -304,6 +323,8 @@ def train_command(
     threads: int | None,
 ) -> bool:
     """Train one configuration in this process; True when it is complete."""
+    if config.trainer == "simulated":
+        return _simulate_command(config, console)
     prepare_environment()
     from budgetsweep.constraint import Limits, Rejected, admit, charge_per_step
     from trainer.device import configure_threads, detect_device
@@ -365,6 +386,30 @@ def train_command(
     return result.status == "complete"
 
 
+def _simulate_command(config: RunConfig, console: Console) -> bool:
+    """Work out what a configuration would come to in its world; True when it is complete."""
+    from trainer.simulated import simulate_run
+
+    print_notice(console, config.world)
+    run_dir = Path(config.output_dir)
+    run = simulate_run(fill(config), run_dir)
+    while True:
+        try:
+            next(run)
+        except StopIteration as stop:
+            result = stop.value
+            break
+    if result.status == "failed":
+        console.print(f"the run failed: {escape(result.reason or '')}", highlight=False)
+    else:
+        console.print(
+            f"val loss {result.val_loss_nats:.4f}  PPL {result.val_ppl:,.1f}; {run_dir}: "
+            "config.yaml, eval.json, curve.csv",
+            highlight=False,
+        )
+    return bool(result.status == "complete")
+
+
 class PlainProgress:
     """A line of progress now and then."""
 
@@ -415,6 +460,7 @@ def status_command(
         console.print_json(json.dumps(status))
         return
     best = status["best"]
+    print_notice(console, status["simulated"])
     console.print(
         f"study {escape(status['study'])}: budget {flops(status['budget_flops'])} FLOPs a trial "
         f"({status['convention']}), sampler {status['sampler']}, seed {status['seed']}",
@@ -470,9 +516,12 @@ def export_command(storage: str, study_name: str | None, folder: Path, console: 
     """Write a study's space and configurations as files that run again."""
     from studies.export import export_study
 
-    for path, data in export_study(storage, study_name).items():
+    files = export_study(storage, study_name)
+    for path, data in files.items():
         text = data if isinstance(data, str) else dump_yaml(data)
         write_text_atomically(folder / path, text)
+    best = files.get("best.yaml")
+    print_notice(console, world_of(best) if isinstance(best, dict) else None)
     console.print(
         f"{folder}: space.yaml (search --space), best.yaml and runs/*.yaml (train), runs.csv",
         highlight=False,

@@ -25,6 +25,7 @@ from trainer.events import DeviceInfo
 from trainer.memory import estimate_memory_bytes
 
 if TYPE_CHECKING:
+    from trainer.simulated import SimulatedData
     from trainer.tokens import TokenData
 
 MIN_VALIDATION_WINDOWS = 8
@@ -60,8 +61,10 @@ class Limits:
     val_pairs: int | None = None
     """Validation pairs there are."""
 
-    def with_data(self, data: TokenData) -> Limits:
-        """The same limits and those of a prepared text."""
+    def with_data(self, data: TokenData | SimulatedData) -> Limits:
+        """The same limits and those of a prepared text; a simulated one has no end."""
+        if not hasattr(data, "train"):
+            return self
         return dataclasses.replace(
             self,
             train_tokens=len(data.train),

@@ -26,15 +26,19 @@ from studies.executor import WorkerPool
 from studies.observer import Observer
 from studies.planning import Sample, Speed, measure_speed
 from studies.settings import runs_folder
+from studies.simulated_pool import SimulatedPool
 from studies.storage import storage_url
 from studies.store import Store, config_hash
 from studies.tables import FINISHED_STATUSES, Run, Study
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult
 from trainer.memory import estimate_memory_bytes
+from trainer.simulated import SimulatedData, simulated_data
+from trainer.worlds import world_of
 
 if TYPE_CHECKING:
     from trainer.prepare import PrepareProgress
+    from trainer.tokens import TokenData
 
 BATCH_EXPONENT = 0.45
 LR_EXPONENT = -0.32
@@ -149,12 +153,18 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
         trial = _choose(store, study, settings.trial)
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
         try:
-            with WorkerPool(1, device=settings.device, cache_dir=settings.cache_dir) as pool:
+            with _pool(study, settings) as pool:
                 return _promote(store, study, trial, settings, pool, hooks)
         finally:
             store.release_lease(study.id)
     finally:
         store.close()
+
+
+def _pool(study: Study, settings: PromoteSettings) -> WorkerPool | SimulatedPool:
+    if world_of(study.settings["base"]) is not None:
+        return SimulatedPool(1, artefacts=True)
+    return WorkerPool(1, device=settings.device, cache_dir=settings.cache_dir)
 
 
 def _choose(store: Store, study: Study, number: int | None) -> Run:
@@ -205,6 +215,8 @@ def promoted_config(
             if override.startswith(f"{share}="):
                 data.pop(number, None)
     config = parse(RunConfig, apply_overrides(data, overrides), "promotion")
+    if (config.trainer, config.world) != (trial.trainer, trial.world):
+        raise ConfigError("--set: a promotion is trained as its trial was, simulated or not")
     if config.model.model_copy(update={"p_dropout": trial.model.p_dropout}) != trial.model:
         raise ConfigError("--set: a promotion keeps the model's shape; only p_dropout may change")
     return config, rescaling
@@ -229,29 +241,16 @@ def _promote(
     study: Study,
     trial: Run,
     settings: PromoteSettings,
-    pool: WorkerPool,
+    pool: WorkerPool | SimulatedPool,
     hooks: PromoteHooks,
 ) -> PromotionOutcome:
-    from trainer.prepare import open_prepared, prepare
-
     original = parse(RunConfig, trial.config, f"trial {trial.number}")
     budget = int(settings.scale * study.budget_flops)
     limits = Limits(budget, study.convention, pool.device())  # type: ignore[arg-type]
     wanted, rescaling = promoted_config(original, budget, settings.overrides, limits)
     wanted = wanted.with_changes(device=settings.device)
     admitted = _admitted(wanted, limits)
-    data = prepare(
-        wanted.data,
-        wanted.tokenizer_encoding,
-        train_tokens=admitted.config.wanted_train_tokens,
-        val_tokens=study.val_tokens,
-        cache_dir=settings.cache_dir,
-        on_progress=hooks.on_prepare,
-    )
-    fixed = wanted.with_changes(
-        data=wanted.data.fixed_to(data, admitted.config.wanted_train_tokens, study.val_tokens)
-    )
-    opened = open_prepared(fixed.data, fixed.tokenizer_encoding, settings.cache_dir)
+    fixed, opened = _with_text(study, wanted, admitted.config.wanted_train_tokens, settings, hooks)
     if opened.val_checksum != study.val_checksum:
         raise StudyError(
             f"the validation text is not that of study {study.name!r} any more (its checksum "
@@ -282,6 +281,30 @@ def _promote(
     return PromotionOutcome(trial, store.run(run.id))
 
 
+def _with_text(
+    study: Study,
+    wanted: RunConfig,
+    train_tokens: int | None,
+    settings: PromoteSettings,
+    hooks: PromoteHooks,
+) -> tuple[RunConfig, TokenData | SimulatedData]:
+    """The configuration with its text fixed, and the text; a simulated run has none."""
+    if wanted.trainer == "simulated":
+        return wanted, simulated_data(wanted.world)
+    from trainer.prepare import open_prepared, prepare
+
+    data = prepare(
+        wanted.data,
+        wanted.tokenizer_encoding,
+        train_tokens=train_tokens,
+        val_tokens=study.val_tokens,
+        cache_dir=settings.cache_dir,
+        on_progress=hooks.on_prepare,
+    )
+    fixed = wanted.with_changes(data=wanted.data.fixed_to(data, train_tokens, study.val_tokens))
+    return fixed, open_prepared(fixed.data, fixed.tokenizer_encoding, settings.cache_dir)
+
+
 def _admitted(config: RunConfig, limits: Limits) -> Admitted:
     answer = admit(config, limits)
     if isinstance(answer, Rejected):
@@ -293,7 +316,9 @@ def _admitted(config: RunConfig, limits: Limits) -> Admitted:
     return answer
 
 
-def _seconds(admitted: Admitted, pool: WorkerPool) -> float | None:
+def _seconds(admitted: Admitted, pool: WorkerPool | SimulatedPool) -> float | None:
+    if isinstance(pool, SimulatedPool):
+        return None
     seconds = min(2.0, max(0.05, admitted.charge_flops / 1e12))
     speed = measure_speed(
         Sample([admitted], []), pool.measure, pool.device().name, seconds_each=seconds

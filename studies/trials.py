@@ -18,6 +18,7 @@ from studies.tables import FINISHED_STATUSES, Rejection, Run, Study
 from trainer.events import DeviceInfo, Point, RunResult
 
 if TYPE_CHECKING:
+    from trainer.simulated import SimulatedData
     from trainer.tokens import TokenData
 
 MAX_REJECTED_IN_A_ROW = 2_000
@@ -60,11 +61,11 @@ class TrialSource:
         study: Study,
         settings: SearchSettings,
         space: SearchSpace,
-        data: TokenData,
+        data: TokenData | SimulatedData,
         proposals: Proposals,
         observer: Observer,
         *,
-        device: DeviceInfo,
+        device: DeviceInfo | None,
         should_stop: Callable[[], bool],
     ) -> None:
         """Find out where the study stands.
@@ -77,7 +78,7 @@ class TrialSource:
             data: the study's tokens.
             proposals: the Optuna side, reconciled.
             observer: hears of refused proposals.
-            device: what one worker may use.
+            device: what one worker may use; None: a simulated run needs none.
             should_stop: asked between proposals.
         """
         self._store, self._study, self._settings = store, study, settings
