@@ -39,6 +39,10 @@ class StudyError(UserError):
     """The study database is missing, foreign, newer than this program, or in use."""
 
 
+class FitRefused(UserError):
+    """The runs at hand do not carry a scaling fit; the message says what is missing."""
+
+
 class BudgetExceeded(BudgetsweepError):
     """A step was asked for that the budget cannot pay. A defect of ours: the meter refuses it."""
 

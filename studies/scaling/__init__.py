@@ -1,0 +1,10 @@
+"""What loss a model of N parameters reaches on D tokens, learnt from finished runs. No torch."""
+
+from studies.scaling.fit import fit
+from studies.scaling.observations import Observation
+from studies.scaling.priors import Prior, Priors
+from studies.scaling.result import Extrapolation, Prediction, ScalingFit
+
+__all__ = [
+    "Extrapolation", "Observation", "Prediction", "Prior", "Priors", "ScalingFit", "fit",
+]  # fmt: skip

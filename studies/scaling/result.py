@@ -1,0 +1,291 @@
+"""What a fit says: losses of runs that were not made, with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import stdtrit
+
+from studies.curves import FloatArray
+from studies.scaling.observations import FLOPS_PER_PARAM_TOKEN, Observation, Points
+from studies.scaling.terms import (
+    Centre,
+    best_ln_batch,
+    best_ln_lr,
+    law_of,
+    log_loss,
+)
+from trainer.laws import ScalingLaw
+
+MISFIT_PER_E_FOLD = 0.004
+"""How far the law may be off, relatively, for each factor e beyond the largest budget fitted."""
+UNDERTRAINED_BELOW = 3.0
+"""Tokens a parameter below which no such law holds."""
+UNDERTRAINED_SD = 0.1
+"""Relative misfit for each factor e below that."""
+SIGNIFICANT = 6
+"""Digits of the numbers in `to_dict`."""
+
+
+def undertrained_sd(ln_tokens_per_param: FloatArray) -> FloatArray:
+    """Relative misfit of the law for runs of few tokens a parameter (given as logarithms)."""
+    return UNDERTRAINED_SD * np.maximum(0.0, math.log(UNDERTRAINED_BELOW) - ln_tokens_per_param)
+
+
+@dataclass(frozen=True)
+class Extrapolation:
+    """How far a prediction lies from the points of its fit."""
+
+    flops_ratio: float
+    """FLOPs over the largest budget fitted; 1 or less: no extrapolation in compute."""
+    n_params_outside: bool
+    """Whether N lies outside the sizes fitted."""
+    tokens_outside: bool
+    """Whether D lies outside the tokens fitted."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A predicted loss with the interval that holds the measured one with probability `level`."""
+
+    loss_nats: float
+    low_nats: float
+    high_nats: float
+    level: float
+    extrapolation: Extrapolation
+
+
+@dataclass(frozen=True, eq=False)
+class ScalingFit:
+    """A fitted law with its uncertainty and the range that it was fitted on."""
+
+    theta: FloatArray
+    """(parameters,) the most probable ones, in the order of `priors.NAMES`."""
+    draws: FloatArray
+    """(draws, parameters) of the posterior."""
+    centre: Centre
+    noise: float
+    """Relative scatter of a run around the law."""
+    dof: float
+    """Degrees of freedom of `noise`."""
+    shape_share: float
+    """Share of the scatter's variance that runs of one size have in common."""
+    n_points: int
+    n_shapes: int
+    n_budgets: int
+    n_params_range: tuple[float, float]
+    tokens_range: tuple[float, float]
+    flops_range: tuple[float, float]
+    loss_range: tuple[float, float]
+    knows_lr: bool
+    """Whether the points told learning rates; else what is said of them is the prior."""
+    knows_batch: bool
+    """Whether the points told tokens a step; else what is said of them is the prior."""
+    group: str = ""
+
+    @property
+    def law(self) -> ScalingLaw:
+        """The law of well tuned runs."""
+        return law_of(self.theta, self.centre)
+
+    @property
+    def k_lr_nats(self) -> float:
+        """Nats that a learning rate e times off costs."""
+        return float(np.exp(self.theta[6]))
+
+    @property
+    def k_batch_nats(self) -> float:
+        """Nats that a batch e times off costs."""
+        return float(np.exp(self.theta[11]))
+
+    def tuned_batch(self, tokens: float) -> float:
+        """Best tokens a step for a run of so many tokens."""
+        return float(np.exp(best_ln_batch(self.theta, self.centre, np.log([tokens]))[0]))
+
+    def tuned_lr(self, n_params: float, tokens: float, batch_tokens: float | None = None) -> float:
+        """Best peak learning rate; without `batch_tokens`, at the best batch."""
+        batch = np.log([batch_tokens]) if batch_tokens else np.array([np.nan])
+        best = best_ln_lr(self.theta, self.centre, np.log([n_params]), np.log([tokens]), batch)
+        return float(np.exp(best[0]))
+
+    def draw(self, rng: np.random.Generator) -> ScalingFit:
+        """A fit that is one draw of this one's posterior, certain of itself (Thompson sampling)."""
+        theta = self.draws[rng.integers(len(self.draws))]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return ScalingFit(**{**values, "theta": theta, "draws": theta[None]})
+
+    def losses(
+        self,
+        n_params: ArrayLike,
+        tokens: ArrayLike,
+        *,
+        max_lr: ArrayLike | None = None,
+        batch_tokens: ArrayLike | None = None,
+    ) -> FloatArray:
+        """Most probable losses in nats: (runs,); a setting not given is taken as well tuned."""
+        points = _points(n_params, tokens, max_lr, batch_tokens)
+        return np.exp(log_loss(self.theta, self.centre, points))
+
+    def predict(
+        self,
+        n_params: float,
+        tokens: float,
+        *,
+        max_lr: float | None = None,
+        batch_tokens: float | None = None,
+        tuned: bool = True,
+        level: float = 0.8,
+        anchors: Sequence[Observation] = (),
+    ) -> Prediction:
+        """Loss of one run at the end of its schedule.
+
+        Args:
+            n_params: parameters, counted as in the fit.
+            tokens: training tokens.
+            max_lr: peak rate; used where `tuned` is false.
+            batch_tokens: tokens a step; used where `tuned` is false.
+            tuned: whether rate and batch are at their predicted optimum.
+            level: probability of the interval.
+            anchors: measured runs of the very same shape: what they have in common beside the law
+                is expected of this run too.
+        """
+        if tuned:
+            max_lr = batch_tokens = None
+        points = _points(
+            [n_params], [tokens], None if max_lr is None else [max_lr],
+            None if batch_tokens is None else [batch_tokens],
+        )  # fmt: skip
+        centre = float(log_loss(self.theta, self.centre, points)[0])
+        drawn = log_loss(self.draws, self.centre, points)[:, 0]
+        variance, anchored = self.noise**2, 0.0
+        if anchors:
+            anchored, variance = self._anchored(anchors)
+        misfit = self._misfit_sd(points)[0]
+        sd = math.sqrt(float(np.mean((drawn - centre) ** 2)) + variance + misfit**2)
+        reach = float(stdtrit(max(self.dof, 2.0), (1 + level) / 2)) * sd
+        middle = centre + anchored
+        return Prediction(
+            loss_nats=math.exp(middle),
+            low_nats=math.exp(middle - reach),
+            high_nats=math.exp(middle + reach),
+            level=level,
+            extrapolation=self.extrapolation(n_params, tokens),
+        )
+
+    def sample_losses(
+        self,
+        n_params: ArrayLike,
+        tokens: ArrayLike,
+        rng: np.random.Generator,
+        n: int,
+        *,
+        max_lr: ArrayLike | None = None,
+        batch_tokens: ArrayLike | None = None,
+    ) -> FloatArray:
+        """Draws of the expected losses of several runs together, in nats: (n, runs).
+
+        Each row is one law of the posterior, so that runs can be compared row by row (regret,
+        probability of being the best); a run's own scatter is not in it. A setting that is not
+        given is at its optimum.
+        """
+        points = _points(n_params, tokens, max_lr, batch_tokens)
+        chosen = self.draws[rng.integers(len(self.draws), size=n)]
+        drawn = log_loss(chosen, self.centre, points)
+        # One misfit a row: the law as a whole is off, not each run by itself.
+        drawn = drawn + rng.standard_normal((n, 1)) * self._misfit_sd(points)
+        return np.exp(drawn)
+
+    def extrapolation(self, n_params: float, tokens: float) -> Extrapolation:
+        """How far a run lies from the points of the fit."""
+
+        def outside(value: float, limits: tuple[float, float]) -> bool:
+            return not limits[0] / 1.001 <= value <= limits[1] * 1.001
+
+        return Extrapolation(
+            flops_ratio=FLOPS_PER_PARAM_TOKEN * n_params * tokens / self.flops_range[1],
+            n_params_outside=outside(n_params, self.n_params_range),
+            tokens_outside=outside(tokens, self.tokens_range),
+        )
+
+    def best_params(self, flops: float) -> float:
+        """The N with the lowest predicted loss at 6 · N · D = `flops`."""
+        return self.law.best_params(flops, FLOPS_PER_PARAM_TOKEN)
+
+    def best_params_interval(self, flops: float, level: float = 0.8) -> tuple[float, float]:
+        """Interval of that N over the draws."""
+        best = [law_of(draw, self.centre).best_params(flops) for draw in self.draws]
+        low, high = np.quantile(best, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    def _misfit_sd(self, points: Points) -> FloatArray:
+        """Relative misfit of the law beyond its budgets and at few tokens a parameter."""
+        flops = points.n_params + points.tokens + math.log(FLOPS_PER_PARAM_TOKEN)
+        beyond = np.maximum(0.0, flops - math.log(self.flops_range[1]))
+        few = undertrained_sd(points.tokens - points.n_params)
+        return np.hypot(MISFIT_PER_E_FOLD * beyond, few)
+
+    def _anchored(self, anchors: Sequence[Observation]) -> tuple[float, float]:
+        """Expected residual of a shape with measured runs, and the variance that is left.
+
+        The best linear prediction of a random effect that a shape has in all its runs.
+        """
+        points = Points.of(anchors)
+        residual = points.loss - log_loss(self.theta, self.centre, points)
+        common = self.shape_share * self.noise**2
+        few = undertrained_sd(points.tokens - points.n_params)
+        own = self.noise**2 - common + points.stderr**2 + few**2
+        precision = float(np.sum(1.0 / own))
+        weight = common * precision / (1.0 + common * precision)
+        mean = float(np.sum(residual / own)) / precision
+        variance = self.noise**2 - weight * common
+        return weight * mean, variance
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        data: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                value = _rounded(value)
+            elif isinstance(value, Centre):
+                value = [value.ln_n, value.ln_tokens]
+            elif isinstance(value, tuple):
+                value = list(value)
+            data[field.name] = value
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ScalingFit:
+        """The fit that `to_dict` wrote."""
+        values = dict(data)
+        for name in ("theta", "draws"):
+            values[name] = np.array(data[name], dtype=float)
+        for name in ("n_params_range", "tokens_range", "flops_range", "loss_range"):
+            values[name] = tuple(data[name])
+        values["centre"] = Centre(*data["centre"])
+        return cls(**values)
+
+
+def _rounded(values: FloatArray) -> list[Any]:
+    if values.ndim > 1:
+        return [_rounded(row) for row in values]
+    return [float(f"{value:.{SIGNIFICANT}g}") for value in values]
+
+
+def _points(
+    n_params: ArrayLike, tokens: ArrayLike, max_lr: ArrayLike | None, batch_tokens: ArrayLike | None
+) -> Points:
+    """Runs to predict, as logarithms."""
+    n, d = np.broadcast_arrays(
+        np.log(np.asarray(n_params, dtype=float)), np.log(np.asarray(tokens, dtype=float))
+    )
+    n, d = np.atleast_1d(n), np.atleast_1d(d)
+    nothing = np.full(n.shape, np.nan)
+    lr = nothing if max_lr is None else np.log(np.broadcast_to(max_lr, n.shape))
+    batch = nothing if batch_tokens is None else np.log(np.broadcast_to(batch_tokens, n.shape))
+    return Points(n, d, nothing, lr, batch, np.zeros(n.shape))
