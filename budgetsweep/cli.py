@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 SAMPLER_NAMES = ("tpe", "gp", "random", "qmc", "grid")
 CONVENTION_NAMES = ("nanogpt", "matmul", "mac")
+WORLD_NAMES = ("porian2024-refinedweb", "hoffmann2022", "besiroglu2024")
 
 
 class Signals:
@@ -138,6 +139,12 @@ def cli() -> None:
     "--runs-dir", type=click.Path(file_okay=False, path_type=Path), help="Folder for runs."
 )
 @click.option("--dry-run", is_flag=True, help="Sample 10,000 proposals; train nothing.")
+@click.option(
+    "--simulate", is_flag=False, flag_value=WORLD_NAMES[0], default=None, metavar="[WORLD]",
+    type=click.Choice(WORLD_NAMES),
+    help="Train nothing: losses come from a published scaling law. WORLD is one of "
+    f"{', '.join(WORLD_NAMES)} [the first].",
+)  # fmt: skip
 @data_options
 @storage_options
 @set_option

@@ -27,12 +27,14 @@ from budgetsweep.display import (
     duration,
     flops,
     gib,
+    print_notice,
     settings_text,
 )
 from budgetsweep.errors import ConfigError
 from budgetsweep.promoting import print_answers
 from trainer.config import DataConfig, RunConfig
 from trainer.threads import prepare_environment
+from trainer.worlds import world_of
 
 if TYPE_CHECKING:
     from studies.planning import TimePlan
@@ -55,6 +57,7 @@ def search_settings(
     seed: int | None,
     prune: bool,
     rungs: str | None,
+    simulate: str | None,
     overrides: tuple[str, ...],
     **rest: Any,
 ) -> SearchSettings:
@@ -73,6 +76,8 @@ def search_settings(
         space = space.model_copy(
             update={"budget": None, "convention": None, "method": None, "seed": None}
         )
+    if simulate is not None and (source != "c4" or val_data is not None):
+        raise ConfigError("--simulate: a simulated search reads no text; leave out --data")
     data = parse(
         DataConfig,
         {"source": source, "validation": val_data, "text_field": text_field},
@@ -86,6 +91,7 @@ def search_settings(
         convention=convention or "nanogpt",  # type: ignore[arg-type]
         sampler=sampler or "tpe",  # type: ignore[arg-type]
         seed=seed or 0,
+        simulate=simulate,
         pruning=prune,
         rungs=Rungs() if rungs is None else Rungs.parse(rungs),
         overrides=tuple(overrides),
@@ -110,12 +116,14 @@ def search_command(
             console.print(
                 f"continuing study {escape(study.name)}: {n_done} trials done", highlight=False
             )
+    if settings.simulate is not None:
+        print_notice(console, settings.simulate)
     display = RunsDisplay(
         console,
         n_trials=settings.trials,
         n_done=n_done,
         budget_flops=settings.budget_flops,
-        title=settings.study_name,
+        title=settings.study_name + ("" if settings.simulate is None else " (SIMULATED)"),
     )
 
     def confirm(plan: TimePlan) -> bool:
@@ -136,11 +144,12 @@ def search_command(
     # The live view starts with the first trial: a question may come before it.
     with display:
         outcome = search(settings, hooks)
+    simulated = "" if settings.simulate is None else " (SIMULATED)"
     console.print(f"{outcome.reason}; {outcome.n_rejected} proposals rejected", highlight=False)
     if outcome.best is not None and outcome.best.val_loss_nats is not None:
         best = outcome.best
         console.print(
-            f"best: trial {best.number}  val loss {best.val_loss_nats:.4f}  "
+            f"best{simulated}: trial {best.number}  val loss {best.val_loss_nats:.4f}  "
             f"PPL {best.val_ppl:,.1f}  {settings_text(best.params)}",
             highlight=False,
         )
@@ -186,6 +195,7 @@ def dry_run_command(settings: SearchSettings, console: Console) -> None:
     n = DRY_RUN_PROPOSALS
     result = dry_run(settings, n)
     sample = result.sample
+    print_notice(console, settings.simulate)
     console.print(
         f"{n:,} random proposals at {flops(settings.budget_flops)} FLOPs "
         f"({settings.convention}): {100 * sample.admitted_share:.1f} % admitted",
@@ -213,7 +223,8 @@ def dry_run_command(settings: SearchSettings, console: Console) -> None:
     row("optimiser steps", [c.steps for c in configs], count)
     row("FLOPs, share of budget", [a.charge_flops / settings.budget_flops for a in sample.admitted],
         lambda share: f"{100 * share:.2f} %")  # fmt: skip
-    row("memory", [a.memory_bytes or 0 for a in sample.admitted], gib)
+    if settings.simulate is None:
+        row("memory", [a.memory_bytes or 0 for a in sample.admitted], gib)
     if not isinstance(result.speed, str):
         row("time of a trial", [result.speed.seconds(c) for c in configs], duration)
     console.print(table)
@@ -245,6 +256,8 @@ def train_command(
     threads: int | None,
 ) -> bool:
     """Train one configuration in this process; True when it is complete."""
+    if config.trainer == "simulated":
+        return _simulate_command(config, console)
     prepare_environment()
     from budgetsweep.constraint import Limits, Rejected, admit, charge_per_step
     from trainer.device import configure_threads, detect_device
@@ -306,6 +319,30 @@ def train_command(
     return result.status == "complete"
 
 
+def _simulate_command(config: RunConfig, console: Console) -> bool:
+    """Work out what a configuration would come to in its world; True when it is complete."""
+    from trainer.simulated import simulate_run
+
+    print_notice(console, config.world)
+    run_dir = Path(config.output_dir)
+    run = simulate_run(fill(config), run_dir)
+    while True:
+        try:
+            next(run)
+        except StopIteration as stop:
+            result = stop.value
+            break
+    if result.status == "failed":
+        console.print(f"the run failed: {escape(result.reason or '')}", highlight=False)
+    else:
+        console.print(
+            f"val loss {result.val_loss_nats:.4f}  PPL {result.val_ppl:,.1f}; {run_dir}: "
+            "config.yaml, eval.json, curve.csv",
+            highlight=False,
+        )
+    return bool(result.status == "complete")
+
+
 class PlainProgress:
     """A line of progress now and then."""
 
@@ -356,6 +393,7 @@ def status_command(
         console.print_json(json.dumps(status))
         return
     best = status["best"]
+    print_notice(console, status["simulated"])
     console.print(
         f"study {escape(status['study'])}: budget {flops(status['budget_flops'])} FLOPs a trial "
         f"({status['convention']}), sampler {status['sampler']}, seed {status['seed']}",
@@ -411,9 +449,12 @@ def export_command(storage: str, study_name: str | None, folder: Path, console: 
     """Write a study's space and configurations as files that run again."""
     from studies.export import export_study
 
-    for path, data in export_study(storage, study_name).items():
+    files = export_study(storage, study_name)
+    for path, data in files.items():
         text = data if isinstance(data, str) else dump_yaml(data)
         write_text_atomically(folder / path, text)
+    best = files.get("best.yaml")
+    print_notice(console, world_of(best) if isinstance(best, dict) else None)
     console.print(
         f"{folder}: space.yaml (search --space), best.yaml and runs/*.yaml (train), runs.csv",
         highlight=False,

@@ -23,6 +23,7 @@ from model.flops import CONVENTIONS, Convention
 from trainer.config import RunConfig
 from trainer.events import DeviceInfo
 from trainer.memory import estimate_memory_bytes
+from trainer.simulated import SimulatedData
 
 if TYPE_CHECKING:
     from trainer.tokens import TokenData
@@ -60,8 +61,10 @@ class Limits:
     val_pairs: int | None = None
     """Validation pairs there are."""
 
-    def with_data(self, data: TokenData) -> Limits:
-        """The same limits and those of a prepared text."""
+    def with_data(self, data: TokenData | SimulatedData) -> Limits:
+        """The same limits and those of a prepared text; a simulated one has no end."""
+        if isinstance(data, SimulatedData):
+            return self
         return dataclasses.replace(
             self,
             train_tokens=len(data.train),

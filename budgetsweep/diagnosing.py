@@ -17,6 +17,7 @@ from studies.curve_files import CurveSource, read_curve, read_trial
 from studies.diagnosis import Diagnosis, diagnose
 from studies.diagnosis.words import steps_sentences
 from studies.storage import storage_url
+from trainer.worlds import notice
 
 
 def diagnose_command(
@@ -63,6 +64,7 @@ def as_data(source: CurveSource, found: Diagnosis) -> dict[str, Any]:
             steps["extrapolation"]["is_carried"] = found.steps.extrapolation.is_carried
     return {
         "run": source.name,
+        "simulated": source.facts.world,
         "points": found.n_points,
         "verdicts": [
             {"name": v.name, "label": v.label, "evidence": v.evidence, "cure": v.cure}
@@ -81,6 +83,8 @@ def print_diagnosis(source: CurveSource, found: Diagnosis, console: Console) -> 
 
     name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in source.name)
     line(f"{name}: {found.n_points} points")
+    if source.facts.world is not None:
+        line(notice(source.facts.world))
     for verdict in found.verdicts:
         sound = found.is_healthy
         if console.is_terminal:

@@ -20,6 +20,7 @@ from rich.text import Text
 from budgetsweep.constraint import Rejected
 from studies.observer import Observer, RunView
 from trainer.events import Point, Progress, RunResult
+from trainer.worlds import notice
 
 if TYPE_CHECKING:
     from trainer.prepare import PrepareProgress
@@ -36,6 +37,12 @@ class Stopper(Protocol):
 
     def should_kill(self) -> bool:
         """Stop now."""
+
+
+def print_notice(console: Console, world: str | None) -> None:
+    """Say that figures are simulated, where they are."""
+    if world is not None:
+        console.print(notice(world), highlight=False, style="bold", markup=False)
 
 
 def count(number: float) -> str:

@@ -17,8 +17,10 @@ from budgetsweep.display import (
     duration,
     flops,
     gib,
+    print_notice,
     settings_text,
 )
+from trainer.worlds import world_of
 
 if TYPE_CHECKING:
     from studies.prediction import Candidate, StudyFit
@@ -37,6 +39,7 @@ def promote_command(
     display = RunsDisplay(console, n_trials=1, n_done=0, budget_flops=0, title="promotion")
 
     def on_plan(plan: PromotionPlan) -> bool:
+        print_notice(console, plan.config.world)
         _print_promotion_plan(plan, console)
         long = plan.seconds is not None and plan.seconds > LONG_SECONDS
         if not long or yes or not console.is_terminal:
@@ -63,10 +66,12 @@ def promote_command(
         return False
     assert run.val_loss_nats is not None
     assert trial.val_loss_nats is not None
+    world = world_of(run.config)
+    files = "config.yaml, eval.json, curve.csv"
     console.print(
-        f"promoted trial {trial.number}: val loss {trial.val_loss_nats:.4f} -> "
-        f"{run.val_loss_nats:.4f}, PPL {trial.val_ppl:,.1f} -> {run.val_ppl:,.1f}\n"
-        f"{run.output_dir}: model.pt, config.yaml, eval.json, curve.csv",
+        f"promoted trial {trial.number}{'' if world is None else ' (SIMULATED)'}: val loss "
+        f"{trial.val_loss_nats:.4f} -> {run.val_loss_nats:.4f}, PPL {trial.val_ppl:,.1f} -> "
+        f"{run.val_ppl:,.1f}\n{run.output_dir}: {files if world else f'model.pt, {files}'}",
         highlight=False,
     )
     if outcome.predicted is not None:

@@ -131,6 +131,7 @@ def compose(facts: Facts, pictures: dict[str, Picture], best_yaml: Path | None) 
 
     title, subtitle = text.title(facts)
     blocks: list[Block] = [
+        *text.simulated(facts),
         *text.head(facts),
         Heading("What was best?"),
         *text.best(facts),

@@ -20,6 +20,7 @@ from studies.ledger import Amount, of_steps
 from studies.space import Parameter
 from studies.tables import Rejection, Run, Study
 from trainer.config import RunConfig
+from trainer.worlds import world_of
 
 SEED_NOISE_NATS = 0.02
 """Gaps under this are called ties while the noise between seeds is unknown: seeds differ by 0.01
@@ -171,6 +172,11 @@ class Facts:
         return SeedNoise(
             math.sqrt(squares / freedom), len(repeated), sum(len(losses) for losses in repeated)
         )
+
+    @property
+    def world(self) -> str | None:
+        """The simulated world of the study; None: its runs were trained."""
+        return world_of(self.study.settings.get("base", {}))
 
     @cached_property
     def rival(self) -> Run | None:

@@ -35,6 +35,7 @@ from reports.formats import (
 from studies.ledger import Amount
 from studies.tables import FINISHED_STATUSES, Run
 from trainer.config import PREDICTED
+from trainer.worlds import notice
 
 
 def title(facts: Facts) -> tuple[str, str]:
@@ -47,7 +48,13 @@ def title(facts: Facts) -> tuple[str, str]:
     ]
     if study.data_description:
         parts.append(study.data_description)
-    return f"Study {study.name}", " · ".join(parts)
+    mark = "" if facts.world is None else " (SIMULATED)"
+    return f"Study {study.name}{mark}", " · ".join(parts)
+
+
+def simulated(facts: Facts) -> list[Text]:
+    """A warning where nothing was trained."""
+    return [] if facts.world is None else [Text(f"{notice(facts.world)}.", lead="Beware")]
 
 
 # ── what was best ────────────────────────────────────────────────────────────────────────────

@@ -18,6 +18,7 @@ from budgetsweep.config import parse
 from budgetsweep.errors import StudyError
 from studies.executor import WorkerDied, WorkerPool
 from studies.observer import Observer, RunView
+from studies.simulated_pool import SimulatedPool
 from studies.store import Store
 from studies.tables import Run, Study
 from studies.worker import RunEvent
@@ -56,7 +57,7 @@ class Dispatcher:
         self,
         store: Store,
         study: Study,
-        pool: WorkerPool,
+        pool: WorkerPool | SimulatedPool,
         source: RunSource,
         observer: Observer,
         *,

@@ -11,6 +11,7 @@ from studies.prediction import StudyFit, fit_study
 from studies.promote import PromoteHooks, PromoteSettings, run_promotion
 from studies.selecting import Selection
 from studies.settings import SearchSettings
+from studies.simulated_pool import SimulatedPool
 from studies.store import Store
 from studies.tables import Run, Study
 
@@ -19,7 +20,7 @@ def train_finalists(
     store: Store,
     study: Study,
     settings: SearchSettings,
-    pool: WorkerPool,
+    pool: WorkerPool | SimulatedPool,
     hooks: PromoteHooks,
     out_of_time: Callable[[], bool],
 ) -> str | None:

@@ -17,6 +17,7 @@ from budgetsweep.constraint import Limits
 from studies.executor import WorkerPool
 from studies.rescaling import promoted_config
 from studies.selecting import Selection
+from studies.simulated_pool import SimulatedPool
 from studies.store import Store
 from studies.tables import Study
 from trainer.config import RunConfig
@@ -34,7 +35,7 @@ def check_lr(
     study: Study,
     selection: Selection,
     settings: PromoteSettings,
-    pool: WorkerPool,
+    pool: WorkerPool | SimulatedPool,
     hooks: PromoteHooks,
 ) -> float | None:
     """Train the three short runs, or what is missing of them.

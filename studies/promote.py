@@ -30,14 +30,18 @@ from studies.prediction import fit_study
 from studies.rescaling import Rescaling, promoted_config
 from studies.selecting import Select, Selection, record_prediction, select_trial
 from studies.settings import runs_folder
+from studies.simulated_pool import SimulatedPool
 from studies.storage import storage_url
 from studies.store import Store, config_hash
 from studies.tables import FINISHED_STATUSES, Prediction, Run, Study
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult
+from trainer.simulated import SimulatedData, simulated_data
+from trainer.worlds import world_of
 
 if TYPE_CHECKING:
     from trainer.prepare import PrepareProgress
+    from trainer.tokens import TokenData
 
 
 DEFAULT_SCALE = 100.0
@@ -128,7 +132,7 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
         selection = select_trial(store, study, fit, settings.trial, settings.select)
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
         try:
-            with WorkerPool(1, device=settings.device, cache_dir=settings.cache_dir) as pool:
+            with _pool(study, settings) as pool:
                 if not settings.check_lr:
                     return run_promotion(store, study, selection, settings, pool, hooks)
                 factor = check_lr(store, study, selection, settings, pool, hooks)
@@ -143,12 +147,18 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
         store.close()
 
 
+def _pool(study: Study, settings: PromoteSettings) -> WorkerPool | SimulatedPool:
+    if world_of(study.settings["base"]) is not None:
+        return SimulatedPool(1, artefacts=True)
+    return WorkerPool(1, device=settings.device, cache_dir=settings.cache_dir)
+
+
 def run_promotion(
     store: Store,
     study: Study,
     selection: Selection,
     settings: PromoteSettings,
-    pool: WorkerPool,
+    pool: WorkerPool | SimulatedPool,
     hooks: PromoteHooks,
     lr_factor: float | None = None,
 ) -> PromotionOutcome:
@@ -163,8 +173,6 @@ def run_promotion(
         hooks: how to talk to the caller.
         lr_factor: of the rule's learning rate, found by `check_lr`, whose cost is taken off.
     """
-    from trainer.prepare import open_prepared, prepare
-
     trial = selection.trial
     original = parse(RunConfig, trial.config, f"trial {trial.number}")
     budget = int(settings.scale * study.budget_flops)
@@ -178,18 +186,7 @@ def run_promotion(
     wanted, rescaling = promoted_config(original, budget, overrides, limits)
     wanted = wanted.with_changes(device=settings.device)
     admitted = _admitted(wanted, limits)
-    data = prepare(
-        wanted.data,
-        wanted.tokenizer_encoding,
-        train_tokens=admitted.config.wanted_train_tokens,
-        val_tokens=study.val_tokens,
-        cache_dir=settings.cache_dir,
-        on_progress=hooks.on_prepare,
-    )
-    fixed = wanted.with_changes(
-        data=wanted.data.fixed_to(data, admitted.config.wanted_train_tokens, study.val_tokens)
-    )
-    opened = open_prepared(fixed.data, fixed.tokenizer_encoding, settings.cache_dir)
+    fixed, opened = _with_text(study, wanted, admitted.config.wanted_train_tokens, settings, hooks)
     if opened.val_checksum != study.val_checksum:
         raise StudyError(
             f"the validation text is not that of study {study.name!r} any more (its checksum "
@@ -223,6 +220,30 @@ def run_promotion(
     return PromotionOutcome(trial, store.run(run.id), predicted)
 
 
+def _with_text(
+    study: Study,
+    wanted: RunConfig,
+    train_tokens: int | None,
+    settings: PromoteSettings,
+    hooks: PromoteHooks,
+) -> tuple[RunConfig, TokenData | SimulatedData]:
+    """The configuration with its text fixed, and the text; a simulated run has none."""
+    if wanted.trainer == "simulated":
+        return wanted, simulated_data(wanted.world)
+    from trainer.prepare import open_prepared, prepare
+
+    data = prepare(
+        wanted.data,
+        wanted.tokenizer_encoding,
+        train_tokens=train_tokens,
+        val_tokens=study.val_tokens,
+        cache_dir=settings.cache_dir,
+        on_progress=hooks.on_prepare,
+    )
+    fixed = wanted.with_changes(data=wanted.data.fixed_to(data, train_tokens, study.val_tokens))
+    return fixed, open_prepared(fixed.data, fixed.tokenizer_encoding, settings.cache_dir)
+
+
 def _admitted(config: RunConfig, limits: Limits) -> Admitted:
     answer = admit(config, limits)
     if isinstance(answer, Rejected):
@@ -234,7 +255,9 @@ def _admitted(config: RunConfig, limits: Limits) -> Admitted:
     return answer
 
 
-def _seconds(admitted: Admitted, pool: WorkerPool) -> float | None:
+def _seconds(admitted: Admitted, pool: WorkerPool | SimulatedPool) -> float | None:
+    if isinstance(pool, SimulatedPool):
+        return None
     seconds = min(2.0, max(0.05, admitted.charge_flops / 1e12))
     speed = measure_speed(
         Sample([admitted], []), pool.measure, pool.device().name, seconds_each=seconds

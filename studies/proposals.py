@@ -25,6 +25,7 @@ import numpy as np
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from budgetsweep.errors import ConfigError, StudyError
@@ -53,7 +54,7 @@ class Proposals:
 
     def __init__(
         self,
-        url: str,
+        url: str | None,
         study_name: str,
         space: SearchSpace,
         sampler: SamplerName,
@@ -64,7 +65,8 @@ class Proposals:
         """Open or create the Optuna study.
 
         Args:
-            url: SQLAlchemy URL of the study's database.
+            url: SQLAlchemy URL of the study's database; None: no record is kept. It costs half of
+                a simulated search, and `restore` brings back from our own tables what it holds.
             study_name: name shared with our own study row.
             space: what varies.
             sampler: one of `SAMPLERS`.
@@ -81,29 +83,20 @@ class Proposals:
         self._seed = seed
         self._first = first
         self._distributions = space.distributions()
-        self._where = describe(url)
         self._grid = _grid_order(space, seed) if sampler == "grid" else None
-        # Two processes that make Optuna's tables at once fail by turns; patience sorts them out.
-        storage = open_patiently(lambda: RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
-        tune_sqlite(storage.engine)
-        self._engine = storage.engine
-        self._record = optuna.create_study(
-            storage=storage, study_name=study_name, direction="minimize", load_if_exists=True
-        )
+        self._record = None if url is None else _Record(url, study_name)
         pruner = optuna.pruners.MedianPruner(n_startup_trials=5) if pruning else None
         self._memory = optuna.create_study(
             direction="minimize", pruner=pruner or optuna.pruners.NopPruner()
         )
-        trials = self._record.get_trials(deepcopy=False)
-        self._memory.add_trials(trials)
+        if self._record is not None:
+            self._memory.add_trials(self._record.study.get_trials(deepcopy=False))
         self._window = TrialWindow(self._distributions)
-        self._unrecorded: deque[Callable[[], object]] = deque()
 
     def close(self) -> None:
         """Write what is not on record yet, and let go of the database."""
-        with contextlib.suppress(StudyError):  # said already; the next start restores it
-            self.record()
-        self._engine.dispose()
+        if self._record is not None:
+            self._record.close()
 
     def __len__(self) -> int:
         """Proposals made so far."""
@@ -139,7 +132,7 @@ class Proposals:
         trial.datetime_start = dt.datetime.now(dt.UTC).replace(tzinfo=None)
         self._memory.add_trial(trial)
         self._window.add(number, trial)
-        self._unrecorded.append(lambda: self._record.add_trial(trial))
+        self._keep(lambda study: study.add_trial(trial))
 
     def record(self) -> None:
         """Write to the record what happened since the last call.
@@ -147,13 +140,12 @@ class Proposals:
         Raises:
             StudyError: the database cannot be written (locked, full disk).
         """
-        while self._unrecorded:
-            with clear_errors(self._where):
-                try:
-                    self._unrecorded[0]()
-                except StorageInternalError as error:  # Optuna's wrapping of SQLAlchemy's
-                    raise (error.__cause__ or error) from error
-            self._unrecorded.popleft()
+        if self._record is not None:
+            self._record.write()
+
+    def _keep(self, change: Callable[[Study], object]) -> None:
+        if self._record is not None:
+            self._record.unwritten.append(change)
 
     def _drawn(self, number: int, rejected_in_a_row: int) -> dict[str, Any]:
         if number == 0 and self._first is not None:
@@ -204,7 +196,7 @@ class Proposals:
 
         report(self._memory, number, key, val_loss_nats)
         self._window.report(number, key, val_loss_nats)
-        self._unrecorded.append(lambda: report(self._record, number, key, val_loss_nats))
+        self._keep(lambda study: report(study, number, key, val_loss_nats))
         frozen = self._memory.get_trials(deepcopy=False)[number]
         return bool(self._memory.pruner.prune(self._memory, frozen))
 
@@ -225,7 +217,7 @@ class Proposals:
             return
         self._memory.tell(number, value, state=state)
         self._window.tell(number, value, state)
-        self._unrecorded.append(lambda: self._record.tell(number, value, state=state))
+        self._keep(lambda study: study.tell(number, value, state=state))
 
     def open_proposals(self) -> list[Proposal]:
         """Proposals whose end is not on record, in order (after a kill)."""
@@ -234,6 +226,36 @@ class Proposals:
             for trial in self._memory.get_trials(deepcopy=False)
             if trial.state == TrialState.RUNNING
         ]
+
+
+class _Record:
+    """The Optuna study in the database, and what is not in it yet."""
+
+    def __init__(self, url: str, study_name: str) -> None:
+        self._where = describe(url)
+        # Two processes that make Optuna's tables at once fail by turns; patience sorts them out.
+        storage = open_patiently(lambda: RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
+        tune_sqlite(storage.engine)
+        self._engine = storage.engine
+        self.study = optuna.create_study(
+            storage=storage, study_name=study_name, direction="minimize", load_if_exists=True
+        )
+        self.unwritten: deque[Callable[[Study], object]] = deque()
+
+    def write(self) -> None:
+        """Write what happened since the last call."""
+        while self.unwritten:
+            with clear_errors(self._where):
+                try:
+                    self.unwritten[0](self.study)
+                except StorageInternalError as error:  # Optuna's wrapping of SQLAlchemy's
+                    raise (error.__cause__ or error) from error
+            self.unwritten.popleft()
+
+    def close(self) -> None:
+        with contextlib.suppress(StudyError):  # said already; the next start restores it
+            self.write()
+        self._engine.dispose()
 
 
 def _settings(trial: FrozenTrial) -> dict[str, Value]:

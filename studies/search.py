@@ -35,6 +35,7 @@ from studies.prediction import StudyFit, fit_study
 from studies.promote import DEFAULT_SCALE, PromoteHooks
 from studies.proposals import Proposals
 from studies.settings import SearchSettings
+from studies.simulated_pool import SimulatedPool
 from studies.space import SearchSpace
 from studies.storage import storage_url
 from studies.store import Store
@@ -42,6 +43,7 @@ from studies.study_data import fix_data
 from studies.tables import FINISHED_STATUSES, Run, Study
 from studies.trials import TrialSource, reconcile
 from trainer.config import TOKENIZER_VOCABULARIES
+from trainer.worlds import world_of
 
 if TYPE_CHECKING:
     from trainer.prepare import PrepareProgress
@@ -95,17 +97,23 @@ def search(settings: SearchSettings, hooks: Hooks) -> SearchOutcome:
         study = _open_study(store, settings, space, base)
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
         try:
-            with WorkerPool(
-                settings.workers,
-                device=settings.device,
-                threads=settings.threads,
-                cache_dir=settings.cache_dir,
-            ) as pool:
+            with _pool(settings) as pool:
                 return _search(store, study, settings, space, pool, hooks)
         finally:
             store.release_lease(study.id)
     finally:
         store.close()
+
+
+def _pool(settings: SearchSettings) -> WorkerPool | SimulatedPool:
+    if settings.simulate is not None:
+        return SimulatedPool(settings.workers)
+    return WorkerPool(
+        settings.workers,
+        device=settings.device,
+        threads=settings.threads,
+        cache_dir=settings.cache_dir,
+    )
 
 
 def _check_base(base: Mapping[str, Any], space: SearchSpace, settings: SearchSettings) -> None:
@@ -146,6 +154,7 @@ def _open_study(
             settings=stored_settings,
         )
     asked = {
+        "simulated world": (world_of(study.settings["base"]), world_of(base)),
         "budget": (study.budget_flops, settings.budget_flops),
         "convention": (study.convention, settings.convention),
         "sampler": (study.sampler, settings.sampler),
@@ -177,7 +186,7 @@ def _search(
     study: Study,
     settings: SearchSettings,
     space: SearchSpace,
-    pool: WorkerPool,
+    pool: WorkerPool | SimulatedPool,
     hooks: Hooks,
 ) -> SearchOutcome:
     study, data = fix_data(
@@ -185,7 +194,7 @@ def _search(
     )
     base = study.settings["base"]
     proposals = Proposals(
-        storage_url(settings.storage),
+        storage_url(settings.storage) if settings.simulate is None else None,
         study.name,
         space,
         settings.sampler,
@@ -258,16 +267,18 @@ def _announce(
     space: SearchSpace,
     base: Mapping[str, Any],
     limits: Limits,
-    pool: WorkerPool,
+    pool: WorkerPool | SimulatedPool,
     hooks: Hooks,
 ) -> TimePlan | None:
-    """Measure the device and say what a trial and the search will take."""
+    """Measure the device and say what a trial and the search will take; None: nobody knows."""
     sample = sample_space(space, base, limits, PLAN_SAMPLES, settings.seed)
     if not sample.admitted:
         (reason, _), *_ = sample.reasons().most_common(1)
         raise ConfigError(
             f"no configuration of the space fits this device and data; {sample.example(reason)}"
         )
+    if isinstance(pool, SimulatedPool):
+        return None
     seconds = min(1.0, max(0.05, settings.budget_flops / 1e12))
     speed = measure_speed(sample, pool.measure, pool.device().name, seconds_each=seconds)
     if not isinstance(speed, Speed):
@@ -318,6 +329,10 @@ def dry_run(
     """Sample the space, ask the constraint and measure the device; write and train nothing."""
     space = settings.resolved_space()
     base = settings.base()
+    if settings.simulate is not None:
+        limits = Limits(settings.budget_flops, settings.convention)
+        sample = sample_space(space, base, limits, n, settings.seed, on_progress)
+        return DryRun(settings, space, sample, "a simulated run takes none", None)
     with WorkerPool(
         1, device=settings.device, threads=settings.threads, cache_dir=settings.cache_dir
     ) as pool:

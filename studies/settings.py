@@ -19,6 +19,8 @@ from studies.space import SearchSpace, space_from_dict
 from studies.storage import storage_url
 from trainer.config import ARCHITECTURES, TOKENIZER_VOCABULARIES, DataConfig
 from trainer.recipes import RECIPES
+from trainer.simulated import REPORTS
+from trainer.worlds import world_named
 
 Keep = Literal["best", "all", "none"]
 
@@ -48,6 +50,8 @@ class SearchSettings:
     device: str = "auto"
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: str = "gpt2"
+    simulate: str | None = None
+    """A world of `trainer.worlds`: losses come from its law, nothing is trained or read."""
     pruning: bool = False
     rungs: Rungs = field(default_factory=Rungs)
     """Budgets of the runs, as multiples of this one."""
@@ -78,6 +82,11 @@ class SearchSettings:
             raise ConfigError(
                 "--prune compares trials at equal shares of one budget; leave out --rungs below 1"
             )
+        if self.simulate is not None:
+            world_named(self.simulate)
+        for override in self.overrides:
+            if override.partition("=")[0].strip() in ("trainer", "world"):
+                raise ConfigError(f"--set {override}: a search is simulated by --simulate WORLD")
         if self.convention not in CONVENTIONS:
             raise ConfigError(f"--convention: expected one of {', '.join(CONVENTIONS)}")
 
@@ -86,9 +95,16 @@ class SearchSettings:
         """The study's name: `c4-1e+15`, unless one is given."""
         if self.study is not None:
             return self.study
-        source = self.data.source.rstrip("/").rsplit("/", 1)[-1].split("*")[0]
+        source = self.text.source.rstrip("/").rsplit("/", 1)[-1].split("*")[0]
         name = "".join(c if c.isalnum() or c in "-_." else "-" for c in source.split(".")[0])
         return f"{name.strip('-') or 'data'}-{self.budget_flops:.3g}".replace("+", "")
+
+    @property
+    def text(self) -> DataConfig:
+        """The text; of a simulated search the name of its world."""
+        if self.simulate is None:
+            return self.data
+        return DataConfig(source=f"simulated-{self.simulate}")
 
     @property
     def folder(self) -> Path:
@@ -105,8 +121,10 @@ class SearchSettings:
             "tokenizer_encoding": self.tokenizer,
             "device": self.device,
             "seed": self.seed,
-            "data": self.data.model_dump(mode="json", exclude_none=True),
+            "data": self.text.model_dump(mode="json", exclude_none=True),
         }
+        if self.simulate is not None:
+            base |= {"trainer": "simulated", "world": self.simulate, "num_reports": REPORTS}
         return apply_overrides(base, self.overrides)
 
     def resolved_space(self) -> SearchSpace:
@@ -124,6 +142,8 @@ class SearchSettings:
         recipe = settings.get("recipe", DEFAULT_RECIPE)
         if recipe not in RECIPES:
             raise ConfigError(f"--set recipe={recipe}: expected one of {', '.join(RECIPES)}")
+        if self.simulate is not None and architecture != "decoder":
+            raise ConfigError("--simulate: the laws are of decoders; leave architecture out")
         space = self.space or default_space(
             self.budget_flops, n_vocab, self.convention, architecture, recipe, self.for_scale
         )

@@ -10,6 +10,7 @@ from studies.diagnosis import HEALTHY, NAMES, Diagnosis
 from studies.diagnosis.of_runs import diagnose_runs
 from studies.store import Store
 from studies.tables import Run
+from trainer.worlds import world_of
 
 
 def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
@@ -39,6 +40,7 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
             "sampler": study.sampler,
             "seed": study.seed,
             "data": study.data_description,
+            "simulated": world_of(study.settings.get("base", {})),
             "val_tokens": study.val_tokens,
             "val_checksum": study.val_checksum,
             "trials": dict(Counter(run.status for run in trials)),

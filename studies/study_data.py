@@ -20,6 +20,8 @@ from studies.space import SearchSpace
 from studies.store import Store
 from studies.tables import Study
 from trainer.config import DataConfig
+from trainer.simulated import SimulatedData, simulated_data
+from trainer.worlds import world_of
 
 if TYPE_CHECKING:
     from trainer.prepare import PrepareProgress
@@ -33,8 +35,10 @@ def fix_data(
     *,
     cache_dir: Path | None,
     on_prepare: Callable[[PrepareProgress], None] | None,
-) -> tuple[Study, TokenData]:
+) -> tuple[Study, TokenData | SimulatedData]:
     """Prepare a study's data, once; afterwards open exactly the same tokens.
+
+    A simulated study has no text: what stands for it is its world.
 
     The first call decides: training tokens, what the cheapest shape of the space can use in one
     pass; validation tokens, what a tenth of the shortest run's time pays for. Both are written
@@ -46,10 +50,12 @@ def fix_data(
     Raises:
         DataError: text cannot be had, or is not what the study began with.
     """
+    base = dict(study.settings["base"])
+    if world_of(base) is not None:
+        return _fix_world(store, study)
     from trainer.pairs import PairIndex
     from trainer.prepare import open_prepared, prepare
 
-    base = dict(study.settings["base"])
     config = parse(DataConfig, base["data"], "data")
     tokenizer = base["tokenizer_encoding"]
     if study.val_checksum is None:
@@ -96,12 +102,34 @@ def fix_data(
     return study, data
 
 
-def check_same_data(study: Study, data: TokenData) -> None:
+def _fix_world(store: Store, study: Study) -> tuple[Study, SimulatedData]:
+    data = simulated_data(study.settings["base"]["world"])
+    if study.val_checksum is None:
+        store.set_study_data(
+            study.id,
+            description=data.description,
+            data_checksum=data.data_checksum,
+            val_checksum=data.val_checksum,
+            val_tokens=None,
+            bytes_per_token=None,
+        )
+        return store.study(study.name), data
+    check_same_data(study, data)
+    return study, data
+
+
+def check_same_data(study: Study, data: TokenData | SimulatedData) -> None:
     """Refuse to go on with other text than the study began with.
 
     Raises:
-        DataError: the validation or training tokens are not those of the study.
+        DataError: the validation or training tokens are not those of the study, or the constants
+            of its simulated world are not.
     """
+    if isinstance(data, SimulatedData) and data.val_checksum != study.val_checksum:
+        raise DataError(
+            f"the simulated world of study {study.name!r} has other constants in this version, so "
+            "losses could not be compared; begin a new --study"
+        )
     if data.val_checksum != study.val_checksum:
         raise DataError(
             f"the validation text is not that of study {study.name!r} any more (its checksum "

@@ -21,6 +21,7 @@ from studies.tables import FINISHED_STATUSES, Rejection, Run, Study
 from trainer.events import DeviceInfo, Point, RunResult
 
 if TYPE_CHECKING:
+    from trainer.simulated import SimulatedData
     from trainer.tokens import TokenData
 
 MAX_REJECTED_IN_A_ROW = 2_000
@@ -64,12 +65,12 @@ class TrialSource:
         study: Study,
         settings: SearchSettings,
         space: SearchSpace,
-        data: TokenData,
+        data: TokenData | SimulatedData,
         proposals: Proposals,
         objective: Objective,
         observer: Observer,
         *,
-        device: DeviceInfo,
+        device: DeviceInfo | None,
         should_stop: Callable[[], bool],
     ) -> None:
         """Find out where the study stands.
@@ -83,7 +84,7 @@ class TrialSource:
             proposals: the Optuna side, reconciled.
             objective: what a finished trial is worth.
             observer: hears of refused proposals.
-            device: what one worker may use.
+            device: what one worker may use; None: a simulated run needs none.
             should_stop: asked between proposals.
         """
         self._store, self._study, self._settings = store, study, settings

@@ -12,16 +12,17 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from budgetsweep.config import dump_yaml, write_text_atomically
 from budgetsweep.errors import CheckpointError
-from model.config import ModelConfig
-from model.decoder import DecoderLM
 from trainer.checkpoint import cannot_write, run_hash, write_tensors
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult
-from trainer.weights import model_of_weights, read_weights
+
+if TYPE_CHECKING:
+    from model.config import ModelConfig
+    from model.decoder import DecoderLM
 
 FILES = {"model": "model.pt", "config": "config.yaml", "curve": "curve.csv", "eval": "eval.json"}
 _FACTS = tuple(f.name for f in dataclasses.fields(RunResult) if f.name != "artefacts")
@@ -30,7 +31,7 @@ _FACTS = tuple(f.name for f in dataclasses.fields(RunResult) if f.name != "artef
 def write_artefacts(
     run_dir: Path,
     config: RunConfig,
-    weights: dict[str, Any],
+    weights: dict[str, Any] | None,
     points: Iterable[Point],
     result: RunResult,
     facts: dict[str, Any],
@@ -40,7 +41,7 @@ def write_artefacts(
     Args:
         run_dir: the run's folder.
         config: the filled configuration.
-        weights: the model's state dict.
+        weights: the model's state dict; None: a simulated run has none, and no model.pt.
         points: all points of the curves, in order.
         result: the run's result.
         facts: further plain data for eval.json (checksums of the data).
@@ -51,8 +52,9 @@ def write_artefacts(
     Raises:
         CheckpointError: a file cannot be written.
     """
+    written = {kind: name for kind, name in FILES.items() if kind != "model" or weights is not None}
     result = dataclasses.replace(
-        result, artefacts={kind: str(run_dir / name) for kind, name in FILES.items()}
+        result, artefacts={kind: str(run_dir / name) for kind, name in written.items()}
     )
     report = {
         "val-loss": result.val_loss_nats,  # the two keys of the course's evaluate()
@@ -62,7 +64,8 @@ def write_artefacts(
         **{name: getattr(result, name) for name in _FACTS},
     }
     try:
-        write_model(run_dir / FILES["model"], weights)
+        if weights is not None:
+            write_model(run_dir / FILES["model"], weights)
         write_text_atomically(run_dir / FILES["config"], dump_yaml(config.to_dict()))
         write_text_atomically(run_dir / FILES["curve"], curve_csv(points))
         write_text_atomically(run_dir / FILES["eval"], json.dumps(report, indent=1) + "\n")
@@ -110,6 +113,11 @@ def load_model(path: Path, shape: ModelConfig) -> DecoderLM:
     Raises:
         CheckpointError: the file is missing, damaged, of another shape or number of heads.
     """
+    from trainer.weights import (  # torch, which a folder's facts need not
+        model_of_weights,
+        read_weights,
+    )
+
     return model_of_weights(read_weights(path), shape, path)
 
 

@@ -118,6 +118,10 @@ class RunConfig(StrictModel):
     """`decoder` learns to predict the next token, `encoder` masked tokens, `encoder-decoder` a
     target from its source."""
 
+    trainer: Literal["torch", "simulated"] = "torch"
+    """simulated: nothing is trained, the loss is that of `world` (docs/simulation.md)."""
+    world: str | None = None
+    """A key of `trainer.worlds.WORLDS`; simulated only."""
     recipe: Recipe = "gpt2"
     """What the options below and those of model_config are where they are not given: `gpt2` the
     course's, `modern` what gives the least loss for the FLOPs (docs/experiments.md)."""
@@ -236,6 +240,7 @@ class RunConfig(StrictModel):
     def _consistent(self) -> RunConfig:
         self._check_lengths()
         self._check_options()
+        self._check_world()
         smallest = TOKENIZER_VOCABULARIES[self.tokenizer_encoding]
         masks = self.architecture == "encoder"
         if self.model.n_vocab < smallest + masks:
@@ -270,6 +275,19 @@ class RunConfig(StrictModel):
         for name, length, limit, positions in lengths:
             if length > positions:
                 raise shape_error(f"{name} = {length} is longer than {limit} = {positions}")
+
+    def _check_world(self) -> None:
+        """A simulated run names its world, which knows decoders; a real one has none."""
+        if self.trainer == "torch":
+            if self.world is not None:
+                raise ValueError("world: only a run with trainer: simulated has one")
+            return
+        from trainer.worlds import WORLDS  # NumPy, which reading a real run's file need not load
+
+        if self.world not in WORLDS:
+            raise ValueError(f"world: expected one of {', '.join(WORLDS)}")
+        if self.architecture != "decoder":
+            raise ValueError("trainer: simulated: the laws are of decoders")
 
     def _check_options(self) -> None:
         """What only a decoder has is not asked of others, and what excludes itself is not given."""
@@ -409,6 +427,8 @@ class RunConfig(StrictModel):
             data["grad_clip"] = None
         if self.architecture == "decoder":  # the course's file has none of these keys
             del data["architecture"]
+        if self.trainer == "torch":
+            del data["trainer"]
         for name in RUN_OPTIONS[self.recipe]:  # left out, the recipe would speak
             data.setdefault(name, None)
         if self.recipe != "gpt2":

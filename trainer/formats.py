@@ -37,6 +37,7 @@ from trainer.weights import (
     read_weights,
     shape_of_weights,
 )
+from trainer.worlds import world_of
 
 Format = Literal["safetensors", "gpt2", "pt"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -391,6 +392,12 @@ def weights_file(path: Path) -> Path:
         for name in (FILES["model"], SAFETENSORS):
             if (path / name).is_file():
                 return path / name
+        world = world_of(load_yaml(path / FILES["config"])) if _has_config(path) else None
+        if world is not None:
+            raise CheckpointError(
+                f"{path}: a simulated run (world {world}) has no weights; search without "
+                "--simulate, or train its config.yaml without the keys trainer and world"
+            )
         raise CheckpointError(
             f"{path}: no {FILES['model']} and no {SAFETENSORS} in this folder; expected a run's "
             "folder, as `train` and `promote` write it, or a converted model"
@@ -398,6 +405,10 @@ def weights_file(path: Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder; expected a model.pt or its folder")
     return path
+
+
+def _has_config(folder: Path) -> bool:
+    return (folder / FILES["config"]).is_file()
 
 
 def _read_config(path: Path) -> tuple[RunConfig | None, ModelDescription | None]:

@@ -98,3 +98,9 @@ def lr_schedule(config: RunConfig) -> Callable[[int], float]:
     if config.schedule == "wsd":
         cooldown = round((config.cooldown_fraction or COOLDOWN_FRACTION) * steps)
     return trapezoid_lr_schedule(warmup, steps, cooldown, config.final_lr, config.max_lr)
+
+
+def fractions(num_steps: int, parts: int) -> frozenset[int]:
+    """The steps round(k · num_steps / parts), k = 1 … parts; 0 is no step."""
+    steps = (round(k * num_steps / parts) for k in range(1, parts + 1))
+    return frozenset(step for step in steps if step > 0)

@@ -41,7 +41,7 @@ from trainer.host import keep_freed_memory, release_freed_memory
 from trainer.meter import FlopMeter
 from trainer.objectives import objective_for
 from trainer.optim import build_optimizer
-from trainer.schedule import lr_schedule
+from trainer.schedule import fractions, lr_schedule
 from trainer.tokens import TokenData
 from trainer.validation import Validation
 
@@ -50,12 +50,6 @@ TRIM_SECONDS = 30.0
 """A trim costs 0.05 to 0.3 s, for the pages that the next step touches anew (one thread)."""
 
 logger = logging.getLogger("budgetsweep")
-
-
-def fractions(num_steps: int, parts: int) -> frozenset[int]:
-    """The steps round(k · num_steps / parts), k = 1 … parts; 0 is no step."""
-    steps = (round(k * num_steps / parts) for k in range(1, parts + 1))
-    return frozenset(step for step in steps if step > 0)
 
 
 class RunState:

@@ -1,0 +1,176 @@
+"""A training run that costs nothing: the events of `trainer.loop.train_run` from a world's law.
+
+No torch, no text, no weights. See `trainer.worlds` for the losses and docs/simulation.md for what
+they must not be used for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from budgetsweep.errors import BudgetExceeded, NonFiniteLoss
+from trainer.artefacts import read_result, write_artefacts
+from trainer.checkpoint import cannot_write
+from trainer.config import RunConfig
+from trainer.events import Checkpointed, Command, Point, Progress, RunResult, Status
+from trainer.schedule import fractions, lr_schedule
+from trainer.worlds import SimulatedWorld, random_of, world_named
+
+Event: TypeAlias = Progress | Point | Checkpointed
+Run: TypeAlias = Generator[Event, Command | None, RunResult]
+
+DEVICE_NAME = "simulated"
+"""What stands where a real run names its device."""
+TRAIN_JITTER_NATS = 0.01
+"""Standard deviation of a training loss around the curve (*assumption*)."""
+REPORTS = 20
+"""Points of a simulated trial's curve unless the user says otherwise: they fill a database."""
+
+
+@dataclass(frozen=True)
+class SimulatedData:
+    """Stands where a prepared text would: there is no end of it, and its checksum is the world's.
+
+    The names are those of `trainer.tokens.TokenData`.
+    """
+
+    world: SimulatedWorld
+
+    @property
+    def data_checksum(self) -> str:
+        """Names the world and its constants."""
+        return self.world.checksum
+
+    @property
+    def val_checksum(self) -> str:
+        """Names the world and its constants."""
+        return self.world.checksum
+
+    @property
+    def description(self) -> str:
+        """One line for screens and reports."""
+        return self.world.description
+
+
+def simulated_data(world: str | None) -> SimulatedData:
+    """The stand-in for a text of a simulated run.
+
+    Raises:
+        ConfigError: no such world.
+    """
+    return SimulatedData(world_named(world or ""))
+
+
+def simulate_run(config: RunConfig, run_dir: Path | None = None) -> Run:
+    """Simulate one configuration, from its beginning.
+
+    A generator of the events of `trainer.loop.train_run`, checkpoints left out: an interrupted run
+    begins anew, which costs nothing. A learning rate far too high fails as it would in earnest.
+
+    Args:
+        config: a filled configuration whose trainer is `simulated`.
+        run_dir: folder for config.yaml, curve.csv and eval.json of a complete run; None: nothing
+            is written. There is never a model.pt.
+
+    Raises:
+        ConfigError: no such world, or the configuration is not filled.
+        CheckpointError: the folder cannot be written or holds another run's result.
+    """
+    world = world_named(config.world or "")
+    if run_dir is not None:
+        finished = read_result(run_dir, config)
+        if finished is not None:
+            return finished
+    run = _SimulatedRun(config, world)
+    command: Command | None = None
+    for step in sorted(run.point_steps):
+        if run.diverging_step is not None and step >= run.diverging_step:
+            reason = str(NonFiniteLoss(run.diverging_step, math.nan))
+            return run.result("failed", run.diverging_step, reason)
+        point = run.point(step)
+        if point.val_loss_nats is not None:
+            tokens = point.tokens
+            command = (yield Progress(step, config.steps, tokens, 0.0)) or command
+        command = (yield point) or command
+        if command == "prune" and step < config.steps:
+            return run.result("pruned", step)
+        if command == "interrupt" and step < config.steps:
+            return run.result("interrupted", step)
+    result = run.result("complete", config.steps)
+    if run_dir is None:
+        return result
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(run_dir, error) from error
+    facts = {"data_checksum": world.checksum, "val_checksum": world.checksum}
+    return write_artefacts(run_dir, config, None, run.points, result, facts)
+
+
+class _SimulatedRun:
+    """The curve of one run."""
+
+    def __init__(self, config: RunConfig, world: SimulatedWorld) -> None:
+        self.config, self.world = config, world
+        self.flops_per_step = config.flops_per_step(config.convention)
+        planned = self.flops_per_step * config.steps
+        if planned > (config.budget_flops or planned):
+            raise BudgetExceeded(f"{planned:.6g} training FLOPs of {config.budget_flops:.6g}")
+        self.diverging_step = world.diverging_step(config)
+        self.eval_steps = fractions(config.steps, config.num_evals)
+        self.point_steps = fractions(config.steps, config.num_reports) | self.eval_steps
+        self.points: list[Point] = []
+        self.val_loss: float | None = None
+        self._get_lr = lr_schedule(config)
+        self._settings_nats = world.settings_nats(config)
+        self._rng = random_of(config)
+        self._luck = float(self._rng.standard_normal())  # the same as `world.luck(config)`
+
+    def loss(self, step: int) -> float:
+        """What this seed would measure after a step."""
+        tokens = float(step * self.config.tokens_per_step)
+        peak = self.config.max_lr
+        rate = self._get_lr(step) / peak if peak > 0.0 else 1.0
+        true = self.world.loss_at(self.config, tokens, rate, self._settings_nats)
+        return true + self._luck * self.world.noise_sd(tokens)
+
+    def point(self, step: int) -> Point:
+        """The point of the curves after a step."""
+        last = self.points[-1].step if self.points else 0
+        jitter = TRAIN_JITTER_NATS * float(self._rng.standard_normal())
+        if step in self.eval_steps:
+            self.val_loss = self.loss(step)
+        point = Point(
+            step=step,
+            tokens=step * self.config.tokens_per_step,
+            flops=step * self.flops_per_step,
+            seconds=0.0,
+            train_loss_nats=self.loss((last + step + 1) // 2) + jitter,
+            val_loss_nats=self.val_loss if step in self.eval_steps else None,
+            lr=self._get_lr(step - 1),
+        )
+        self.points.append(point)
+        return point
+
+    def result(self, status: Status, step: int, reason: str | None = None) -> RunResult:
+        """How it ended; an interrupted run keeps nothing of its steps."""
+        executed, loss = step, self.val_loss
+        if status == "failed":
+            step -= 1  # the step that gave no number was computed and changed nothing
+        if status == "interrupted":
+            step, loss = 0, None
+        return RunResult(
+            status=status,
+            step=step,
+            steps_executed=executed,
+            tokens=step * self.config.tokens_per_step,
+            reason=reason,
+            val_loss_nats=loss,
+            val_ppl=None if loss is None else math.exp(loss),
+            train_loss_nats=self.points[-1].train_loss_nats if self.points else None,
+            device_name=DEVICE_NAME,
+        )
