@@ -23,7 +23,7 @@ from model.flops import CONVENTIONS, Convention
 from trainer.config import RunConfig
 from trainer.events import DeviceInfo
 from trainer.memory import estimate_memory_bytes
-from trainer.simulated import SimulatedData
+from trainer.simulated_data import SimulatedData
 
 if TYPE_CHECKING:
     from trainer.tokens import TokenData

@@ -36,7 +36,7 @@ from studies.store import Store, config_hash
 from studies.tables import FINISHED_STATUSES, Prediction, Run, Study
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult
-from trainer.simulated import SimulatedData, simulated_data
+from trainer.simulated_data import SimulatedData, simulated_data
 from trainer.worlds import world_of
 
 if TYPE_CHECKING:

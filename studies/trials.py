@@ -21,7 +21,7 @@ from studies.tables import FINISHED_STATUSES, Rejection, Run, Study
 from trainer.events import DeviceInfo, Point, RunResult
 
 if TYPE_CHECKING:
-    from trainer.simulated import SimulatedData
+    from trainer.simulated_data import SimulatedData
     from trainer.tokens import TokenData
 
 MAX_REJECTED_IN_A_ROW = 2_000

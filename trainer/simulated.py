@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -29,40 +28,6 @@ TRAIN_JITTER_NATS = 0.01
 """Standard deviation of a training loss around the curve (*assumption*)."""
 REPORTS = 20
 """Points of a simulated trial's curve unless the user says otherwise: they fill a database."""
-
-
-@dataclass(frozen=True)
-class SimulatedData:
-    """Stands where a prepared text would: there is no end of it, and its checksum is the world's.
-
-    The names are those of `trainer.tokens.TokenData`.
-    """
-
-    world: SimulatedWorld
-
-    @property
-    def data_checksum(self) -> str:
-        """Names the world and its constants."""
-        return self.world.checksum
-
-    @property
-    def val_checksum(self) -> str:
-        """Names the world and its constants."""
-        return self.world.checksum
-
-    @property
-    def description(self) -> str:
-        """One line for screens and reports."""
-        return self.world.description
-
-
-def simulated_data(world: str | None) -> SimulatedData:
-    """The stand-in for a text of a simulated run.
-
-    Raises:
-        ConfigError: no such world.
-    """
-    return SimulatedData(world_named(world or ""))
 
 
 def simulate_run(config: RunConfig, run_dir: Path | None = None) -> Run:
