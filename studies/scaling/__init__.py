@@ -4,7 +4,9 @@ from studies.scaling.fit import fit
 from studies.scaling.observations import Observation
 from studies.scaling.priors import Prior, Priors
 from studies.scaling.result import Extrapolation, Prediction, ScalingFit
+from studies.scaling.runs_csv import RunsTable, read_runs
 
 __all__ = [
-    "Extrapolation", "Observation", "Prediction", "Prior", "Priors", "ScalingFit", "fit",
+    "Extrapolation", "Observation", "Prediction", "Prior", "Priors", "RunsTable", "ScalingFit", "fit",
+    "read_runs",
 ]  # fmt: skip
