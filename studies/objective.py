@@ -62,7 +62,7 @@ class Objective:
 
         if n_points not in self._laws:
             try:
-                self._laws[n_points] = fit(self._points.observations[:n_points])
+                self._laws[n_points] = fit(self._points.observations[:n_points], must_reach=False)
             except FitRefused:
                 self._laws[n_points] = None
         return self._laws[n_points]

@@ -41,12 +41,12 @@ def why_no_point(run: Run, config: RunConfig) -> str | None:
 
 
 def observation(run: Run, config: RunConfig) -> Observation:
-    """A finished run as the fit sees it."""
+    """A finished run as the fit sees it: N are the parameters that a token is charged for."""
     from studies.scaling.observations import Observation
 
     assert run.val_loss_nats is not None
     return Observation(
-        n_params=float(run.n_params),
+        n_params=float(config.n_charged_params),
         tokens=float(run.planned_tokens),
         loss_nats=run.val_loss_nats,
         max_lr=config.max_lr,
@@ -201,7 +201,7 @@ def predict_run(study: Study, law: ScalingFit, run: Run, scale: float) -> float 
 def _predict(law: ScalingFit, there: RunConfig, anchors: Sequence[Observation]) -> Prediction:
     """What the law says of a configuration, given measured runs of its shape."""
     return law.predict(
-        float(there.n_params),
+        float(there.n_charged_params),
         float(there.total_tokens),
         max_lr=there.max_lr,
         batch_tokens=float(there.tokens_per_step),
@@ -273,7 +273,7 @@ def _choice(
     pair = [_promoted(study, configs[c.run_id], scale) for c in (measured, predicted)]
     one, other = (config for config in pair if config is not None)
     drawn = law.sample_losses(
-        [float(measured.n_params), float(predicted.n_params)],
+        [float(one.n_charged_params), float(other.n_charged_params)],
         [float(one.total_tokens), float(other.total_tokens)],
         np.random.default_rng(0),
         DRAWS,

@@ -367,6 +367,14 @@ class RunConfig(StrictModel):
         """Parameters of the model."""
         return count_params(self.model)
 
+    @property
+    def n_charged_params(self) -> int:
+        """Parameters that a token is charged for: of a sampled head only its rows."""
+        if self.head_rows is None:
+            return self.n_params
+        shape = self.stack_shape
+        return self.n_params - max(0, shape.n_vocab - self.head_rows) * shape.n_embd
+
     def flops_per_step(self, convention: Convention) -> int:
         """Training FLOPs of one optimiser step, gradient accumulation included.
 

@@ -114,9 +114,7 @@ class SimulatedWorld:
         if self.counts == "body":
             learned = shape.n_positions * shape.n_embd if shape.positions == "learned" else 0
             return float(max(1, config.n_params - embedding - learned))
-        rows = config.head_rows
-        unused = 0 if rows is None else max(0, shape.n_vocab - rows) * shape.n_embd
-        return float(config.n_params - unused)
+        return float(config.n_charged_params)
 
     def best_lr(self, config: RunConfig, tokens: float) -> float:
         """The peak learning rate that suits a configuration's size, tokens and batch."""

@@ -73,7 +73,11 @@ class _Problem:
 
 
 def fit(
-    observations: Sequence[Observation], *, priors: Priors | None = None, seed: int = 0
+    observations: Sequence[Observation],
+    *,
+    priors: Priors | None = None,
+    seed: int = 0,
+    must_reach: bool = True,
 ) -> ScalingFit:
     """Fit the law to finished runs of one data set.
 
@@ -81,6 +85,8 @@ def fit(
         observations: ends of decayed schedules, parameters counted alike.
         priors: what is believed beforehand.
         seed: of the draws.
+        must_reach: refuse a fit that tells nothing of ten times the largest budget. A sampler that
+            compares runs within their budgets needs no such reach.
 
     Raises:
         FitRefused: the runs do not carry a fit; the message says why.
@@ -120,7 +126,8 @@ def fit(
         knows_batch=bool(np.isfinite(points.batch_tokens).any()),
         group=observations[0].group,
     )
-    _check_use(found)
+    if must_reach:
+        _check_use(found)
     return found
 
 
