@@ -26,6 +26,7 @@ from budgetsweep.cli_options import (
     storage_options,
     yes_option,
 )
+from budgetsweep.cli_scaling import fit
 from budgetsweep.errors import UserError
 
 if TYPE_CHECKING:
@@ -362,7 +363,7 @@ def completion(shell: str) -> None:
     click.echo(completion_class(cli, {}, "budgetsweep", "_BUDGETSWEEP_COMPLETE").source())
 
 
-for command in MODEL_COMMANDS:
+for command in (*MODEL_COMMANDS, fit):
     cli.add_command(command)
 
 

@@ -7,6 +7,6 @@ from studies.scaling.result import Extrapolation, Prediction, ScalingFit
 from studies.scaling.runs_csv import RunsTable, read_runs
 
 __all__ = [
-    "Extrapolation", "Observation", "Prediction", "Prior", "Priors", "RunsTable", "ScalingFit", "fit",
-    "read_runs",
+    "Extrapolation", "Observation", "Prediction", "Prior", "Priors", "RunsTable", "ScalingFit",
+    "fit", "read_runs",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from studies.curves import FloatArray
 
@@ -89,13 +90,18 @@ class Points:
         )  # fmt: skip
 
 
-def budgets_of(observations: Iterable[Observation]) -> list[float]:
-    """Distinct budgets in FLOPs (6 · N · D), ascending; each the geometric mean of its runs."""
-    logs = np.sort(np.log([one.flops for one in observations]))
+def distinct_budgets(flops: ArrayLike) -> list[float]:
+    """Distinct FLOPs, ascending; each the geometric mean of those within `SAME_BUDGET`."""
+    logs = np.sort(np.log(np.asarray(flops, dtype=float)))
     if not len(logs):
         return []
     parts = np.split(logs, np.flatnonzero(np.diff(logs) > math.log(SAME_BUDGET)) + 1)
     return [float(np.exp(part.mean())) for part in parts]
+
+
+def budgets_of(observations: Iterable[Observation]) -> list[float]:
+    """Distinct budgets of runs in FLOPs (6 · N · D), ascending."""
+    return distinct_budgets([one.flops for one in observations])
 
 
 def shapes_of(observations: Iterable[Observation]) -> list[float]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -121,9 +121,14 @@ class ScalingFit:
 
     def draw(self, rng: np.random.Generator) -> ScalingFit:
         """A fit that is one draw of this one's posterior, certain of itself (Thompson sampling)."""
-        theta = self.draws[rng.integers(len(self.draws))]
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return ScalingFit(**{**values, "theta": theta, "draws": theta[None]})
+        return self._as(self.draws[rng.integers(len(self.draws))])
+
+    def each_draw(self) -> Iterator[ScalingFit]:
+        """Every draw as a fit certain of itself."""
+        return map(self._as, self.draws)
+
+    def _as(self, theta: FloatArray) -> ScalingFit:
+        return replace(self, theta=theta, draws=theta[None])
 
     def losses(
         self,
