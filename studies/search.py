@@ -19,6 +19,7 @@ from model.flops import Convention
 from studies.defaults import first_proposal
 from studies.dispatcher import LEASE_SECONDS, Dispatcher
 from studies.executor import WorkerPool
+from studies.law_sampler import LawSampler
 from studies.observer import Observer
 from studies.planning import (
     PLAN_SAMPLES,
@@ -187,6 +188,7 @@ def _search(
         settings.seed,
         _first(space, base, study),
         settings.pruning,
+        _law(space, base, study) if settings.sampler == "law" else None,
     )
     try:
         reconcile(store, study, proposals)
@@ -232,6 +234,10 @@ def _first(space: SearchSpace, base: Mapping[str, Any], study: Study) -> dict[st
     first = first_proposal(space, study.budget_flops, n_vocab, convention)
     answer = admit(space.run_data(first, base), Limits(study.budget_flops, convention))
     return first if isinstance(answer, Admitted) else None
+
+
+def _law(space: SearchSpace, base: Mapping[str, Any], study: Study) -> LawSampler:
+    return LawSampler(space, base, Limits(study.budget_flops, study.convention))  # type: ignore[arg-type]
 
 
 def _announce(

@@ -34,6 +34,8 @@ def reconcile(store: Store, study: Study, proposals: Proposals) -> None:
     decided = {row.number: row.params for row in rows}
     for number in sorted(decided):
         proposals.restore(number, decided[number])
+    for run in runs.values():
+        proposals.has_budget(run.number, run.budget_flops)
     for proposal in proposals.open_proposals():
         run = runs.get(proposal.number)
         if proposal.number in rejected:
@@ -45,7 +47,7 @@ def reconcile(store: Store, study: Study, proposals: Proposals) -> None:
 def tell(proposals: Proposals, run: Run) -> None:
     """Pass a finished trial's outcome to Optuna."""
     if run.status == "complete" and run.val_loss_nats is not None:
-        proposals.complete(run.number, run.val_loss_nats)
+        proposals.complete(run.number, run.val_loss_nats, run.budget_flops)
     elif run.status == "pruned":
         proposals.prune(run.number)
     else:
