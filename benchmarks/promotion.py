@@ -90,12 +90,12 @@ def outcome(
     promoted = filled(wanted, limits)
     assert promoted is not None
     told = fit.predict(promoted)
-    measured = world.measured_loss(promoted)
+    measured = float(world.measured_loss(promoted))
     row: Row = {"loss": world.true_loss(promoted), "measured": measured, "n": config.n_params}
     if told is not None:
         row |= {
             "predicted": told.loss_nats, "low": told.low_nats, "high": told.high_nats,
-            "inside": told.low_nats <= measured <= told.high_nats,
+            "inside": bool(told.low_nats <= measured <= told.high_nats),
         }  # fmt: skip
     return promoted, row
 

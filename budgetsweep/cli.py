@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from trainer.config import DataConfig
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-SAMPLER_NAMES = ("tpe", "gp", "random", "qmc", "grid")
+SAMPLER_NAMES = ("tpe", "gp", "random", "qmc", "grid", "law")
 CONVENTION_NAMES = ("nanogpt", "matmul", "mac")
 WORLD_NAMES = ("porian2024-refinedweb", "hoffmann2022", "besiroglu2024")
 

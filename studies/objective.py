@@ -4,7 +4,7 @@ Where every trial has the whole budget and the best at that budget is wanted, it
 loss. With rungs, losses of different budgets cannot be compared, and with `--for-scale` the loss at
 a larger budget is wanted: then it is the loss that the trial's shape is predicted to reach there,
 from the law of the trials finished up to it. That makes it a function of results alone, the same
-after an interruption.
+after an interruption. The law sampler is told measured losses with their budgets always.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Objective:
         for_scale = study.settings.get("for_scale")
         self.scale = 1.0 if for_scale is None else float(for_scale)
         rungs = Rungs.parse(study.settings.get("rungs", "1"))
-        self.is_predicted = for_scale is not None or len(rungs.of_trials) > 1
+        compares = for_scale is not None or len(rungs.of_trials) > 1
+        self.is_predicted = compares and study.sampler != "law"
         self._points = Points()
         self._places: dict[int, int] = {}
         """Points there were when a run had finished, by its id."""

@@ -193,7 +193,7 @@ def predict_run(study: Study, law: ScalingFit, run: Run, scale: float) -> float 
         steps = affordable_steps(config, budget, convention)  # type: ignore[arg-type]
         there: RunConfig | None = config.with_changes(num_training_steps=max(1, steps))
     else:
-        there = _promoted(study, config, scale)
+        there = promoted(study, config, scale)
     anchors = [] if why_no_point(run, config) is not None else [observation(run, config)]
     return None if there is None else _predict(law, there, anchors).loss_nats
 
@@ -211,7 +211,7 @@ def _predict(law: ScalingFit, there: RunConfig, anchors: Sequence[Observation]) 
     )
 
 
-def _promoted(study: Study, config: RunConfig, scale: float) -> RunConfig | None:
+def promoted(study: Study, config: RunConfig, scale: float) -> RunConfig | None:
     """What the rule makes of a trial at the larger budget; None where it pays no step."""
     budget = int(scale * study.budget_flops)
     limits = Limits(budget, study.convention)  # type: ignore[arg-type]
@@ -228,11 +228,11 @@ def _candidates(
 ) -> tuple[Candidate, ...]:
     found = []
     for run, config in zip(points.runs, points.configs, strict=True):
-        promoted = _promoted(study, config, scale)
-        if run.kind != "trial" or promoted is None:
+        later = promoted(study, config, scale)
+        if run.kind != "trial" or later is None:
             continue
         anchors = points.of_shape(config)
-        there = _predict(law, promoted, anchors)
+        there = _predict(law, later, anchors)
         measured = run.val_loss_nats if run.has_whole_budget else None
         here = measured
         if here is None:
@@ -243,7 +243,7 @@ def _candidates(
                 run_id=run.id,
                 number=run.number,
                 n_params=run.n_params,
-                tokens=promoted.total_tokens,
+                tokens=later.total_tokens,
                 measured_nats=measured,
                 at_budget_nats=here,
                 loss_nats=there.loss_nats,
@@ -270,7 +270,7 @@ def _choice(
     measured = min(whole, key=lambda c: (c.at_budget_nats, c.number))
     predicted = candidates[0]
     configs = {run.id: config for run, config in zip(points.runs, points.configs, strict=True)}
-    pair = [_promoted(study, configs[c.run_id], scale) for c in (measured, predicted)]
+    pair = [promoted(study, configs[c.run_id], scale) for c in (measured, predicted)]
     one, other = (config for config in pair if config is not None)
     drawn = law.sample_losses(
         [float(one.n_charged_params), float(other.n_charged_params)],

@@ -29,6 +29,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from budgetsweep.errors import ConfigError, StudyError
+from studies.law_sampler import LawSampler, Result
 from studies.sampling import SamplerName, TrialWindow, make_sampler, report
 from studies.space import SearchSpace, Value
 from studies.storage import clear_errors, describe, open_patiently, tune_sqlite
@@ -61,6 +62,7 @@ class Proposals:
         seed: int,
         first: Mapping[str, Value] | None,
         pruning: bool,
+        law: LawSampler | None = None,
     ) -> None:
         """Open or create the Optuna study.
 
@@ -73,6 +75,7 @@ class Proposals:
             seed: seed of the search.
             first: settings of proposal 0; None: the sampler's own.
             pruning: whether `report` may say to stop.
+            law: what `--sampler law` asks; the other samplers need none.
 
         Raises:
             ConfigError: a grid over a continuous parameter.
@@ -82,6 +85,9 @@ class Proposals:
         self._sampler: SamplerName = sampler
         self._seed = seed
         self._first = first
+        self._law = law
+        self._budgets: dict[int, int] = {}
+        """Training FLOPs of finished trials, by number, where they were told."""
         self._distributions = space.distributions()
         self._grid = _grid_order(space, seed) if sampler == "grid" else None
         self._record = None if url is None else _Record(url, study_name)
@@ -153,10 +159,26 @@ class Proposals:
         if self._grid is not None:
             return self._grid_point(number)
         stuck = rejected_in_a_row >= RANDOM_AFTER_REJECTIONS
+        if self._sampler == "law" and not stuck:
+            proposed = self._by_law(number)
+            return self._qmc_point(number) if proposed is None else self._space.encode(proposed)
         if self._sampler == "qmc" and not stuck:
             return self._qmc_point(number)
         sampler = make_sampler("random" if stuck else self._sampler, _mix(self._seed, number))
         return self._window.ask(number, sampler, self._memory.get_trials(deepcopy=False))
+
+    def _by_law(self, number: int) -> dict[str, Value] | None:
+        """What the law proposes; None where it has too little to go on."""
+        if self._law is None:
+            return None
+        trials = self._memory.get_trials(deepcopy=False)
+        results = [
+            Result(trial.number, _settings(trial), trial.value, self._budgets.get(trial.number))
+            for trial in trials
+            if trial.state == TrialState.COMPLETE and trial.value is not None
+        ]
+        taken = [_settings(trial) for trial in trials]
+        return self._law.propose(_mix(self._seed, number), number, results, taken)
 
     def _grid_point(self, number: int) -> dict[str, Any]:
         assert self._grid is not None
@@ -200,9 +222,21 @@ class Proposals:
         frozen = self._memory.get_trials(deepcopy=False)[number]
         return bool(self._memory.pruner.prune(self._memory, frozen))
 
-    def complete(self, number: int, val_loss_nats: float) -> None:
-        """The trial ended with this loss. Nothing happens if that is on record already."""
+    def complete(self, number: int, val_loss_nats: float, budget_flops: int | None = None) -> None:
+        """The trial ended with this loss. Nothing happens if that is on record already.
+
+        Args:
+            number: the proposal's.
+            val_loss_nats: of the whole run.
+            budget_flops: that it was given, where budgets differ between trials (`law` looks at it).
+        """
+        self.has_budget(number, budget_flops)
         self._tell(number, TrialState.COMPLETE, val_loss_nats)
+
+    def has_budget(self, number: int, budget_flops: int | None) -> None:
+        """Say what a trial was given to spend; after a restart too, for the record has no place."""
+        if budget_flops is not None:
+            self._budgets[number] = budget_flops
 
     def fail(self, number: int) -> None:
         """The proposal was refused or its trial failed: samplers leave it out of account."""

@@ -20,6 +20,7 @@ from studies.defaults import first_proposal
 from studies.dispatcher import LEASE_SECONDS, Dispatcher
 from studies.executor import WorkerPool
 from studies.finalists import train_finalists
+from studies.law_sampler import LawSampler
 from studies.objective import Objective
 from studies.observer import Observer
 from studies.planning import (
@@ -31,7 +32,7 @@ from studies.planning import (
     plan_time,
     sample_space,
 )
-from studies.prediction import StudyFit, fit_study
+from studies.prediction import StudyFit, fit_study, promoted
 from studies.promote import DEFAULT_SCALE, PromoteHooks
 from studies.proposals import Proposals
 from studies.settings import SearchSettings
@@ -201,6 +202,7 @@ def _search(
         settings.seed,
         _first(space, base, study),
         settings.pruning,
+        _law(space, base, study) if settings.sampler == "law" else None,
     )
     try:
         objective = Objective(study, store.runs(study.id, kind="trial"))
@@ -260,6 +262,14 @@ def _first(space: SearchSpace, base: Mapping[str, Any], study: Study) -> dict[st
     first = first_proposal(space, study.budget_flops, n_vocab, convention)
     answer = admit(space.run_data(first, base), Limits(study.budget_flops, convention))
     return first if isinstance(answer, Admitted) else None
+
+
+def _law(space: SearchSpace, base: Mapping[str, Any], study: Study) -> LawSampler:
+    limits = Limits(study.budget_flops, study.convention)  # type: ignore[arg-type]
+    for_scale = study.settings.get("for_scale")
+    if for_scale is None:
+        return LawSampler(space, base, limits)
+    return LawSampler(space, base, limits, lambda config: promoted(study, config, for_scale))
 
 
 def _announce(

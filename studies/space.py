@@ -223,7 +223,8 @@ class Parameter(StrictModel):
         assert isinstance(distribution, FloatDistribution)
         low, high = distribution.low, distribution.high
         if distribution.log:
-            return math.exp(math.log(low) + q * (math.log(high) - math.log(low)))
+            drawn_log = math.log(low) + q * (math.log(high) - math.log(low))
+            return min(max(math.exp(drawn_log), low), high)  # rounding may leave the range
         if distribution.step is not None:
             return low + int(q * (int((high - low) / distribution.step + 1e-9) + 1)) * (
                 distribution.step
@@ -238,7 +239,7 @@ class SearchSpace(StrictModel):
     budget: float | None = Field(default=None, ge=1.0)
     """Training FLOPs a trial; `--budget` overrides it."""
     convention: Literal["nanogpt", "matmul", "mac"] | None = None
-    method: Literal["tpe", "bayes", "gp", "random", "grid", "qmc"] | None = None
+    method: Literal["tpe", "bayes", "gp", "random", "grid", "qmc", "law"] | None = None
     """Sampler; W&B's `bayes` means tpe."""
     seed: int | None = None
 

@@ -37,6 +37,8 @@ def reconcile(store: Store, study: Study, proposals: Proposals, objective: Objec
     decided = {row.number: row.params for row in rows}
     for number in sorted(decided):
         proposals.restore(number, decided[number])
+    for run in runs.values():
+        proposals.has_budget(run.number, run.budget_flops)
     for proposal in proposals.open_proposals():
         run = runs.get(proposal.number)
         if proposal.number in rejected:
@@ -49,7 +51,7 @@ def tell(proposals: Proposals, run: Run, objective: Objective) -> None:
     """Pass a finished trial's outcome to Optuna."""
     value = objective.value(run) if run.status == "complete" else None
     if value is not None:
-        proposals.complete(run.number, value)
+        proposals.complete(run.number, value, run.budget_flops)
     elif run.status == "pruned":
         proposals.prune(run.number)
     else:

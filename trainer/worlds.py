@@ -231,7 +231,7 @@ WORLDS: dict[str, SimulatedWorld] = {
         SimulatedWorld(
             name=DEFAULT_WORLD,
             source="our fit to the isoFLOP runs of Porian et al. 2024 on RefinedWeb",
-            law=ScalingLaw(E=2.4747, A=200.74, alpha=0.31129, B=384.02, beta=0.31503),
+            law=PUBLISHED[DEFAULT_WORLD],
         ),
         SimulatedWorld(
             name="hoffmann2022",
@@ -247,8 +247,7 @@ WORLDS: dict[str, SimulatedWorld] = {
         ),
     )
 }
-"""By name. RefinedWeb: E + A/N^alpha + B/D^beta, Huber loss on the logarithms (delta 1e-3), fitted
-to the 87 runs with at least two tokens a parameter; mean error 0.054 nats, N with the head."""
+"""By name."""
 
 
 def world_of(run: Mapping[str, Any]) -> str | None:

@@ -121,7 +121,8 @@ def test_a_record_that_a_kill_left_behind_is_caught_up(tmp_path: Path) -> None:
     for number in (11, 12):
         known[number] = killed.propose().settings
         killed.complete(number, loss_of(known[number]))
-    killed._engine.dispose()  # nothing more is written
+    assert killed._record is not None
+    killed._record._engine.dispose()  # nothing more is written
     again = open_proposals(tmp_path / "killed.db")
     assert len(again) == 11
     for number, settings in known.items():

@@ -1,0 +1,347 @@
+"""A sampler that knows what a loss looks like: `--sampler law`.
+
+A linear model of the loss in features that the field's laws name: A/N^alpha and B/D^beta, squared
+distances of learning rate and batch from published optima, aspect ratio, every other setting's
+line and bow, and a smooth rest (random Fourier features) for what all these miss. Priors are wide
+around published values, so a search begins near a sensible place and follows its own results.
+
+For each proposal one model is drawn from the posterior (Thompson 1933) and its lowest loss at the
+search's budget is looked for: configurations are priced by the constraint, so every one is
+affordable and its tokens are exact. A pure function of (seed, number, results).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from budgetsweep.constraint import Admitted, Limits, admit
+from studies.curves import FloatArray
+from studies.space import SearchSpace, Value
+from trainer.config import RunConfig
+from trainer.laws import steplaw_batch_tokens, steplaw_lr
+
+START = 4
+"""Proposals that only spread over the space before the model is asked (*assumption*)."""
+MODELS = 24
+"""Draws of what is not linear in the model, weighed by how well they explain the results."""
+FOURIER = 64
+CANDIDATES = 192
+ROUNDS = 8
+PARENTS = 10
+CHILDREN = 6
+"""Of each parent in each round of the search for a draw's lowest loss."""
+LATEST = 150
+"""The model looks at the best and the latest trials, so many together."""
+
+NEAR_NATS = 0.3
+"""A result so far above the best one of its budget counts less and less: far away no bowl is one."""
+SAME_BUDGET = 0.5
+"""Logarithm of a factor: the best one is that of the results with about as many FLOPs."""
+FAR_SD = 0.25
+"""Standard deviation of what is not explained, for each nat beyond that."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished trial as the model sees it."""
+
+    number: int
+    settings: Mapping[str, Value]
+    loss_nats: float
+    budget_flops: int | None = None
+    """None: that of the search."""
+
+
+class LawSampler:
+    """Proposes by a drawn law; see the module's text."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        base: Mapping[str, Any],
+        limits: Limits,
+        promoted: Callable[[RunConfig], RunConfig | None] | None = None,
+    ) -> None:
+        """Begin without results.
+
+        Args:
+            space: what varies.
+            base: run settings that the search fixes.
+            limits: what a trial must fit into.
+            promoted: what becomes of a trial at the budget whose loss is to be lowest; None: that
+                of the limits.
+        """
+        self._space, self._base, self._limits = space, base, limits
+        self._promoted = promoted
+        self._names = [name for name, p in space.parameters.items() if p.count() != 1]
+        self._known: dict[int, FloatArray | None] = {}
+        """Features of finished trials, by number."""
+        self._features = _Features(space, self._names)
+
+    def propose(
+        self,
+        seed: int,
+        number: int,
+        results: Sequence[Result],
+        taken: Sequence[Mapping[str, Value]],
+    ) -> dict[str, Value] | None:
+        """Settings of the lowest loss of a drawn model; None: there is too little to go on.
+
+        Args:
+            seed: of this proposal.
+            number: the proposal's.
+            results: complete trials, by number.
+            taken: settings that are not to be proposed again.
+        """
+        used = self._chosen(results)
+        rows = [
+            (row, result.loss_nats) for result in used if (row := self._row(result)) is not None
+        ]
+        if number < START or len(rows) < START - 1:
+            return None
+        rng = np.random.default_rng(seed)
+        x = np.array([row for row, _ in rows])
+        y = np.array([loss for _, loss in rows])
+        predict = _drawn_model(self._features, x, y, rng)
+        known = {_key(settings) for settings in taken}
+        best = [result.settings for result in sorted(used, key=lambda r: r.loss_nats)[:PARENTS]]
+        return self._lowest(predict, [dict(settings) for settings in best], known, rng)
+
+    def _chosen(self, results: Sequence[Result]) -> list[Result]:
+        """The best third and the latest of very many results."""
+        finite = [result for result in results if math.isfinite(result.loss_nats)]
+        if len(finite) <= LATEST:
+            return finite
+        best = sorted(finite, key=lambda r: (r.loss_nats, r.number))[: LATEST // 3]
+        numbers = {result.number for result in best}
+        rest = [result for result in finite if result.number not in numbers]
+        return sorted([*best, *rest[-(LATEST - len(best)) :]], key=lambda r: r.number)
+
+    def _row(self, result: Result) -> FloatArray | None:
+        if result.number not in self._known:
+            config = self._config(result.settings, result.budget_flops)
+            row = None if config is None else self._features.of(config, result.settings)
+            self._known[result.number] = row
+        return self._known[result.number]
+
+    def _config(self, settings: Mapping[str, Value], budget: int | None = None) -> RunConfig | None:
+        limits = self._limits
+        if budget is not None and budget != limits.budget_flops:
+            limits = Limits(budget, limits.convention)
+        answer = admit(self._space.run_data(settings, self._base), limits)
+        return answer.config if isinstance(answer, Admitted) else None
+
+    def _lowest(
+        self,
+        predict: Callable[[FloatArray], FloatArray],
+        parents: list[dict[str, Value]],
+        known: set[tuple[Any, ...]],
+        rng: np.random.Generator,
+    ) -> dict[str, Value] | None:
+        """Evolution from the best trials and random ones."""
+        pool: dict[tuple[Any, ...], tuple[float, dict[str, Value]]] = {}
+        fresh = parents + [self._space.random_settings(rng) for _ in range(CANDIDATES)]
+        for _ in range(ROUNDS + 1):
+            new: dict[tuple[Any, ...], tuple[FloatArray, dict[str, Value]]] = {}
+            for settings in fresh:
+                key = _key(settings)
+                if key in pool or key in new:
+                    continue
+                config = self._config(settings)
+                if config is not None and self._promoted is not None:
+                    config = self._promoted(config)
+                if config is not None:
+                    new[key] = (self._features.of(config, settings), settings)
+            if new:
+                losses = predict(np.array([row for row, _ in new.values()]))
+                for (key, (_, settings)), loss in zip(new.items(), losses, strict=True):
+                    pool[key] = (float(loss), settings)
+            ranked = sorted(pool.items(), key=lambda item: item[1][0])[:PARENTS]
+            fresh = [
+                self._features.mutated(settings, rng)
+                for _, (_, settings) in ranked
+                for _ in range(CHILDREN)
+            ]
+        free = [(loss, settings) for key, (loss, settings) in pool.items() if key not in known]
+        return min(free, key=lambda one: one[0])[1] if free else None
+
+
+def _key(settings: Mapping[str, Value]) -> tuple[Any, ...]:
+    return tuple(sorted((name, str(value)) for name, value in settings.items()))
+
+
+class _Features:
+    """A configuration as numbers, and the settings around it."""
+
+    def __init__(self, space: SearchSpace, names: list[str]) -> None:
+        self._space = space
+        self._numeric = [name for name in names if self._unit_of(name) is not None]
+        self._choices = [
+            (name, value)
+            for name in names
+            if name not in self._numeric
+            for value in space.parameters[name].values or ()
+        ]
+        self._names = names
+        self.n_head = 6
+        self.n_units, self.n_choices = len(self._numeric), len(self._choices)
+
+    def of(self, config: RunConfig, settings: Mapping[str, Value]) -> FloatArray:
+        """(ln N, ln D, ln lr over StepLaw's, ln batch over StepLaw's, ln aspect, 0), units, choices."""
+        tokens = float(config.total_tokens)
+        rows = config.head_rows
+        unused = 0 if rows is None else max(0, config.model.n_vocab - rows) * config.model.n_embd
+        size = float(config.n_params - unused)
+        batch = math.log(config.tokens_per_step / steplaw_batch_tokens(tokens))
+        lr = math.log(max(config.max_lr, 1e-12) / steplaw_lr(size, tokens)) - 0.5 * batch
+        aspect = math.log(config.model.n_embd / config.model.depth)
+        units = [self._unit(name, settings[name]) for name in self._numeric]
+        choices = [float(settings[name] == value) for name, value in self._choices]
+        return np.array(
+            [math.log(size), math.log(tokens), lr, batch, aspect, 0.0, *units, *choices]
+        )
+
+    def mutated(self, settings: Mapping[str, Value], rng: np.random.Generator) -> dict[str, Value]:
+        """A neighbour: one to three settings moved a little or drawn anew."""
+        result = dict(settings)
+        number = 1 + int(rng.integers(min(3, len(self._names))))
+        for name in rng.choice(self._names, size=number, replace=False):
+            parameter = self._space.parameters[str(name)]
+            quantile = rng.random()
+            if str(name) in self._numeric and rng.random() < 0.7:
+                unit = self._unit(str(name), result[str(name)])
+                quantile = min(max(unit + 0.15 * float(rng.standard_normal()), 0.0), 0.999999)
+            result[str(name)] = parameter.decode(parameter.at_quantile(quantile))
+        return result
+
+    def _unit_of(self, name: str) -> tuple[float, float, bool] | None:
+        """(low, high, logarithmic) of a numeric parameter; None: its values have no order."""
+        parameter = self._space.parameters[name]
+        if parameter.values is not None:
+            return (0.0, len(parameter.values) - 1.0, False) if parameter.is_ordinal else None
+        assert parameter.min is not None
+        assert parameter.max is not None
+        return float(parameter.min), float(parameter.max), parameter.is_log
+
+    def _unit(self, name: str, setting: Value) -> float:
+        """A setting's place in its range, 0 to 1."""
+        bounds = self._unit_of(name)
+        assert bounds is not None
+        low, high, log = bounds
+        parameter = self._space.parameters[name]
+        value = float(parameter.encode(setting)) if parameter.is_ordinal else float(setting)  # type: ignore[arg-type]
+        if log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return min(max((value - low) / (high - low), 0.0), 1.0) if high > low else 0.5
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """What makes the model linear: exponents, the middle of the data, frequencies of the rest."""
+
+    alpha: float
+    beta: float
+    centre: FloatArray
+    frequencies: FloatArray
+    phases: FloatArray
+    n_units: int
+    rest_nats: float
+    noise_nats: float
+
+    def columns(self, x: FloatArray) -> FloatArray:
+        """(rows, weights)."""
+        size = np.exp(-self.alpha * (x[:, 0] - self.centre[0]))
+        data = np.exp(-self.beta * (x[:, 1] - self.centre[1]))
+        lr, batch, aspect = x[:, 2], x[:, 3], x[:, 4] - ASPECT
+        units = x[:, 6 : 6 + self.n_units] - 0.5
+        choices = x[:, 6 + self.n_units :]
+        law = [np.ones(len(x)), size, data]
+        tuning = [lr, lr**2, batch, batch**2, lr * batch, aspect, aspect**2]
+        place = np.hstack([(x[:, :2] - self.centre[:2]) / 2.0, units * 2.0, choices])
+        waves = np.cos(place @ self.frequencies + self.phases) * math.sqrt(2.0 / len(self.phases))
+        return np.hstack(
+            [np.stack([*law, *tuning], axis=1), units, units**2 - 0.08, choices, waves]
+        )
+
+    def priors(self, n_choices: int) -> tuple[FloatArray, FloatArray]:
+        """Means and standard deviations of the weights."""
+        means = [*(m for m, _ in PRIOR_LAW), *(m for m, _ in PRIOR_TUNING)]
+        sds = [*(s for _, s in PRIOR_LAW), *(s for _, s in PRIOR_TUNING)]
+        others = [LINE_SD] * self.n_units + [BOW_SD] * self.n_units + [CHOICE_SD] * n_choices
+        waves = [self.rest_nats] * len(self.phases)
+        zeros = [0.0] * (len(others) + len(waves))
+        return np.array([*means, *zeros]), np.array([*sds, *others, *waves])
+
+
+ASPECT = math.log(40.0)
+PRIOR_LAW = ((1.9, 0.4), (1.7, 0.8), (1.7, 0.8))
+"""Mean and standard deviation in nats of E and of both terms in the middle of the results."""
+PRIOR_TUNING = (
+    (0.0, 0.08), (0.05, 0.03), (0.0, 0.05), (0.025, 0.02), (0.0, 0.03), (0.0, 0.02), (0.008, 0.008),
+)  # fmt: skip
+"""Of learning rate, its square, batch, its square, both, aspect, its square: optima within a factor
+of about two of StepLaw's, 0.05 nats for a rate e times off (Porian et al. 2024 gained 0.67 by
+tuning), half of it for a batch (*assumptions* as to their widths)."""
+LINE_SD, BOW_SD, CHOICE_SD = 0.06, 0.06, 0.04
+"""Nats over the whole range of any other setting (*assumption*)."""
+
+
+def _drawn_model(
+    features: _Features, x: FloatArray, y: FloatArray, rng: np.random.Generator
+) -> Callable[[FloatArray], FloatArray]:
+    """One draw of the posterior: losses of rows of features."""
+    n_places = 2 + features.n_units + features.n_choices
+    frequencies = rng.standard_normal((n_places, FOURIER))
+    phases = rng.uniform(0.0, 2.0 * math.pi, FOURIER)
+    compute = x[:, 0] + x[:, 1]
+    alike = np.abs(compute[:, None] - compute[None]) < SAME_BUDGET
+    best = np.where(alike, y[None], np.inf).min(axis=1)
+    far = FAR_SD * np.maximum(0.0, y - best - NEAR_NATS)
+    models = []
+    for _ in range(MODELS):
+        basis = _Basis(
+            alpha=0.3 * math.exp(0.35 * rng.standard_normal()),
+            beta=0.3 * math.exp(0.35 * rng.standard_normal()),
+            centre=np.median(x[:, :2], axis=0),
+            frequencies=frequencies,
+            phases=phases,
+            n_units=features.n_units,
+            rest_nats=0.04 * math.exp(rng.standard_normal()),
+            noise_nats=0.012 * math.exp(0.7 * rng.standard_normal()),
+        )
+        phi = basis.columns(x)
+        means, sds = basis.priors(features.n_choices)
+        sigma = np.hypot(basis.noise_nats, far)
+        rest = y - phi @ means
+        scaled = phi * sds
+        root = np.linalg.cholesky(scaled @ scaled.T + np.diag(sigma**2))
+        white = np.linalg.solve(root, rest)
+        evidence = -0.5 * float(white @ white) - float(np.log(np.diag(root)).sum())
+        models.append((evidence, basis, root, white, scaled, means, sds, sigma))
+    scores = np.array([model[0] for model in models])
+    weights = np.exp(scores - scores.max())
+    chosen = int(rng.choice(len(models), p=weights / weights.sum()))
+    _, basis, root, white, scaled, means, sds, sigma = models[chosen]
+    # A draw of the posterior by conditioning a draw of the prior (Matheron's rule).
+    prior = rng.standard_normal(len(means))
+    noise = sigma * rng.standard_normal(len(y))
+    gap = y - (scaled @ prior + (phi_mean := basis.columns(x) @ means)) - noise
+    del phi_mean
+    drawn = prior + scaled.T @ np.linalg.solve(root.T, np.linalg.solve(root, gap))
+    theta = means + sds * drawn
+    for square in (len(PRIOR_LAW) + 1, len(PRIOR_LAW) + 3):
+        theta[square] = max(theta[square], LEAST_CURVATURE)
+
+    def predict(rows: FloatArray) -> FloatArray:
+        return basis.columns(rows) @ theta
+
+    return predict
+
+
+LEAST_CURVATURE = 0.005
+"""Nats: a drawn optimum of learning rate or batch is one, not a slope without end."""
