@@ -292,10 +292,10 @@ def lr_optimum(points: pd.DataFrame, fit: Mapping[str, Any]) -> Chart | NoChart:
         dots(axes, tokens[cheap], rates[cheap], color=LIGHT["green"], marker="s")
         most = max(0.02, float(np.quantile(cost, 0.25)))
         handles: list[Any] = [
-            key(f"best rate for {short(size)} parameters", linestyle="-", linewidth=1.8,
+            key("best rate", linestyle="-", linewidth=1.8,
                 color=BEST),
             Patch(color=GOOD, alpha=0.3, label="80 %"),
-            key(f"run whose rate costs under {loss(most, 2)} nats", marker="s",
+            key(f"cost < {loss(most, 2)} nats", marker="s",
                 color=LIGHT["green"]),
             key("other run", marker="o", color=OTHER),
         ]  # fmt: skip

@@ -52,7 +52,7 @@ PUBLISHED: dict[str, ScalingLaw] = {
     "hoffmann2022": ScalingLaw(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28),
     "besiroglu2024": ScalingLaw(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658),
     "porian2024-refinedweb": ScalingLaw(
-        E=2.117, A=115.7, alpha=0.2462, B=180.2, beta=0.2335, delta=0.2213
+        E=2.095, A=111.1, alpha=0.243, B=172.2, beta=0.2305, delta=0.2172
     ),
 }
 """Published fits, N without embeddings as their authors counted: Hoffmann et al. 2022, approach 3

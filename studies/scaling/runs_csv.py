@@ -113,7 +113,7 @@ def read_runs(path: Path) -> RunsTable:
                 continue
             found[key] = (one, flops, reader.line_num)
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
+        raise DataError(f"{path}, line {reader.reader.line_num}: not CSV ({error})") from error
     if not found:
         raise DataError(f"{path}: no finished run in it; {EXPECTED}")
     notes = []
