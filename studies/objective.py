@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from budgetsweep.errors import FitRefused
-from studies.prediction import Points, predict_run
+from studies.effects import Effects
+from studies.prediction import Points, fit_points, predict_run
 from studies.rungs import Rungs
 from studies.scaling.result import ScalingFit
 from studies.tables import Run, Study
@@ -37,7 +38,7 @@ class Objective:
         self._points = Points()
         self._places: dict[int, int] = {}
         """Points there were when a run had finished, by its id."""
-        self._laws: dict[int, ScalingFit | None] = {}
+        self._fits: dict[int, tuple[ScalingFit, Effects] | None] = {}
         """By the number of points."""
         finished = [run for run in runs if run.kind == "trial" and run.finished_utc is not None]
         for run in sorted(finished, key=lambda r: (r.finished_utc, r.id)):
@@ -53,20 +54,18 @@ class Objective:
         if not self.is_predicted:
             return run.val_loss_nats
         self._add(run)
-        law = self._law(points_fitted(self._places[run.id]))
-        if law is not None:
-            return predict_run(self._study, law, run, self.scale)
+        fitted = self._fit(points_fitted(self._places[run.id]))
+        if fitted is not None:
+            return predict_run(self._study, *fitted, run, self.scale)
         return run.val_loss_nats if run.has_whole_budget and self.scale == 1.0 else None
 
-    def _law(self, n_points: int) -> ScalingFit | None:
-        from studies.scaling.fit import fit
-
-        if n_points not in self._laws:
+    def _fit(self, n_points: int) -> tuple[ScalingFit, Effects] | None:
+        if n_points not in self._fits:
             try:
-                self._laws[n_points] = fit(self._points.observations[:n_points], must_reach=False)
+                self._fits[n_points] = fit_points(self._points.first(n_points), must_reach=False)
             except FitRefused:
-                self._laws[n_points] = None
-        return self._laws[n_points]
+                self._fits[n_points] = None
+        return self._fits[n_points]
 
 
 def points_fitted(n: int) -> int:

@@ -7,6 +7,8 @@ kept with what each costs in the other's place.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from studies.tables import Run, Study
 from trainer.config import RunConfig
 
 if TYPE_CHECKING:
+    from studies.effects import Effects
     from studies.scaling.observations import Observation
     from studies.scaling.result import Prediction, ScalingFit
 
@@ -28,6 +31,8 @@ DECAYED = 0.2
 MOST_EPOCHS = 4.0
 """Text seen more often counts for less than new text (Muennighoff et al. 2023)."""
 LEVEL = 0.8
+Z_LEVEL = 1.2816
+"""Of a normal distribution, half of that interval."""
 DRAWS = 400
 
 
@@ -86,10 +91,18 @@ class Points:
             points.add(run)
         return points
 
-    def of_shape(self, config: RunConfig) -> list[Observation]:
+    def first(self, n: int) -> Points:
+        """The first so many of them."""
+        return Points(self.runs[:n], self.configs[:n], self.observations[:n])
+
+    def of_shape(self, config: RunConfig) -> Points:
         """The points of one model."""
-        pairs = zip(self.configs, self.observations, strict=True)
-        return [one for other, one in pairs if other.model == config.model]
+        same = [i for i, other in enumerate(self.configs) if other.model == config.model]
+        return Points(
+            [self.runs[i] for i in same],
+            [self.configs[i] for i in same],
+            [self.observations[i] for i in same],
+        )
 
 
 @dataclass(frozen=True)
@@ -135,6 +148,8 @@ class StudyFit:
     scale: float
     refusal: str | None
     fit: ScalingFit | None = None
+    effects: Effects | None = None
+    """Of the settings that the law does not know."""
     points: Points = field(default_factory=lambda: Points())
     candidates: tuple[Candidate, ...] = ()
     """The best predicted first."""
@@ -146,9 +161,9 @@ class StudyFit:
 
     def predict(self, config: RunConfig) -> Prediction | None:
         """The loss of a run at the end of its schedule; None: there is no law."""
-        if self.fit is None:
+        if self.fit is None or self.effects is None:
             return None
-        return _predict(self.fit, config, self.points.of_shape(config))
+        return _predict(self.fit, self.effects, config, self.points.of_shape(config))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the database."""
@@ -170,20 +185,57 @@ def fit_study(study: Study, runs: Sequence[Run], scale: float) -> StudyFit:
         runs: its runs, trials and promotions.
         scale: budget of the promotion, as a multiple of the study's.
     """
-    from studies.scaling.fit import fit
-
     # A promotion of this budget is what is predicted: its own loss must not choose it again.
     points = Points.of(run for run in runs if run.scale is None or run.scale < scale)
     try:
-        law = fit(points.observations)
+        law, effects = fit_points(points)
     except FitRefused as refused:
-        return StudyFit(scale, str(refused), None, points)
-    candidates = _candidates(study, points, law, scale)
+        return StudyFit(scale, str(refused), points=points)
+    candidates = _candidates(study, points, law, effects, scale)
     choice = _choice(study, points, law, candidates, scale)
-    return StudyFit(scale, None, law, points, candidates, choice)
+    return StudyFit(scale, None, law, effects, points, candidates, choice)
 
 
-def predict_run(study: Study, law: ScalingFit, run: Run, scale: float) -> float | None:
+def fit_points(points: Points, *, must_reach: bool = True) -> tuple[ScalingFit, Effects]:
+    """The law of some runs and the effects of what it does not know, fitted by turns.
+
+    Raises:
+        FitRefused: the runs do not carry a law.
+    """
+    import numpy as np
+
+    from studies.effects import fit_effects
+    from studies.scaling.fit import fit
+    from studies.scaling.observations import Points as Logs
+    from studies.scaling.result import undertrained_sd
+
+    law = fit(points.observations, must_reach=False)
+    few = undertrained_sd(Logs.of(points.observations))
+    for last in (False, True):
+        residuals, spread = [], []
+        for one, off in zip(points.observations, few, strict=True):
+            expected = law.losses(
+                one.n_params, one.tokens, max_lr=one.max_lr, batch_tokens=one.batch_tokens
+            )
+            residuals.append(one.loss_nats - float(expected[0]))
+            spread.append(math.hypot(one.loss_nats * math.hypot(law.noise, off), one.stderr_nats))
+        effects = fit_effects(points.configs, np.array(residuals), np.array(spread))
+        if not last:
+            law = fit(freed(points, effects), must_reach=must_reach)
+    return law, effects
+
+
+def freed(points: Points, effects: Effects) -> list[Observation]:
+    """The points without what their other settings changed of their losses."""
+    return [
+        dataclasses.replace(one, loss_nats=one.loss_nats - effects.of(config)[0])
+        for config, one in zip(points.configs, points.observations, strict=True)
+    ]
+
+
+def predict_run(
+    study: Study, law: ScalingFit, effects: Effects, run: Run, scale: float
+) -> float | None:
     """Loss that a finished trial's shape is predicted to reach at `scale` times the budget."""
     config = parse(RunConfig, run.config, f"{run.kind} {run.number}")
     if scale == 1.0:
@@ -194,20 +246,28 @@ def predict_run(study: Study, law: ScalingFit, run: Run, scale: float) -> float 
         there: RunConfig | None = config.with_changes(num_training_steps=max(1, steps))
     else:
         there = promoted(study, config, scale)
-    anchors = [] if why_no_point(run, config) is not None else [observation(run, config)]
-    return None if there is None else _predict(law, there, anchors).loss_nats
+    return None if there is None else _predict(law, effects, there, Points.of([run])).loss_nats
 
 
-def _predict(law: ScalingFit, there: RunConfig, anchors: Sequence[Observation]) -> Prediction:
+def _predict(law: ScalingFit, effects: Effects, there: RunConfig, anchors: Points) -> Prediction:
     """What the law says of a configuration, given measured runs of its shape."""
-    return law.predict(
+    nats, sd = effects.of(there)
+    told = law.predict(
         float(there.n_charged_params),
         float(there.total_tokens),
         max_lr=there.max_lr,
         batch_tokens=float(there.tokens_per_step),
         tuned=False,
         level=LEVEL,
-        anchors=anchors,
+        anchors=freed(anchors, effects),
+    )
+    middle = told.loss_nats + nats
+    reach = Z_LEVEL * sd
+    return dataclasses.replace(
+        told,
+        loss_nats=middle,
+        low_nats=middle - math.hypot(told.loss_nats - told.low_nats, reach),
+        high_nats=middle + math.hypot(told.high_nats - told.loss_nats, reach),
     )
 
 
@@ -224,7 +284,7 @@ def promoted(study: Study, config: RunConfig, scale: float) -> RunConfig | None:
 
 
 def _candidates(
-    study: Study, points: Points, law: ScalingFit, scale: float
+    study: Study, points: Points, law: ScalingFit, effects: Effects, scale: float
 ) -> tuple[Candidate, ...]:
     found = []
     for run, config in zip(points.runs, points.configs, strict=True):
@@ -232,11 +292,11 @@ def _candidates(
         if run.kind != "trial" or later is None:
             continue
         anchors = points.of_shape(config)
-        there = _predict(law, later, anchors)
+        there = _predict(law, effects, later, anchors)
         measured = run.val_loss_nats if run.has_whole_budget else None
         here = measured
         if here is None:
-            here = predict_run(study, law, run, 1.0)
+            here = predict_run(study, law, effects, run, 1.0)
             assert here is not None
         found.append(
             Candidate(

@@ -37,8 +37,8 @@ def reconcile(store: Store, study: Study, proposals: Proposals, objective: Objec
     decided = {row.number: row.params for row in rows}
     for number in sorted(decided):
         proposals.restore(number, decided[number])
-    for run in runs.values():
-        proposals.has_budget(run.number, run.budget_flops)
+    for trained in runs.values():
+        proposals.has_budget(trained.number, trained.budget_flops)
     for proposal in proposals.open_proposals():
         run = runs.get(proposal.number)
         if proposal.number in rejected:
