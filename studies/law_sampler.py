@@ -30,10 +30,10 @@ START = 4
 MODELS = 24
 """Draws of what is not linear in the model, weighed by how well they explain the results."""
 FOURIER = 64
-CANDIDATES = 192
-ROUNDS = 8
+CANDIDATES = 160
+ROUNDS = 7
 PARENTS = 10
-CHILDREN = 6
+CHILDREN = 5
 """Of each parent in each round of the search for a draw's lowest loss."""
 LATEST = 150
 """The model looks at the best and the latest trials, so many together."""
@@ -73,7 +73,11 @@ class LawSampler:
         self._features = _Features(space, self._names)
 
     def propose(
-        self, seed: int, number: int, results: Sequence[Result], taken: Sequence[Mapping[str, Value]]
+        self,
+        seed: int,
+        number: int,
+        results: Sequence[Result],
+        taken: Sequence[Mapping[str, Value]],
     ) -> dict[str, Value] | None:
         """Settings of the lowest loss of a drawn model; None: there is too little to go on.
 
@@ -84,16 +88,20 @@ class LawSampler:
             taken: settings that are not to be proposed again.
         """
         used = self._chosen(results)
-        rows = [(row, result.loss_nats) for result in used if (row := self._row(result)) is not None]
+        lowest: dict[int | None, float] = {}
+        for result in used:
+            best = lowest.get(result.budget_flops, math.inf)
+            lowest[result.budget_flops] = min(best, result.loss_nats)
+        found = [(self._row(r), r.loss_nats, r.loss_nats - lowest[r.budget_flops]) for r in used]
+        rows = [(row, loss, above) for row, loss, above in found if row is not None]
         if number < START or len(rows) < START - 1:
             return None
         rng = np.random.default_rng(seed)
-        x = np.array([row for row, _ in rows])
-        y = np.array([loss for _, loss in rows])
-        predict = _drawn_model(self._features, x, y, rng)
+        x, y, above = (np.array(column) for column in zip(*rows, strict=True))
+        predict = _drawn_model(self._features, x, y, above, rng)
         known = {_key(settings) for settings in taken}
-        best = [result.settings for result in sorted(used, key=lambda r: r.loss_nats)[:PARENTS]]
-        return self._lowest(predict, [dict(settings) for settings in best], known, rng)
+        parents = [result.settings for result in sorted(used, key=lambda r: r.loss_nats)[:PARENTS]]
+        return self._lowest(predict, [dict(settings) for settings in parents], known, rng)
 
     def _chosen(self, results: Sequence[Result]) -> list[Result]:
         """The best third and the latest of very many results."""
@@ -144,7 +152,7 @@ class LawSampler:
                     pool[key] = (float(loss), settings)
             ranked = sorted(pool.items(), key=lambda item: item[1][0])[:PARENTS]
             fresh = [
-                self._features.mutated(settings, rng)
+                self._features.places.neighbour(settings, rng)
                 for _, (_, settings) in ranked
                 for _ in range(CHILDREN)
             ]
@@ -156,24 +164,69 @@ def _key(settings: Mapping[str, Value]) -> tuple[Any, ...]:
     return tuple(sorted((name, str(value)) for name, value in settings.items()))
 
 
+class Places:
+    """Where settings lie in their ranges, and what lies beside them."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._space = space
+        self._ranges: dict[str, tuple[float, float, bool]] = {}
+        """(low, high, logarithmic) of what has an order."""
+        self._indices: dict[str, dict[Value, int]] = {}
+        for name, parameter in space.parameters.items():
+            if parameter.is_ordinal:
+                assert parameter.values is not None
+                self._indices[name] = {value: i for i, value in enumerate(parameter.values)}
+                self._ranges[name] = (0.0, len(parameter.values) - 1.0, False)
+            elif parameter.min is not None and parameter.max is not None:
+                ends = (float(parameter.min), float(parameter.max))
+                low, high = map(math.log, ends) if parameter.is_log else ends
+                self._ranges[name] = (low, high, parameter.is_log)
+
+    def has_order(self, name: str) -> bool:
+        """Whether neighbouring values of a parameter are alike."""
+        return name in self._ranges
+
+    def unit(self, name: str, setting: Value) -> float:
+        """A setting's place in its range, 0 to 1."""
+        low, high, log = self._ranges[name]
+        value = float(self._indices[name][setting] if name in self._indices else setting)  # type: ignore[arg-type]
+        if log:
+            value = math.log(value)
+        return min(max((value - low) / (high - low), 0.0), 1.0) if high > low else 0.5
+
+    def neighbour(
+        self, settings: Mapping[str, Value], rng: np.random.Generator
+    ) -> dict[str, Value]:
+        """Settings with one to three of them moved a little or drawn anew."""
+        result = dict(settings)
+        names = list(settings)
+        number = 1 + int(rng.integers(min(3, len(names))))
+        for index in rng.permutation(len(names))[:number]:
+            name, quantile = names[index], rng.random()
+            if name in self._ranges and rng.random() < 0.7:
+                quantile = self.unit(name, result[name]) + 0.15 * float(rng.standard_normal())
+                quantile = min(max(quantile, 0.0), 0.999999)
+            parameter = self._space.parameters[name]
+            result[name] = parameter.decode(parameter.at_quantile(quantile))
+        return result
+
+
 class _Features:
     """A configuration as numbers, and the settings around it."""
 
     def __init__(self, space: SearchSpace, names: list[str]) -> None:
-        self._space = space
-        self._numeric = [name for name in names if self._unit_of(name) is not None]
+        self.places = Places(space)
+        self._numeric = [name for name in names if self.places.has_order(name)]
         self._choices = [
             (name, value)
             for name in names
             if name not in self._numeric
             for value in space.parameters[name].values or ()
         ]
-        self._names = names
-        self.n_head = 6
         self.n_units, self.n_choices = len(self._numeric), len(self._choices)
 
     def of(self, config: RunConfig, settings: Mapping[str, Value]) -> FloatArray:
-        """(ln N, ln D, ln lr over StepLaw's, ln batch over StepLaw's, ln aspect, 0), units, choices."""
+        """Ln N, ln D, ln of rate and batch over StepLaw's, ln of width / depth; places; choices."""
         tokens = float(config.total_tokens)
         rows = config.head_rows
         unused = 0 if rows is None else max(0, config.model.n_vocab - rows) * config.model.n_embd
@@ -181,42 +234,9 @@ class _Features:
         batch = math.log(config.tokens_per_step / steplaw_batch_tokens(tokens))
         lr = math.log(max(config.max_lr, 1e-12) / steplaw_lr(size, tokens)) - 0.5 * batch
         aspect = math.log(config.model.n_embd / config.model.depth)
-        units = [self._unit(name, settings[name]) for name in self._numeric]
+        units = [self.places.unit(name, settings[name]) for name in self._numeric]
         choices = [float(settings[name] == value) for name, value in self._choices]
-        return np.array([math.log(size), math.log(tokens), lr, batch, aspect, 0.0, *units, *choices])
-
-    def mutated(self, settings: Mapping[str, Value], rng: np.random.Generator) -> dict[str, Value]:
-        """A neighbour: one to three settings moved a little or drawn anew."""
-        result = dict(settings)
-        number = 1 + int(rng.integers(min(3, len(self._names))))
-        for name in rng.choice(self._names, size=number, replace=False):
-            parameter = self._space.parameters[str(name)]
-            quantile = rng.random()
-            if str(name) in self._numeric and rng.random() < 0.7:
-                unit = self._unit(str(name), result[str(name)])
-                quantile = min(max(unit + 0.15 * float(rng.standard_normal()), 0.0), 0.999999)
-            result[str(name)] = parameter.decode(parameter.at_quantile(quantile))
-        return result
-
-    def _unit_of(self, name: str) -> tuple[float, float, bool] | None:
-        """(low, high, logarithmic) of a numeric parameter; None: its values have no order."""
-        parameter = self._space.parameters[name]
-        if parameter.values is not None:
-            return (0.0, len(parameter.values) - 1.0, False) if parameter.is_ordinal else None
-        assert parameter.min is not None
-        assert parameter.max is not None
-        return float(parameter.min), float(parameter.max), parameter.is_log
-
-    def _unit(self, name: str, setting: Value) -> float:
-        """A setting's place in its range, 0 to 1."""
-        bounds = self._unit_of(name)
-        assert bounds is not None
-        low, high, log = bounds
-        parameter = self._space.parameters[name]
-        value = float(parameter.encode(setting)) if parameter.is_ordinal else float(setting)  # type: ignore[arg-type]
-        if log:
-            low, high, value = math.log(low), math.log(high), math.log(value)
-        return min(max((value - low) / (high - low), 0.0), 1.0) if high > low else 0.5
+        return np.array([math.log(size), math.log(tokens), lr, batch, aspect, *units, *choices])
 
 
 @dataclass(frozen=True)
@@ -237,8 +257,8 @@ class _Basis:
         size = np.exp(-self.alpha * (x[:, 0] - self.centre[0]))
         data = np.exp(-self.beta * (x[:, 1] - self.centre[1]))
         lr, batch, aspect = x[:, 2], x[:, 3], x[:, 4] - ASPECT
-        units = x[:, 6 : 6 + self.n_units] - 0.5
-        choices = x[:, 6 + self.n_units :]
+        units = x[:, 5 : 5 + self.n_units] - 0.5
+        choices = x[:, 5 + self.n_units :]
         law = [np.ones(len(x)), size, data]
         tuning = [lr, lr**2, batch, batch**2, lr * batch, aspect, aspect**2]
         place = np.hstack([(x[:, :2] - self.centre[:2]) / 2.0, units * 2.0, choices])
@@ -271,13 +291,25 @@ LINE_SD, BOW_SD, CHOICE_SD = 0.06, 0.06, 0.04
 
 
 def _drawn_model(
-    features: _Features, x: FloatArray, y: FloatArray, rng: np.random.Generator
+    features: _Features,
+    x: FloatArray,
+    y: FloatArray,
+    above: FloatArray,
+    rng: np.random.Generator,
 ) -> Callable[[FloatArray], FloatArray]:
-    """One draw of the posterior: losses of rows of features."""
+    """One draw of the posterior: losses of rows of features.
+
+    Args:
+        features: what the columns of `x` are.
+        x: (trials, features).
+        y: (trials,) losses.
+        above: (trials,) losses less the lowest of the same budget.
+        rng: of the draw.
+    """
     n_places = 2 + features.n_units + features.n_choices
     frequencies = rng.standard_normal((n_places, FOURIER))
     phases = rng.uniform(0.0, 2.0 * math.pi, FOURIER)
-    far = FAR_SD * np.maximum(0.0, y - y.min() - NEAR_NATS)
+    far = FAR_SD * np.maximum(0.0, above - NEAR_NATS)
     models = []
     for _ in range(MODELS):
         basis = _Basis(
@@ -306,8 +338,7 @@ def _drawn_model(
     # A draw of the posterior by conditioning a draw of the prior (Matheron's rule).
     prior = rng.standard_normal(len(means))
     noise = sigma * rng.standard_normal(len(y))
-    gap = (y - (scaled @ prior + (phi_mean := basis.columns(x) @ means)) - noise)
-    del phi_mean
+    gap = y - basis.columns(x) @ means - scaled @ prior - noise
     drawn = prior + scaled.T @ np.linalg.solve(root.T, np.linalg.solve(root, gap))
     theta = means + sds * drawn
     for square in (len(PRIOR_LAW) + 1, len(PRIOR_LAW) + 3):

@@ -222,15 +222,13 @@ class Proposals:
         frozen = self._memory.get_trials(deepcopy=False)[number]
         return bool(self._memory.pruner.prune(self._memory, frozen))
 
-    def complete(
-        self, number: int, val_loss_nats: float, budget_flops: int | None = None
-    ) -> None:
+    def complete(self, number: int, val_loss_nats: float, budget_flops: int | None = None) -> None:
         """The trial ended with this loss. Nothing happens if that is on record already.
 
         Args:
             number: the proposal's.
             val_loss_nats: of the whole run.
-            budget_flops: that it was given, where budgets differ between trials (`law` looks at it).
+            budget_flops: that it was given; None: that of the search (`law` looks at it).
         """
         self.has_budget(number, budget_flops)
         self._tell(number, TrialState.COMPLETE, val_loss_nats)
