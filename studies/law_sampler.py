@@ -39,7 +39,9 @@ LATEST = 150
 """The model looks at the best and the latest trials, so many together."""
 
 NEAR_NATS = 0.3
-"""A result so far above the best one counts less and less: far away no bowl is one."""
+"""A result so far above the best one of its budget counts less and less: far away no bowl is one."""
+SAME_BUDGET = 0.5
+"""Logarithm of a factor: the best one is that of the results with about as many FLOPs."""
 FAR_SD = 0.25
 """Standard deviation of what is not explained, for each nat beyond that."""
 
@@ -58,15 +60,24 @@ class Result:
 class LawSampler:
     """Proposes by a drawn law; see the module's text."""
 
-    def __init__(self, space: SearchSpace, base: Mapping[str, Any], limits: Limits) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        base: Mapping[str, Any],
+        limits: Limits,
+        promoted: Callable[[RunConfig], RunConfig | None] | None = None,
+    ) -> None:
         """Begin without results.
 
         Args:
             space: what varies.
             base: run settings that the search fixes.
-            limits: what a trial must fit into; its budget is what is optimised for.
+            limits: what a trial must fit into.
+            promoted: what becomes of a trial at the budget whose loss is to be lowest; None: that
+                of the limits.
         """
         self._space, self._base, self._limits = space, base, limits
+        self._promoted = promoted
         self._names = [name for name, p in space.parameters.items() if p.count() != 1]
         self._known: dict[int, FloatArray | None] = {}
         """Features of finished trials, by number."""
@@ -88,17 +99,13 @@ class LawSampler:
             taken: settings that are not to be proposed again.
         """
         used = self._chosen(results)
-        lowest: dict[int | None, float] = {}
-        for result in used:
-            best = lowest.get(result.budget_flops, math.inf)
-            lowest[result.budget_flops] = min(best, result.loss_nats)
-        found = [(self._row(r), r.loss_nats, r.loss_nats - lowest[r.budget_flops]) for r in used]
-        rows = [(row, loss, above) for row, loss, above in found if row is not None]
+        found = [(self._row(result), result.loss_nats) for result in used]
+        rows = [(row, loss) for row, loss in found if row is not None]
         if number < START or len(rows) < START - 1:
             return None
         rng = np.random.default_rng(seed)
-        x, y, above = (np.array(column) for column in zip(*rows, strict=True))
-        predict = _drawn_model(self._features, x, y, above, rng)
+        x, y = (np.array(column) for column in zip(*rows, strict=True))
+        predict = _drawn_model(self._features, x, y, rng)
         known = {_key(settings) for settings in taken}
         parents = [result.settings for result in sorted(used, key=lambda r: r.loss_nats)[:PARENTS]]
         return self._lowest(predict, [dict(settings) for settings in parents], known, rng)
@@ -144,6 +151,8 @@ class LawSampler:
                 if key in pool or key in new:
                     continue
                 config = self._config(settings)
+                if config is not None and self._promoted is not None:
+                    config = self._promoted(config)
                 if config is not None:
                     new[key] = (self._features.of(config, settings), settings)
             if new:
@@ -286,16 +295,14 @@ PRIOR_TUNING = (
 """Of learning rate, its square, batch, its square, both, aspect, its square: optima within a factor
 of about two of StepLaw's, 0.05 nats for a rate e times off (Porian et al. 2024 gained 0.67 by
 tuning), half of it for a batch (*assumptions* as to their widths)."""
+LEAST_CURVATURE = 0.005
+"""Nats: a drawn optimum of learning rate or batch is one, not a slope without end."""
 LINE_SD, BOW_SD, CHOICE_SD = 0.06, 0.06, 0.04
 """Nats over the whole range of any other setting (*assumption*)."""
 
 
 def _drawn_model(
-    features: _Features,
-    x: FloatArray,
-    y: FloatArray,
-    above: FloatArray,
-    rng: np.random.Generator,
+    features: _Features, x: FloatArray, y: FloatArray, rng: np.random.Generator
 ) -> Callable[[FloatArray], FloatArray]:
     """One draw of the posterior: losses of rows of features.
 
@@ -303,13 +310,15 @@ def _drawn_model(
         features: what the columns of `x` are.
         x: (trials, features).
         y: (trials,) losses.
-        above: (trials,) losses less the lowest of the same budget.
         rng: of the draw.
     """
     n_places = 2 + features.n_units + features.n_choices
     frequencies = rng.standard_normal((n_places, FOURIER))
     phases = rng.uniform(0.0, 2.0 * math.pi, FOURIER)
-    far = FAR_SD * np.maximum(0.0, above - NEAR_NATS)
+    compute = x[:, 0] + x[:, 1]
+    alike = np.abs(compute[:, None] - compute[None]) < SAME_BUDGET
+    best = np.where(alike, y[None], np.inf).min(axis=1)
+    far = FAR_SD * np.maximum(0.0, y - best - NEAR_NATS)
     models = []
     for _ in range(MODELS):
         basis = _Basis(
@@ -348,7 +357,3 @@ def _drawn_model(
         return basis.columns(rows) @ theta
 
     return predict
-
-
-LEAST_CURVATURE = 0.005
-"""Nats: a drawn optimum of learning rate or batch is one, not a slope without end."""
