@@ -39,7 +39,7 @@ LATEST = 150
 """The model looks at the best and the latest trials, so many together."""
 
 NEAR_NATS = 0.3
-"""A result so far above the best one of its budget counts less and less: far away no bowl is one."""
+"""A result so far above the best one of its budget counts less and less: a bowl is one near by."""
 SAME_BUDGET = 0.5
 """Logarithm of a factor: the best one is that of the results with about as many FLOPs."""
 FAR_SD = 0.25
