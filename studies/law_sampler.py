@@ -21,6 +21,7 @@ import numpy as np
 
 from budgetsweep.constraint import Admitted, Limits, admit
 from studies.curves import FloatArray
+from studies.effects import CONTEXT_NATS, CONTEXT_SD
 from studies.space import SearchSpace, Value
 from trainer.config import RunConfig
 from trainer.laws import steplaw_batch_tokens, steplaw_lr
@@ -30,16 +31,16 @@ START = 4
 MODELS = 24
 """Draws of what is not linear in the model, weighed by how well they explain the results."""
 FOURIER = 64
-CANDIDATES = 192
-ROUNDS = 8
+CANDIDATES = 160
+ROUNDS = 7
 PARENTS = 10
-CHILDREN = 6
+CHILDREN = 5
 """Of each parent in each round of the search for a draw's lowest loss."""
 LATEST = 150
 """The model looks at the best and the latest trials, so many together."""
 
 NEAR_NATS = 0.3
-"""A result so far above the best one of its budget counts less and less: far away no bowl is one."""
+"""A result so far above the best one of its budget counts less and less: a bowl is one near by."""
 SAME_BUDGET = 0.5
 """Logarithm of a factor: the best one is that of the results with about as many FLOPs."""
 FAR_SD = 0.25
@@ -89,6 +90,7 @@ class LawSampler:
         number: int,
         results: Sequence[Result],
         taken: Sequence[Mapping[str, Value]],
+        budget_flops: int | None = None,
     ) -> dict[str, Value] | None:
         """Settings of the lowest loss of a drawn model; None: there is too little to go on.
 
@@ -97,20 +99,22 @@ class LawSampler:
             number: the proposal's.
             results: complete trials, by number.
             taken: settings that are not to be proposed again.
+            budget_flops: that the trial will have; None: the search's.
         """
         used = self._chosen(results)
-        rows = [
-            (row, result.loss_nats) for result in used if (row := self._row(result)) is not None
-        ]
+        found = [(self._row(result), result.loss_nats) for result in used]
+        rows = [(row, loss) for row, loss in found if row is not None]
         if number < START or len(rows) < START - 1:
             return None
         rng = np.random.default_rng(seed)
-        x = np.array([row for row, _ in rows])
-        y = np.array([loss for _, loss in rows])
+        x, y = (np.array(column) for column in zip(*rows, strict=True))
         predict = _drawn_model(self._features, x, y, rng)
         known = {_key(settings) for settings in taken}
-        best = [result.settings for result in sorted(used, key=lambda r: r.loss_nats)[:PARENTS]]
-        return self._lowest(predict, [dict(settings) for settings in best], known, rng)
+        parents = [result.settings for result in sorted(used, key=lambda r: r.loss_nats)[:PARENTS]]
+        # What is best at a larger budget is too large to learn a law from: every other trial is
+        # the best one for its own.
+        price = self._later if number % 2 else lambda s: self._config(s, budget_flops)
+        return self._lowest(predict, price, [dict(settings) for settings in parents], known, rng)
 
     def _chosen(self, results: Sequence[Result]) -> list[Result]:
         """The best third and the latest of very many results."""
@@ -136,9 +140,17 @@ class LawSampler:
         answer = admit(self._space.run_data(settings, self._base), limits)
         return answer.config if isinstance(answer, Admitted) else None
 
+    def _later(self, settings: Mapping[str, Value]) -> RunConfig | None:
+        """What becomes of settings at the budget whose loss is to be lowest."""
+        config = self._config(settings)
+        if config is None or self._promoted is None:
+            return config
+        return self._promoted(config)
+
     def _lowest(
         self,
         predict: Callable[[FloatArray], FloatArray],
+        price: Callable[[Mapping[str, Value]], RunConfig | None],
         parents: list[dict[str, Value]],
         known: set[tuple[Any, ...]],
         rng: np.random.Generator,
@@ -152,9 +164,7 @@ class LawSampler:
                 key = _key(settings)
                 if key in pool or key in new:
                     continue
-                config = self._config(settings)
-                if config is not None and self._promoted is not None:
-                    config = self._promoted(config)
+                config = price(settings)
                 if config is not None:
                     new[key] = (self._features.of(config, settings), settings)
             if new:
@@ -163,7 +173,7 @@ class LawSampler:
                     pool[key] = (float(loss), settings)
             ranked = sorted(pool.items(), key=lambda item: item[1][0])[:PARENTS]
             fresh = [
-                self._features.mutated(settings, rng)
+                self._features.places.neighbour(settings, rng)
                 for _, (_, settings) in ranked
                 for _ in range(CHILDREN)
             ]
@@ -175,24 +185,73 @@ def _key(settings: Mapping[str, Value]) -> tuple[Any, ...]:
     return tuple(sorted((name, str(value)) for name, value in settings.items()))
 
 
+class Places:
+    """Where settings lie in their ranges, and what lies beside them."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._space = space
+        self._ranges: dict[str, tuple[float, float, bool]] = {}
+        """(low, high, logarithmic) of what has an order."""
+        self._indices: dict[str, dict[Value, int]] = {}
+        for name, parameter in space.parameters.items():
+            if parameter.is_ordinal:
+                assert parameter.values is not None
+                self._indices[name] = {value: i for i, value in enumerate(parameter.values)}
+                self._ranges[name] = (0.0, len(parameter.values) - 1.0, False)
+            elif parameter.min is not None and parameter.max is not None:
+                ends = (float(parameter.min), float(parameter.max))
+                low, high = map(math.log, ends) if parameter.is_log else ends
+                self._ranges[name] = (low, high, parameter.is_log)
+
+    def has_order(self, name: str) -> bool:
+        """Whether neighbouring values of a parameter are alike."""
+        return name in self._ranges
+
+    def unit(self, name: str, setting: Value) -> float:
+        """A setting's place in its range, 0 to 1."""
+        low, high, log = self._ranges[name]
+        value = float(self._indices[name][setting] if name in self._indices else setting)  # type: ignore[arg-type]
+        if log:
+            value = math.log(value)
+        return min(max((value - low) / (high - low), 0.0), 1.0) if high > low else 0.5
+
+    def neighbour(
+        self, settings: Mapping[str, Value], rng: np.random.Generator
+    ) -> dict[str, Value]:
+        """Settings with one to three of them moved a little or drawn anew."""
+        result = dict(settings)
+        names = list(settings)
+        number = 1 + int(rng.integers(min(3, len(names))))
+        for index in rng.permutation(len(names))[:number]:
+            name, quantile = names[index], rng.random()
+            if name in self._ranges and rng.random() < 0.7:
+                quantile = self.unit(name, result[name]) + 0.15 * float(rng.standard_normal())
+                quantile = min(max(quantile, 0.0), 0.999999)
+            parameter = self._space.parameters[name]
+            result[name] = parameter.decode(parameter.at_quantile(quantile))
+        return result
+
+
 class _Features:
     """A configuration as numbers, and the settings around it."""
 
     def __init__(self, space: SearchSpace, names: list[str]) -> None:
-        self._space = space
-        self._numeric = [name for name in names if self._unit_of(name) is not None]
+        self.places = Places(space)
+        self._numeric = [name for name in names if self.places.has_order(name)]
         self._choices = [
             (name, value)
             for name in names
             if name not in self._numeric
             for value in space.parameters[name].values or ()
         ]
-        self._names = names
-        self.n_head = 6
         self.n_units, self.n_choices = len(self._numeric), len(self._choices)
 
     def of(self, config: RunConfig, settings: Mapping[str, Value]) -> FloatArray:
-        """(ln N, ln D, ln lr over StepLaw's, ln batch over StepLaw's, ln aspect, 0), units, choices."""
+        """A configuration's row.
+
+        Ln N, ln D, ln of rate and batch over StepLaw's, ln of width / depth, 1 / context; places;
+        choices.
+        """
         tokens = float(config.total_tokens)
         rows = config.head_rows
         unused = 0 if rows is None else max(0, config.model.n_vocab - rows) * config.model.n_embd
@@ -200,44 +259,10 @@ class _Features:
         batch = math.log(config.tokens_per_step / steplaw_batch_tokens(tokens))
         lr = math.log(max(config.max_lr, 1e-12) / steplaw_lr(size, tokens)) - 0.5 * batch
         aspect = math.log(config.model.n_embd / config.model.depth)
-        units = [self._unit(name, settings[name]) for name in self._numeric]
+        units = [self.places.unit(name, settings[name]) for name in self._numeric]
         choices = [float(settings[name] == value) for name, value in self._choices]
-        return np.array(
-            [math.log(size), math.log(tokens), lr, batch, aspect, 0.0, *units, *choices]
-        )
-
-    def mutated(self, settings: Mapping[str, Value], rng: np.random.Generator) -> dict[str, Value]:
-        """A neighbour: one to three settings moved a little or drawn anew."""
-        result = dict(settings)
-        number = 1 + int(rng.integers(min(3, len(self._names))))
-        for name in rng.choice(self._names, size=number, replace=False):
-            parameter = self._space.parameters[str(name)]
-            quantile = rng.random()
-            if str(name) in self._numeric and rng.random() < 0.7:
-                unit = self._unit(str(name), result[str(name)])
-                quantile = min(max(unit + 0.15 * float(rng.standard_normal()), 0.0), 0.999999)
-            result[str(name)] = parameter.decode(parameter.at_quantile(quantile))
-        return result
-
-    def _unit_of(self, name: str) -> tuple[float, float, bool] | None:
-        """(low, high, logarithmic) of a numeric parameter; None: its values have no order."""
-        parameter = self._space.parameters[name]
-        if parameter.values is not None:
-            return (0.0, len(parameter.values) - 1.0, False) if parameter.is_ordinal else None
-        assert parameter.min is not None
-        assert parameter.max is not None
-        return float(parameter.min), float(parameter.max), parameter.is_log
-
-    def _unit(self, name: str, setting: Value) -> float:
-        """A setting's place in its range, 0 to 1."""
-        bounds = self._unit_of(name)
-        assert bounds is not None
-        low, high, log = bounds
-        parameter = self._space.parameters[name]
-        value = float(parameter.encode(setting)) if parameter.is_ordinal else float(setting)  # type: ignore[arg-type]
-        if log:
-            low, high, value = math.log(low), math.log(high), math.log(value)
-        return min(max((value - low) / (high - low), 0.0), 1.0) if high > low else 0.5
+        law = [math.log(size), math.log(tokens), lr, batch, aspect, 1.0 / config.seq_len]
+        return np.array([*law, *units, *choices])
 
 
 @dataclass(frozen=True)
@@ -258,10 +283,11 @@ class _Basis:
         size = np.exp(-self.alpha * (x[:, 0] - self.centre[0]))
         data = np.exp(-self.beta * (x[:, 1] - self.centre[1]))
         lr, batch, aspect = x[:, 2], x[:, 3], x[:, 4] - ASPECT
+        context = x[:, 5] - CONTEXT
         units = x[:, 6 : 6 + self.n_units] - 0.5
         choices = x[:, 6 + self.n_units :]
         law = [np.ones(len(x)), size, data]
-        tuning = [lr, lr**2, batch, batch**2, lr * batch, aspect, aspect**2]
+        tuning = [lr, lr**2, batch, batch**2, lr * batch, aspect, aspect**2, context]
         place = np.hstack([(x[:, :2] - self.centre[:2]) / 2.0, units * 2.0, choices])
         waves = np.cos(place @ self.frequencies + self.phases) * math.sqrt(2.0 / len(self.phases))
         return np.hstack(
@@ -279,14 +305,19 @@ class _Basis:
 
 
 ASPECT = math.log(40.0)
+CONTEXT = 1.0 / 128
+"""Where the lines of both are zero."""
 PRIOR_LAW = ((1.9, 0.4), (1.7, 0.8), (1.7, 0.8))
 """Mean and standard deviation in nats of E and of both terms in the middle of the results."""
 PRIOR_TUNING = (
     (0.0, 0.08), (0.05, 0.03), (0.0, 0.05), (0.025, 0.02), (0.0, 0.03), (0.0, 0.02), (0.008, 0.008),
+    (CONTEXT_NATS, CONTEXT_SD),
 )  # fmt: skip
 """Of learning rate, its square, batch, its square, both, aspect, its square: optima within a factor
 of about two of StepLaw's, 0.05 nats for a rate e times off (Porian et al. 2024 gained 0.67 by
-tuning), half of it for a batch (*assumptions* as to their widths)."""
+tuning), half of it for a batch (*assumptions* as to their widths); of 1 / context."""
+LEAST_CURVATURE = 0.005
+"""Nats: a drawn optimum of learning rate or batch is one, not a slope without end."""
 LINE_SD, BOW_SD, CHOICE_SD = 0.06, 0.06, 0.04
 """Nats over the whole range of any other setting (*assumption*)."""
 
@@ -294,7 +325,14 @@ LINE_SD, BOW_SD, CHOICE_SD = 0.06, 0.06, 0.04
 def _drawn_model(
     features: _Features, x: FloatArray, y: FloatArray, rng: np.random.Generator
 ) -> Callable[[FloatArray], FloatArray]:
-    """One draw of the posterior: losses of rows of features."""
+    """One draw of the posterior: losses of rows of features.
+
+    Args:
+        features: what the columns of `x` are.
+        x: (trials, features).
+        y: (trials,) losses.
+        rng: of the draw.
+    """
     n_places = 2 + features.n_units + features.n_choices
     frequencies = rng.standard_normal((n_places, FOURIER))
     phases = rng.uniform(0.0, 2.0 * math.pi, FOURIER)
@@ -330,8 +368,7 @@ def _drawn_model(
     # A draw of the posterior by conditioning a draw of the prior (Matheron's rule).
     prior = rng.standard_normal(len(means))
     noise = sigma * rng.standard_normal(len(y))
-    gap = y - (scaled @ prior + (phi_mean := basis.columns(x) @ means)) - noise
-    del phi_mean
+    gap = y - basis.columns(x) @ means - scaled @ prior - noise
     drawn = prior + scaled.T @ np.linalg.solve(root.T, np.linalg.solve(root, gap))
     theta = means + sds * drawn
     for square in (len(PRIOR_LAW) + 1, len(PRIOR_LAW) + 3):
@@ -341,7 +378,3 @@ def _drawn_model(
         return basis.columns(rows) @ theta
 
     return predict
-
-
-LEAST_CURVATURE = 0.005
-"""Nats: a drawn optimum of learning rate or batch is one, not a slope without end."""

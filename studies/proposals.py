@@ -108,14 +108,14 @@ class Proposals:
         """Proposals made so far."""
         return len(self._memory.get_trials(deepcopy=False))
 
-    def propose(self, *, rejected_in_a_row: int = 0) -> Proposal:
+    def propose(self, *, rejected_in_a_row: int = 0, budget_flops: int | None = None) -> Proposal:
         """The next proposal, running.
 
         Raises:
             SpaceExhausted: the grid has no more points.
         """
         number = len(self)
-        drawn = self._drawn(number, rejected_in_a_row)
+        drawn = self._drawn(number, rejected_in_a_row, budget_flops)
         settings = self._space.decode(drawn)
         self._add(number, drawn, settings)
         return Proposal(number, settings)
@@ -153,21 +153,23 @@ class Proposals:
         if self._record is not None:
             self._record.unwritten.append(change)
 
-    def _drawn(self, number: int, rejected_in_a_row: int) -> dict[str, Any]:
+    def _drawn(
+        self, number: int, rejected_in_a_row: int, budget_flops: int | None
+    ) -> dict[str, Any]:
         if number == 0 and self._first is not None:
             return self._space.encode(self._first)
         if self._grid is not None:
             return self._grid_point(number)
         stuck = rejected_in_a_row >= RANDOM_AFTER_REJECTIONS
         if self._sampler == "law" and not stuck:
-            proposed = self._by_law(number)
+            proposed = self._by_law(number, budget_flops)
             return self._qmc_point(number) if proposed is None else self._space.encode(proposed)
         if self._sampler == "qmc" and not stuck:
             return self._qmc_point(number)
         sampler = make_sampler("random" if stuck else self._sampler, _mix(self._seed, number))
         return self._window.ask(number, sampler, self._memory.get_trials(deepcopy=False))
 
-    def _by_law(self, number: int) -> dict[str, Value] | None:
+    def _by_law(self, number: int, budget_flops: int | None) -> dict[str, Value] | None:
         """What the law proposes; None where it has too little to go on."""
         if self._law is None:
             return None
@@ -178,7 +180,8 @@ class Proposals:
             if trial.state == TrialState.COMPLETE and trial.value is not None
         ]
         taken = [_settings(trial) for trial in trials]
-        return self._law.propose(_mix(self._seed, number), number, results, taken)
+        seed = _mix(self._seed, number)
+        return self._law.propose(seed, number, results, taken, budget_flops)
 
     def _grid_point(self, number: int) -> dict[str, Any]:
         assert self._grid is not None
@@ -228,7 +231,7 @@ class Proposals:
         Args:
             number: the proposal's.
             val_loss_nats: of the whole run.
-            budget_flops: that it was given, where budgets differ between trials (`law` looks at it).
+            budget_flops: that it was given; None: that of the search (`law` looks at it).
         """
         self.has_budget(number, budget_flops)
         self._tell(number, TrialState.COMPLETE, val_loss_nats)

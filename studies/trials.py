@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -138,7 +139,10 @@ class TrialSource:
                 proposal = (
                     self._undecided.pop(0)
                     if self._undecided
-                    else self._proposals.propose(rejected_in_a_row=self._rejected_in_a_row)
+                    else self._proposals.propose(
+                        rejected_in_a_row=self._rejected_in_a_row,
+                        budget_flops=rung_budget(self._rung(), self._study.budget_flops),
+                    )
                 )
             except SpaceExhausted:
                 self._ended = "every point of the grid has been tried"
@@ -148,11 +152,14 @@ class TrialSource:
                 return run
         return None
 
+    def _rung(self) -> Fraction:
+        """Of the next trial."""
+        return self._settings.rungs.of_trial(self._n_started)
+
     def _decide(self, proposal: Proposal) -> Run | None:
         run_dir = self._settings.folder / f"trial-{proposal.number:05d}"
         data = self._space.run_data(proposal.settings, self._base)
-        rungs = self._settings.rungs
-        rung = rungs.of_trial(self._n_started)
+        rung = self._rung()
         limits = dataclasses.replace(
             self.limits, budget_flops=rung_budget(rung, self._study.budget_flops)
         )
@@ -192,7 +199,7 @@ class TrialSource:
             epochs=answer.epochs,
             estimated_memory_bytes=answer.memory_bytes,
             output_dir=str(run_dir),
-            scale=float(rung) if len(rungs.of_trials) > 1 else None,
+            scale=float(rung) if len(self._settings.rungs.of_trials) > 1 else None,
         )
         return self._store.run(run_id)
 
