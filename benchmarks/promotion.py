@@ -82,16 +82,29 @@ def best_possible(
 
 
 def outcome(
-    world: SimulatedWorld, fit: StudyFit, config: RunConfig, budget: int, convention: Any
+    world: SimulatedWorld,
+    fit: StudyFit,
+    config: RunConfig,
+    budget: int,
+    convention: Any,
+    *,
+    by_law: bool,
 ) -> tuple[RunConfig, Row]:
     """The promotion of a trial's configuration: what it would reach, and what was predicted."""
     limits = Limits(budget, convention)
     wanted, _ = promoted_config(config, budget, (), limits)
     promoted = filled(wanted, limits)
     assert promoted is not None
+    if by_law:
+        promoted = filled(fit.tuned(wanted, promoted), limits)
+        assert promoted is not None
     told = fit.predict(promoted)
     measured = float(world.measured_loss(promoted))
-    row: Row = {"loss": world.true_loss(promoted), "measured": measured, "n": config.n_params}
+    row: Row = {
+        "loss": float(world.true_loss(promoted)),
+        "measured": measured,
+        "n": config.n_params,
+    }
     if told is not None:
         row |= {
             "predicted": told.loss_nats, "low": told.low_nats, "high": told.high_nats,
@@ -120,10 +133,13 @@ def one_seed(args: argparse.Namespace, seed: int, best: float, world: SimulatedW
     for name, number in chosen.items():
         config = parse(RunConfig, runs[number].config, "trial")
         budget = int(args.scale * args.budget)
-        promoted, row[name] = outcome(world, fit, config, budget, study.convention)
+        promoted, row[name] = outcome(
+            world, fit, config, budget, study.convention,
+            by_law=name == "predicted" and bool(fit.candidates),
+        )  # fmt: skip
         tuned = world.best_lr(promoted, float(promoted.total_tokens))
         row[name] |= {
-            "regret": row[name]["loss"] - best,
+            "regret": float(row[name]["loss"] - best),
             "lr_off": promoted.max_lr / tuned,
             "batch_off": promoted.tokens_per_step
             / world.best_batch_tokens(float(promoted.total_tokens)),

@@ -34,6 +34,8 @@ LEVEL = 0.8
 Z_LEVEL = 1.2816
 """Of a normal distribution, half of that interval."""
 DRAWS = 400
+RATE_REACH = 2.0
+"""*Assumption*: three half steps of `--check-lr`."""
 
 
 def why_no_point(run: Run, config: RunConfig) -> str | None:
@@ -165,6 +167,18 @@ class StudyFit:
             return None
         return _predict(self.fit, self.effects, config, self.points.of_shape(config))
 
+    def tuned(self, wanted: RunConfig, filled: RunConfig) -> RunConfig:
+        """A promotion at the learning rate that the law holds for best.
+
+        Args:
+            wanted: its configuration, steps not yet filled.
+            filled: the same with steps.
+        """
+        if self.fit is None:
+            return wanted
+        tuned = at_best_rate(filled, self.fit)
+        return wanted.with_changes(max_lr=tuned.max_lr, min_lr=tuned.final_lr, min_lr_ratio=None)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the database."""
         return {
@@ -245,7 +259,7 @@ def predict_run(
         steps = affordable_steps(config, budget, convention)  # type: ignore[arg-type]
         there: RunConfig | None = config.with_changes(num_training_steps=max(1, steps))
     else:
-        there = promoted(study, config, scale)
+        there = promoted(study, config, scale, law)
     return None if there is None else _predict(law, effects, there, Points.of([run])).loss_nats
 
 
@@ -271,8 +285,13 @@ def _predict(law: ScalingFit, effects: Effects, there: RunConfig, anchors: Point
     )
 
 
-def promoted(study: Study, config: RunConfig, scale: float) -> RunConfig | None:
-    """What the rule makes of a trial at the larger budget; None where it pays no step."""
+def promoted(
+    study: Study, config: RunConfig, scale: float, law: ScalingFit | None = None
+) -> RunConfig | None:
+    """What the rule makes of a trial at the larger budget; None where it pays no step.
+
+    With a law that knows learning rates, the rate is `best_rate`.
+    """
     budget = int(scale * study.budget_flops)
     limits = Limits(budget, study.convention)  # type: ignore[arg-type]
     try:
@@ -280,7 +299,27 @@ def promoted(study: Study, config: RunConfig, scale: float) -> RunConfig | None:
     except ConfigError:
         return None
     steps = affordable_steps(wanted, budget, limits.convention)
-    return wanted.with_changes(num_training_steps=steps) if steps else None
+    if not steps:
+        return None
+    later = wanted.with_changes(num_training_steps=steps)
+    return later if law is None else at_best_rate(later, law)
+
+
+def at_best_rate(config: RunConfig, law: ScalingFit) -> RunConfig:
+    """A promotion at the learning rate that a law holds for best, the last rate in proportion.
+
+    Within a factor `RATE_REACH` of what the rule made of the trial's own rate, which has at least
+    been tried.
+    """
+    if not law.knows_lr:
+        return config
+    best = law.tuned_lr(
+        float(config.n_charged_params), float(config.total_tokens), float(config.tokens_per_step)
+    )
+    factor = min(max(best / config.max_lr, 1.0 / RATE_REACH), RATE_REACH)
+    rate = float(f"{config.max_lr * factor:.4g}")
+    last = float(f"{config.final_lr * factor:.4g}")
+    return config.with_changes(max_lr=rate, min_lr=last, min_lr_ratio=None)
 
 
 def _candidates(
@@ -288,7 +327,7 @@ def _candidates(
 ) -> tuple[Candidate, ...]:
     found = []
     for run, config in zip(points.runs, points.configs, strict=True):
-        later = promoted(study, config, scale)
+        later = promoted(study, config, scale, law)
         if run.kind != "trial" or later is None:
             continue
         anchors = points.of_shape(config)
@@ -330,7 +369,7 @@ def _choice(
     measured = min(whole, key=lambda c: (c.at_budget_nats, c.number))
     predicted = candidates[0]
     configs = {run.id: config for run, config in zip(points.runs, points.configs, strict=True)}
-    pair = [promoted(study, configs[c.run_id], scale) for c in (measured, predicted)]
+    pair = [promoted(study, configs[c.run_id], scale, law) for c in (measured, predicted)]
     one, other = (config for config in pair if config is not None)
     drawn = law.sample_losses(
         [float(one.n_charged_params), float(other.n_charged_params)],

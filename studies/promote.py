@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,6 +186,8 @@ def run_promotion(
     wanted, rescaling = promoted_config(original, budget, overrides, limits)
     wanted = wanted.with_changes(device=settings.device)
     admitted = _admitted(wanted, limits)
+    if selection.selected_by == "predicted" and lr_factor is None and not _names_lr(overrides):
+        wanted = selection.fit.tuned(wanted, admitted.config)
     fixed, opened = _with_text(study, wanted, admitted.config.wanted_train_tokens, settings, hooks)
     if opened.val_checksum != study.val_checksum:
         raise StudyError(
@@ -242,6 +244,10 @@ def _with_text(
     )
     fixed = wanted.with_changes(data=wanted.data.fixed_to(data, train_tokens, study.val_tokens))
     return fixed, open_prepared(fixed.data, fixed.tokenizer_encoding, settings.cache_dir)
+
+
+def _names_lr(overrides: Iterable[str]) -> bool:
+    return any(override.startswith(("max_lr=", "min_lr")) for override in overrides)
 
 
 def _admitted(config: RunConfig, limits: Limits) -> Admitted:
