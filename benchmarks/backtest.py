@@ -178,15 +178,16 @@ def to_markdown(outcome: dict[str, Any]) -> str:
         lines += ["", "Refused: " + "; ".join(chosen["refused"]) + "."]
     if len(others) > 1:
         lines += ["", "## What was tried", "", "Error, and share inside, of valid runs and of the "
-                  "best ones; mean regret. The fit was chosen by this table, so that its own row "
-                  "flatters it.", ""]  # fmt: skip
+                  "best ones; mean regret; *refused*: fits, of those at all budgets but the first, "
+                  "that were too uncertain and are left out of the means. The fit was chosen by "
+                  "this table, so that its own row flatters it.", ""]  # fmt: skip
         heads = [f"×{ratio} {part}" for ratio in RATIOS for part in ("valid", "best")]
         lines += [
-            f"| | {' | '.join(heads)} | regret ×{RATIOS[0]} | ×{RATIOS[-1]} |",
-            f"| --- |{' ---: |' * (len(heads) + 2)}",
+            f"| | refused | {' | '.join(heads)} | regret ×{RATIOS[0]} | ×{RATIOS[-1]} |",
+            f"| --- |{' ---: |' * (len(heads) + 3)}",
         ]
         for tried in others:
-            cells = [tried["variant"]]
+            cells = [tried["variant"], str(len(tried["refused"]))]
             for ratio in RATIOS:
                 for part in ("valid", "best"):
                     one = tried["by_ratio"][str(ratio)][part]
@@ -222,13 +223,16 @@ def main() -> int:
     table = _table(arguments.runs, arguments.group)
     variants = VARIANTS if arguments.variants else (CHOSEN,)
     words = [Path(word).name if word == str(arguments.runs) else word for word in sys.argv[1:]]
+    results = [backtest(table.observations, variant) for variant in variants]
+    for tried in results[1:]:
+        del tried["rows"]  # the means tell enough of what was not chosen
     outcome = {
         **about(" ".join(["python -m benchmarks.backtest", *words])),
         "table": arguments.runs.name,
         "n_runs": len(table.observations),
         "n_shapes": len({one.n_params for one in table.observations}),
         "n_budgets": len(budgets_of(table.observations)),
-        "results": [backtest(table.observations, variant) for variant in variants],
+        "results": results,
     }
     text = to_markdown(outcome)
     write_results(arguments.out, arguments.name, outcome, text)

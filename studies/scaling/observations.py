@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from studies.curves import FloatArray
 
@@ -88,6 +88,10 @@ class Points:
             column("n_params"), column("tokens"), loss, column("max_lr"), column("batch_tokens"),
             stderr,
         )  # fmt: skip
+
+    def take(self, chosen: NDArray[np.intp]) -> Points:
+        """The points at some indices."""
+        return Points(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
 def distinct_budgets(flops: ArrayLike) -> list[float]:
