@@ -18,7 +18,7 @@ from budgetsweep.config import dump_yaml, write_bytes_atomically, write_text_ato
 from model.flops import CONVENTIONS
 from reports import figures as runs
 from reports import figures_space as space
-from reports import style, text, text_curves, text_scaling, text_search
+from reports import study_scaling, style, text, text_curves, text_scaling, text_search
 from reports.advice import advice
 from reports.document import (
     Block,
@@ -46,6 +46,10 @@ FIGURES = (
     space.importance,
     runs.schedule,
     runs.proposals,
+    study_scaling.isoflop_fit,
+    study_scaling.compute_frontier,
+    study_scaling.regret,
+    study_scaling.lr_optimum,
 )
 
 

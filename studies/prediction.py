@@ -161,6 +161,22 @@ class StudyFit:
         """What is predicted of a trial."""
         return next((c for c in self.candidates if c.run_id == run_id), None)
 
+    def _points_dict(self) -> list[dict[str, Any]]:
+        """What was fitted: losses without what the settings beside the law's changed."""
+        effects = self.effects
+        fitted = self.points.observations if effects is None else freed(self.points, effects)
+        return [
+            {
+                "run_id": run.id,
+                "n_params": one.n_params,
+                "tokens": one.tokens,
+                "val_loss_nats": one.loss_nats,
+                "max_lr": one.max_lr,
+                "batch_tokens": one.batch_tokens,
+            }
+            for run, one in zip(self.points.runs, fitted, strict=True)
+        ]
+
     def predict(self, config: RunConfig) -> Prediction | None:
         """The loss of a run at the end of its schedule; None: there is no law."""
         if self.fit is None or self.effects is None:
@@ -183,7 +199,7 @@ class StudyFit:
         """Plain data for the database."""
         return {
             "fit": None if self.fit is None else self.fit.to_dict(),
-            "points": [run.id for run in self.points.runs],
+            "points": self._points_dict(),
             "left_out": self.points.left_out,
             "level": LEVEL,
             "candidates": [vars(candidate) for candidate in self.candidates],
