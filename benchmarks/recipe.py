@@ -63,6 +63,7 @@ VARIANTS: dict[str, Settings] = {
     "learned positions": {"positions": "learned"},
     "LayerNorm": {"norm": "layer"},
     "biases": {"bias": True},
+    "LayerNorm + biases": {"norm": "layer", "bias": True},
     "AdamW only": {"optimizer": "adamw"},
     "QK-norm": {"qk_norm": True},
     "ReLU²": {"activation": "relu2"},
