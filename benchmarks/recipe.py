@@ -4,9 +4,13 @@
         [--budget 3e12] [--seeds 3] [--only modern,gpt2] [--workers 2] [--runs FILE] [--out FOLDER]
 
 Every variant gets the same budget, counted in its convention by the run's own meter, the same text
-and the same validation tokens; each worker computes with one thread. Runs already in FILE are not
-trained again. A variant is the modern recipe with one thing changed, or the GPT-2 recipe with one
-option added; `student` is the best configuration of a course at 1e15, its steps scaled down.
+and the same validation tokens; each worker computes with one thread. A variant is the modern recipe
+with one thing changed, or the GPT-2 recipe with one option added; `student` is the best
+configuration of a course at 1e15, its steps scaled down.
+
+FILE keeps what was trained, with all settings. A run is not trained again where one of the same
+settings is there, and a row of the table counts runs by their settings, never by the name they were
+trained under: so a recipe that changes takes no run along that it did not make.
 """
 
 from __future__ import annotations
@@ -61,8 +65,9 @@ VARIANTS: dict[str, Settings] = {
     "no head bias": {"head_bias": "none"},
     "whole head": {"head_samples": None},
     "learned positions": {"positions": "learned"},
-    "LayerNorm": {"norm": "layer"},
-    "biases": {"bias": True},
+    "RMSNorm": {"norm": "rms"},
+    "no biases": {"bias": False},
+    "RMSNorm + no biases": {"norm": "rms", "bias": False},
     "AdamW only": {"optimizer": "adamw"},
     "QK-norm": {"qk_norm": True},
     "ReLU²": {"activation": "relu2"},
@@ -74,7 +79,9 @@ VARIANTS: dict[str, Settings] = {
     "2048 samples": {"head_samples": 2048},
     "4096 samples": {"head_samples": 4096},
     "batch 8": {"batch_size": 8},
+    "batch 16": {"batch_size": 16},
     "batch 32": {"batch_size": 32},
+    "batch 64": {"batch_size": 64},
     "lr × 1/2": {"max_lr": 6e-3},
     "lr × 2": {"max_lr": 2.4e-2},
     "no decay": {"weight_decay": 0.0},
@@ -125,18 +132,32 @@ def run_data(variant: str, budget: float, seed: int, data: Settings) -> Settings
     }
 
 
+def configured(variant: str, budget: float, seed: int = 0, data: Settings | None = None) -> Any:
+    """The filled configuration of a variant's run."""
+    from budgetsweep.config import parse
+    from budgetsweep.constraint import fill
+    from trainer.config import RunConfig
+
+    return fill(parse(RunConfig, run_data(variant, budget, seed, data or {}), variant))
+
+
+def settings_of(config: Any) -> Settings:
+    """What decides a run beside its text and seed: every setting, wherever it came from."""
+    unlike = {"recipe", "output_dir", "data", "seed"}
+    settings: Settings = config.model_dump(mode="json", by_alias=True, exclude=unlike)
+    return settings
+
+
 def train(variant: str, budget: float, seed: int, data: Settings) -> Settings:
     """Train one variant in this process; what is kept of it."""
     import torch
 
-    from budgetsweep.config import parse
-    from budgetsweep.constraint import fill, planned_flops
-    from trainer.config import RunConfig
+    from budgetsweep.constraint import planned_flops
     from trainer.loop import train_run
     from trainer.prepare import open_prepared
 
     torch.set_num_threads(1)
-    config = fill(parse(RunConfig, run_data(variant, budget, seed, data), variant))
+    config = configured(variant, budget, seed, data)
     tokens = open_prepared(config.data, config.tokenizer_encoding)
     started = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
@@ -158,6 +179,7 @@ def train(variant: str, budget: float, seed: int, data: Settings) -> Settings:
         "n_params": config.n_params,
         "flops": planned_flops(config),
         "cpu_seconds": time.process_time() - started,
+        "settings": settings_of(config),
     }
 
 
@@ -172,18 +194,24 @@ def prepared(args: argparse.Namespace) -> Settings:
     return fixed.model_dump(mode="json", exclude_none=True)
 
 
-def read_runs(path: Path) -> list[Settings]:
-    """Runs that were trained before."""
+def read_runs(path: Path, budget: float) -> list[Settings]:
+    """Runs of a budget that were trained before, each under the variant that it is now."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    now = [(name, settings_of(configured(name, budget))) for name in VARIANTS]
+    runs = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        run = json.loads(line)
+        if run["budget"] == budget:
+            names = [name for name, settings in now if settings == run.get("settings")]
+            runs += [{**run, "variant": name} for name in names]
+    return runs
 
 
 def train_missing(args: argparse.Namespace, variants: list[str]) -> list[Settings]:
     """Append the runs that the file lacks; all of this budget."""
-    runs = read_runs(args.runs)
-    have = {(r["variant"], r["budget"], r["seed"]) for r in runs}
-    todo = [(v, s) for s in range(args.seeds) for v in variants if (v, args.budget, s) not in have]
+    have = {(r["variant"], r["seed"]) for r in read_runs(args.runs, args.budget)}
+    todo = [(v, s) for s in range(args.seeds) for v in variants if (v, s) not in have]
     if todo:
         data = prepared(args)
         args.runs.parent.mkdir(parents=True, exist_ok=True)
@@ -201,23 +229,26 @@ def train_missing(args: argparse.Namespace, variants: list[str]) -> list[Setting
                     f"{run['cpu_seconds']:.0f} CPU seconds",
                     flush=True,
                 )
-    return [r for r in read_runs(args.runs) if r["budget"] == args.budget]
+    return read_runs(args.runs, args.budget)
 
 
 def table(runs: list[Settings]) -> list[Settings]:
     """A row a variant, the best first; differences from `modern` are of equal seeds."""
     by_seed = {r["seed"]: r["val_loss_nats"] for r in runs if r["variant"] == "modern"}
-    rows = []
+    rows: list[Settings] = []
+    told: list[Settings] = []
     for variant in VARIANTS:
         mine = [r for r in runs if r["variant"] == variant and r["val_loss_nats"] is not None]
-        if not mine:
+        if not mine or mine[0]["settings"] in told:  # some are the recipe itself at some budgets
             continue
+        told.append(mine[0]["settings"])
         losses = [r["val_loss_nats"] for r in mine]
         gaps = [r["val_loss_nats"] - by_seed[r["seed"]] for r in mine if r["seed"] in by_seed]
         seconds = [r["cpu_seconds"] for r in mine if "cpu_seconds" in r]
         rows.append({
             "variant": variant,
             "n": len(mine),
+            "losses": {str(r["seed"]): r["val_loss_nats"] for r in mine},
             "loss": statistics.fmean(losses),
             "spread": [min(losses), max(losses)],
             "gap": statistics.fmean(gaps) if gaps else None,

@@ -11,8 +11,8 @@ MODEL_OPTIONS: dict[Recipe, dict[str, Any]] = {
     "gpt2": {},
     "modern": {
         "positions": "rope",
-        "norm": "rms",
-        "bias": False,
+        "norm": "layer",
+        "bias": True,
         "head_bias": "unigram",
         "p_dropout": 0.0,
     },

@@ -37,8 +37,9 @@ def refusal(shape: dict[str, Any] | None = None, **changes: Any) -> str:
 
 def test_modern_sets_the_decoder_and_its_training() -> None:
     config = read(recipe="modern")
-    chosen = ("positions", "norm", "bias", "head_bias")
+    chosen = ("positions", "head_bias")
     assert config.stack_shape.options() == {name: ALL_OPTIONS[name] for name in chosen}
+    assert (config.stack_shape.norm, config.stack_shape.bias) == ("layer", True)
     assert config.stack_shape.p_dropout == 0.0
     assert config.stack_shape.sizes() == SIZES | {"n_vocab": 50257, "p_dropout": 0.0}
     assert (config.optimizer, config.schedule) == ("muon", "linear")
@@ -71,8 +72,8 @@ EXPLICIT: list[tuple[str, Any]] = [
     ("schedule", "wsd"), ("min_lr_ratio", 0.3), ("min_lr_ratio", None), ("min_lr", 0.002),
 ]  # fmt: skip
 PLAIN: list[tuple[str, Any]] = [
-    ("positions", "learned"), ("norm", "layer"), ("qk_norm", True), ("activation", "relu2"),
-    ("bias", True), ("zero_init", True), ("head_bias", "none"), ("p_dropout", 0.2),
+    ("positions", "learned"), ("norm", "rms"), ("qk_norm", True), ("activation", "relu2"),
+    ("bias", False), ("zero_init", True), ("head_bias", "none"), ("p_dropout", 0.2),
 ]  # fmt: skip
 
 
