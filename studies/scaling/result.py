@@ -35,8 +35,8 @@ comes of a batch that was chosen for longer ones."""
 FEW_STEPS = 100.0
 """Steps below which a run is of its warm-up rather than of the law."""
 FEW_STEPS_SD = 0.05
-"""Relative misfit for each factor e below that. *Assumption*: our runs of 2 to 5 steps end 8 to
-11 % below the law, because they begin at the token frequencies."""
+"""Relative misfit for each factor e below that. *Assumption*: runs of byte models of
+2 to 5 steps ended 8 to 18 % below the law, because they begin at the token frequencies."""
 SIGNIFICANT = 6
 """Digits of the numbers in `to_dict`."""
 
