@@ -41,7 +41,7 @@ class Variant:
     least_tokens_per_param: float = 0.0
     """Runs with fewer are left out of the fit."""
     undertrained_sd: float = result.UNDERTRAINED_SD
-    misfit_per_e_fold: float = result.MISFIT_PER_E_FOLD
+    misfit_share: float = result.MISFIT_SHARE
 
 
 CHOSEN = Variant("as it is")
@@ -62,9 +62,9 @@ VARIANTS = (
     Variant("E known to 6 %", Priors(entropy_sd=0.06)),
     Variant("E not known (a factor e)", Priors(entropy_sd=1.0)),
     Variant("exponents known to 25 %", Priors(exponent=Prior(math.log(0.3), 0.25))),
-    Variant("no misfit beyond the budgets", misfit_per_e_fold=0.0),
-    Variant("half the misfit beyond the budgets", misfit_per_e_fold=0.002),
-    Variant("1.5 times the misfit beyond the budgets", misfit_per_e_fold=0.006),
+    Variant("no misfit beyond the budgets", misfit_share=0.0),
+    Variant("half the misfit beyond the budgets", misfit_share=0.35),
+    Variant("1.5 times the misfit beyond the budgets", misfit_share=1.05),
 )  # fmt: skip
 """The published approach, and the steps from it to ours."""
 
@@ -73,7 +73,7 @@ VARIANTS = (
 def _settings(variant: Variant) -> Iterator[None]:
     with (
         mock.patch.object(result, "UNDERTRAINED_SD", variant.undertrained_sd),
-        mock.patch.object(result, "MISFIT_PER_E_FOLD", variant.misfit_per_e_fold),
+        mock.patch.object(result, "MISFIT_SHARE", variant.misfit_share),
     ):
         yield
 

@@ -26,6 +26,11 @@ N_LR = 5
 """Then those of the learning rate; the rest are the batch's."""
 
 
+LOWEST_OF_WORDS = 3.0
+"""Nats a token below which losses are of bytes or short tokens, or of models far larger than a
+search trains."""
+
+
 @dataclass(frozen=True)
 class Prior:
     """A normal distribution: mean and standard deviation."""
@@ -41,7 +46,7 @@ class Priors:
     entropy_nats: float | None = None
     """Centre of E, the loss of no model of any size. None: 1.8, the middle of 1.69 (Hoffmann et al.
     2022), 1.82 (Besiroglu et al. 2024) and 1.87 (Muennighoff et al. 2023), all with 32k to 50k
-    tokens; where the losses are so low that this is no floor (bytes), 0.6 of the lowest."""
+    tokens; where the losses are so low that this is no floor (bytes), 0.4 of the lowest."""
     entropy_sd: float = 0.1
     """Of ln E."""
     exponent: Prior = Prior(math.log(0.3), 0.35)
@@ -78,9 +83,9 @@ class Priors:
         """Prior of ln E where the lowest loss seen is `lowest_loss` nats."""
         if self.entropy_nats is not None:
             return Prior(math.log(self.entropy_nats), self.entropy_sd)
-        if 0.6 * lowest_loss >= 1.8:
+        if lowest_loss >= LOWEST_OF_WORDS:
             return Prior(math.log(1.8), self.entropy_sd)
-        return Prior(math.log(0.6 * lowest_loss), max(0.4, self.entropy_sd))
+        return Prior(math.log(0.4 * lowest_loss), max(0.5, self.entropy_sd))
 
     def vector(self, lowest_loss: float, middle_loss: float) -> tuple[FloatArray, FloatArray]:
         """Means and standard deviations of all parameters, in the order of `NAMES`."""

@@ -22,8 +22,9 @@ from studies.scaling.terms import (
 )
 from trainer.laws import ScalingLaw
 
-MISFIT_PER_E_FOLD = 0.004
-"""How far the law may be off, relatively, for each factor e beyond the largest budget fitted."""
+MISFIT_SHARE = 0.7
+"""How far the law may be off for each factor e beyond the largest budget fitted, over the scatter
+of runs around it: most of that scatter is the law's own misfit."""
 UNDERTRAINED_BELOW = 3.0
 """Tokens a parameter below which no such law holds."""
 UNDERTRAINED_SD = 0.1
@@ -31,16 +32,23 @@ UNDERTRAINED_SD = 0.1
 UNDERTRAINED_TUNED_SD = 0.02
 """The same where it is known or at its optimum. *Assumption*: most of the misfit of published runs
 comes of a batch that was chosen for longer ones."""
+FEW_STEPS = 100.0
+"""Steps below which a run is of its warm-up rather than of the law."""
+FEW_STEPS_SD = 0.05
+"""Relative misfit for each factor e below that. *Assumption*: runs of byte models of
+2 to 5 steps ended 8 to 18 % below the law, because they begin at the token frequencies."""
 SIGNIFICANT = 6
 """Digits of the numbers in `to_dict`."""
 
 
 def undertrained_sd(points: Points, *, tuned: bool = False) -> FloatArray:
-    """Relative misfit of the law for runs of few tokens a parameter: (points,)."""
+    """Relative misfit of the law for runs of few tokens a parameter or few steps: (points,)."""
     below = math.log(UNDERTRAINED_BELOW) - (points.tokens - points.n_params)
     unknown = np.isnan(points.batch_tokens) & (not tuned)
     slope = np.where(unknown, UNDERTRAINED_SD, UNDERTRAINED_TUNED_SD)
-    return slope * np.maximum(0.0, below)
+    steps = points.tokens - points.batch_tokens
+    few = np.where(np.isnan(steps), 0.0, np.maximum(0.0, math.log(FEW_STEPS) - steps))
+    return np.hypot(slope * np.maximum(0.0, below), FEW_STEPS_SD * few)
 
 
 @dataclass(frozen=True)
@@ -237,7 +245,9 @@ class ScalingFit:
         """Relative misfit of the law beyond its budgets and at few tokens a parameter."""
         flops = points.n_params + points.tokens + math.log(FLOPS_PER_PARAM_TOKEN)
         beyond = np.maximum(0.0, flops - math.log(self.flops_range[1]))
-        return np.hypot(MISFIT_PER_E_FOLD * beyond, undertrained_sd(points, tuned=self.knows_batch))
+        return np.hypot(
+            MISFIT_SHARE * self.noise * beyond, undertrained_sd(points, tuned=self.knows_batch)
+        )
 
     def _anchored(self, anchors: Sequence[Observation]) -> tuple[float, float]:
         """Expected residual of a shape with measured runs, and the variance that is left.

@@ -17,7 +17,7 @@ from tests.studies.sweeping import PARAMETERS, write_text
 
 COMMANDS = (
     "search", "promote", "report", "status", "train", "evaluate", "convert", "generate", "classify",
-    "diagnose", "flops", "data", "export", "completion",
+    "diagnose", "fit", "flops", "data", "export", "completion",
 )  # fmt: skip
 
 

@@ -40,6 +40,13 @@ def test_a_whole_table(tmp_path: Path) -> None:
         table.only("owtt")
 
 
+def test_of_two_names_the_more_exact_counts(tmp_path: Path) -> None:
+    (one,) = read_runs(
+        write(tmp_path, "n,n_params,D,loss,val_loss\n1,1e7,2e8,4.9,4.5\n")
+    ).observations
+    assert one == Observation(1e7, 2e8, 4.5)
+
+
 @pytest.mark.parametrize(
     ("head", "row"),
     [("N,D,loss", "1e7,2e8,4.5"), ("N,C,loss", "1e7,1.2e16,4.5"), ("C,D,loss", "1.2e16,2e8,4.5")],
