@@ -121,6 +121,7 @@ def _hugging_face(pipe: Connection, contender: Contender, width: int, layers: in
     from transformers import (
         GPT2Config,
         GPT2LMHeadModel,
+        PrinterCallback,
         Trainer,
         TrainerCallback,
         TrainingArguments,
@@ -167,6 +168,7 @@ def _hugging_face(pipe: Connection, contender: Contender, width: int, layers: in
             model=GPT2LMHeadModel(shape), args=arguments, train_dataset=Noise(),
             callbacks=[Answers()],
         )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)  # it prints a summary at the end
         trainer.train()
 
 

@@ -172,7 +172,7 @@ def shape_of(name: str) -> tuple[int, int]:
 
 
 def main() -> int:
-    """Measure all shapes, print and write the tables."""
+    """Measure each shape, print and write its table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--shapes", default="D128L4,D256L8")
     parser.add_argument("--n", type=int, default=5, help="rounds")
@@ -191,14 +191,13 @@ def main() -> int:
     facts = about("python -m benchmarks.throughput " + " ".join(sys.argv[1:]))
     facts = {**facts, "versions": {**facts["versions"], **versions}, "n": options.n,
              "seconds": options.seconds}  # fmt: skip
-    product = product_speed()
-    rows = []
     for name, (width, layers) in shapes.items():
-        rows += measure(name, width, layers, options.n, options.seconds)
-    facts["bf16_product_tflops"] = max(product, product_speed())
-    text = markdown(rows, facts)
-    write_results(options.out, "throughput", {**facts, "rows": rows}, text)
-    sys.stdout.write(text)
+        product = product_speed()
+        rows = measure(name, width, layers, options.n, options.seconds)
+        facts["bf16_product_tflops"] = max(product, product_speed())
+        text = markdown(rows, facts)
+        write_results(options.out, f"throughput_{name}", {**facts, "rows": rows}, text)
+        print(text, flush=True)
     return 0
 
 
