@@ -13,9 +13,10 @@ Small chunks pay for adding up the matrix's gradient (V x D a chunk), large ones
 
 from __future__ import annotations
 
-CPU_CHUNK_LOGITS = 1 << 24
-"""Logits in a chunk on a CPU: 320 tokens of GPT-2's vocabulary, 32 MB in bf16. Up to three times
-as many are as fast, within noise, and need as much more memory."""
+CPU_CHUNK_LOGITS = 1 << 25
+"""Logits in a chunk on a CPU: 640 tokens of GPT-2's vocabulary, 64 MB in bf16. Two threads take 9
+to 20 % longer with half as many (D = 128, 2,048 tokens, four runs of 6 to 9 rounds), one thread as
+long, within noise."""
 CUDA_CHUNK_LOGITS = 1 << 28
 """Logits in a chunk on a GPU, where few large kernels matter more. *Assumption*, not measured."""
 

@@ -8,11 +8,14 @@ On a CPU the passes over the logits cost as much as the products. The probabilit
 not normalised: with E = exp(logits) and row sums Z, the gradients are (E/Z - onehot) W and
 (E/Z - onehot)ᵀ h, and 1/Z is applied to the narrow side of each product. A bias becomes a factor
 of E there: adding it in the product (`addmm`) triples the time of that product in bf16.
+
+Several threads share the vocabulary there, each with rows of the matrix of its own, and exchange
+but the sums of their exponentials (`model.parallel`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.chunks import loss_chunk_tokens
+from model.parallel import team_size, together
 
 SAFE_LOGIT = 60.0
 """Largest |logit| for exp without subtracting the maximum: e^±60 times any vocabulary is far
@@ -27,6 +31,9 @@ inside the range of float32 and bfloat16."""
 
 CACHED_LOGITS = 1 << 20
 """Logits of a chunk that elementwise passes touch at once on a CPU (2 to 4 MB)."""
+
+LEAST_SHARED_LOGITS = 1 << 22
+"""Logits of a batch from which on the vocabulary is shared among threads."""
 
 
 def linear_cross_entropy(
@@ -76,68 +83,105 @@ def token_losses(
     Arguments and errors as in `linear_cross_entropy`; all of the softmax is in float32.
     """
     chunk = _checked_chunk(hidden, weight, targets, chunk_tokens, bias)
-    head = _prepare(hidden, weight, chunk, bias)
+    head = _prepare(hidden, weight, targets, chunk, bias)
     losses = torch.empty(len(targets), dtype=_wide(hidden.dtype), device=hidden.device)
     with torch.autocast(hidden.device.type, enabled=False):
         for part in _parts(len(targets), chunk):
-            logits = head.logits(part)
-            losses[part] = -head.target_logits(logits, targets[part])
-            blocks = _parts(len(logits), _rows_in_cache(logits))
-            losses[part] += torch.cat([_log_sum_exp(logits[b], head) for b in blocks])
+            found = together(_log_sum, head.shares, part)
+            logs, rights = (torch.stack(each) for each in zip(*found, strict=True))
+            losses[part] = logs.logsumexp(0) - rights.sum(0)
     return losses
 
 
-def _log_sum_exp(logits: Tensor, head: _Head) -> Tensor:
+def _log_sum(share: _Share, part: slice) -> tuple[Tensor, Tensor]:
+    """Of a chunk: log Σ exp(logit) over the share's ids, and the target's logit or 0."""
+    logits = share.logits(part)
+    right = share.target_logits(logits, part)
+    blocks = _parts(len(logits), _rows_in_cache(logits))
+    return torch.cat([_log_sum_exp(logits[block], share) for block in blocks]), right
+
+
+def _log_sum_exp(logits: Tensor, share: _Share) -> Tensor:
     wide = logits.to(_wide(logits.dtype))  # may be the buffer itself; nobody needs it any more
-    if head.bias is not None:
-        wide = wide.add_(head.bias)
-    if head.small:
+    if share.bias is not None:
+        wide = wide.add_(share.bias)
+    if share.small:
         return wide.exp_().sum(dim=1).log_()
     top = wide.amax(dim=1, keepdim=True)
     return wide.sub_(top).exp_().sum(dim=1).log_() + top.squeeze(1)
 
 
-def _rows_in_cache(logits: Tensor) -> int:
-    """Rows of logits to pass over at once: on a CPU those that fit its cache, else all."""
-    if logits.device.type != "cpu":
-        return len(logits)
-    return max(1, CACHED_LOGITS // logits.shape[1])
+def _rows_in_cache(matrix: Tensor) -> int:
+    """Rows of a matrix to pass over at once: on a CPU those that fit its cache, else all."""
+    if matrix.device.type != "cpu":
+        return len(matrix)
+    return max(1, CACHED_LOGITS // matrix.shape[1])
 
 
-class _Head(NamedTuple):
-    """The head, ready for products over chunks of tokens."""
+class _Share:
+    """The head for some of the vocabulary's ids, ready for products over chunks of tokens."""
 
-    h: Tensor
-    """(N, D) hidden states in the precision of the products."""
-    w: Tensor
-    """(V, D) matrix in the same precision."""
-    wT: Tensor  # noqa: N815
-    """(D, V), contiguous: without this copy oneDNN's bf16 product takes four times as long."""
-    buffer: Tensor
-    """(chunk, V), where the logits of every chunk are written."""
-    small: bool
-    """No logit can exceed SAFE_LOGIT."""
-    bias: Tensor | None
-    """(V,) to add to the logits, in float32 or wider."""
+    def __init__(
+        self, h: Tensor, weight: Tensor, targets: Tensor, first: int, chunk: int, small: bool
+    ) -> None:
+        self.h = h
+        """(N, D) hidden states in the precision of the products."""
+        self.w = weight.to(h.dtype)
+        """(V', D) rows of the matrix in the same precision; they begin with id `first`."""
+        self.wT = self.w.T.contiguous()
+        """(D, V'), contiguous: without this copy oneDNN's bf16 product takes four times as long."""
+        self.buffer = h.new_empty(chunk, len(weight))
+        """Where the logits of every chunk are written."""
+        self.small = small
+        """No logit can exceed SAFE_LOGIT."""
+        self.bias: Tensor | None = None
+        """(V',) to add to the logits, in float32 or wider."""
+        self.targets, self.first = targets, first
+        self.rows = torch.arange(chunk, device=h.device)
+        self.whole = True
+        """The share is all of the vocabulary."""
 
     def logits(self, part: slice) -> Tensor:
         """Logits of a chunk, without the bias."""
         h = self.h[part]
         return torch.mm(h, self.wT, out=self.buffer[: len(h)])
 
-    def target_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The targets' logits, with the bias."""
-        right = logits.gather(1, targets[:, None]).squeeze(1).to(_wide(logits.dtype))
-        return right if self.bias is None else right + self.bias[targets]
+    def own(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Tokens of a chunk whose targets are among these ids, and their columns."""
+        targets = self.targets[part]
+        if self.whole:
+            return self.rows[: len(targets)], targets
+        columns = targets - self.first
+        rows = ((columns >= 0) & (columns < len(self.w))).nonzero().squeeze(1)
+        return rows, columns[rows]
+
+    def target_logits(self, logits: Tensor, part: slice) -> Tensor:
+        """The targets' logits, with the bias; 0 where the target is another share's."""
+        rows, columns = self.own(part)
+        right = logits.gather(1, columns[:, None]) if self.whole else logits[rows, columns]
+        right = right.reshape(-1).to(_wide(logits.dtype))
+        if self.bias is not None:
+            right += self.bias[columns]
+        return right if self.whole else right.new_zeros(len(logits)).index_copy_(0, rows, right)
 
 
-def _prepare(hidden: Tensor, weight: Tensor, chunk: int, bias: Tensor | None) -> _Head:
+class _Head(NamedTuple):
+    """The head of all ids."""
+
+    shares: list[_Share]
+    """One for each thread of a team."""
+    small: bool
+    """No logit can exceed SAFE_LOGIT."""
+
+
+def _prepare(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, bias: Tensor | None
+) -> _Head:
     kind = hidden.device.type
     dtype = hidden.dtype
     if torch.is_autocast_enabled(kind) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
-    h, w = hidden.detach().to(dtype), weight.detach().to(dtype)
-    buffer = torch.empty(min(chunk, len(h)), len(w), dtype=dtype, device=hidden.device)
+    h, w = hidden.detach().to(dtype), weight.detach()
     if bias is not None:
         bias = bias.detach().to(_wide(dtype))
     # |logit| <= |h| |w| + |b|. Asked on CPUs only: on a GPU the answer would stall the queue.
@@ -147,7 +191,18 @@ def _prepare(hidden: Tensor, weight: Tensor, chunk: int, bias: Tensor | None) ->
         and dtype != torch.float16
         and bool(_largest_logit(hidden, weight, bias) <= SAFE_LOGIT)
     )
-    return _Head(h, w, w.T.contiguous(), buffer, small, bias)
+    n_shares = team_size(kind) if small and len(h) * len(w) >= LEAST_SHARED_LOGITS else 1
+    if n_shares > 1 and not 0 <= int(targets.min()) <= int(targets.max()) < len(w):
+        raise IndexError(f"a target is not among the {len(w)} ids of the vocabulary")
+
+    def share(ids: slice) -> _Share:
+        made = _Share(h, w[ids], targets, ids.start, min(chunk, len(h)), small)
+        made.whole = n_shares == 1
+        made.bias = None if bias is None else bias[ids]
+        return made
+
+    size = -(-len(w) // n_shares // 64) * 64 if n_shares > 1 else len(w)
+    return _Head(together(share, list(_parts(len(w), size))), small)
 
 
 def _largest_logit(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -200,48 +255,99 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
     ) -> Tensor:
         n, wide = len(targets), _wide(hidden.dtype)
-        head = _prepare(hidden, weight, chunk, bias)
-        factor = None if head.bias is None else head.bias.exp().to(head.h.dtype)
-        rows = torch.arange(len(head.buffer), device=hidden.device)
         loss = torch.zeros((), dtype=wide, device=hidden.device)
         d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
-        d_weightT = torch.zeros(head.wT.shape, dtype=wide, device=hidden.device)
+        d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        head = _prepare(hidden, weight, targets, chunk, bias)
+        low = head.shares[0].h.dtype
+        # float16 does not reach down to a mean's gradients.
+        early, late = (1.0, 1.0 / n) if low == torch.float16 else (1.0 / n, 1.0)
         with torch.autocast(hidden.device.type, enabled=False):
+            gradients = [_Gradients(share, wide) for share in head.shares]
             for part in _parts(n, chunk):
-                target = targets[part]
-                here = rows[: len(target)]
-                e = head.logits(part)
-                right = head.target_logits(e, target)
+                sums = together(_Gradients.exponentials, gradients, part)
+                z, log_z, right = (_total(each) for each in zip(*sums, strict=True))
                 if head.small:
-                    blocks = _parts(len(e), _rows_in_cache(e))
-                    z = torch.cat([_exp_sums(e[block], factor) for block in blocks]).to(wide)
                     log_z = z.log()
-                else:
-                    if head.bias is not None:
-                        e += head.bias
-                    top, where = e.max(dim=1)
-                    torch.softmax(e, dim=1, out=e)
-                    log_z = top - e[here, where].to(wide).log()
-                    z = torch.ones_like(right)
                 loss += (log_z - right).sum()
-                e[here, target] -= z.to(e.dtype)
-                share = (1.0 / z)[:, None]
-                d_hidden[part] = (e @ head.w).to(wide) * share
-                scaledT = (hidden[part] * share).to(e.dtype).T.contiguous()
-                if e.dtype == wide:
-                    torch.addmm(d_weightT, scaledT, e, out=d_weightT)  # addmm_ is not counted
-                else:
-                    d_weightT += scaledT @ e
-        ctx.n_tokens = n
-        ctx.save_for_backward(d_hidden, d_weightT.T.to(weight.dtype).contiguous())
+                inverse = (1.0 / z)[:, None]
+                scaledT = (hidden[part] * (inverse * early)).to(low).T.contiguous()
+                products = together(_Gradients.products, gradients, part, z, scaledT)
+                torch.mul(_total(products), inverse / n, out=d_hidden[part])
+            together(_Gradients.write, gradients, d_weight, late)
+        ctx.save_for_backward(d_hidden, d_weight)
         return loss / n
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        d_hidden, d_weight = ctx.saved_tensors
-        share = grad / ctx.n_tokens
-        return d_hidden * share, d_weight * share, None, None, None
+        d_hidden, d_weight = times(grad, ctx.saved_tensors)
+        return d_hidden, d_weight, None, None, None
+
+
+def times(grad: Tensor, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Gradients of a loss times that of what it went into, a scalar."""
+    # It is 1 in most steps; asking a GPU for it would stall the queue.
+    if grad.device.type == "cpu" and not torch.compiler.is_compiling() and float(grad) == 1.0:
+        return gradients
+    return [each * grad for each in gradients]
+
+
+class _Gradients:
+    """What one share of the vocabulary adds to the loss and its gradients."""
+
+    def __init__(self, share: _Share, wide: torch.dtype) -> None:
+        self.share, self.wide = share, wide
+        self.factor = None if share.bias is None else share.bias.exp().to(share.h.dtype)
+        self.d_weightT = torch.zeros(share.wT.shape, dtype=wide, device=share.wT.device)
+        self.product = None if share.h.dtype == wide else torch.empty_like(share.wT)
+
+    def exponentials(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Make a chunk's exponentials; their sums, logs of them, and the targets' logits.
+
+        Where logits can be large, the exponentials are probabilities, the sums 1 and the logs
+        those of the true sums.
+        """
+        share = self.share
+        self.e = e = share.logits(part)
+        right = share.target_logits(e, part)
+        if share.small:
+            blocks = _parts(len(e), _rows_in_cache(e))
+            z = torch.cat([_exp_sums(e[block], self.factor) for block in blocks]).to(self.wide)
+            return z, z, right
+        if share.bias is not None:
+            e += share.bias
+        top, where = e.max(dim=1)
+        torch.softmax(e, dim=1, out=e)
+        log_z = top - e[share.rows[: len(e)], where].to(self.wide).log()
+        return torch.ones_like(right), log_z, right
+
+    def products(self, part: slice, z: Tensor, scaledT: Tensor) -> Tensor:
+        """Add to the matrix's gradient; the hidden states' of a chunk, times z."""
+        e, (rows, columns) = self.e, self.share.own(part)
+        e[rows, columns] -= z.to(e.dtype)[rows]
+        if self.product is None:
+            torch.addmm(self.d_weightT, scaledT, e, out=self.d_weightT)  # addmm_ is not counted
+        else:
+            torch.mm(scaledT, e, out=self.product)
+            for block in _parts(len(scaledT), _rows_in_cache(e)):
+                self.d_weightT[block] += self.product[block]
+        return (e @ self.share.w).to(self.wide)
+
+    def write(self, d_weight: Tensor, factor: float) -> None:
+        """Put what was added up, times a factor, into these ids' rows of the matrix's gradient."""
+        if factor != 1.0:
+            self.d_weightT *= factor
+        ids = slice(self.share.first, self.share.first + len(self.share.w))
+        d_weight[ids].copy_(self.d_weightT.T)
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    """Their sum, from left to right."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
 def _exp_sums(logits: Tensor, factor: Tensor | None) -> Tensor:

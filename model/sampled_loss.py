@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.chunks import SAMPLED_CHUNK_TOKENS
+from model.loss import times
 
 
 class VocabularySample(NamedTuple):
@@ -107,6 +108,7 @@ class _SampledCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
         d_rows = torch.zeros(rows.shape, dtype=wide, device=hidden.device)
         d_weight = torch.zeros(weight.shape, dtype=wide, device=hidden.device)
+        share = 1.0 / len(targets)
         with torch.autocast(kind, enabled=False):
             for start in range(0, len(targets), chunk):
                 part = slice(start, start + chunk)
@@ -129,20 +131,18 @@ class _SampledCrossEntropy(torch.autograd.Function):
                 loss += (top + z.log() - right).sum()
                 p = e.div_(z[:, None]).to(low)
                 missing = (own_e / z - 1.0)[:, None]
-                d_hidden[part] = torch.mm(p, rows).to(wide) + missing * own
+                d_hidden[part] = (torch.mm(p, rows).to(wide) + missing * own) * share
                 d_rows += torch.mm(p.T, h_low)
-                _add_rows(d_weight, target, missing * h.to(wide))
-        _add_rows(d_weight, ids, d_rows)
-        ctx.n_tokens = len(targets)
+                _add_rows(d_weight, target, missing * h.to(wide) * share)
+        _add_rows(d_weight, ids, d_rows.mul_(share))
         ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype))
-        return loss / len(targets)
+        return loss * share
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_weight = ctx.saved_tensors
-        share = grad / ctx.n_tokens
-        return d_hidden * share, d_weight * share, None, None, None, None
+        d_hidden, d_weight = times(grad, ctx.saved_tensors)
+        return d_hidden, d_weight, None, None, None, None
 
 
 def _add_rows(matrix: Tensor, ids: Tensor, rows: Tensor) -> None:

@@ -265,10 +265,22 @@ class StackLM(nn.Module):
         What stands at padding is finite and means nothing.
         """
         x = self.embed(input_ids, attention_mask)
-        rotation = None
+        where = None
         if self.shape.positions == "rope":
             where = content_positions(input_ids, attention_mask, self.n_positions)
-            rotation = self.rotation(where, input_ids.shape[1])
+        return self.transform(x, attention_mask, where)
+
+    def transform(
+        self, x: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """What the head sees of embedded tokens x (B, S, D): all blocks and the final norm.
+
+        Args:
+            x: what `embed` gives.
+            attention_mask: (B, S), 1 for content and 0 for padding; None: all content.
+            positions: (B, S) where each token stands; None: 0 … S-1. Only rotation asks for it.
+        """
+        rotation = self.rotation(positions, x.shape[1])
         for block in self.blocks:
             x = block(x, attention_mask, rotation)
         return self.ln(x)

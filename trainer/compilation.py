@@ -24,7 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from budgetsweep.errors import ConfigError
+from model.stack import StackLM
 from trainer.config import RunConfig
+from trainer.row_threads import hidden_by_rows
 
 AUTO_FROM_FLOPS = 3 * 10**16
 BACKEND = "inductor"
@@ -49,10 +51,10 @@ def wants_compile(config: RunConfig, device: torch.device) -> bool:
 
 
 def training_forward(model: nn.Module, compiled: bool) -> Callable[..., Tensor]:
-    """`model.hidden`, compiled for the run's one shape or as it is."""
+    """`model.hidden`, compiled for the run's one shape or as it is, on threads where that helps."""
     hidden: Callable[..., Tensor] = model.hidden  # type: ignore[assignment]
     if not compiled:
-        return hidden
+        return hidden_by_rows(model) if isinstance(model, StackLM) else hidden
     forward: Callable[..., Tensor] = torch.compile(hidden, dynamic=False, backend=BACKEND)
     return forward
 

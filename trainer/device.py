@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from budgetsweep.errors import ConfigError
+from trainer.compilation import training_forward
 from trainer.config import RunConfig
 from trainer.events import DeviceInfo
 from trainer.host import (
@@ -239,6 +240,7 @@ def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:
     model = objective.build_model()
     optimizer = build_optimizer(model, config, device)
     autocast = autocast_context(config, device)
+    forward = training_forward(model, compiled=False)
 
     def timed(work: Callable[..., object], *arguments: int) -> float:
         start = time.perf_counter()
@@ -249,7 +251,7 @@ def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:
     def pass_over(n_sequences: int) -> None:
         batch = objective.random_batch(n_sequences)
         with autocast:
-            loss = objective.loss(model.hidden, model, batch)
+            loss = objective.loss(forward, model, batch)
         torch.autograd.backward(loss)
 
     # Warm up with growing batches, until one is the run's own or takes a fifth of the time.

@@ -257,3 +257,65 @@ def test_torch_compile_takes_it_as_one_graph() -> None:
     # In a process of its own: importing the compiler warns, and warnings are errors here.
     result = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vocabulary is shared by two threads, however small it is."""
+    monkeypatch.setattr(loss_module, "LEAST_SHARED_LOGITS", 0)
+    monkeypatch.setattr(loss_module, "team_size", lambda _: 2)
+
+
+@pytest.mark.parametrize("n_vocab", [65, 128, 200])
+@pytest.mark.parametrize("biased", [False, True])
+def test_shares_of_the_vocabulary_add_up(two_threads: None, n_vocab: int, biased: bool) -> None:
+    hidden, weight, targets = inputs(40, 6, n_vocab)
+    bias = torch.randn(n_vocab, dtype=torch.float64) if biased else None
+    logits = F.linear(hidden, weight, bias)
+    theirs = F.cross_entropy(logits, targets)
+    ours = linear_cross_entropy(hidden, weight, targets, 7, bias)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for factor in (1, 3):
+        for a, b in zip(
+            gradients(
+                factor * linear_cross_entropy(hidden, weight, targets, 7, bias), hidden, weight
+            ),
+            gradients(factor * F.cross_entropy(logits, targets), hidden, weight),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+        logits = F.linear(hidden, weight, bias)
+        ours = linear_cross_entropy(hidden, weight, targets, 7, bias)
+    each = F.cross_entropy(logits, targets, reduction="none").detach()
+    torch.testing.assert_close(token_losses(hidden, weight, targets, 7, bias), each)
+
+
+def test_shares_are_used_and_give_the_same_every_time(
+    two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, weight, targets = inputs(64, 8, 300, dtype=torch.float32)
+    sizes = []
+    together = loss_module.together
+
+    def counted(function: Any, members: Any, *args: Any) -> Any:
+        sizes.append(len(members))
+        return together(function, members, *args)
+
+    monkeypatch.setattr(loss_module, "together", counted)
+    results = []
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = linear_cross_entropy(hidden, weight, targets, 20)
+        results.append((loss, *gradients(loss, hidden, weight)))
+    assert set(sizes) == {2}
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("target", [-1, 200])
+def test_shares_refuse_a_target_outside_the_vocabulary(two_threads: None, target: int) -> None:
+    hidden, weight, targets = inputs(10, 4, 200)
+    targets[3] = target
+    for function in (linear_cross_entropy, token_losses):
+        with pytest.raises(IndexError, match="not among the 200 ids"):
+            function(hidden, weight, targets)
