@@ -79,7 +79,7 @@ class _Rows(torch.autograd.Function):
             return torch.autograd.grad(part.out, (part.x, *ctx.weights), mine)
 
         parts, ctx.parts = ctx.parts, None
-        grads = grad.split([len(part.x) for part in parts])  # type: ignore[no-untyped-call]
+        grads = grad.tensor_split(len(parts))
         found = together(run, list(zip(parts, grads, strict=True)))
         total = list(found[0][1:])
         for other in found[1:]:

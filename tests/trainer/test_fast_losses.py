@@ -11,7 +11,7 @@ from trainer import row_threads
 from trainer.config import RunConfig
 
 TOLERANCE_NATS = 0.02
-"""bf16 keeps 8 bits: a loss of 5.5 nats moves by less than this in 24 steps (0.003 measured)."""
+"""bf16 keeps 8 bits: a loss of 5.5 nats moves by less than this in 24 steps."""
 
 
 @pytest.fixture
