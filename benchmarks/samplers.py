@@ -213,7 +213,7 @@ def search(problem: Problem, arm: Arm, cap: int, seed: int) -> Arrival:
 def summary(arrivals: list[Arrival], cap: int) -> dict[str, Any]:
     """Median and quartiles of the trials; None where a search of that rank did not arrive."""
     trials = [cap + 1 if a.trials is None else a.trials for a in arrivals]
-    quartiles = [float(q) for q in np.quantile(trials, [0.25, 0.5, 0.75])]
+    quartiles = [float(q) for q in np.quantile(trials, [0.25, 0.5, 0.75], method="higher")]
     return {
         "n": len(arrivals),
         "cap": cap,

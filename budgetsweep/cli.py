@@ -104,7 +104,7 @@ def cli() -> None:
     type=click.Path(path_type=Path),
     help="YAML file with `parameters:` [default: built in, fits the budget].",
 )
-@click.option("--sampler", type=click.Choice(SAMPLER_NAMES), help="[default: tpe]")
+@click.option("--sampler", type=click.Choice(SAMPLER_NAMES), help="[default: law]")
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of proposals and runs [default: 0]."
 )

@@ -89,7 +89,7 @@ def search_settings(
         tokenizer=tokenizer or ("bytes" if source == "demo" else "gpt2"),
         budget_flops=10**15 if budget is None else budget,
         convention=convention or "nanogpt",  # type: ignore[arg-type]
-        sampler=sampler or "tpe",  # type: ignore[arg-type]
+        sampler=sampler or "law",  # type: ignore[arg-type]
         seed=seed or 0,
         simulate=simulate,
         pruning=prune,

@@ -36,7 +36,7 @@ class SearchSettings:
     convention: Convention = "nanogpt"
     space: SearchSpace | None = None
     """None: the built-in space for the budget."""
-    sampler: SamplerName = "tpe"
+    sampler: SamplerName = "law"
     seed: int = 0
     trials: int = 32
     """Trials in the study in all, those of earlier sessions included."""

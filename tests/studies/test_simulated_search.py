@@ -12,6 +12,9 @@ from click.testing import CliRunner
 from budgetsweep.cli import cli
 from budgetsweep.constraint import Limits
 from budgetsweep.errors import ConfigError, StudyError
+from reports.build import write_report
+from reports.facts import Facts
+from reports.read import read_study
 from studies.law_sampler import LawSampler, Result
 from studies.observer import Observer, RunView
 from studies.promote import PromoteHooks, PromoteSettings, promote
@@ -138,7 +141,7 @@ def test_every_screen_says_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert "SIMULATED (world hoffmann2022)" in run(*words)
     assert "SIMULATED" in run("train", "export/best.yaml")
     assert json.loads(run("status", "--json"))["simulated"] == "hoffmann2022"
-    run("report")
+    write_report(Facts(read_study("budgetsweep.db")), tmp_path / "report", figures=())
     for name in ("report.md", "report.html"):
         text = (tmp_path / "report" / name).read_text(encoding="utf-8")
         assert "Study simulated-hoffmann2022-1e15 (SIMULATED)" in text
