@@ -13,7 +13,8 @@ from collections.abc import Iterable
 
 from budgetsweep.errors import FitRefused
 from studies.effects import Effects
-from studies.prediction import Points, fit_points, predict_run
+from studies.points import Points, fit_points
+from studies.prediction import predict_run
 from studies.rungs import Rungs
 from studies.scaling.result import ScalingFit
 from studies.tables import Run, Study

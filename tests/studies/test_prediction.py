@@ -10,7 +10,8 @@ import pytest
 
 from budgetsweep.errors import StudyError
 from studies.objective import REFIT_EACH_UNTIL, Objective, points_fitted
-from studies.prediction import Points, fit_study
+from studies.points import Points
+from studies.prediction import fit_study
 from studies.scaling.result import ScalingFit
 from studies.selecting import record_prediction, select_trial
 from studies.store import IllegalChangeError, Store
