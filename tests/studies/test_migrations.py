@@ -181,7 +181,7 @@ def test_draft_of_the_next_version(tmp_path: Path) -> None:
     scripts = tmp_path / "migrations"
     shutil.copytree(ROOT / "studies" / "migrations", scripts)
     path = draft("add a column", str(scripts))
-    assert path == scripts / "versions" / "v0002_add_a_column.py"
+    assert path == scripts / "versions" / f"v{int(migrations.HEAD) + 1:04d}_add_a_column.py"
     spec = importlib.util.spec_from_file_location("draft", path)
     assert spec is not None
     assert spec.loader is not None

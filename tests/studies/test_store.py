@@ -295,7 +295,6 @@ class TestRuns:
         best = store.best_run(study.id)
         assert best is not None
         assert best.number == 6
-        assert store.best_run(study.id, "promotion") is None
 
 
 class TestPoints:
