@@ -89,6 +89,7 @@ def promote_command(
 
 def _print_promotion_plan(plan: PromotionPlan, console: Console) -> None:
     config, rule = plan.config, plan.rescaling
+    factor = config.max_lr / float(plan.selection.trial.config["max_lr"])
     epochs = "" if plan.epochs is None else f", {plan.epochs:.2f} epochs of the data"
     memory = "" if plan.memory_bytes is None else f", about {gib(plan.memory_bytes)} of memory"
     time = "" if plan.seconds is None else f", about {duration(plan.seconds)} here"
@@ -105,7 +106,7 @@ def _print_promotion_plan(plan: PromotionPlan, console: Console) -> None:
     )
     console.print(
         f"for {rule.tokens_ratio:.3g} times the tokens: batch x{rule.batch_factor}, "
-        f"learning rate x{rule.lr_factor:.3g}, warm-up steps and weight decay kept; "
+        f"learning rate x{factor:.3g}, warm-up steps and weight decay kept; "
         f"{settings_text(plan.changes)}",
         highlight=False,
     )

@@ -6,12 +6,12 @@ folder="${1:-demo}"
 mkdir -p "$folder"
 storage="$folder/budgetsweep.db"
 
-echo "== 1. search: 8 trials of at most 1e11 training FLOPs each"
+echo "== 1. search: 12 trials of 1e10, 3e10 and 1e11 training FLOPs, for the best at 1e12"
 # Large batches, because tiny ones leave a CPU waiting between steps.
-budgetsweep search --data demo --budget 1e11 --trials 8 --workers 2 --device cpu --storage "$storage" \
+budgetsweep search --data demo --budget 1e11 --rungs 0.1,0.3,1 --for-scale 10 --trials 12 --workers 2 --device cpu --storage "$storage" \
   --set batch_size=16 --set seq_len=128 --yes
 echo
-echo "== 2. promote: the best shape with 10 times the FLOPs"
+echo "== 2. promote: one shape with 10 times the FLOPs, its loss predicted before it trains"
 budgetsweep promote --scale 10 --device cpu --storage "$storage" --yes
 echo
 echo "== 3. report"
