@@ -134,8 +134,9 @@ def _few_trials(facts: Facts) -> Iterator[Text]:
     number = len(facts.ranked)
     wanted = max(FEWEST_TRIALS, TRIALS_PER_PARAMETER * len(facts.varied))
     if 0 < number < wanted:
+        whole = "" if number == len(facts.complete_trials) else " of the whole budget"
         yield Text(
-            f"{plural(number, 'complete trial').capitalize()} for "
+            f"{plural(number, 'complete trial').capitalize()}{whole} for "
             f"{plural(len(facts.varied), 'varied parameter')}; about {wanted} would begin to say "
             "something. The same search command with a larger --trials goes on.",
             "Too few trials.",
@@ -297,7 +298,10 @@ def _finished_promotion(facts: Facts, run: Run, lead: str) -> Iterator[Text]:
             lead,
         )
         return
-    ratio = TOKENS_PER_PARAM if samples_head(run) else tokens_per_param(run)
+    has_law = facts.data.fit is not None and facts.data.fit.refusal is None
+    # A law of the study's own runs says more of the shape than a rule of thumb.
+    by_rule = not samples_head(run) and not has_law
+    ratio = tokens_per_param(run) if by_rule else TOKENS_PER_PARAM
     if ratio < TOKENS_PER_PARAM / 2:
         yield Text(
             f"{ratio:.3g} tokens a parameter leave this model undertrained: a smaller shape would "

@@ -50,7 +50,8 @@ def _law(fit: dict[str, Any]) -> str:
     ranges = {name: fit[f"{name}_range"] for name in ("n_params", "tokens")}
     return (
         f"fitted to {plural(fit['n_points'], 'run')} of {plural(fit['n_shapes'], 'size')} "
-        f"({short(ranges['n_params'][0])} to {short(ranges['n_params'][1])} parameters) at "
+        f"({short(ranges['n_params'][0])} to {short(ranges['n_params'][1])} parameters "
+        f"that a token is charged for) at "
         f"{plural(fit['n_budgets'], 'budget')}, {short(ranges['tokens'][0])} to "
         f"{short(ranges['tokens'][1])} tokens. A run scatters around it by "
         f"{percent(fit['noise'])} of its loss. Beyond these ranges it is an extrapolation."
