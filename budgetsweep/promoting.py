@@ -25,6 +25,7 @@ from trainer.worlds import world_of
 if TYPE_CHECKING:
     from studies.prediction import Candidate, StudyFit
     from studies.promote import PromoteSettings, PromotionPlan
+    from studies.tables import Prediction
 
 LONG_SECONDS = 6 * 3600.0
 """A promotion longer than this is asked about on a terminal."""
@@ -110,9 +111,8 @@ def _print_promotion_plan(plan: PromotionPlan, console: Console) -> None:
         f"{settings_text(plan.changes)}",
         highlight=False,
     )
-    candidate = selection.candidate
-    if candidate is not None:
-        console.print(f"predicted: {_loss_text(candidate)}, on record", highlight=False)
+    if plan.predicted is not None:
+        console.print(f"predicted: {_loss_text(plan.predicted)}, on record", highlight=False)
 
 
 def print_answers(fit: StudyFit, console: Console) -> None:
@@ -157,9 +157,10 @@ def _interval(candidate: Candidate) -> str:
     return f"{candidate.loss_nats:.3f} ({candidate.low_nats:.3f} to {candidate.high_nats:.3f})"
 
 
-def _loss_text(candidate: Candidate) -> str:
+def _loss_text(told: Prediction) -> str:
     return (
-        f"val loss {_interval(candidate)}, PPL {math.exp(candidate.loss_nats):,.1f} "
-        f"({math.exp(candidate.low_nats):,.1f} to {math.exp(candidate.high_nats):,.1f}; 80 %), "
-        f"{candidate.flops_ratio:.3g} times the largest run fitted"
+        f"val loss {told.val_loss_nats:.3f} ({told.low_nats:.3f} to {told.high_nats:.3f}), PPL "
+        f"{math.exp(told.val_loss_nats):,.1f} ({math.exp(told.low_nats):,.1f} to "
+        f"{math.exp(told.high_nats):,.1f}; {100 * told.level:.0f} %), "
+        f"{told.extrapolation:.3g} times the largest run fitted"
     )

@@ -13,7 +13,7 @@ from studies.selecting import Selection
 from studies.settings import SearchSettings
 from studies.simulated_pool import SimulatedPool
 from studies.store import Store
-from studies.tables import Run, Study
+from studies.tables import FINISHED_STATUSES, Run, Study
 
 
 def train_finalists(
@@ -41,7 +41,15 @@ def train_finalists(
         Why runs are missing, in words; None: all are trained.
     """
     for rung in settings.rungs.of_finalists:
+        begun = {
+            run.parent_run_id: run
+            for run in store.runs(study.id, kind="promotion")
+            if run.scale == float(rung)
+        }
         for trial, fit in _finalists(store, study, settings, rung):
+            earlier = begun.get(trial.id)
+            if earlier is not None and earlier.status in FINISHED_STATUSES:
+                continue
             if hooks.should_stop() or out_of_time():
                 return f"the finalists at {float(rung):g} times the budget are not all trained"
             budget = int(rung * study.budget_flops)
@@ -50,7 +58,7 @@ def train_finalists(
                 store.committed_flops(study.id, settings.convention, kind=kind)
                 for kind in ("trial", "promotion")
             )
-            if limit is not None and spent + budget > limit:
+            if earlier is None and limit is not None and spent + budget > limit:
                 return (
                     f"--total-flops {limit:.4g}: {spent:.4g} are spent and a finalist at "
                     f"{float(rung):g} times the budget would cost {budget:.4g}"

@@ -45,7 +45,7 @@ def check_lr(
     """
     from studies.promote import run_promotion
 
-    scale = settings.scale * SHARE
+    scale = check_scale(settings.scale)
     trial = parse(RunConfig, selection.trial.config, f"trial {selection.trial.number}")
     limits = Limits(int(scale * study.budget_flops), study.convention, pool.device())  # type: ignore[arg-type]
     rule, _ = promoted_config(trial, limits.budget_flops, settings.overrides, limits)
@@ -75,6 +75,16 @@ def scaled_rates(rule: RunConfig, factor: float) -> tuple[str, str]:
     return f"max_lr={rule.max_lr * factor:.4g}", f"min_lr={rule.final_lr * factor:.4g}"
 
 
-def budget_left(budget_flops: int) -> int:
-    """Training FLOPs of the long run after the checks; together they never pass the budget."""
-    return budget_flops - len(FACTORS) * math.ceil(SHARE * budget_flops)
+def check_scale(scale: float) -> float:
+    """Budget of each of the three runs, as a multiple of the study's."""
+    return scale * SHARE
+
+
+def budget_left(scale: float, budget_flops: int) -> int:
+    """Training FLOPs of the long run after the checks; together they never pass its budget.
+
+    Args:
+        scale: of the promotion.
+        budget_flops: the study's.
+    """
+    return int(scale * budget_flops) - len(FACTORS) * int(check_scale(scale) * budget_flops)

@@ -78,7 +78,7 @@ class StudyFit:
     fit: ScalingFit | None = None
     effects: Effects | None = None
     """Of the settings that the law does not know."""
-    points: Points = field(default_factory=lambda: Points())
+    points: Points = field(default_factory=Points)
     candidates: tuple[Candidate, ...] = ()
     """The best predicted first."""
     choice: Choice | None = None
@@ -195,7 +195,7 @@ def promoted(
 ) -> RunConfig | None:
     """What the rule makes of a trial at the larger budget; None where it pays no step.
 
-    With a law that knows learning rates, the rate is `best_rate`.
+    With a law that knows learning rates, the rate is that of `at_best_rate`.
     """
     budget = int(scale * study.budget_flops)
     limits = Limits(budget, study.convention)  # type: ignore[arg-type]

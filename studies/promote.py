@@ -23,7 +23,7 @@ from budgetsweep.constraint import (
 from budgetsweep.errors import ConfigError, StudyError
 from studies.dispatcher import LEASE_SECONDS, Dispatcher, recover
 from studies.executor import WorkerPool
-from studies.lr_check import budget_left, check_lr, scaled_rates
+from studies.lr_check import budget_left, check_lr, check_scale, scaled_rates
 from studies.observer import Observer
 from studies.planning import Sample, Speed, measure_speed
 from studies.prediction import fit_study
@@ -79,6 +79,8 @@ class PromotionPlan:
     """What a promotion will do, said before it starts."""
 
     selection: Selection
+    predicted: Prediction | None
+    """What is on record of its loss; None: the study carries no law."""
     config: RunConfig
     budget_flops: int
     charge_flops: int
@@ -128,7 +130,12 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
     store = Store.open(settings.storage)
     try:
         study = store.study(settings.study)
-        fit = fit_study(study, store.runs(study.id), settings.scale)
+        runs = store.runs(study.id)
+        if settings.check_lr:
+            # The checks of this very promotion must not change it when the command is repeated.
+            checks = check_scale(settings.scale)
+            runs = [run for run in runs if run.kind == "trial" or run.scale != checks]
+        fit = fit_study(study, runs, settings.scale)
         selection = select_trial(store, study, fit, settings.trial, settings.select)
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
         try:
@@ -179,7 +186,7 @@ def run_promotion(
     limits = Limits(budget, study.convention, pool.device())  # type: ignore[arg-type]
     overrides = settings.overrides
     if lr_factor is not None:
-        budget = budget_left(budget)
+        budget = budget_left(settings.scale, study.budget_flops)
         limits = dataclasses.replace(limits, budget_flops=budget)
         rule, _ = promoted_config(original, budget, overrides, limits)
         overrides = (*overrides, *scaled_rates(rule, lr_factor))
@@ -201,6 +208,7 @@ def run_promotion(
     predicted = next((p for p in store.predictions(study.id) if p.run_id == run.id), None)
     plan = PromotionPlan(
         selection=selection,
+        predicted=predicted,
         config=parse(RunConfig, run.config, "promotion"),
         budget_flops=budget,
         charge_flops=admitted.charge_flops,

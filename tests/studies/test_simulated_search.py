@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from reports.facts import Facts
 from reports.read import read_study
 from studies.law_sampler import LawSampler, Result
 from studies.observer import Observer, RunView
-from studies.promote import PromoteHooks, PromoteSettings, promote
+from studies.promote import PromoteHooks, PromoteSettings, PromotionPlan, promote
+from studies.rungs import Rungs
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
 from studies.store import Store
@@ -179,3 +181,51 @@ def test_the_law_sampler_finds_what_random_search_does_not(tmp_path: Path) -> No
         assert best is not None
         found[sampler] = WORLDS[DEFAULT_WORLD].true_loss(RunConfig.model_validate(best.config))
     assert found["law"] < found["random"] - 0.03
+
+
+def test_a_checked_learning_rate_stays_within_the_budget_and_is_found_again(
+    tmp_path: Path,
+) -> None:
+    """The checks are runs of the study too: they must not choose another trial the next time."""
+    settings = settings_for(tmp_path, trials=18, rungs=Rungs.parse("0.1,0.3,1"))
+    search(settings, Hooks())
+    wanted = PromoteSettings(storage=settings.storage, scale=10.0, check_lr=True)
+    plans: list[PromotionPlan] = []
+
+    def on_plan(plan: PromotionPlan) -> bool:
+        plans.append(plan)
+        return True
+
+    first = promote(wanted, PromoteHooks(on_plan=on_plan))
+    with Store.open(settings.storage) as store:
+        study = store.study()
+        runs = store.runs(study.id, kind="promotion")
+        told = {p.run_id: p for p in store.predictions(study.id)}
+    assert [run.status for run in runs] == ["complete"] * 4
+    spent = sum(run.planned_flops(study.convention) for run in runs)
+    assert 0.95 * 10 * study.budget_flops < spent <= 10 * study.budget_flops
+    assert len({run.config["max_lr"] for run in runs[:3]}) == 3
+    for run, plan in zip(runs, plans, strict=True):  # what is shown is what is on record
+        on_record = told.get(run.id)
+        assert (plan.predicted is None) == (on_record is None)
+        if plan.predicted is not None and on_record is not None:
+            assert plan.predicted.val_loss_nats == on_record.val_loss_nats
+    again = promote(wanted, PromoteHooks())
+    assert first.run is not None
+    assert again.run is not None
+    assert again.run.id == first.run.id == runs[3].id
+    with Store.open(settings.storage) as store:
+        assert len(store.runs(study.id, kind="promotion")) == 4
+
+
+def test_finalists_are_trained_once_whatever_the_limit(tmp_path: Path) -> None:
+    """A limit that pays for just these runs does not call them missing when all is done."""
+    rungs = Rungs.parse("0.3,1,2")
+    settings = settings_for(tmp_path, trials=8, rungs=rungs)
+    limit = int(rungs.budgets(8) * settings.budget_flops)
+    settings = dataclasses.replace(settings, total_flops=limit)
+    assert search(settings, Hooks()).finished
+    again = search(settings, Hooks())
+    assert (again.finished, again.reason) == (True, "all 8 trials are done")
+    with Store.open(settings.storage) as store:
+        assert len(store.runs(store.study().id, kind="promotion")) == 1
