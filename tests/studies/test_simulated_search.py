@@ -194,9 +194,13 @@ def test_a_checked_learning_rate_stays_within_the_budget_and_is_found_again(
 
     def on_plan(plan: PromotionPlan) -> bool:
         plans.append(plan)
-        return True
+        return len(plans) != 3
 
+    assert promote(wanted, PromoteHooks(on_plan=on_plan)).run is None  # before the third check
     first = promote(wanted, PromoteHooks(on_plan=on_plan))
+    fitted = [[run.id for run in plan.selection.fit.points.runs] for plan in plans]
+    assert fitted == [fitted[0]] * 5
+    del plans[2]  # the third check was planned twice
     with Store.open(settings.storage) as store:
         study = store.study()
         runs = store.runs(study.id, kind="promotion")
