@@ -121,7 +121,7 @@ class RunConfig(StrictModel):
     trainer: Literal["torch", "simulated"] = "torch"
     """simulated: nothing is trained, the loss is that of `world` (docs/simulation.md)."""
     world: str | None = None
-    """A key of `trainer.worlds.WORLDS`; simulated only."""
+    """A name that `trainer.worlds.world_named` knows; simulated only."""
     recipe: Recipe = "gpt2"
     """What the options below and those of model_config are where they are not given: `gpt2` the
     course's, `modern` what gives the least loss for the FLOPs (docs/experiments.md)."""
@@ -282,10 +282,12 @@ class RunConfig(StrictModel):
             if self.world is not None:
                 raise ValueError("world: only a run with trainer: simulated has one")
             return
-        from trainer.worlds import WORLDS  # NumPy, which reading a real run's file need not load
+        from trainer.worlds import world_named  # NumPy, which a real run's file need not load
 
-        if self.world not in WORLDS:
-            raise ValueError(f"world: expected one of {', '.join(WORLDS)}")
+        try:
+            world_named(self.world or "")
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
         if self.architecture != "decoder":
             raise ValueError("trainer: simulated: the laws are of decoders")
 
