@@ -5,8 +5,9 @@
 
 Each seed is a whole simulated search by the real orchestrator. Regret is the noise-free loss at the
 promoted budget of the run that `promote` would make, over the lowest that any configuration of the
-space could reach there, learning rate, batch and the rest as the world likes them best. Coverage is
-of the 80 % interval, held against the loss that the promotion would measure.
+space could reach there, learning rate, batch and the rest as the world likes them best; at the
+search's own budget it is that of the trial that measured best. Coverage is of the 80 % interval,
+held against the loss that the promotion would measure.
 
 `--world drawn` makes each seed's search in a world of its own (`trainer.worlds.drawn_world`): only
 then are the seeds as many tests of the interval, and of the choice, as there are seeds.
@@ -155,6 +156,9 @@ def one_seed(args: argparse.Namespace, seed: int) -> Row:
     row: Row = {"seed": seed, "world": world.name, "best": best.loss_nats,
                 "best_n": best.config.n_params, "refusal": fit.refusal, "seconds": seconds,
                 "budgets": spent / int(args.budget)}  # fmt: skip
+    here = best_in(world.name, args.budget, 1.0).loss_nats
+    own = parse(RunConfig, runs[found.best.number].config, "trial")
+    row["regret_here"] = world.true_loss(own) - here
     chosen = {"measured": found.best.number}
     chosen["predicted"] = fit.candidates[0].number if fit.candidates else found.best.number
     for name, number in chosen.items():
@@ -215,6 +219,9 @@ def markdown(rows: list[Row], args: argparse.Namespace, facts: Row) -> str:
         size = statistics.median(r[name]["n"] for r in rows) / 1e6
         lines.append(f"| {name} | {middle:.3f} | {low:.3f} to {high:.3f} | {max(regrets):.3f} | "
                      f"{size:.3g} M |")  # fmt: skip
+    here = np.quantile([r["regret_here"] for r in rows], [0.25, 0.5, 0.75])
+    lines += [f"| at the search's budget | {here[1]:.3f} | {here[0]:.3f} to {here[2]:.3f} | "
+              f"{max(r['regret_here'] for r in rows):.3f} | |"]  # fmt: skip
     refused = sum(r["refusal"] is not None for r in rows)
     each = ", ".join(f"{sum(found)} of {len(found)} {name}" for name, found in held.items())
     lines += ["", f"The 80 % interval held {sum(inside)} of {len(inside)} losses ({each}). "
@@ -236,6 +243,7 @@ def main() -> int:
     parser.add_argument("--sampler", default="tpe")
     parser.add_argument("--measured-only", action="store_true",
                         help="search for the best at the budget, without --for-scale")  # fmt: skip
+    parser.add_argument("--name", help="of the files in --out")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     args = parser.parse_args()
     rows = []
@@ -246,7 +254,7 @@ def main() -> int:
         print(seed, r["refusal"] or "", shown, flush=True)
     facts = about("python -m benchmarks.promotion " + " ".join(sys.argv[1:]))
     text = markdown(rows, args, facts)
-    name = f"promotion_{args.world.split('-')[0]}_{args.sampler}"
+    name = args.name or f"promotion_{args.world.split('-')[0]}_{args.sampler}"
     write_results(args.out, name, {**facts, "rows": rows}, text)
     print(text)
     return 0

@@ -17,6 +17,7 @@ def test_regret_is_measured_against_what_nobody_beats() -> None:
     row = one_seed(args, 0)
     for name in ("predicted", "measured"):
         assert row[name]["regret"] == row[name]["loss"] - best.loss_nats >= 0
+    assert row["regret_here"] >= 0
     assert 0 < row["budgets"] <= 4 * 0.3 + 5
     facts = {"command": "c", "machine": "m", "commit": "x"}
     text = markdown([row], args, facts)
