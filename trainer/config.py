@@ -20,6 +20,7 @@ from model.flops import (
     flops_per_pair,
     flops_per_token,
     muon_flops_per_step,
+    params_by_group,
 )
 from trainer.recipes import RECIPES, RUN_OPTIONS, Recipe, expanded
 
@@ -376,6 +377,12 @@ class RunConfig(StrictModel):
             return self.n_params
         shape = self.stack_shape
         return self.n_params - max(0, shape.n_vocab - self.head_rows) * shape.n_embd
+
+    @property
+    def n_block_params(self) -> int:
+        """Parameters without token and position embeddings, as authors count who leave them out."""
+        groups = params_by_group(self.model)
+        return self.n_params - groups["token_embedding"] - groups["position_embedding"]
 
     def flops_per_step(self, convention: Convention) -> int:
         """Training FLOPs of one optimiser step, gradient accumulation included.

@@ -111,11 +111,8 @@ class SimulatedWorld:
 
     def size(self, config: RunConfig) -> float:
         """The law's N of a configuration."""
-        shape = config.stack_shape
-        embedding = shape.n_vocab * shape.n_embd
         if self.counts == "body":
-            learned = shape.n_positions * shape.n_embd if shape.positions == "learned" else 0
-            return float(max(1, config.n_params - embedding - learned))
+            return float(max(1, config.n_block_params))
         return float(config.n_charged_params)
 
     def best_lr(self, config: RunConfig, tokens: float) -> float:
