@@ -55,18 +55,15 @@ def best_possible(
 ) -> tuple[float, RunConfig]:
     """The lowest noise-free loss of any shape of the space, tuned as the world likes it."""
     found: tuple[float, RunConfig] | None = None
+    names = ["n_embd", "n_layer", "head_dim", "seq_len"]
+    names += [name for name in ("head_samples",) if name in space.parameters]
     shapes = {
         name: space.parameters[name].all_values() if not space.parameters[name].is_fixed
         else [space.parameters[name].value]
-        for name in ("n_embd", "n_layer", "head_dim", "seq_len")
+        for name in names
     }  # fmt: skip
-    extra = (
-        {"head_samples": max(v for v in space.parameters["head_samples"].all_values() if v)}
-        if "head_samples" in space.parameters
-        else {}
-    )
     for values in itertools.product(*shapes.values()):
-        settings: Row = {**dict(zip(shapes, values, strict=True)), **extra, "batch_size": 64,
+        settings: Row = {**dict(zip(shapes, values, strict=True)), "batch_size": 64,
                          "max_lr": 1e-2, "warmup_fraction": world.warmup_fraction,
                          "weight_decay": world.weight_decay, "beta2": world.beta2}  # fmt: skip
         fixed = {n: p.value for n, p in space.parameters.items() if p.is_fixed}
@@ -132,7 +129,8 @@ class Best:
 def best_in(name: str, budget: float, scale: float) -> Best:
     """The best that a search of this budget in a world could be promoted to."""
     world = world_named(name)
-    settings = SearchSettings(budget_flops=int(budget), simulate=name)
+    wanted = scale if scale > 1.0 else None
+    settings = SearchSettings(budget_flops=int(budget), simulate=name, for_scale=wanted)
     limits = Limits(int(scale * budget), settings.convention)
     loss, config = best_possible(world, settings.resolved_space(), settings.base(), limits)
     return Best(world, loss, config)
