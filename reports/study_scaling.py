@@ -78,7 +78,9 @@ def _promoted(
         config = None if run is None else run_config(run)
         if run is None or config is None:
             continue
-        size = {"n_params": float(config.n_charged_params), "tokens": float(run.planned_tokens)}
+        blocks = record.get("counts") == "blocks"
+        n_params = config.n_block_params if blocks else config.n_charged_params
+        size = {"n_params": float(n_params), "tokens": float(run.planned_tokens)}
         prediction = {**size, "loss_nats": told.val_loss_nats, "low_nats": told.low_nats,
                       "high_nats": told.high_nats}  # fmt: skip
         ended = run.status == "complete" and known(run.val_loss_nats)

@@ -22,7 +22,7 @@ def answers(facts: Facts) -> list[Text | Table | Bullets]:
             *_left_out(fit.record),
         ]
     record = fit.record
-    blocks: list[Text | Table | Bullets] = [Text(_law(record["fit"]), "The law:")]
+    blocks: list[Text | Table | Bullets] = [Text(_law(record), "The law:")]
     choice, level = record["choice"], record["level"]
     if choice is not None:
         candidates = {c["number"]: c for c in record["candidates"]}
@@ -46,15 +46,30 @@ def answers(facts: Facts) -> list[Text | Table | Bullets]:
     return blocks + _left_out(record)
 
 
-def _law(fit: dict[str, Any]) -> str:
+COUNTED = {
+    "charged": "parameters that a token is charged for",
+    "blocks": "parameters of the blocks",
+}
+"""What is counted as N, by the name on record."""
+SURE = 0.99
+"""A law of that weight is told as if it were the only one."""
+
+
+def _law(record: dict[str, Any]) -> str:
+    fit, counts = record["fit"], record.get("counts", "charged")
+    weight, other = record.get("weight", 1.0), ""
+    if weight < SURE:
+        other = (
+            f" This count of parameters has {percent(weight)} of the weight; predictions are the "
+            "mean of this law and one in the other count."
+        )
     ranges = {name: fit[f"{name}_range"] for name in ("n_params", "tokens")}
     return (
         f"fitted to {plural(fit['n_points'], 'run')} of {plural(fit['n_shapes'], 'size')} "
-        f"({short(ranges['n_params'][0])} to {short(ranges['n_params'][1])} parameters "
-        f"that a token is charged for) at "
+        f"({short(ranges['n_params'][0])} to {short(ranges['n_params'][1])} {COUNTED[counts]}) at "
         f"{plural(fit['n_budgets'], 'budget')}, {short(ranges['tokens'][0])} to "
         f"{short(ranges['tokens'][1])} tokens. A run scatters around it by "
-        f"{percent(fit['noise'])} of its loss. Beyond these ranges it is an extrapolation."
+        f"{percent(fit['noise'])} of its loss. Beyond these ranges it is an extrapolation.{other}"
     )
 
 

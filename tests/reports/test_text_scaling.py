@@ -62,6 +62,19 @@ def test_both_answers_stand_side_by_side(store: Store, study: Study, tmp_path: P
     assert "80 % interval" in table.head
     assert f"cost {choice['measured_costs_nats']:.3f} nats at 100 times" in told(blocks)
     assert "fitted to 36 runs of 6 sizes" in told(blocks)
+    counted = text_scaling.COUNTED[newest.record["counts"]]
+    assert f"{counted}) at 3 budgets" in told(blocks)
+    weight = f"{100 * newest.record['weight']:.0f} % of the weight"
+    assert (weight in told(blocks)) == (newest.record["weight"] < text_scaling.SURE)
+
+
+def test_a_law_that_leads_alone_is_told_alone(store: Store, study: Study, tmp_path: Path) -> None:
+    fit = fit_study(study, fill_study(store, study, 36), 100.0)
+    record = {**fit.to_dict(), "weight": 1.0, "counts": "blocks"}
+    store.add_fit(study.id, scale=100.0, refusal=None, record=record)
+    text = told(text_scaling.answers(facts_of(tmp_path)))
+    assert "parameters of the blocks) at" in text
+    assert "weight" not in text
 
 
 def test_a_refusal_is_told_with_its_reason(store: Store, study: Study, tmp_path: Path) -> None:
