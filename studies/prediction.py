@@ -76,10 +76,6 @@ class StudyFit:
     """The best predicted first."""
     choice: Choice | None = None
 
-    def candidate(self, run_id: int) -> Candidate | None:
-        """What is predicted of a trial."""
-        return next((c for c in self.candidates if c.run_id == run_id), None)
-
     def _points_dict(self, main: CountedLaw) -> list[dict[str, Any]]:
         """What was fitted: losses without what the settings beside the law's changed."""
         return [

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from budgetsweep.errors import StudyError
-from studies.prediction import Candidate, StudyFit
+from studies.prediction import StudyFit
 from studies.store import Store
 from studies.tables import Run, Study
 from trainer.config import RunConfig
@@ -23,11 +23,6 @@ class Selection:
     selected_by: str
     """`measured`, `predicted` or `trial` (named by the user)."""
     fit: StudyFit
-
-    @property
-    def candidate(self) -> Candidate | None:
-        """What is predicted of it; None: the study carries no law."""
-        return self.fit.candidate(self.trial.id)
 
 
 def select_trial(
