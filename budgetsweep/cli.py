@@ -146,6 +146,10 @@ def cli() -> None:
     help="Train nothing: losses come from a published scaling law. WORLD is one of "
     f"{', '.join(WORLD_NAMES)} [the first].",
 )  # fmt: skip
+@click.option(
+    "--replay", type=click.Path(path_type=Path), metavar="RUNS.csv",
+    help="Train nothing: losses are those of a table of finished runs, sizes the ones in it.",
+)  # fmt: skip
 @data_options
 @storage_options
 @set_option

@@ -38,12 +38,13 @@ def observation(run: Run, config: RunConfig) -> Observation:
     from studies.scaling.observations import Observation
 
     assert run.val_loss_nats is not None
+    told = config.trainer != "replayed"  # of a table's run nobody knows how it was tuned
     return Observation(
         n_params=float(config.n_charged_params),
         tokens=float(run.planned_tokens),
         loss_nats=run.val_loss_nats,
-        max_lr=config.max_lr,
-        batch_tokens=float(config.tokens_per_step),
+        max_lr=config.max_lr if told else None,
+        batch_tokens=float(config.tokens_per_step) if told else None,
         stderr_nats=run.val_loss_stderr_nats or 0.0,
     )
 

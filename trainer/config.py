@@ -118,10 +118,11 @@ class RunConfig(StrictModel):
     """`decoder` learns to predict the next token, `encoder` masked tokens, `encoder-decoder` a
     target from its source."""
 
-    trainer: Literal["torch", "simulated"] = "torch"
-    """simulated: nothing is trained, the loss is that of `world` (docs/simulation.md)."""
+    trainer: Literal["torch", "simulated", "replayed"] = "torch"
+    """simulated: nothing is trained, the loss is that of `world` (docs/simulation.md); replayed: it
+    is that of a finished run in a table (docs/replay.md)."""
     world: str | None = None
-    """A key of `trainer.worlds.WORLDS`; simulated only."""
+    """simulated: a key of `trainer.worlds.WORLDS`; replayed: `table:` and its checksum."""
     recipe: Recipe = "gpt2"
     """What the options below and those of model_config are where they are not given: `gpt2` the
     course's, `modern` what gives the least loss for the FLOPs (docs/experiments.md)."""
@@ -282,12 +283,14 @@ class RunConfig(StrictModel):
             if self.world is not None:
                 raise ValueError("world: only a run with trainer: simulated has one")
             return
-        from trainer.worlds import WORLDS  # NumPy, which reading a real run's file need not load
+        from trainer.worlds import TABLE, WORLDS  # NumPy, which a real run's file need not load
 
-        if self.world not in WORLDS:
+        if self.trainer == "replayed" and not (self.world or "").startswith(TABLE):
+            raise ValueError(f"world: of a replayed run, expected {TABLE}CHECKSUM")
+        if self.trainer == "simulated" and self.world not in WORLDS:
             raise ValueError(f"world: expected one of {', '.join(WORLDS)}")
         if self.architecture != "decoder":
-            raise ValueError("trainer: simulated: the laws are of decoders")
+            raise ValueError(f"trainer: {self.trainer}: the laws are of decoders")
 
     def _check_options(self) -> None:
         """What only a decoder has is not asked of others, and what excludes itself is not given."""
