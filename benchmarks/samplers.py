@@ -10,8 +10,8 @@ trial with the lowest *measured* loss is within 0.02 nats of the lowest in the s
 proposals train nothing and are counted apart.
 
 `--table` replays published runs besides (docs/replay.md): the space is the sizes that the table has
-at a budget, a proposal that was made before is refused. `--worlds ""` leaves out the simulated ones.
-`--add` keeps what the results have of other arms.
+at a budget, a proposal that was made before is refused. `--worlds ""` leaves the simulated ones
+out. `--add` keeps what the results have of other arms.
 """
 
 from __future__ import annotations
