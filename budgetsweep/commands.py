@@ -119,7 +119,7 @@ def search_command(
 
     n_done = 0
     settings.resolved_space()  # a budget or space that makes no sense leaves no database behind
-    with Store.open(settings.storage, create=True) as store:
+    with Store.open(settings.storage, create=not settings.points_from) as store:
         study = store.find_study(settings.study_name)
         if study is not None:
             statuses = ("complete", "pruned", "failed")

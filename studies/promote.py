@@ -22,6 +22,7 @@ from budgetsweep.constraint import (
 )
 from budgetsweep.errors import ConfigError, StudyError
 from studies.dispatcher import LEASE_SECONDS, Dispatcher, recover
+from studies.earlier import earlier_runs
 from studies.executor import WorkerPool
 from studies.lr_check import budget_left, check_lr, check_scale, scaled_rates
 from studies.observer import Observer
@@ -62,6 +63,8 @@ class PromoteSettings:
     select: Select | None = None
     """None: `predicted` where the study carries a law, else `measured`."""
     scale: float = DEFAULT_SCALE
+    points_from: tuple[str, ...] = ()
+    """Studies of the database, beside those of the search, whose runs are points of the law."""
     check_lr: bool = False
     """Try ½, 1 and 2 times the rule's learning rate at a small share of the budget first."""
     device: str = "auto"
@@ -146,7 +149,8 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
             # The checks of this very promotion must not change it when the command is repeated.
             checks = check_scale(settings.scale)
             runs = [run for run in runs if run.kind == "trial" or run.scale != checks]
-        fit = fit_study(study, runs, settings.scale)
+        earlier = earlier_runs(store, study, settings.points_from, settings.cache_dir)
+        fit = fit_study(study, runs, settings.scale, earlier)
         selection = select_trial(store, study, fit, settings.trial, settings.select)
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
         try:

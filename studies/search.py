@@ -18,6 +18,7 @@ from budgetsweep.errors import ConfigError, StudyError
 from model.flops import Convention
 from studies.defaults import first_proposal
 from studies.dispatcher import LEASE_SECONDS, Dispatcher
+from studies.earlier import earlier_runs, settle
 from studies.executor import WorkerPool
 from studies.finalists import train_finalists
 from studies.law_sampler import LawSampler
@@ -93,7 +94,8 @@ def search(settings: SearchSettings, hooks: Hooks) -> SearchOutcome:
     space = settings.resolved_space()
     base = settings.base()
     _check_base(base, space, settings)
-    store = Store.open(settings.storage, create=True)
+    # Earlier studies are in the database already: a wrong name leaves no new one behind.
+    store = Store.open(settings.storage, create=not settings.points_from)
     try:
         study = _open_study(store, settings, space, base)
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
@@ -142,11 +144,15 @@ def _open_study(
         "pruning": settings.pruning,
         "rungs": str(settings.rungs),
         "for_scale": settings.for_scale,
+        "points_from": list(settings.points_from),
     }
     if settings.replay is not None:
         stored_settings["replay"] = str(settings.replay.path)
     study = store.find_study(settings.study_name)
     if study is None:
+        stored_settings["base"] = settle(
+            store, settings.study_name, settings.convention, base, settings.points_from
+        )
         return store.create_study(
             name=settings.study_name,
             budget_flops=settings.budget_flops,
@@ -165,6 +171,10 @@ def _open_study(
         "search space": (study.space, space.to_dict()),
         "pruning": (study.settings.get("pruning"), settings.pruning),
         "rungs": (study.settings.get("rungs", "1"), str(settings.rungs)),
+        "list of studies whose runs are points": (
+            study.settings.get("points_from", []),
+            list(settings.points_from),
+        ),
         "scale to search for": (study.settings.get("for_scale"), settings.for_scale),
         "run settings": (_comparable(study.settings["base"]), _comparable(base)),
     }
@@ -212,7 +222,10 @@ def _search(
         _law(space, base, study) if settings.sampler == "law" else None,
     )
     try:
-        objective = Objective(study, store.runs(study.id, kind="trial"))
+        earlier = earlier_runs(store, study, cache_dir=settings.cache_dir)
+        for name, runs in earlier.items():
+            hooks.observer.message(f"{len(runs)} complete runs of {name} are points of the law too")
+        objective = Objective(study, store.runs(study.id, kind="trial"), earlier)
         reconcile(store, study, proposals, objective)
         source = TrialSource(
             store,
@@ -320,7 +333,9 @@ def _outcome(
 ) -> SearchOutcome:
     best, fit = store.best_run(study.id), None
     if best is not None:
-        fit = fit_study(study, store.runs(study.id), settings.for_scale or DEFAULT_SCALE)
+        earlier = earlier_runs(store, study, cache_dir=settings.cache_dir)
+        scale = settings.for_scale or DEFAULT_SCALE
+        fit = fit_study(study, store.runs(study.id), scale, earlier)
         store.add_fit(study.id, scale=fit.scale, refusal=fit.refusal, record=fit.to_dict())
     return SearchOutcome(
         study_name=study.name,

@@ -60,6 +60,8 @@ class SearchSettings:
     """Budgets of the runs, as multiples of this one."""
     for_scale: float | None = None
     """Look for the best configuration at this multiple of the budget, not at the budget itself."""
+    points_from: tuple[str, ...] = ()
+    """Earlier studies of the database whose complete runs are points of the law."""
     keep: Keep = "best"
     """Whose model.pt stays on disk."""
     overrides: tuple[str, ...] = ()

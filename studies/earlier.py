@@ -1,0 +1,178 @@
+"""Earlier studies whose complete runs are points of another study's law (`--points-from`).
+
+A law needs several budgets, and an earlier search at a smaller one has paid for them. Its runs are
+points and nothing else: no candidate for promotion, no result for the sampler. Losses must be
+comparable, so what they were measured on and learned from must be the same, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from budgetsweep.config import parse
+from budgetsweep.errors import DataError, StudyError
+from studies.store import Store
+from studies.tables import Run, Study
+from trainer.config import DataConfig
+from trainer.worlds import world_of
+
+Earlier = Mapping[str, list[Run]]
+"""Complete runs by the name of their study."""
+
+
+def settle(
+    store: Store, name: str, convention: str, base: dict[str, Any], names: Iterable[str]
+) -> dict[str, Any]:
+    """Refuse earlier studies of another kind before a study is entered.
+
+    Args:
+        store: the database of all of them.
+        name: of the new study.
+        convention: of its budget.
+        base: its run settings.
+        names: of the earlier ones.
+
+    Returns:
+        `base` with the earlier studies' number of validation tokens, unless it has its own: losses
+        are compared on the same text.
+
+    Raises:
+        StudyError: there is no such study, or its runs cannot be compared.
+    """
+    for other in _studies(store, name, names):
+        theirs = other.settings["base"]
+        _refuse(
+            other,
+            {
+                "FLOP convention": (other.convention, convention),
+                "simulated world or table of runs": (world_of(theirs), world_of(base)),
+                "tokenizer": (theirs["tokenizer_encoding"], base["tokenizer_encoding"]),
+                **_texts(theirs["data"], base["data"], world_of(base)),
+            },
+        )
+        if base["data"].get("val_tokens") is None and other.val_tokens is not None:
+            base = {**base, "data": {**base["data"], "val_tokens": other.val_tokens}}
+    return base
+
+
+def earlier_runs(
+    store: Store,
+    study: Study,
+    names: Iterable[str] = (),
+    cache_dir: Path | None = None,
+) -> Earlier:
+    """Complete runs of the earlier studies of a study, and of others that are named.
+
+    Of a study's own those that had ended when it was begun, so that a search goes on after an
+    interruption as it would have without; of the others all.
+
+    Args:
+        store: the database of all of them.
+        study: whose law is to be fitted; its data are fixed.
+        names: of further studies.
+        cache_dir: where tokens lie.
+
+    Raises:
+        StudyError: there is no such study, or its runs cannot be compared with this one's.
+    """
+    own = list(study.settings.get("points_from", ()))
+    found: dict[str, list[Run]] = {}
+    for other in _studies(store, study.name, [*own, *names]):
+        _check(study, other, cache_dir)
+        runs = store.runs(other.id, statuses=("complete",))
+        if other.name not in names:
+            begun = study.created_utc
+            runs = [r for r in runs if r.finished_utc is not None and r.finished_utc <= begun]
+        found[other.name] = runs
+    return found
+
+
+def _studies(store: Store, name: str, names: Iterable[str]) -> list[Study]:
+    found = []
+    for other in dict.fromkeys(names):
+        if other == name:
+            raise StudyError(f"--points-from {other}: a study's own runs are points anyway")
+        found.append(store.study(other))
+    return found
+
+
+def _check(study: Study, other: Study, cache_dir: Path | None) -> None:
+    """Refuse a study whose losses are not comparable with another's."""
+    ours, theirs = study.settings["base"], other.settings["base"]
+    _refuse(
+        other,
+        {
+            "FLOP convention": (other.convention, study.convention),
+            "tokenizer": (theirs["tokenizer_encoding"], ours["tokenizer_encoding"]),
+            "architecture": (_fixed(other, "architecture"), _fixed(study, "architecture")),
+            "recipe": (_fixed(other, "recipe"), _fixed(study, "recipe")),
+        },
+    )
+    if other.val_checksum != study.val_checksum:
+        tokens = ""
+        if (other.val_tokens, study.val_tokens) != (None, None):
+            tokens = f" ({other.val_tokens} tokens, here {study.val_tokens})"
+        raise StudyError(
+            f"--points-from {other.name}: another validation text{tokens}, by its checksum, so "
+            "that losses cannot be compared"
+        )
+    if not _same_training_text(study, other, cache_dir):
+        raise StudyError(
+            f"--points-from {other.name}: another training text, by its checksum, so that losses "
+            "cannot be compared"
+        )
+
+
+def _same_training_text(study: Study, other: Study, cache_dir: Path | None) -> bool:
+    """Whether two studies learn from one text, the one perhaps from less of it."""
+    if study.data_checksum == other.data_checksum:
+        return True
+    if world_of(study.settings["base"]) is not None:
+        return False
+    from trainer.prepare import open_prepared
+
+    texts = {
+        one.name: parse(DataConfig, one.settings["base"]["data"], "data") for one in (study, other)
+    }
+    if any(text.train_tokens is None for text in texts.values()):
+        return False
+    short, long = sorted((study, other), key=lambda one: texts[one.name].train_tokens or 0)
+    cut = texts[long.name].model_copy(update={"train_tokens": texts[short.name].train_tokens})
+    try:
+        opened = open_prepared(cut, study.settings["base"]["tokenizer_encoding"], cache_dir)
+    except DataError as error:
+        raise StudyError(
+            f"--points-from {other.name}: its training text cannot be compared ({error})"
+        ) from error
+    return opened.data_checksum == short.data_checksum
+
+
+def _fixed(study: Study, name: str) -> Any:
+    """What a study's space fixes, where it does."""
+    entry = study.space["parameters"].get(name)
+    return None if entry is None else entry.get("value", entry)
+
+
+def _texts(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], world: str | None
+) -> dict[str, tuple[Any, Any]]:
+    """What names a text, of both; a world is named elsewhere."""
+    if world is not None:
+        return {}
+    told = {"text": "source", "validation text": "validation", "field of the text": "text_field"}
+    return {what: (theirs.get(key), ours.get(key)) for what, key in told.items()}
+
+
+def _refuse(other: Study, compared: Mapping[str, tuple[Any, Any]]) -> None:
+    for what, (theirs, ours) in compared.items():
+        if theirs != ours:
+            raise StudyError(
+                f"--points-from {other.name}: another {what} ({_shown(theirs)}, here "
+                f"{_shown(ours)}), so that its runs are no points of the same law"
+            )
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
