@@ -86,7 +86,7 @@ def promote_command(
             highlight=False,
         )
     if outcome.regret is not None:
-        console.print(escape(outcome.regret), highlight=False)
+        console.print(escape(outcome.regret.words), highlight=False)
     return True
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from budgetsweep.config import parse
 from budgetsweep.errors import DataError, StudyError
+from studies.space import SearchSpace
 from studies.store import Store
 from studies.tables import Run, Study
 from trainer.config import DataConfig
@@ -21,9 +22,17 @@ from trainer.worlds import world_of
 Earlier = Mapping[str, list[Run]]
 """Complete runs by the name of their study."""
 
+TEXT = {"source": "text", "validation": "validation text", "text_field": "field of the text"}
+"""What names a text, in words."""
+
 
 def settle(
-    store: Store, name: str, convention: str, base: dict[str, Any], names: Iterable[str]
+    store: Store,
+    name: str,
+    convention: str,
+    space: SearchSpace,
+    base: dict[str, Any],
+    names: Iterable[str],
 ) -> dict[str, Any]:
     """Refuse earlier studies of another kind before a study is entered.
 
@@ -31,6 +40,7 @@ def settle(
         store: the database of all of them.
         name: of the new study.
         convention: of its budget.
+        space: its search space.
         base: its run settings.
         names: of the earlier ones.
 
@@ -42,16 +52,7 @@ def settle(
         StudyError: there is no such study, or its runs cannot be compared.
     """
     for other in _studies(store, name, names):
-        theirs = other.settings["base"]
-        _refuse(
-            other,
-            {
-                "FLOP convention": (other.convention, convention),
-                "simulated world or table of runs": (world_of(theirs), world_of(base)),
-                "tokenizer": (theirs["tokenizer_encoding"], base["tokenizer_encoding"]),
-                **_texts(theirs["data"], base["data"], world_of(base)),
-            },
-        )
+        _refuse(other, convention, space.to_dict()["parameters"], base)
         if base["data"].get("val_tokens") is None and other.val_tokens is not None:
             base = {**base, "data": {**base["data"], "val_tokens": other.val_tokens}}
     return base
@@ -100,16 +101,7 @@ def _studies(store: Store, name: str, names: Iterable[str]) -> list[Study]:
 
 def _check(study: Study, other: Study, cache_dir: Path | None) -> None:
     """Refuse a study whose losses are not comparable with another's."""
-    ours, theirs = study.settings["base"], other.settings["base"]
-    _refuse(
-        other,
-        {
-            "FLOP convention": (other.convention, study.convention),
-            "tokenizer": (theirs["tokenizer_encoding"], ours["tokenizer_encoding"]),
-            "architecture": (_fixed(other, "architecture"), _fixed(study, "architecture")),
-            "recipe": (_fixed(other, "recipe"), _fixed(study, "recipe")),
-        },
-    )
+    _refuse(other, study.convention, study.space["parameters"], study.settings["base"])
     if other.val_checksum != study.val_checksum:
         tokens = ""
         if (other.val_tokens, study.val_tokens) != (None, None):
@@ -149,30 +141,31 @@ def _same_training_text(study: Study, other: Study, cache_dir: Path | None) -> b
     return opened.data_checksum == short.data_checksum
 
 
-def _fixed(study: Study, name: str) -> Any:
-    """What a study's space fixes, where it does."""
-    entry = study.space["parameters"].get(name)
-    return None if entry is None else entry.get("value", entry)
-
-
-def _texts(
-    theirs: Mapping[str, Any], ours: Mapping[str, Any], world: str | None
-) -> dict[str, tuple[Any, Any]]:
-    """What names a text, of both; a world is named elsewhere."""
-    if world is not None:
-        return {}
-    told = {"text": "source", "validation text": "validation", "field of the text": "text_field"}
-    return {what: (theirs.get(key), ours.get(key)) for what, key in told.items()}
-
-
-def _refuse(other: Study, compared: Mapping[str, tuple[Any, Any]]) -> None:
-    for what, (theirs, ours) in compared.items():
-        if theirs != ours:
+def _refuse(
+    other: Study, convention: str, parameters: Mapping[str, Any], base: Mapping[str, Any]
+) -> None:
+    """Refuse a study of another kind, whatever its texts hold."""
+    theirs, space = other.settings["base"], other.space["parameters"]
+    compared = {
+        "FLOP convention": (other.convention, convention),
+        "simulated world or table of runs": (world_of(theirs), world_of(base)),
+        "tokenizer": (theirs["tokenizer_encoding"], base["tokenizer_encoding"]),
+        "architecture": (_fixed(space, "architecture"), _fixed(parameters, "architecture")),
+        "recipe": (_fixed(space, "recipe"), _fixed(parameters, "recipe")),
+    }
+    if world_of(base) is None:
+        for key, what in TEXT.items():
+            compared[what] = (theirs["data"].get(key), base["data"].get(key))
+    for what, (before, now) in compared.items():
+        if before != now:
+            told = ["none" if one is None else one for one in (before, now)]
             raise StudyError(
-                f"--points-from {other.name}: another {what} ({_shown(theirs)}, here "
-                f"{_shown(ours)}), so that its runs are no points of the same law"
+                f"--points-from {other.name}: another {what} ({told[0]}, here {told[1]}), so that "
+                "its runs are no points of the same law"
             )
 
 
-def _shown(value: Any) -> str:
-    return "none" if value is None else str(value)
+def _fixed(parameters: Mapping[str, Any], name: str) -> Any:
+    """What a space fixes, where it does."""
+    entry = parameters.get(name)
+    return None if entry is None else entry.get("value", entry)

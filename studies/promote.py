@@ -28,7 +28,7 @@ from studies.lr_check import budget_left, check_lr, check_scale, scaled_rates
 from studies.observer import Observer
 from studies.planning import Sample, Speed, measure_speed
 from studies.prediction import fit_study
-from studies.regret import regrets
+from studies.regret import Regret, regrets
 from studies.replay import ReplayTable, table_of
 from studies.rescaling import Rescaling, promoted_config
 from studies.selecting import Select, Selection, record_prediction, select_trial
@@ -125,8 +125,8 @@ class PromotionOutcome:
     run: Run | None
     predicted: Prediction | None = None
     """What was predicted of it before it trained."""
-    regret: str | None = None
-    """Of a replayed study, what both answers cost by the table, in words."""
+    regret: Regret | None = None
+    """Of a replayed study, what both answers cost by the table."""
 
 
 def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:

@@ -151,7 +151,7 @@ def _open_study(
     study = store.find_study(settings.study_name)
     if study is None:
         stored_settings["base"] = settle(
-            store, settings.study_name, settings.convention, base, settings.points_from
+            store, settings.study_name, settings.convention, space, base, settings.points_from
         )
         return store.create_study(
             name=settings.study_name,

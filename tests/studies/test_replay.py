@@ -157,12 +157,19 @@ def test_a_promotion_is_looked_up_and_both_answers_are_scored(copied: SearchSett
     assert run is not None
     assert run.val_loss_nats == row_of(run)["val_loss_nats"]
     assert done.predicted is not None
-    regret = run.val_loss_nats - 4.3469
     assert done.regret is not None
-    assert done.regret.startswith("regret at 1e+17 FLOPs over the table's best there (4.3469 nats")
-    assert f"predicted best (trial {done.trial.number}, " in done.regret
-    assert done.regret.endswith(f"parameters) {regret:.4f} nats")
-    assert "measured best (trial " in done.regret
+    measured, predicted = done.regret.answers
+    assert predicted.number == done.trial.number
+    assert predicted.regret_nats == pytest.approx(run.val_loss_nats - 4.3469)
+    best = min((r for r in trials(copied) if r.scale == 1), key=lambda r: r.val_loss_nats or 0.0)
+    assert (measured.number, measured.n_params) == (best.number, best.n_params)
+    assert measured.regret_nats == pytest.approx(4.5422 - 4.3469)  # 8 M parameters
+    words = done.regret.words
+    assert words.startswith(
+        "regret at 1e+17 FLOPs over the table's best there (4.3469 nats, 3.2e+07"
+    )
+    assert f"measured best (trial {best.number}, 8" in words
+    assert words.endswith(f"{predicted.regret_nats:.4f} nats")
     assert sorted(p.name for p in Path(str(run.output_dir)).iterdir()) == [
         "config.yaml", "curve.csv", "eval.json",
     ]  # fmt: skip
