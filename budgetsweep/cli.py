@@ -143,9 +143,8 @@ def cli() -> None:
 @click.option("--dry-run", is_flag=True, help="Sample 10,000 proposals; train nothing.")
 @click.option(
     "--simulate", is_flag=False, flag_value=WORLD_NAMES[0], default=None, metavar="[WORLD]",
-    type=click.Choice(WORLD_NAMES),
     help="Train nothing: losses come from a published scaling law. WORLD is one of "
-    f"{', '.join(WORLD_NAMES)} [the first].",
+    f"{', '.join(WORLD_NAMES)} [the first], or drawn-7 (any number): constants drawn at random.",
 )  # fmt: skip
 @click.option(
     "--replay", type=click.Path(path_type=Path), metavar="RUNS.csv",

@@ -51,12 +51,16 @@ class Effects:
     """Standard deviations of the settings among the runs."""
     mean: FloatArray
     covariance: FloatArray
+    lowest: FloatArray
+    highest: FloatArray
+    """Settings among the runs: beyond them a line says no more than at its end."""
 
     def of(self, config: RunConfig) -> tuple[float, float]:
         """Nats that a run's settings add, and how uncertain that is (standard deviation)."""
         if not self.names:
             return 0.0, 0.0
         values = np.array([SETTINGS[name](config) for name in self.names])
+        values = np.clip(values, self.lowest, self.highest)
         row = (values - self.centre) / self.scale
         return float(row @ self.mean), math.sqrt(max(0.0, float(row @ self.covariance @ row)))
 
@@ -75,7 +79,7 @@ def fit_effects(configs: Sequence[RunConfig], residuals: FloatArray, sds: FloatA
         names = ()
     nothing = np.zeros(0)
     if not names:
-        return Effects((), nothing, nothing, nothing, np.zeros((0, 0)))
+        return Effects((), nothing, nothing, nothing, np.zeros((0, 0)), nothing, nothing)
     values = np.stack([table[name] for name in names], axis=1)
     centre, scale = values.mean(axis=0), values.std(axis=0)
     prior_mean, prior_sd = np.zeros(len(names)), np.full(len(names), LINE_NATS)
@@ -85,4 +89,5 @@ def fit_effects(configs: Sequence[RunConfig], residuals: FloatArray, sds: FloatA
     rows = (values - centre) / scale / sds[:, None]
     covariance = np.linalg.inv(rows.T @ rows + np.diag(prior_sd**-2.0))
     mean = covariance @ (rows.T @ (residuals / sds) + prior_mean / prior_sd**2)
-    return Effects(names, centre, scale, mean, covariance)
+    ends = values.min(axis=0), values.max(axis=0)
+    return Effects(names, centre, scale, mean, covariance, *ends)

@@ -13,11 +13,10 @@ from collections.abc import Iterable
 
 from budgetsweep.errors import FitRefused
 from studies.earlier import Earlier
-from studies.effects import Effects
-from studies.points import Points, fit_points
+from studies.points import Points
 from studies.prediction import predict_run
 from studies.rungs import Rungs
-from studies.scaling.result import ScalingFit
+from studies.study_law import StudyLaw, fit_points
 from studies.tables import Run, Study
 
 REFIT_EACH_UNTIL = 50
@@ -40,7 +39,7 @@ class Objective:
         self._points = Points.of((), earlier if self.is_predicted else None)
         self._places: dict[int, int] = {}
         """Points there were when a run had finished, by its id."""
-        self._fits: dict[int, tuple[ScalingFit, Effects] | None] = {}
+        self._fits: dict[int, StudyLaw | None] = {}
         """By the number of points."""
         finished = [run for run in runs if run.kind == "trial" and run.finished_utc is not None]
         for run in sorted(finished, key=lambda r: (r.finished_utc, r.id)):
@@ -58,10 +57,10 @@ class Objective:
         self._add(run)
         fitted = self._fit(points_fitted(self._places[run.id]))
         if fitted is not None:
-            return predict_run(self._study, *fitted, run, self.scale)
+            return predict_run(self._study, fitted, run, self.scale)
         return run.val_loss_nats if run.has_whole_budget and self.scale == 1.0 else None
 
-    def _fit(self, n_points: int) -> tuple[ScalingFit, Effects] | None:
+    def _fit(self, n_points: int) -> StudyLaw | None:
         if n_points not in self._fits:
             try:
                 self._fits[n_points] = fit_points(self._points.first(n_points), must_reach=False)

@@ -7,8 +7,6 @@ kept with what each costs in the other's place.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,19 +14,16 @@ from typing import TYPE_CHECKING, Any
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits, affordable_steps
 from budgetsweep.errors import ConfigError, FitRefused
-from studies.points import Points, fit_points, freed
+from studies.points import Points
 from studies.rescaling import promoted_config
+from studies.study_law import LEVEL, CountedLaw, StudyLaw, fit_points, freed
 from studies.tables import Run, Study
 from trainer.config import RunConfig
 
 if TYPE_CHECKING:
     from studies.earlier import Earlier
-    from studies.effects import Effects
-    from studies.scaling.result import Prediction, ScalingFit
+    from studies.scaling.result import Prediction
 
-LEVEL = 0.8
-Z_LEVEL = 1.2816
-"""Of a normal distribution, half of that interval."""
 DRAWS = 400
 RATE_REACH = 2.0
 """*Assumption*: as far as `--check-lr` looks."""
@@ -76,9 +71,7 @@ class StudyFit:
 
     scale: float
     refusal: str | None
-    fit: ScalingFit | None = None
-    effects: Effects | None = None
-    """Of the settings that the law does not know."""
+    law: StudyLaw | None = None
     points: Points = field(default_factory=Points)
     candidates: tuple[Candidate, ...] = ()
     """The best predicted first."""
@@ -88,10 +81,8 @@ class StudyFit:
         """What is predicted of a trial."""
         return next((c for c in self.candidates if c.run_id == run_id), None)
 
-    def _points_dict(self) -> list[dict[str, Any]]:
+    def _points_dict(self, main: CountedLaw) -> list[dict[str, Any]]:
         """What was fitted: losses without what the settings beside the law's changed."""
-        effects = self.effects
-        fitted = self.points.observations if effects is None else freed(self.points, effects)
         return [
             {
                 "run_id": run.id,
@@ -101,14 +92,16 @@ class StudyFit:
                 "max_lr": one.max_lr,
                 "batch_tokens": one.batch_tokens,
             }
-            for run, one in zip(self.points.runs, fitted, strict=True)
+            for run, one in zip(
+                self.points.runs, freed(self.points, main.counts, main.effects), strict=True
+            )
         ]
 
     def predict(self, config: RunConfig) -> Prediction | None:
         """The loss of a run at the end of its schedule; None: there is no law."""
-        if self.fit is None or self.effects is None:
+        if self.law is None:
             return None
-        return _predict(self.fit, self.effects, config, self.points.of_shape(config))
+        return self.law.predict(config, self.points.of_shape(config))
 
     def tuned(self, wanted: RunConfig, filled: RunConfig) -> RunConfig:
         """A promotion at the learning rate that the law holds for best.
@@ -117,16 +110,19 @@ class StudyFit:
             wanted: its configuration, steps not yet filled.
             filled: the same with steps.
         """
-        if self.fit is None:
+        if self.law is None:
             return wanted
-        tuned = at_best_rate(filled, self.fit)
+        tuned = at_best_rate(filled, self.law.main)
         return wanted.with_changes(max_lr=tuned.max_lr, min_lr=tuned.final_lr, min_lr_ratio=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the database."""
+        main = None if self.law is None else self.law.main
         return {
-            "fit": None if self.fit is None else self.fit.to_dict(),
-            "points": self._points_dict(),
+            "fit": None if main is None else main.fit.to_dict(),
+            "counts": None if main is None else main.counts,
+            "weight": None if main is None else main.weight,
+            "points": [] if main is None else self._points_dict(main),
             "left_out": self.points.left_out,
             "earlier": self.points.earlier,
             "level": LEVEL,
@@ -149,17 +145,15 @@ def fit_study(
     # A promotion of this budget is what is predicted: its own loss must not choose it again.
     points = Points.of((r for r in runs if r.scale is None or r.scale < scale), earlier)
     try:
-        law, effects = fit_points(points)
+        law = fit_points(points)
     except FitRefused as refused:
         return StudyFit(scale, str(refused), points=points)
-    candidates = _candidates(study, points, law, effects, scale)
+    candidates = _candidates(study, points, law, scale)
     choice = _choice(study, points, law, candidates, scale)
-    return StudyFit(scale, None, law, effects, points, candidates, choice)
+    return StudyFit(scale, None, law, points, candidates, choice)
 
 
-def predict_run(
-    study: Study, law: ScalingFit, effects: Effects, run: Run, scale: float
-) -> float | None:
+def predict_run(study: Study, law: StudyLaw, run: Run, scale: float) -> float | None:
     """Loss that a finished trial's shape is predicted to reach at `scale` times the budget."""
     config = parse(RunConfig, run.config, f"{run.kind} {run.number}")
     if scale == 1.0:
@@ -170,33 +164,11 @@ def predict_run(
         there: RunConfig | None = config.with_changes(num_training_steps=max(1, steps))
     else:
         there = promoted(study, config, scale, law)
-    return None if there is None else _predict(law, effects, there, Points.of([run])).loss_nats
-
-
-def _predict(law: ScalingFit, effects: Effects, there: RunConfig, anchors: Points) -> Prediction:
-    """What the law says of a configuration, given measured runs of its shape."""
-    nats, sd = effects.of(there)
-    told = law.predict(
-        float(there.n_charged_params),
-        float(there.total_tokens),
-        max_lr=there.max_lr,
-        batch_tokens=float(there.tokens_per_step),
-        tuned=False,
-        level=LEVEL,
-        anchors=freed(anchors, effects),
-    )
-    middle = told.loss_nats + nats
-    reach = Z_LEVEL * sd
-    return dataclasses.replace(
-        told,
-        loss_nats=middle,
-        low_nats=middle - math.hypot(told.loss_nats - told.low_nats, reach),
-        high_nats=middle + math.hypot(told.high_nats - told.loss_nats, reach),
-    )
+    return None if there is None else law.predict(there, Points.of([run])).loss_nats
 
 
 def promoted(
-    study: Study, config: RunConfig, scale: float, law: ScalingFit | None = None
+    study: Study, config: RunConfig, scale: float, law: StudyLaw | None = None
 ) -> RunConfig | None:
     """What the rule makes of a trial at the larger budget; None where it pays no step.
 
@@ -212,40 +184,35 @@ def promoted(
     if not steps:
         return None
     later = wanted.with_changes(num_training_steps=steps)
-    return later if law is None else at_best_rate(later, law)
+    return later if law is None else at_best_rate(later, law.main)
 
 
-def at_best_rate(config: RunConfig, law: ScalingFit) -> RunConfig:
+def at_best_rate(config: RunConfig, law: CountedLaw) -> RunConfig:
     """A promotion at the learning rate that a law holds for best, the last rate in proportion.
 
     Within a factor `RATE_REACH` of what the rule made of the trial's own rate, which has at least
     been tried.
     """
-    if not law.knows_lr:
+    if not law.fit.knows_lr:
         return config
-    best = law.tuned_lr(
-        float(config.n_charged_params), float(config.total_tokens), float(config.tokens_per_step)
-    )
-    factor = min(max(best / config.max_lr, 1.0 / RATE_REACH), RATE_REACH)
+    factor = min(max(law.best_lr(config) / config.max_lr, 1.0 / RATE_REACH), RATE_REACH)
     rate = float(f"{config.max_lr * factor:.4g}")
     last = float(f"{config.final_lr * factor:.4g}")
     return config.with_changes(max_lr=rate, min_lr=last, min_lr_ratio=None)
 
 
-def _candidates(
-    study: Study, points: Points, law: ScalingFit, effects: Effects, scale: float
-) -> tuple[Candidate, ...]:
+def _candidates(study: Study, points: Points, law: StudyLaw, scale: float) -> tuple[Candidate, ...]:
     found = []
     for run, config in zip(points.runs, points.configs, strict=True):
         later = promoted(study, config, scale, law)
         if run.study_id != study.id or run.kind != "trial" or later is None:
             continue
         anchors = points.of_shape(config)
-        there = _predict(law, effects, later, anchors)
+        there = law.predict(later, anchors)
         measured = run.val_loss_nats if run.has_whole_budget else None
         here = measured
         if here is None:
-            here = predict_run(study, law, effects, run, 1.0)
+            here = predict_run(study, law, run, 1.0)
             assert here is not None
         found.append(
             Candidate(
@@ -267,7 +234,7 @@ def _candidates(
 def _choice(
     study: Study,
     points: Points,
-    law: ScalingFit,
+    law: StudyLaw,
     candidates: Sequence[Candidate],
     scale: float,
 ) -> Choice | None:
@@ -281,15 +248,7 @@ def _choice(
     configs = {run.id: config for run, config in zip(points.runs, points.configs, strict=True)}
     pair = [promoted(study, configs[c.run_id], scale, law) for c in (measured, predicted)]
     one, other = (config for config in pair if config is not None)
-    drawn = law.sample_losses(
-        [float(one.n_charged_params), float(other.n_charged_params)],
-        [float(one.total_tokens), float(other.total_tokens)],
-        np.random.default_rng(0),
-        DRAWS,
-        max_lr=[one.max_lr, other.max_lr],
-        batch_tokens=[float(one.tokens_per_step), float(other.tokens_per_step)],
-    )
-    costs = drawn[:, 0] - drawn[:, 1]
+    costs = law.sample_differences(one, other, np.random.default_rng(0), DRAWS)
     middle = measured.loss_nats - predicted.loss_nats
     # The draws know the law's uncertainty, the two predictions what is known of each shape besides.
     low, high = np.quantile(costs - costs.mean(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

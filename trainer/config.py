@@ -20,6 +20,7 @@ from model.flops import (
     flops_per_pair,
     flops_per_token,
     muon_flops_per_step,
+    params_by_group,
 )
 from trainer.recipes import RECIPES, RUN_OPTIONS, Recipe, expanded
 
@@ -122,7 +123,8 @@ class RunConfig(StrictModel):
     """simulated: nothing is trained, the loss is that of `world` (docs/simulation.md); replayed: it
     is that of a finished run in a table (docs/replay.md)."""
     world: str | None = None
-    """simulated: a key of `trainer.worlds.WORLDS`; replayed: `table:` and its checksum."""
+    """simulated: a name that `trainer.worlds.world_named` knows; replayed: `table:` and its
+    checksum."""
     recipe: Recipe = "gpt2"
     """What the options below and those of model_config are where they are not given: `gpt2` the
     course's, `modern` what gives the least loss for the FLOPs (docs/experiments.md)."""
@@ -283,12 +285,16 @@ class RunConfig(StrictModel):
             if self.world is not None:
                 raise ValueError("world: only a run with trainer: simulated has one")
             return
-        from trainer.worlds import TABLE, WORLDS  # NumPy, which a real run's file need not load
+        from trainer.worlds import TABLE, world_named  # NumPy, which a real run need not load
 
-        if self.trainer == "replayed" and not (self.world or "").startswith(TABLE):
-            raise ValueError(f"world: of a replayed run, expected {TABLE}CHECKSUM")
-        if self.trainer == "simulated" and self.world not in WORLDS:
-            raise ValueError(f"world: expected one of {', '.join(WORLDS)}")
+        if self.trainer == "replayed":
+            if not (self.world or "").startswith(TABLE):
+                raise ValueError(f"world: of a replayed run, expected {TABLE}CHECKSUM")
+        else:
+            try:
+                world_named(self.world or "")
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
         if self.architecture != "decoder":
             raise ValueError(f"trainer: {self.trainer}: the laws are of decoders")
 
@@ -377,6 +383,12 @@ class RunConfig(StrictModel):
             return self.n_params
         shape = self.stack_shape
         return self.n_params - max(0, shape.n_vocab - self.head_rows) * shape.n_embd
+
+    @property
+    def n_block_params(self) -> int:
+        """Parameters without token and position embeddings, as authors count who leave them out."""
+        groups = params_by_group(self.model)
+        return self.n_params - groups["token_embedding"] - groups["position_embedding"]
 
     def flops_per_step(self, convention: Convention) -> int:
         """Training FLOPs of one optimiser step, gradient accumulation included.

@@ -147,8 +147,11 @@ class ScalingFit:
         batch_tokens: ArrayLike | None = None,
     ) -> FloatArray:
         """Most probable losses in nats: (runs,); a setting not given is taken as well tuned."""
-        points = _points(n_params, tokens, max_lr, batch_tokens)
-        return np.exp(log_loss(self.theta, self.centre, points))
+        return np.exp(self.log_losses(_points(n_params, tokens, max_lr, batch_tokens)))
+
+    def log_losses(self, points: Points) -> FloatArray:
+        """The logarithms of the most probable losses of runs as they were tuned: (runs,)."""
+        return log_loss(self.theta, self.centre, points)
 
     def predict(
         self,

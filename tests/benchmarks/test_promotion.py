@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from benchmarks.promotion import best_possible, markdown, one_seed, settings_for
-from budgetsweep.constraint import Limits
-from trainer.worlds import world_named
+from benchmarks.promotion import best_in, markdown, one_seed
 
 
-def test_regret_is_measured_against_what_nobody_beats(tmp_path: Path) -> None:
+def test_regret_is_measured_against_what_nobody_beats() -> None:
     args = argparse.Namespace(
         world="hoffmann2022", budget=1e13, scale=10.0, trials=9, rungs="0.3,1", sampler="qmc",
         measured_only=False,
     )  # fmt: skip
-    world = world_named(args.world)
-    settings = settings_for(args, tmp_path, 0)
-    limits = Limits(10**14, settings.convention)
-    best, config = best_possible(world, settings.resolved_space(), settings.base(), limits)
-    assert world.true_loss(config) == best
-    row = one_seed(args, 0, best, world)
+    best = best_in("hoffmann2022", 1e13, 10.0)
+    assert best.world.true_loss(best.config) == best.loss_nats
+    row = one_seed(args, 0)
     for name in ("predicted", "measured"):
-        assert row[name]["regret"] == row[name]["loss"] - best >= 0
+        assert row[name]["regret"] == row[name]["loss"] - best.loss_nats >= 0
+    assert row["regret_here"] >= 0
     assert 0 < row["budgets"] <= 4 * 0.3 + 5
     facts = {"command": "c", "machine": "m", "commit": "x"}
-    text = markdown([row], args, facts, {"loss": best, "n_params": config.n_params})
+    text = markdown([row], args, facts)
     assert f"| measured | {row['measured']['regret']:.3f} |" in text
+
+
+def test_drawn_worlds_are_one_a_seed() -> None:
+    args = argparse.Namespace(
+        world="drawn", budget=1e13, scale=10.0, trials=6, rungs="0.3,1", sampler="qmc",
+        measured_only=False,
+    )  # fmt: skip
+    rows = [one_seed(args, seed) for seed in (0, 1)]
+    assert [row["world"] for row in rows] == ["drawn-0", "drawn-1"]
+    assert rows[0]["best"] != rows[1]["best"]
+    for row in rows:
+        assert row["best"] == best_in(row["world"], 1e13, 10.0).loss_nats

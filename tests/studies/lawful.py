@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,26 +16,29 @@ from trainer.events import RunResult
 from trainer.laws import PUBLISHED, ScalingLaw, steplaw_batch_tokens, steplaw_lr
 
 BUDGET = 10**15
-LAW = PUBLISHED["besiroglu2024"]
+LAW = PUBLISHED["porian2024-refinedweb"]
 WIDTHS = (64, 128, 192, 256, 384, 512)
 
 
-def lawful_loss(config: RunConfig, law: ScalingLaw = LAW) -> float:
+def lawful_loss(
+    config: RunConfig, law: ScalingLaw = LAW, counts: Literal["all", "blocks"] = "all"
+) -> float:
     """Loss by the law, with what a learning rate and batch off StepLaw's cost."""
-    n, tokens = float(config.n_params), float(config.total_tokens)
+    n = float(config.n_params if counts == "all" else config.n_block_params)
+    tokens = float(config.total_tokens)
     off_lr = math.log(config.max_lr / steplaw_lr(n, tokens))
     off_batch = math.log(config.tokens_per_step / steplaw_batch_tokens(tokens))
     return float(law.loss(n, tokens) + 0.04 * off_lr**2 + 0.02 * off_batch**2)
 
 
-def trial_config(width: int, budget: int, **changes: Any) -> RunConfig:
+def trial_config(width: int, budget: int, n_layer: int | None = None, **changes: Any) -> RunConfig:
     """A filled configuration of that width near StepLaw's learning rate."""
     answer = admit(
         {
             "recipe": "gpt2",
             "model_config": {
                 "n_embd": width, "n_head": width // 32, "n_positions": 128,
-                "n_layer": max(1, width // 32), "p_dropout": 0.0,
+                "n_layer": n_layer or max(1, width // 32), "p_dropout": 0.0,
             },
             "seq_len": 128, "batch_size": 64, "max_lr": 4e-3, "min_lr_ratio": 0.1,
             "num_training_steps": "fill", **changes,
@@ -69,7 +72,12 @@ def enter(store: Store, study: Study, number: int, config: RunConfig, **changes:
 
 
 def fill_study(
-    store: Store, study: Study, n_trials: int = 18, rungs: str = "0.1,0.3,1", seed: int = 0
+    store: Store,
+    study: Study,
+    n_trials: int = 18,
+    rungs: str = "0.1,0.3,1",
+    seed: int = 0,
+    counts: Literal["all", "blocks"] = "all",
 ) -> list[Run]:
     """Trials of several widths, learning rates and rungs, a little noise on their losses."""
     rng = np.random.default_rng(seed)
@@ -82,6 +90,6 @@ def fill_study(
             rung_budget(rung, study.budget_flops),
             max_lr=float(np.exp(rng.uniform(np.log(1e-3), np.log(1e-2)))),
         )
-        loss = lawful_loss(config) + float(rng.normal(0, 0.01))
+        loss = lawful_loss(config, counts=counts) + float(rng.normal(0, 0.01))
         runs.append(enter(store, study, number, config, scale=float(rung), loss_nats=loss))
     return runs

@@ -28,14 +28,14 @@ def test_the_law_is_found_and_the_larger_budget_predicted(
     runs = fill_study(store, study, 36)
     fit = fit_study(study, runs, 100.0)
     assert fit.refusal is None
-    assert fit.fit is not None
+    assert fit.law is not None
     assert len(fit.points.runs) == 36
     best = fit.candidates[0]
     assert best.low_nats < best.loss_nats < best.high_nats
     # The truth at the promoted budget, learning rate and batch at their best.
     truth = float(LAW.loss(float(best.n_params), float(best.tokens)))
     assert best.low_nats < truth < best.high_nats
-    assert best.loss_nats == pytest.approx(truth, abs=0.15)
+    assert best.loss_nats == pytest.approx(truth, abs=0.2)
 
 
 def test_the_two_answers_differ_and_tell_their_price(store: Store, new_study: NewStudy) -> None:
@@ -131,8 +131,9 @@ def test_prediction_is_written_before_the_run_and_never_again(
     assert newest.id == told.fit_id
     assert newest.record == json.loads(json.dumps(newest.record))
     again = ScalingFit.from_dict(newest.record["fit"])
-    assert fit.fit is not None
-    assert pytest.approx(fit.fit.law.E, rel=1e-4) == again.law.E
+    assert fit.law is not None
+    assert pytest.approx(fit.law.main.fit.law.E, rel=1e-4) == again.law.E
+    assert newest.record["counts"] == fit.law.main.counts
     late = store.run(store.add_run(number=1, **{**values, "epochs": 0.1}))  # type: ignore[arg-type]
     store.start_attempt(late.id)
     with pytest.raises(IllegalChangeError, match="too late"):

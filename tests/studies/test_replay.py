@@ -25,13 +25,14 @@ from reports.build import write_report
 from reports.facts import Facts
 from reports.read import read_study
 from studies.observer import Observer, RunView
-from studies.points import Points, fit_points
+from studies.points import Points
 from studies.promote import PromoteHooks, PromoteSettings, promote
 from studies.replay import read_table
 from studies.rungs import Rungs
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
 from studies.store import Store
+from studies.study_law import counted, fit_points
 from studies.tables import Run
 from trainer.config import RunConfig
 
@@ -146,9 +147,11 @@ def test_a_size_is_tried_on_several_rungs(searched: Path) -> None:
 def test_no_law_is_told_rates_batches_or_shapes(searched: Path) -> None:
     points = Points.of(trials(settings_for(searched)))
     assert len(points.runs) == 18
-    assert {(one.max_lr, one.batch_tokens) for one in points.observations} == {(None, None)}
-    law, effects = fit_points(points)
-    assert (law.knows_lr, law.knows_batch, effects.names) == (False, False, ())
+    told = counted(points, "blocks")
+    assert {(one.max_lr, one.batch_tokens, one.stderr_nats) for one in told} == {(None, None, 0.0)}
+    assert [one.n_params for one in told] == [run.n_params for run in points.runs]
+    for law in fit_points(points).laws:
+        assert (law.fit.knows_lr, law.fit.knows_batch, law.effects.names) == (False, False, ())
 
 
 def test_a_promotion_is_looked_up_and_both_answers_are_scored(copied: SearchSettings) -> None:

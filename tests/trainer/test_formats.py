@@ -20,7 +20,8 @@ from tests.model.comparing import ALL_OPTIONS, EACH_AND_ALL, named
 from tests.trainer.course_reference import CourseLM
 from tests.trainer.tiny_runs import tiny_config
 from trainer import formats
-from trainer.formats import FORMATS, Format, convert, open_model, to_gpt2
+from trainer.formats import FORMATS, Format, convert, open_model
+from trainer.gpt2_format import to_gpt2
 
 V, D, H, P, L = 31, 12, 3, 7, 2
 

@@ -21,7 +21,7 @@ from trainer.config import RunConfig
 from trainer.events import Command, Point, RunResult
 from trainer.formats import weights_file
 from trainer.simulated import simulate_run
-from trainer.worlds import DEFAULT_WORLD, WORLDS, world_named, world_of
+from trainer.worlds import DEFAULT_WORLD, WORLDS, drawn_world, world_named, world_of
 
 WORLD = WORLDS[DEFAULT_WORLD]
 
@@ -170,7 +170,7 @@ def test_keys_of_a_simulated_run() -> None:
     assert world_of(filled().to_dict()) == DEFAULT_WORLD
     assert world_of(real) is None
     for wrong, message in (
-        ({**real, "trainer": "simulated"}, "world: expected one of"),
+        ({**real, "trainer": "simulated"}, "simulated world .*expected one of"),
         ({**real, "world": DEFAULT_WORLD}, "only a run with trainer: simulated"),
         ({**real, "trainer": "simulated", "world": DEFAULT_WORLD, "architecture": "encoder"},
          "the laws are of decoders"),
@@ -179,6 +179,23 @@ def test_keys_of_a_simulated_run() -> None:
             parse(RunConfig, wrong, "run")
     with pytest.raises(ConfigError, match="expected one of"):
         world_named("nowhere")
+
+
+def test_drawn_worlds_are_many_and_each_is_one() -> None:
+    worlds = [drawn_world(seed) for seed in range(200)]
+    assert world_named("drawn-17") == worlds[17]
+    assert len({world.checksum for world in worlds}) == 200
+    assert {world.counts for world in worlds} == {"body", "charged"}
+    sizes = [world.law.best_params(1e15) for world in worlds]
+    losses = [
+        world.law.loss(size, 1e15 / 6 / size) for world, size in zip(worlds, sizes, strict=True)
+    ]
+    assert np.median(sizes) == pytest.approx(3.4e6, rel=0.1)
+    assert np.std(np.log(sizes)) == pytest.approx(0.4, rel=0.2)
+    assert (np.mean(losses), np.std(losses)) == pytest.approx((5.0, 0.4), rel=0.15)
+    for wrong in ("drawn", "drawn-", "drawn--1", "drawn-1.5", "drawn-1x", "drawn-12345678901"):
+        with pytest.raises(ConfigError, match="expected one of"):
+            world_named(wrong)
 
 
 def test_simulating_needs_no_torch() -> None:
