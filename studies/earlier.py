@@ -1,8 +1,8 @@
 """Earlier studies whose complete runs are points of another study's law (`--points-from`).
 
 A law needs several budgets, and an earlier search at a smaller one has paid for them. Its runs are
-points and nothing else: no candidate for promotion, no result for the sampler. Losses must be
-comparable, so what they were measured on and learned from must be the same, byte for byte.
+points and nothing else: no candidates for promotion, no trials of the sampler's. Losses must be
+comparable, so they must be measured on the same tokens and have learned from the same text.
 """
 
 from __future__ import annotations
@@ -103,12 +103,13 @@ def _check(study: Study, other: Study, cache_dir: Path | None) -> None:
     """Refuse a study whose losses are not comparable with another's."""
     _refuse(other, study.convention, study.space["parameters"], study.settings["base"])
     if other.val_checksum != study.val_checksum:
-        tokens = ""
-        if (other.val_tokens, study.val_tokens) != (None, None):
+        tokens, advice = "", ""
+        if other.val_tokens != study.val_tokens:
             tokens = f" ({other.val_tokens} tokens, here {study.val_tokens})"
+            advice = "; a study that is begun with --points-from measures on as much"
         raise StudyError(
             f"--points-from {other.name}: another validation text{tokens}, by its checksum, so "
-            "that losses cannot be compared"
+            f"that losses cannot be compared{advice}"
         )
     if not _same_training_text(study, other, cache_dir):
         raise StudyError(

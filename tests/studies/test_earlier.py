@@ -195,7 +195,7 @@ def test_a_longer_part_of_the_same_text_is_the_same_text(tmp_path: Path) -> None
     assert texts.earlier(large, "small") == {"small": []}
     assert texts.earlier(small, "large") == {"large": []}
     other = texts.study("other", 10**9, val_tokens=2048)
-    with pytest.raises(StudyError, match=r"another validation text \(4096 tokens, here 2048\)"):
+    with pytest.raises(StudyError, match=r"\(4096 tokens, here 2048\).*measures on as much"):
         texts.earlier(other, "small")
 
 
