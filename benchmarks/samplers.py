@@ -1,6 +1,6 @@
 """Trials until a search is within 0.02 nats of the best possible, sampler by sampler.
 
-    python -m benchmarks.samplers [--seeds 20] [--worlds A,B] [--arms X,Y] [--table CSV]
+    python -m benchmarks.samplers [--seeds 20] [--worlds A,B] [--arms X,Y] [--table CSV] [--add]
 
 Simulated worlds (docs/simulation.md), the default space at 1e15 FLOPs, the same seeds for all. An
 arm is a sampler, with the budget as an equation (`fill`: the steps are what the budget affords) or
@@ -9,20 +9,20 @@ with the known-good first proposal or without. A search has arrived when the noi
 trial with the lowest *measured* loss is within 0.02 nats of the lowest in the space. Refused
 proposals train nothing and are counted apart.
 
-`--table` replays published runs besides: a CSV with train_flops, n_params, tokens, val_loss_nats.
-The loss of a proposed shape is that of the table's run of its budget nearest in parameters.
+`--table` replays published runs besides (docs/replay.md): the space is the sizes that the table has
+at a budget, a proposal that was made before is refused. `--worlds ""` leaves the simulated ones
+out. `--add` keeps what the results have of other arms.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import functools
+import json
 import math
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +36,8 @@ from budgetsweep.constraint import Admitted, Limits, admit
 from studies.defaults import default_space, first_proposal
 from studies.law_sampler import LawSampler, Places
 from studies.proposals import Proposals
+from studies.replay import ReplayTable, read_table
+from studies.settings import SearchSettings
 from studies.space import SearchSpace, Value, space_from_dict
 from trainer.config import TOKENIZER_VOCABULARIES, RunConfig
 from trainer.worlds import DEFAULT_WORLD, WORLDS, SimulatedWorld
@@ -95,6 +97,12 @@ ARMS = (
     Arm("law", equation=True, first=False),
     Arm("law", equation=True, first=True),
 )
+REPLAYED = tuple(
+    Arm(sampler, equation=True, first=first)
+    for sampler in ("tpe", "random", "qmc", "gp", "law")
+    for first in (False, True)
+)
+"""Arms over a table of runs, where every proposal has its budget."""
 EVERYWHERE = (PLAIN, ARMS[2], ARMS[-1])
 """Arms that are tried in every world; the others in the first one only."""
 
@@ -110,6 +118,8 @@ class Problem:
     measured: Callable[[RunConfig], float]
     best: float
     """The lowest true loss in the space."""
+    first: dict[str, Value] | None = None
+    """The known-good first proposal; None: that of the default space."""
 
     def config(self, settings: dict[str, Value], seed: int) -> RunConfig | None:
         """The filled configuration of a proposal; None: refused."""
@@ -180,7 +190,9 @@ def search(problem: Problem, arm: Arm, cap: int, seed: int) -> Arrival:
     """One search until it is close or gives up."""
     space = problem.space
     first = None
-    if arm.first:
+    if arm.first and problem.first is not None:
+        first = problem.first
+    elif arm.first:
         vocabulary = TOKENIZER_VOCABULARIES["gpt2"]
         first = first_proposal(space, problem.limits.budget_flops, vocabulary, "nanogpt")
     law = LawSampler(space, problem.base, problem.limits) if arm.sampler == "law" else None
@@ -225,27 +237,20 @@ def summary(arrivals: list[Arrival], cap: int) -> dict[str, Any]:
     }
 
 
-def replayed(rows: list[dict[str, float]], budget: float) -> Problem:
-    """Shapes under a budget whose losses are those of published runs; no other setting varies."""
-    group = [row for row in rows if math.isclose(row["train_flops"], budget, rel_tol=0.01)]
-    sizes = np.log([row["n_params"] for row in group])
-    losses = [row["val_loss_nats"] for row in group]
+def replayed(table: ReplayTable, budget: int) -> Problem:
+    """The sizes that a table has at a budget, with the losses of its runs."""
+    settings = SearchSettings(replay=table, budget_flops=budget)
+    space = settings.resolved_space()
 
     def loss(config: RunConfig) -> float:
-        return losses[int(np.argmin(np.abs(sizes - math.log(config.n_params))))]
+        place = table.place(config)
+        assert place is not None
+        return place.run.loss_nats
 
-    space = space_from_dict(
-        {
-            "parameters": {
-                "recipe": "gpt2", "n_embd": {"min": 64, "max": 1280, "step": 64},
-                "n_layer": {"min": 2, "max": 24}, "head_dim": 64, "seq_len": 512,
-                "batch_size": 64, "max_lr": 3e-3,
-            }
-        },
-        "replay",
-    )  # fmt: skip
-    return Problem(space, {"tokenizer_encoding": "gpt2"}, Limits(int(budget)), loss, loss,
-                   min(losses))  # fmt: skip
+    best = table.lowest(budget)
+    assert best is not None
+    first = table.first(space, budget)
+    return Problem(space, settings.base(), Limits(budget), loss, loss, best.loss_nats, first)
 
 
 def _cell(found: dict[str, Any]) -> str:
@@ -267,18 +272,22 @@ def main() -> None:
     parser.add_argument("--table", type=Path)
     parser.add_argument("--budgets", default="1e17,8e17", help="of the table")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--add", action="store_true", help="keep the other arms' results")
     options = parser.parse_args()
     wanted = {name.replace("/", ", ") for name in options.arms.split(",")}
     arms = [arm for arm in ARMS if arm.name in wanted]
-    command = f"python -m benchmarks.samplers --seeds {options.seeds}"
-    result: dict[str, Any] = {**about(command), "close_nats": CLOSE_NATS, "worlds": {}}
-    table: dict[str, dict[str, str]] = defaultdict(dict)
-    worlds = options.worlds.split(",")
+    facts = about(f"python -m benchmarks.samplers --seeds {options.seeds}")
+    result: dict[str, Any] = {**facts, "close_nats": CLOSE_NATS, "worlds": {}}
+    before = options.out / "samplers.json"
+    if options.add and before.exists():
+        result = json.loads(before.read_text(encoding="utf-8"))
+    worlds = [name for name in options.worlds.split(",") if name]
     problems = {name: simulated(WORLDS_TRIED[name]) for name in worlds}
     for name in worlds:
-        result["worlds"][name] = {"best_nats": problems[name][True].best, "arms": {}}
+        entry = {"best_nats": problems[name][True].best, "arms": {}}
+        result["worlds"].setdefault(name, entry)
     main_ones = [(name, arm) for name in worlds for arm in arms if arm in EVERYWHERE]
-    others = [(worlds[0], arm) for arm in arms if arm not in EVERYWHERE]
+    others = [(name, arm) for name in worlds[:1] for arm in arms if arm not in EVERYWHERE]
     pool = ProcessPoolExecutor(options.jobs)
     for name, arm in main_ones + others:
         cap = CAPS.get(arm.sampler, CAP)
@@ -286,34 +295,48 @@ def main() -> None:
         one = functools.partial(search, problems[name][arm.equation], arm, cap)
         arrivals = list(pool.map(one, range(options.seeds)))
         found = {**summary(arrivals, cap), "seconds": time.perf_counter() - began}
-        result["worlds"][name]["arms"][arm.name] = found
-        table[arm.name][name] = _cell(found)
+        result["worlds"][name]["arms"][arm.name] = {**found, "commit": facts["commit"]}
         print(f"{name}: {arm.name}: {_cell(found)} ({found['seconds']:.0f} s)", flush=True)
-        write_results(options.out, "samplers", result, _markdown(result, table, worlds))
+        write_results(options.out, "samplers", result, _markdown(result))
     if options.table is not None:
-        _replay(options, result, arms)
-    write_results(options.out, "samplers", result, _markdown(result, table, worlds))
+        _replay(options, result, facts["commit"])
+    write_results(options.out, "samplers", result, _markdown(result))
 
 
-def _replay(options: argparse.Namespace, result: dict[str, Any], arms: list[Arm]) -> None:
-    with options.table.open(encoding="utf-8") as file:
-        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    result["replay"] = {"table": options.table.name, "budgets": {}}
-    for budget in options.budgets.split(","):
-        problem = replayed(rows, float(budget))
-        found = result["replay"]["budgets"][budget] = {}
-        for arm in arms:
-            if arm.equation and (arm.first or arm.sampler == "tpe"):
-                arrivals = [search(problem, arm, 40, s) for s in range(options.seeds)]
-                found[arm.name] = summary(arrivals, 40)
-                print(f"replay {budget}: {arm.name}: {_cell(found[arm.name])}", flush=True)
+def _replay(options: argparse.Namespace, result: dict[str, Any], commit: str) -> None:
+    table = read_table(options.table)
+    result["replay"] = {"table": options.table.name, "commit": commit, "budgets": {}}
+    for text in options.budgets.split(","):
+        problem = replayed(table, int(float(text)))
+        sizes = problem.space.size()
+        assert sizes is not None
+        near = [n for n in table.sizes(float(text)) if _loss(table, n, float(text)) <= CLOSE_NATS]
+        arms: dict[str, Any] = {}
+        result["replay"]["budgets"][text] = {"sizes": sizes, "close": len(near), "arms": arms}
+        for arm in REPLAYED:
+            arrivals = [search(problem, arm, sizes, seed) for seed in range(options.seeds)]
+            arms[arm.name] = summary(arrivals, sizes)
+            print(f"replay {text}: {arm.name}: {_cell(arms[arm.name])}", flush=True)
 
 
-def _markdown(result: dict[str, Any], table: dict[str, dict[str, str]], worlds: list[str]) -> str:
+def _loss(table: ReplayTable, n_params: float, budget: float) -> float:
+    """How far a size of the table is above the best of its budget."""
+    runs = [one for one in table.table.observations if math.isclose(one.flops, budget, rel_tol=0.1)]
+    lowest = min(one.loss_nats for one in runs)
+    return min(one.loss_nats for one in runs if one.n_params == n_params) - lowest
+
+
+def _markdown(result: dict[str, Any]) -> str:
+    worlds = result["worlds"]
+    commits = {
+        a.get("commit", result["commit"]) for w in worlds.values() for a in w["arms"].values()
+    }
+    commits |= {result["replay"]["commit"]} if "replay" in result else set()
+    names = dict.fromkeys(name for world in worlds.values() for name in world["arms"])
     lines = [
         f"# Trials until within {CLOSE_NATS} nats of the best possible",
         "",
-        f"{result['machine']}, commit {result['commit']}; `{result['command']}`",
+        f"{result['machine']}, commits {', '.join(sorted(commits))}; `{result['command']}`",
         "",
         "Median (quartiles) over the seeds of trained trials; `>`: more than the cap. First: with "
         "the known-good first proposal. Steps free: the number of steps is a parameter and what is "
@@ -322,12 +345,22 @@ def _markdown(result: dict[str, Any], table: dict[str, dict[str, str]], worlds: 
         "| | " + " | ".join(worlds) + " |",
         "|---|" + "---|" * len(worlds),
     ]
-    for name, cells in table.items():
-        lines.append(f"| {name} | " + " | ".join(cells.get(w, "") for w in worlds) + " |")
-    for budget, arms in result.get("replay", {}).get("budgets", {}).items():
-        lines += ["", f"Replay of {result['replay']['table']} at {budget} FLOPs:", ""]
-        lines += ["| | trials |", "|---|---|"]
-        lines += [f"| {name} | {_cell(found)} |" for name, found in arms.items()]
+    for name in names:
+        found = [world["arms"].get(name) for world in worlds.values()]
+        lines.append(f"| {name} | " + " | ".join(_cell(f) if f else "" for f in found) + " |")
+    for budget, told in result.get("replay", {}).get("budgets", {}).items():
+        lines += [
+            "",
+            f"Replay of {result['replay']['table']} at {budget} FLOPs, {told['sizes']} sizes of "
+            f"which {told['close']} are as close; one proposed before is refused:",
+            "",
+            "| | trials | refused, median |",
+            "|---|---|---:|",
+        ]
+        lines += [
+            f"| {name} | {_cell(found)} | {found['refused_median']:g} |"
+            for name, found in told["arms"].items()
+        ]
     return "\n".join([*lines, ""])
 
 

@@ -22,6 +22,7 @@ from budgetsweep.cli_options import (
     data_options,
     device_option,
     new_console,
+    points_from_option,
     set_option,
     storage_options,
     yes_option,
@@ -145,6 +146,11 @@ def cli() -> None:
     help="Train nothing: losses come from a published scaling law. WORLD is one of "
     f"{', '.join(WORLD_NAMES)} [the first], or drawn-7 (any number): constants drawn at random.",
 )  # fmt: skip
+@click.option(
+    "--replay", type=click.Path(path_type=Path), metavar="RUNS.csv",
+    help="Train nothing: losses are those of a table of finished runs, sizes the ones in it.",
+)  # fmt: skip
+@points_from_option
 @data_options
 @storage_options
 @set_option
@@ -190,6 +196,7 @@ def search(dry_run: bool, yes: bool, **options: Any) -> None:
 @click.option(
     "--cache-dir", type=click.Path(file_okay=False, path_type=Path), help="Where tokens lie."
 )
+@points_from_option
 @storage_options
 @set_option
 @device_option
@@ -199,7 +206,8 @@ def promote(yes: bool, **options: Any) -> None:
     from budgetsweep.promoting import promote_command
     from studies.promote import PromoteSettings
 
-    settings = PromoteSettings(**{**options, "overrides": tuple(options["overrides"])})
+    lists = {name: tuple(options[name]) for name in ("overrides", "points_from")}
+    settings = PromoteSettings(**{**options, **lists})
     with Signals().caught() as signals:
         finished = promote_command(settings, new_console(), signals, yes=yes)
     if not finished:

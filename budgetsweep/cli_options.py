@@ -104,6 +104,13 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help="Set a run setting, such as num_evals=3 or model_config.p_dropout=0.1 (repeatable).",
 )
+points_from_option = click.option(
+    "--points-from",
+    multiple=True,
+    metavar="STUDY",
+    help="An earlier study of this database on the same text: its complete runs are points of the "
+    "law too (repeatable).",
+)
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask before a very long run.")
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."

@@ -34,7 +34,7 @@ from budgetsweep.errors import ConfigError
 from budgetsweep.promoting import print_answers
 from trainer.config import DataConfig, RunConfig
 from trainer.threads import prepare_environment
-from trainer.worlds import world_of
+from trainer.worlds import mark, world_of
 
 if TYPE_CHECKING:
     from studies.planning import TimePlan
@@ -58,6 +58,7 @@ def search_settings(
     prune: bool,
     rungs: str | None,
     simulate: str | None,
+    replay: Path | None,
     overrides: tuple[str, ...],
     **rest: Any,
 ) -> SearchSettings:
@@ -76,6 +77,15 @@ def search_settings(
         space = space.model_copy(
             update={"budget": None, "convention": None, "method": None, "seed": None}
         )
+    table = None
+    if replay is not None:
+        from studies.replay import read_table
+
+        if source != "c4" or val_data is not None or tokenizer is not None:
+            raise ConfigError(
+                "--replay: nothing is read but the table; leave out --data, --tokenizer"
+            )
+        table = read_table(replay)
     if simulate is not None and (source != "c4" or val_data is not None):
         raise ConfigError("--simulate: a simulated search reads no text; leave out --data")
     data = parse(
@@ -92,6 +102,7 @@ def search_settings(
         sampler=sampler or "law",  # type: ignore[arg-type]
         seed=seed or 0,
         simulate=simulate,
+        replay=table,
         pruning=prune,
         rungs=Rungs() if rungs is None else Rungs.parse(rungs),
         overrides=tuple(overrides),
@@ -108,7 +119,7 @@ def search_command(
 
     n_done = 0
     settings.resolved_space()  # a budget or space that makes no sense leaves no database behind
-    with Store.open(settings.storage, create=True) as store:
+    with Store.open(settings.storage, create=not settings.points_from) as store:
         study = store.find_study(settings.study_name)
         if study is not None:
             statuses = ("complete", "pruned", "failed")
@@ -116,14 +127,17 @@ def search_command(
             console.print(
                 f"continuing study {escape(study.name)}: {n_done} trials done", highlight=False
             )
-    if settings.simulate is not None:
-        print_notice(console, settings.simulate)
+    print_notice(console, settings.world)
+    if settings.replay is not None:
+        console.print(escape(settings.replay.description), highlight=False)
+        for note in settings.replay.table.notes:
+            console.print(escape(note), highlight=False)
     display = RunsDisplay(
         console,
         n_trials=settings.trials,
         n_done=n_done,
         budget_flops=settings.budget_flops,
-        title=settings.study_name + ("" if settings.simulate is None else " (SIMULATED)"),
+        title=settings.study_name + mark(settings.world),
     )
 
     def confirm(plan: TimePlan) -> bool:
@@ -144,12 +158,11 @@ def search_command(
     # The live view starts with the first trial: a question may come before it.
     with display:
         outcome = search(settings, hooks)
-    simulated = "" if settings.simulate is None else " (SIMULATED)"
     console.print(f"{outcome.reason}; {outcome.n_rejected} proposals rejected", highlight=False)
     if outcome.best is not None and outcome.best.val_loss_nats is not None:
         best = outcome.best
         console.print(
-            f"best{simulated}: trial {best.number}  val loss {best.val_loss_nats:.4f}  "
+            f"best{mark(settings.world)}: trial {best.number}  val loss {best.val_loss_nats:.4f}  "
             f"PPL {best.val_ppl:,.1f}  {settings_text(best.params)}",
             highlight=False,
         )
@@ -195,7 +208,7 @@ def dry_run_command(settings: SearchSettings, console: Console) -> None:
     n = DRY_RUN_PROPOSALS
     result = dry_run(settings, n)
     sample = result.sample
-    print_notice(console, settings.simulate)
+    print_notice(console, settings.world)
     console.print(
         f"{n:,} random proposals at {flops(settings.budget_flops)} FLOPs "
         f"({settings.convention}): {100 * sample.admitted_share:.1f} % admitted",
@@ -223,7 +236,7 @@ def dry_run_command(settings: SearchSettings, console: Console) -> None:
     row("optimiser steps", [c.steps for c in configs], count)
     row("FLOPs, share of budget", [a.charge_flops / settings.budget_flops for a in sample.admitted],
         lambda share: f"{100 * share:.2f} %")  # fmt: skip
-    if settings.simulate is None:
+    if settings.world is None:
         row("memory", [a.memory_bytes or 0 for a in sample.admitted], gib)
     if not isinstance(result.speed, str):
         row("time of a trial", [result.speed.seconds(c) for c in configs], duration)
@@ -256,6 +269,11 @@ def train_command(
     threads: int | None,
 ) -> bool:
     """Train one configuration in this process; True when it is complete."""
+    if config.trainer == "replayed":
+        raise ConfigError(
+            "a replayed run is a line of a table, nothing that can be trained; take out the keys "
+            "trainer and world, and choose shape, batch_size, seq_len and max_lr yourself"
+        )
     if config.trainer == "simulated":
         return _simulate_command(config, console)
     prepare_environment()

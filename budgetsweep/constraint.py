@@ -43,6 +43,7 @@ class Reason(StrEnum):
     TOO_LITTLE_VALIDATION_DATA = "too_little_validation_data"
     TOO_MANY_EPOCHS = "too_many_epochs"
     DUPLICATE = "duplicate"
+    NO_RUN = "no_run"
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,8 @@ class RunsDisplay(Observer):
             )
             if run.kind == "trial" and result.val_loss_nats == best_val_loss_nats:
                 outcome += "  best so far"
+            if result.reason is not None:  # which run of a table it stands for
+                outcome += f"  {result.reason}"
         else:
             outcome = f"{result.status}: {result.reason or ''}"
         left = self._seconds_left()

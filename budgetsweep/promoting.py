@@ -20,7 +20,7 @@ from budgetsweep.display import (
     print_notice,
     settings_text,
 )
-from trainer.worlds import world_of
+from trainer.worlds import is_replayed, mark, world_of
 
 if TYPE_CHECKING:
     from studies.prediction import Candidate, StudyFit
@@ -70,7 +70,7 @@ def promote_command(
     world = world_of(run.config)
     files = "config.yaml, eval.json, curve.csv"
     console.print(
-        f"promoted trial {trial.number}{'' if world is None else ' (SIMULATED)'}: val loss "
+        f"promoted trial {trial.number}{mark(world)}: val loss "
         f"{trial.val_loss_nats:.4f} -> {run.val_loss_nats:.4f}, PPL {trial.val_ppl:,.1f} -> "
         f"{run.val_ppl:,.1f}\n{run.output_dir}: {files if world else f'model.pt, {files}'}",
         highlight=False,
@@ -85,6 +85,8 @@ def promote_command(
             f"({predicted.low_nats:.4f} to {predicted.high_nats:.4f})",
             highlight=False,
         )
+    if outcome.regret is not None:
+        console.print(escape(outcome.regret.words), highlight=False)
     return True
 
 
@@ -105,12 +107,13 @@ def _print_promotion_plan(plan: PromotionPlan, console: Console) -> None:
         f"{config.steps:,} steps of {config.tokens_per_step:,}{epochs}{memory}{time}",
         highlight=False,
     )
-    console.print(
-        f"for {rule.tokens_ratio:.3g} times the tokens: batch x{rule.batch_factor}, "
-        f"learning rate x{factor:.3g}, warm-up steps and weight decay kept; "
-        f"{settings_text(plan.changes)}",
-        highlight=False,
-    )
+    if not is_replayed(config.world):  # of whose runs no other setting is known
+        console.print(
+            f"for {rule.tokens_ratio:.3g} times the tokens: batch x{rule.batch_factor}, "
+            f"learning rate x{factor:.3g}, warm-up steps and weight decay kept; "
+            f"{settings_text(plan.changes)}",
+            highlight=False,
+        )
     if plan.predicted is not None:
         console.print(f"predicted: {_loss_text(plan.predicted)}, on record", highlight=False)
 

@@ -25,6 +25,7 @@ from reports.formats import known, loss, percent, plural, power, rate, setting, 
 from reports.text_search import REASONS
 from studies.space import Parameter
 from studies.tables import Run
+from trainer.worlds import is_replayed
 
 TRIALS_PER_PARAMETER = 3
 FEWEST_TRIALS = 12
@@ -121,6 +122,7 @@ def _rejections(facts: Facts) -> Iterator[Text]:
         "too_little_validation_data": "prepare more validation text or shorten seq_len",
         "too_many_epochs": "prepare more text, or raise the smallest n_embd",
         "duplicate": "the space is small: widen it, or stop here",
+        "no_run": "the table has not every size at every budget; nothing is wrong",
     }
     yield Text(
         f"{percent(number / facts.n_proposals)} of the proposals were refused, "
@@ -241,7 +243,7 @@ def _validation(facts: Facts) -> Iterator[Text]:
 def _shape_for_promotion(facts: Facts) -> Iterator[Text]:
     """Small budgets prefer shapes that are too small for large ones."""
     best = facts.best
-    if best is None or facts.promotions:
+    if best is None or facts.promotions or is_replayed(facts.world):
         return
     ratio = tokens_per_param(best) * DEFAULT_SCALE
     suited = suited_params(best, facts.study.budget_flops * DEFAULT_SCALE)
@@ -323,6 +325,8 @@ def _finished_promotion(facts: Facts, run: Run, lead: str) -> Iterator[Text]:
             "teaches little. Prepare more.",
             lead,
         )
+    if is_replayed(facts.world):
+        return
     yield Text(
         "its learning rate follows a rule, not a search: a run at half and one at twice the rate, "
         "at a tenth of the budget, would show whether the rule holds here.",

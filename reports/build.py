@@ -18,7 +18,15 @@ from budgetsweep.config import dump_yaml, write_bytes_atomically, write_text_ato
 from model.flops import CONVENTIONS
 from reports import figures as runs
 from reports import figures_space as space
-from reports import study_scaling, style, text, text_curves, text_scaling, text_search
+from reports import (
+    study_scaling,
+    style,
+    text,
+    text_curves,
+    text_replay,
+    text_scaling,
+    text_search,
+)
 from reports.advice import advice
 from reports.document import (
     Block,
@@ -36,6 +44,7 @@ from reports.formats import loss
 from reports.read import read_study
 from reports.style import Chart, NoChart
 from studies.tables import Run
+from trainer.worlds import is_replayed
 
 FIGURES = (
     runs.history,
@@ -93,6 +102,8 @@ def write_report(
     pictures: dict[str, Picture] = {}
     for make in figures:
         chart = make(facts)
+        if chart.name in text_replay.hidden(facts):
+            chart = NoChart(chart.name, "")
         pictures[chart.name] = _picture(chart, folder, written)
     best_yaml = _write_best(facts, out_dir / "best.yaml")
     data_csv = out_dir / "data.csv"
@@ -131,7 +142,8 @@ def compose(facts: Facts, pictures: dict[str, Picture], best_yaml: Path | None) 
     """The report's blocks, in the order of the questions; figures not drawn are left out."""
 
     def shown(*names: str) -> list[Picture]:
-        return [pictures[name] for name in names if name in pictures]
+        hidden = text_replay.hidden(facts)
+        return [pictures[name] for name in names if name in pictures and name not in hidden]
 
     title, subtitle = text.title(facts)
     blocks: list[Block] = [
@@ -147,6 +159,7 @@ def compose(facts: Facts, pictures: dict[str, Picture], best_yaml: Path | None) 
         Heading("What was tried?"),
         *text_search.tried(facts),
         *text_search.best_few(facts),
+        *text_replay.stand_ins(facts),
         *shown("isoflop", "learning_rate", "parallel", "importance", "schedule"),
     ]
     if best_yaml is not None and facts.best is not None:
@@ -185,7 +198,8 @@ def _best_text(facts: Facts, best: Run) -> str:
     return (
         f"# Trial {best.number} of study {study}: validation loss "
         f"{loss(best.val_loss_nats)} nats a token.\n"
-        "# Runs again: budgetsweep train best.yaml\n" + dump_yaml(config)
+        + ("" if is_replayed(facts.world) else "# Runs again: budgetsweep train best.yaml\n")
+        + dump_yaml(config)
     )
 
 

@@ -238,6 +238,7 @@ _REASON_LOOKS = {
     "too_many_epochs": ("too many epochs", "D", LIGHT["amber"]),
     "too_little_validation_data": ("too little validation text", "P", LIGHT["green"]),
     "duplicate": ("duplicate", "X", LIGHT["brown"]),
+    "no_run": ("no run in the table", "P", LIGHT["cyan"]),
     "invalid_value": ("invalid value", "v", LIGHT["cyan"]),
     "invalid_shape": ("invalid shape", "<", LIGHT["ink"]),
 }

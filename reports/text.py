@@ -10,6 +10,7 @@ from collections import Counter
 from statistics import median
 
 from model.flops import CONVENTIONS
+from reports import text_replay
 from reports.document import Bullets, Card, Cards, Table, Text
 from reports.facts import (
     SEED_NOISE_NATS,
@@ -35,7 +36,7 @@ from reports.formats import (
 from studies.ledger import Amount
 from studies.tables import FINISHED_STATUSES, Run
 from trainer.config import PREDICTED
-from trainer.worlds import notice
+from trainer.worlds import is_replayed, mark, notice
 
 
 def title(facts: Facts) -> tuple[str, str]:
@@ -48,8 +49,7 @@ def title(facts: Facts) -> tuple[str, str]:
     ]
     if study.data_description:
         parts.append(study.data_description)
-    mark = "" if facts.world is None else " (SIMULATED)"
-    return f"Study {study.name}{mark}", " · ".join(parts)
+    return f"Study {study.name}{mark(facts.world)}", " · ".join(parts)
 
 
 def simulated(facts: Facts) -> list[Text]:
@@ -96,6 +96,11 @@ def best(facts: Facts) -> list[Text | Bullets]:
     winner = facts.best
     if winner is None:
         return [_no_best(facts)]
+    if is_replayed(facts.world):
+        return [
+            text_replay.winner(facts, winner),
+            Text(_by_how_much(facts, winner), "By how much?"),
+        ]
     shape = winner.config.get("model_config", {})
     sizes = ", ".join(
         f"{name} {setting(shape[name])}"

@@ -8,12 +8,15 @@ from reports.formats import DASH, plural
 from studies.diagnosis import CURES, HEALTHY, LABELS, NAMES, Diagnosis
 from studies.diagnosis.words import steps_sentences
 from studies.tables import Run
+from trainer.worlds import is_replayed
 
 MOST_NUMBERS = 8
 
 
 def curves(facts: Facts) -> list[Text | Table]:
     """What the curves of the best trial, the promotions and all trials say."""
+    if is_replayed(facts.world):
+        return [Text("A table of finished runs has no curves.")]
     if not facts.diagnoses:
         return [Text("No run has ended yet: no curve to judge.")]
     blocks: list[Text | Table] = [Text(_counts(facts)), *_accused(facts)]

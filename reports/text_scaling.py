@@ -22,7 +22,8 @@ def answers(facts: Facts) -> list[Text | Table | Bullets]:
             *_left_out(fit.record),
         ]
     record = fit.record
-    blocks: list[Text | Table | Bullets] = [Text(_law(record), "The law:")]
+    told = _law(record) + _earlier(record)
+    blocks: list[Text | Table | Bullets] = [Text(told, "The law:")]
     choice, level = record["choice"], record["level"]
     if choice is not None:
         candidates = {c["number"]: c for c in record["candidates"]}
@@ -71,6 +72,15 @@ def _law(record: dict[str, Any]) -> str:
         f"{short(ranges['tokens'][1])} tokens. A run scatters around it by "
         f"{percent(fit['noise'])} of its loss. Beyond these ranges it is an extrapolation.{other}"
     )
+
+
+def _earlier(record: dict[str, Any]) -> str:
+    """How many points came from where."""
+    earlier = record.get("earlier", {})
+    if not earlier:
+        return ""
+    told = ", ".join(f"{number} from study {name}" for name, number in earlier.items())
+    return f" Of its points {len(record['points']) - sum(earlier.values())} are its own, {told}."
 
 
 def _cost(choice: dict[str, Any], scale: float) -> str:

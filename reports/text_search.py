@@ -36,6 +36,7 @@ REASONS = {
     "too_little_validation_data": "too little validation text",
     "too_many_epochs": "repeats the text too often",
     "duplicate": "was tried before",
+    "no_run": "no run of the table is near it",
 }
 """`budgetsweep.constraint.Reason` in words."""
 

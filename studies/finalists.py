@@ -6,6 +6,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from budgetsweep.errors import ConfigError
+from studies.earlier import earlier_runs
 from studies.executor import WorkerPool
 from studies.prediction import StudyFit, fit_study
 from studies.promote import PromoteHooks, PromoteSettings, run_promotion
@@ -86,10 +87,11 @@ def _finalists(
     """The trials to train on a rung, one a shape, the best predicted first."""
     runs = store.runs(study.id)
     below = [run for run in runs if run.scale is None or run.scale < rung]
-    there = fit_study(study, below, float(rung))
+    earlier = earlier_runs(store, study, cache_dir=settings.cache_dir)
+    there = fit_study(study, below, float(rung), earlier)
     target = there
     if settings.for_scale is not None and settings.for_scale > rung:
-        target = fit_study(study, below, settings.for_scale)
+        target = fit_study(study, below, settings.for_scale, earlier)
     trials = {run.id: run for run in runs if run.kind == "trial"}
     ordered = [trials[candidate.run_id] for candidate in target.candidates]
     if not ordered:

@@ -258,10 +258,12 @@ class _Features:
         size = float(config.n_params - unused)
         batch = math.log(config.tokens_per_step / steplaw_batch_tokens(tokens))
         lr = math.log(max(config.max_lr, 1e-12) / steplaw_lr(size, tokens)) - 0.5 * batch
-        aspect = math.log(config.model.n_embd / config.model.depth)
+        aspect, context = math.log(config.model.n_embd / config.model.depth), 1.0 / config.seq_len
+        if config.trainer == "replayed":  # only the size is known: all else as it is best
+            lr, batch, aspect, context = 0.0, 0.0, ASPECT, CONTEXT
         units = [self.places.unit(name, settings[name]) for name in self._numeric]
         choices = [float(settings[name] == value) for name, value in self._choices]
-        law = [math.log(size), math.log(tokens), lr, batch, aspect, 1.0 / config.seq_len]
+        law = [math.log(size), math.log(tokens), lr, batch, aspect, context]
         return np.array([*law, *units, *choices])
 
 

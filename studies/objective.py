@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from budgetsweep.errors import FitRefused
+from studies.earlier import Earlier
 from studies.points import Points
 from studies.prediction import predict_run
 from studies.rungs import Rungs
@@ -27,15 +28,15 @@ hundreds of points takes longer than a proposal."""
 class Objective:
     """Values finished trials, in the order in which they finished."""
 
-    def __init__(self, study: Study, runs: Iterable[Run]) -> None:
-        """Begin with the trials that are finished already."""
+    def __init__(self, study: Study, runs: Iterable[Run], earlier: Earlier | None = None) -> None:
+        """Begin with the trials that are finished already, and runs of earlier studies."""
         self._study = study
         for_scale = study.settings.get("for_scale")
         self.scale = 1.0 if for_scale is None else float(for_scale)
         rungs = Rungs.parse(study.settings.get("rungs", "1"))
         compares = for_scale is not None or len(rungs.of_trials) > 1
         self.is_predicted = compares and study.sampler != "law"
-        self._points = Points()
+        self._points = Points.of((), earlier if self.is_predicted else None)
         self._places: dict[int, int] = {}
         """Points there were when a run had finished, by its id."""
         self._fits: dict[int, StudyLaw | None] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -56,13 +56,14 @@ def observation(run: Run, config: RunConfig, n_params: float) -> Observation:
     from studies.scaling.observations import Observation
 
     assert run.val_loss_nats is not None
-    doubt = near_chance_nats(run.val_loss_nats, config.model.n_vocab)
+    told = config.trainer != "replayed"  # of a table's run nobody knows tuning or vocabulary
+    doubt = near_chance_nats(run.val_loss_nats, config.model.n_vocab) if told else 0.0
     return Observation(
         n_params=n_params,
         tokens=float(run.planned_tokens),
         loss_nats=run.val_loss_nats,
-        max_lr=config.max_lr,
-        batch_tokens=float(config.tokens_per_step),
+        max_lr=config.max_lr if told else None,
+        batch_tokens=float(config.tokens_per_step) if told else None,
         stderr_nats=math.hypot(run.val_loss_stderr_nats or 0.0, doubt),
     )
 
@@ -75,23 +76,34 @@ class Points:
     configs: list[RunConfig] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
     """Names of complete runs that are no points, by the reason."""
+    earlier: dict[str, int] = field(default_factory=dict)
+    """How many points are runs of other studies, by their names."""
 
-    def add(self, run: Run) -> None:
-        """Take in a finished run; one without a loss says nothing."""
+    def add(self, run: Run, study: str = "") -> None:
+        """Take in a finished run, with the name of its study where that is an earlier one.
+
+        One without a loss says nothing.
+        """
         if run.status != "complete" or run.val_loss_nats is None:
             return
-        config = parse(RunConfig, run.config, f"{run.kind} {run.number}")
+        name = f"{run.kind} {run.number}" + (f" of {study}" if study else "")
+        config = parse(RunConfig, run.config, name)
         reason = why_no_point(run, config)
         if reason is not None:
-            self.left_out.setdefault(reason, []).append(f"{run.kind} {run.number}")
+            self.left_out.setdefault(reason, []).append(name)
             return
+        if study:
+            self.earlier[study] = self.earlier.get(study, 0) + 1
         self.runs.append(run)
         self.configs.append(config)
 
     @classmethod
-    def of(cls, runs: Iterable[Run]) -> Points:
-        """The points of these runs."""
+    def of(cls, runs: Iterable[Run], earlier: Mapping[str, Iterable[Run]] | None = None) -> Points:
+        """The points of these runs; before them those of earlier studies, by their names."""
         points = cls()
+        for name, others in (earlier or {}).items():
+            for run in others:
+                points.add(run, name)
         for run in runs:
             points.add(run)
         return points

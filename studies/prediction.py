@@ -21,6 +21,7 @@ from studies.tables import Run, Study
 from trainer.config import RunConfig
 
 if TYPE_CHECKING:
+    from studies.earlier import Earlier
     from studies.scaling.result import Prediction
 
 DRAWS = 400
@@ -119,22 +120,26 @@ class StudyFit:
             "weight": None if main is None else main.weight,
             "points": [] if main is None else self._points_dict(main),
             "left_out": self.points.left_out,
+            "earlier": self.points.earlier,
             "level": LEVEL,
             "candidates": [vars(candidate) for candidate in self.candidates],
             "choice": None if self.choice is None else vars(self.choice),
         }
 
 
-def fit_study(study: Study, runs: Sequence[Run], scale: float) -> StudyFit:
+def fit_study(
+    study: Study, runs: Sequence[Run], scale: float, earlier: Earlier | None = None
+) -> StudyFit:
     """Fit a law to the finished runs of a study and predict every trial's promotion.
 
     Args:
         study: its row.
         runs: its runs, trials and promotions.
         scale: budget of the promotion, as a multiple of the study's.
+        earlier: runs of other studies that are points too, by the names of these.
     """
     # A promotion of this budget is what is predicted: its own loss must not choose it again.
-    points = Points.of(run for run in runs if run.scale is None or run.scale < scale)
+    points = Points.of((r for r in runs if r.scale is None or r.scale < scale), earlier)
     try:
         law = fit_points(points)
     except FitRefused as refused:
@@ -196,7 +201,7 @@ def _candidates(study: Study, points: Points, law: StudyLaw, scale: float) -> tu
     found = []
     for run, config in zip(points.runs, points.configs, strict=True):
         later = promoted(study, config, scale, law)
-        if run.kind != "trial" or later is None:
+        if run.study_id != study.id or run.kind != "trial" or later is None:
             continue
         anchors = points.of_shape(config)
         there = law.predict(later, anchors)

@@ -22,21 +22,25 @@ from budgetsweep.constraint import (
 )
 from budgetsweep.errors import ConfigError, StudyError
 from studies.dispatcher import LEASE_SECONDS, Dispatcher, recover
+from studies.earlier import earlier_runs
 from studies.executor import WorkerPool
 from studies.lr_check import budget_left, check_lr, check_scale, scaled_rates
 from studies.observer import Observer
 from studies.planning import Sample, Speed, measure_speed
 from studies.prediction import fit_study
+from studies.regret import Regret, regrets
+from studies.replay import ReplayTable, table_of
 from studies.rescaling import Rescaling, promoted_config
 from studies.selecting import Select, Selection, record_prediction, select_trial
 from studies.settings import runs_folder
 from studies.simulated_pool import SimulatedPool
 from studies.storage import storage_url
 from studies.store import Store, config_hash
+from studies.study_data import stand_in
 from studies.tables import FINISHED_STATUSES, Prediction, Run, Study
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult
-from trainer.simulated_data import SimulatedData, simulated_data
+from trainer.simulated_data import SimulatedData
 from trainer.worlds import world_of
 
 if TYPE_CHECKING:
@@ -59,6 +63,8 @@ class PromoteSettings:
     select: Select | None = None
     """None: `predicted` where the study carries a law, else `measured`."""
     scale: float = DEFAULT_SCALE
+    points_from: tuple[str, ...] = ()
+    """Studies of the database, beside those of the search, whose runs are points of the law."""
     check_lr: bool = False
     """Try ½, 1 and 2 times the rule's learning rate at a small share of the budget first."""
     device: str = "auto"
@@ -119,6 +125,8 @@ class PromotionOutcome:
     run: Run | None
     predicted: Prediction | None = None
     """What was predicted of it before it trained."""
+    regret: Regret | None = None
+    """Of a replayed study, what both answers cost by the table."""
 
 
 def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
@@ -130,18 +138,29 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
     store = Store.open(settings.storage)
     try:
         study = store.study(settings.study)
+        table = table_of(study)
+        if table is not None and (settings.check_lr or settings.overrides):
+            raise ConfigError(
+                "a replayed study: the table knows sizes and budgets alone; leave out --check-lr "
+                "and --set"
+            )
         runs = store.runs(study.id)
         if settings.check_lr:
             # The checks of this very promotion must not change it when the command is repeated.
             checks = check_scale(settings.scale)
             runs = [run for run in runs if run.kind == "trial" or run.scale != checks]
-        fit = fit_study(study, runs, settings.scale)
+        earlier = earlier_runs(store, study, settings.points_from, settings.cache_dir)
+        fit = fit_study(study, runs, settings.scale, earlier)
         selection = select_trial(store, study, fit, settings.trial, settings.select)
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
         try:
-            with _pool(study, settings) as pool:
+            with _pool(study, settings, table) as pool:
                 if not settings.check_lr:
-                    return run_promotion(store, study, selection, settings, pool, hooks)
+                    done = run_promotion(store, study, selection, settings, pool, hooks)
+                    if table is None:
+                        return done
+                    said = regrets(study, fit, store.best_run(study.id), table)
+                    return dataclasses.replace(done, regret=said)
                 factor = check_lr(store, study, selection, settings, pool, hooks)
                 if factor is None:
                     return PromotionOutcome(selection.trial, None)
@@ -154,9 +173,11 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
         store.close()
 
 
-def _pool(study: Study, settings: PromoteSettings) -> WorkerPool | SimulatedPool:
+def _pool(
+    study: Study, settings: PromoteSettings, table: ReplayTable | None
+) -> WorkerPool | SimulatedPool:
     if world_of(study.settings["base"]) is not None:
-        return SimulatedPool(1, artefacts=True)
+        return SimulatedPool(1, artefacts=True, table=table)
     return WorkerPool(1, device=settings.device, cache_dir=settings.cache_dir)
 
 
@@ -202,6 +223,13 @@ def run_promotion(
             "differs), so the promoted loss could not be compared; restore the data"
         )
     admitted = _admitted(fixed, limits.with_data(opened))
+    if isinstance(opened, SimulatedData) and isinstance(opened.world, ReplayTable):
+        replayable = opened.world.admitted(admitted)
+        if isinstance(replayable, Rejected):
+            raise ConfigError(
+                f"the promotion of trial {trial.number} is refused: {replayable.detail}; choose "
+                "another --scale, --trial or --select"
+            )
     run = _find_or_add(store, study, trial, settings, admitted, opened.data_checksum)
     if run.attempts == 0:
         record_prediction(store, study, run, admitted.config, selection)
@@ -238,8 +266,8 @@ def _with_text(
     hooks: PromoteHooks,
 ) -> tuple[RunConfig, TokenData | SimulatedData]:
     """The configuration with its text fixed, and the text; a simulated run has none."""
-    if wanted.trainer == "simulated":
-        return wanted, simulated_data(wanted.world)
+    if wanted.trainer != "torch":
+        return wanted, stand_in(study)
     from trainer.prepare import open_prepared, prepare
 
     data = prepare(

@@ -86,8 +86,9 @@ class Proposals:
         self._seed = seed
         self._first = first
         self._law = law
+        self._is_finite = space.size() is not None
         self._budgets: dict[int, int] = {}
-        """Training FLOPs of finished trials, by number, where they were told."""
+        """Training FLOPs of proposals, by number, where they were told."""
         self._distributions = space.distributions()
         self._grid = _grid_order(space, seed) if sampler == "grid" else None
         self._record = None if url is None else _Record(url, study_name)
@@ -118,6 +119,7 @@ class Proposals:
         drawn = self._drawn(number, rejected_in_a_row, budget_flops)
         settings = self._space.decode(drawn)
         self._add(number, drawn, settings)
+        self.has_budget(number, budget_flops)
         return Proposal(number, settings)
 
     def restore(self, number: int, settings: Mapping[str, Value]) -> None:
@@ -179,7 +181,14 @@ class Proposals:
             for trial in trials
             if trial.state == TrialState.COMPLETE and trial.value is not None
         ]
-        taken = [_settings(trial) for trial in trials]
+        # Of a few points each may be tried at every budget; among many there is always a new one.
+        taken = [
+            _settings(trial)
+            for trial in trials
+            if not self._is_finite
+            or budget_flops is None
+            or self._budgets.get(trial.number, budget_flops) == budget_flops
+        ]
         seed = _mix(self._seed, number)
         return self._law.propose(seed, number, results, taken, budget_flops)
 

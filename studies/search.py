@@ -18,6 +18,7 @@ from budgetsweep.errors import ConfigError, StudyError
 from model.flops import Convention
 from studies.defaults import first_proposal
 from studies.dispatcher import LEASE_SECONDS, Dispatcher
+from studies.earlier import earlier_runs, settle
 from studies.executor import WorkerPool
 from studies.finalists import train_finalists
 from studies.law_sampler import LawSampler
@@ -44,7 +45,7 @@ from studies.study_data import fix_data
 from studies.tables import FINISHED_STATUSES, Run, Study
 from studies.trials import TrialSource, reconcile
 from trainer.config import TOKENIZER_VOCABULARIES
-from trainer.worlds import world_of
+from trainer.worlds import is_replayed, world_of
 
 if TYPE_CHECKING:
     from trainer.prepare import PrepareProgress
@@ -93,7 +94,8 @@ def search(settings: SearchSettings, hooks: Hooks) -> SearchOutcome:
     space = settings.resolved_space()
     base = settings.base()
     _check_base(base, space, settings)
-    store = Store.open(settings.storage, create=True)
+    # Earlier studies are in the database already: a wrong name leaves no new one behind.
+    store = Store.open(settings.storage, create=not settings.points_from)
     try:
         study = _open_study(store, settings, space, base)
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
@@ -107,8 +109,8 @@ def search(settings: SearchSettings, hooks: Hooks) -> SearchOutcome:
 
 
 def _pool(settings: SearchSettings) -> WorkerPool | SimulatedPool:
-    if settings.simulate is not None:
-        return SimulatedPool(settings.workers)
+    if settings.world is not None:
+        return SimulatedPool(settings.workers, table=settings.replay)
     return WorkerPool(
         settings.workers,
         device=settings.device,
@@ -142,9 +144,15 @@ def _open_study(
         "pruning": settings.pruning,
         "rungs": str(settings.rungs),
         "for_scale": settings.for_scale,
+        "points_from": list(settings.points_from),
     }
+    if settings.replay is not None:
+        stored_settings["replay"] = str(settings.replay.path)
     study = store.find_study(settings.study_name)
     if study is None:
+        stored_settings["base"] = settle(
+            store, settings.study_name, settings.convention, space, base, settings.points_from
+        )
         return store.create_study(
             name=settings.study_name,
             budget_flops=settings.budget_flops,
@@ -155,7 +163,7 @@ def _open_study(
             settings=stored_settings,
         )
     asked = {
-        "simulated world": (world_of(study.settings["base"]), world_of(base)),
+        "simulated world or table of runs": (world_of(study.settings["base"]), world_of(base)),
         "budget": (study.budget_flops, settings.budget_flops),
         "convention": (study.convention, settings.convention),
         "sampler": (study.sampler, settings.sampler),
@@ -163,6 +171,10 @@ def _open_study(
         "search space": (study.space, space.to_dict()),
         "pruning": (study.settings.get("pruning"), settings.pruning),
         "rungs": (study.settings.get("rungs", "1"), str(settings.rungs)),
+        "list of studies whose runs are points": (
+            study.settings.get("points_from", []),
+            list(settings.points_from),
+        ),
         "scale to search for": (study.settings.get("for_scale"), settings.for_scale),
         "run settings": (_comparable(study.settings["base"]), _comparable(base)),
     }
@@ -173,11 +185,16 @@ def _open_study(
                 f"study {study.name!r} was made with another {what}{shown}; its trials could not "
                 "be compared. Give the same as before, or another name with --study"
             )
+    if settings.replay is not None and study.settings.get("replay") != stored_settings["replay"]:
+        store.update_settings(study.id, {**study.settings, "replay": stored_settings["replay"]})
+        return store.study(study.name)
     return study
 
 
 def _comparable(base: Mapping[str, Any]) -> dict[str, Any]:
     """Base settings without the device and what the prepared data filled in."""
+    if is_replayed(world_of(base)):  # the table is known by its checksum, not by its file's name
+        return {k: v for k, v in base.items() if k not in ("device", "data")}
     data = {k: v for k, v in base["data"].items() if k not in ("train_tokens", "val_tokens")}
     return {**{k: v for k, v in base.items() if k != "device"}, "data": data}
 
@@ -195,17 +212,20 @@ def _search(
     )
     base = study.settings["base"]
     proposals = Proposals(
-        storage_url(settings.storage) if settings.simulate is None else None,
+        storage_url(settings.storage) if settings.world is None else None,
         study.name,
         space,
         settings.sampler,
         settings.seed,
-        _first(space, base, study),
+        _first(space, base, study, settings),
         settings.pruning,
         _law(space, base, study) if settings.sampler == "law" else None,
     )
     try:
-        objective = Objective(study, store.runs(study.id, kind="trial"))
+        earlier = earlier_runs(store, study, cache_dir=settings.cache_dir)
+        for name, runs in earlier.items():
+            hooks.observer.message(f"{len(runs)} complete runs of {name} are points of the law too")
+        objective = Objective(study, store.runs(study.id, kind="trial"), earlier)
         reconcile(store, study, proposals, objective)
         source = TrialSource(
             store,
@@ -255,8 +275,12 @@ def _search(
         proposals.close()
 
 
-def _first(space: SearchSpace, base: Mapping[str, Any], study: Study) -> dict[str, Any] | None:
+def _first(
+    space: SearchSpace, base: Mapping[str, Any], study: Study, settings: SearchSettings
+) -> dict[str, Any] | None:
     """The known-good first proposal, unless the constraint refuses it."""
+    if settings.replay is not None:
+        return settings.replay.first(space, study.budget_flops)
     n_vocab = TOKENIZER_VOCABULARIES[base["tokenizer_encoding"]]
     convention: Convention = study.convention  # type: ignore[assignment]
     first = first_proposal(space, study.budget_flops, n_vocab, convention)
@@ -309,7 +333,9 @@ def _outcome(
 ) -> SearchOutcome:
     best, fit = store.best_run(study.id), None
     if best is not None:
-        fit = fit_study(study, store.runs(study.id), settings.for_scale or DEFAULT_SCALE)
+        earlier = earlier_runs(store, study, cache_dir=settings.cache_dir)
+        scale = settings.for_scale or DEFAULT_SCALE
+        fit = fit_study(study, store.runs(study.id), scale, earlier)
         store.add_fit(study.id, scale=fit.scale, refusal=fit.refusal, record=fit.to_dict())
     return SearchOutcome(
         study_name=study.name,
@@ -339,10 +365,10 @@ def dry_run(
     """Sample the space, ask the constraint and measure the device; write and train nothing."""
     space = settings.resolved_space()
     base = settings.base()
-    if settings.simulate is not None:
+    if settings.world is not None:
         limits = Limits(settings.budget_flops, settings.convention)
         sample = sample_space(space, base, limits, n, settings.seed, on_progress)
-        return DryRun(settings, space, sample, "a simulated run takes none", None)
+        return DryRun(settings, space, sample, "a run that nobody trains takes none", None)
     with WorkerPool(
         1, device=settings.device, threads=settings.threads, cache_dir=settings.cache_dir
     ) as pool:

@@ -13,6 +13,7 @@ from budgetsweep.config import apply_overrides
 from budgetsweep.errors import ConfigError
 from model.flops import CONVENTIONS, Convention
 from studies.defaults import DEFAULT_RECIPE, default_space
+from studies.replay import ReplayTable
 from studies.rungs import Rungs
 from studies.sampling import SamplerName
 from studies.space import SearchSpace, space_from_dict
@@ -52,11 +53,15 @@ class SearchSettings:
     tokenizer: str = "gpt2"
     simulate: str | None = None
     """A world of `trainer.worlds`: losses come from its law, nothing is trained or read."""
+    replay: ReplayTable | None = None
+    """Losses come from a table of finished runs, nothing is trained or read."""
     pruning: bool = False
     rungs: Rungs = field(default_factory=Rungs)
     """Budgets of the runs, as multiples of this one."""
     for_scale: float | None = None
     """Look for the best configuration at this multiple of the budget, not at the budget itself."""
+    points_from: tuple[str, ...] = ()
+    """Earlier studies of the database whose complete runs are points of the law."""
     keep: Keep = "best"
     """Whose model.pt stays on disk."""
     overrides: tuple[str, ...] = ()
@@ -82,13 +87,42 @@ class SearchSettings:
             raise ConfigError(
                 "--prune compares trials at equal shares of one budget; leave out --rungs below 1"
             )
+        if self.convention not in CONVENTIONS:
+            raise ConfigError(f"--convention: expected one of {', '.join(CONVENTIONS)}")
+        self._check_world()
+
+    def _check_world(self) -> None:
+        """Refuse what a simulated world or a table of runs cannot answer."""
         if self.simulate is not None:
             world_named(self.simulate)
+        if self.replay is not None:
+            self._check_replay(self.replay)
         for override in self.overrides:
             if override.partition("=")[0].strip() in ("trainer", "world"):
                 raise ConfigError(f"--set {override}: a search is simulated by --simulate WORLD")
-        if self.convention not in CONVENTIONS:
-            raise ConfigError(f"--convention: expected one of {', '.join(CONVENTIONS)}")
+
+    def _check_replay(self, table: ReplayTable) -> None:
+        """Refuse what a table of finished runs cannot answer."""
+        refused = {
+            "--simulate": (self.simulate is not None, "losses are the table's or a formula's"),
+            "--prune": (self.pruning, "a table has one loss a run, no curve to prune by"),
+            "--space": (self.space is not None, "the space is the sizes of the table"),
+            "--set": (bool(self.overrides), "the table knows sizes and budgets, no other setting"),
+            "--convention": (self.convention != "nanogpt", "a table counts 6·N·D, as nanogpt does"),
+            "--sampler grid": (
+                self.sampler == "grid" and len(self.rungs.of_trials) > 1,
+                "it tries each size once, on one rung only",
+            ),
+        }
+        for name, (given, why) in refused.items():
+            if given:
+                raise ConfigError(f"--replay: leave out {name}: {why}")
+        table.check(self.budget_flops, self.rungs)
+
+    @property
+    def world(self) -> str | None:
+        """The simulated world or the table that losses come from; None: runs are trained."""
+        return self.simulate if self.replay is None else self.replay.world
 
     @property
     def study_name(self) -> str:
@@ -102,6 +136,8 @@ class SearchSettings:
     @property
     def text(self) -> DataConfig:
         """The text; of a simulated search the name of its world."""
+        if self.replay is not None:
+            return DataConfig(source=f"replayed-{self.replay.path.name}")
         if self.simulate is None:
             return self.data
         return DataConfig(source=f"simulated-{self.simulate}")
@@ -123,12 +159,16 @@ class SearchSettings:
             "seed": self.seed,
             "data": self.text.model_dump(mode="json", exclude_none=True),
         }
+        if self.replay is not None:
+            base |= self.replay.base()
         if self.simulate is not None:
             base |= {"trainer": "simulated", "world": self.simulate, "num_reports": REPORTS}
         return apply_overrides(base, self.overrides)
 
     def resolved_space(self) -> SearchSpace:
         """The space given or the built-in one, without what `--set` fixes."""
+        if self.replay is not None:
+            return self.replay.space(self.budget_flops, self.rungs)
         n_vocab = TOKENIZER_VOCABULARIES.get(self.tokenizer)
         if n_vocab is None:
             known = ", ".join(TOKENIZER_VOCABULARIES)

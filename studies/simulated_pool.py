@@ -1,4 +1,4 @@
-"""Simulated runs, computed in this process: they cost less than handing them to another one."""
+"""Simulated and replayed runs, in this process: they cost less than handing them to another."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from studies.replay import ReplayTable, replay_run
 from studies.worker import RunEvent
 from trainer.config import RunConfig
 from trainer.events import Command, Point, RunResult
@@ -40,19 +41,22 @@ class _Slot:
 
 
 class SimulatedPool:
-    """What `studies.executor.WorkerPool` is, for simulated runs; no process, no device, no torch.
+    """What `studies.executor.WorkerPool` is, for runs that nobody trains; no process, no torch.
 
     Several workers are as many runs at a time, in turns.
     """
 
-    def __init__(self, n_workers: int, *, artefacts: bool = False) -> None:
+    def __init__(
+        self, n_workers: int, *, artefacts: bool = False, table: ReplayTable | None = None
+    ) -> None:
         """Open a pool.
 
         Args:
             n_workers: runs at a time.
             artefacts: whether runs write config.yaml, curve.csv and eval.json (a promotion does).
+            table: whose runs stand for replayed ones; None: runs are simulated.
         """
-        self._n_workers, self._artefacts = n_workers, artefacts
+        self._n_workers, self._artefacts, self._table = n_workers, artefacts, table
         self._slots: dict[int, _Slot] = {}
 
     def __enter__(self) -> Self:
@@ -87,7 +91,11 @@ class SimulatedPool:
         self, run_id: int, config: RunConfig, run_dir: Path, *, wait_for_verdict: bool
     ) -> None:
         """Take a run; there must be an idle worker."""
-        run = simulate_run(config, run_dir if self._artefacts else None)
+        folder = run_dir if self._artefacts else None
+        if self._table is None:
+            run = simulate_run(config, folder)
+        else:
+            run = replay_run(config, self._table, folder)
         self._slots[run_id] = _Slot(run, config.steps, wait_for_verdict)
 
     def command(self, run_id: int, command: Command) -> None:

@@ -16,6 +16,7 @@ from studies.planning import (
     wanted_val_pairs,
     wanted_val_tokens,
 )
+from studies.replay import table_of
 from studies.space import SearchSpace
 from studies.store import Store
 from studies.tables import Study
@@ -102,8 +103,20 @@ def fix_data(
     return study, data
 
 
+def stand_in(study: Study) -> SimulatedData:
+    """What stands for the text of a study that nobody trains: its world, or its table of runs.
+
+    Raises:
+        DataError: the table is gone or has changed.
+    """
+    table = table_of(study)
+    if table is not None:
+        return SimulatedData(table)
+    return simulated_data(study.settings["base"]["world"])
+
+
 def _fix_world(store: Store, study: Study) -> tuple[Study, SimulatedData]:
-    data = simulated_data(study.settings["base"]["world"])
+    data = stand_in(study)
     if study.val_checksum is None:
         store.set_study_data(
             study.id,

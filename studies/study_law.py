@@ -147,8 +147,10 @@ class StudyLaw:
 
 
 def size_of(config: RunConfig, counts: Counts) -> float:
-    """N of a configuration, at least 1."""
-    return float(config.n_charged_params if counts == "charged" else max(1, config.n_block_params))
+    """N of a configuration, at least 1; of a replayed one as its table counts."""
+    if counts == "charged" or config.trainer == "replayed":
+        return float(config.n_charged_params)
+    return float(max(1, config.n_block_params))
 
 
 def counted(points: Points, counts: Counts) -> list[Observation]:

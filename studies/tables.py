@@ -127,7 +127,7 @@ class Run(Base):
     status: Mapped[str] = mapped_column(String(20))
     """One of `TRIAL_STATUSES`."""
     reason: Mapped[str | None] = mapped_column(Text)
-    """Why it failed or was pruned, in one line."""
+    """Why it failed or was pruned, in one line; of a replayed run, which one it stands for."""
     params: Mapped[dict[str, Any]] = mapped_column(JSON)
     """What the sampler proposed, by name (a promotion: what the rule changed)."""
     config: Mapped[dict[str, Any]] = mapped_column(JSON)

@@ -14,7 +14,7 @@ from studies.dispatcher import recover
 from studies.objective import Objective
 from studies.observer import Observer
 from studies.proposals import Proposal, Proposals, SpaceExhausted
-from studies.rungs import rung_budget
+from studies.rungs import Rungs, rung_budget
 from studies.settings import SearchSettings
 from studies.space import SearchSpace
 from studies.store import Store, config_hash
@@ -38,8 +38,12 @@ def reconcile(store: Store, study: Study, proposals: Proposals, objective: Objec
     decided = {row.number: row.params for row in rows}
     for number in sorted(decided):
         proposals.restore(number, decided[number])
-    for trained in runs.values():
-        proposals.has_budget(trained.number, trained.budget_flops)
+    rungs, n_runs = Rungs.parse(study.settings.get("rungs", "1")), 0
+    for number in sorted(decided):  # a refused one had the rung of the next run
+        budget = rung_budget(rungs.of_trial(n_runs), study.budget_flops)
+        if number in runs:
+            budget, n_runs = runs[number].budget_flops, n_runs + 1
+        proposals.has_budget(number, budget)
     for proposal in proposals.open_proposals():
         run = runs.get(proposal.number)
         if proposal.number in rejected:
@@ -135,6 +139,9 @@ class TrialSource:
             self._n_started += 1
             return self.recovered.pop(0)
         while self.reason_to_stop() is None and not self._should_stop():
+            self._ended = self._used_up()
+            if self._ended is not None:
+                return None
             try:
                 proposal = (
                     self._undecided.pop(0)
@@ -156,6 +163,18 @@ class TrialSource:
         """Of the next trial."""
         return self._settings.rungs.of_trial(self._n_started)
 
+    def _used_up(self) -> str | None:
+        """Why there is nothing left to replay for the next trial; None: there is."""
+        table = self._settings.replay
+        if table is None:
+            return None
+        budget = rung_budget(self._rung(), self._study.budget_flops)
+        there = len(table.widths(self._space, budget))
+        trials = self._store.runs(self._study.id, kind="trial")
+        if sum(run.budget_flops == budget for run in trials) < there:
+            return None
+        return f"all {there} runs of the table at {budget:.4g} FLOPs have been replayed"
+
     def _decide(self, proposal: Proposal) -> Run | None:
         run_dir = self._settings.folder / f"trial-{proposal.number:05d}"
         data = self._space.run_data(proposal.settings, self._base)
@@ -168,6 +187,8 @@ class TrialSource:
             digest = config_hash(answer.config)
             if digest in self._hashes:
                 answer = Rejected(Reason.DUPLICATE, "this configuration has been tried already")
+            elif self._settings.replay is not None:
+                answer = self._settings.replay.admitted(answer)
         if isinstance(answer, Rejected):
             self._reject(proposal, answer)
             return None
@@ -219,7 +240,7 @@ class TrialSource:
         self._observer.rejected(proposal.number, answer)
         self._rejected_in_a_row += 1
         size = self._space.size()
-        if size is not None and len(self._hashes) >= size:
+        if size is not None and len(self._hashes) >= size * len(self._settings.rungs.of_trials):
             self._ended = "every configuration of the space has been tried"
         elif self._rejected_in_a_row >= MAX_REJECTED_IN_A_ROW:
             self._ended = (

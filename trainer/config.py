@@ -119,10 +119,12 @@ class RunConfig(StrictModel):
     """`decoder` learns to predict the next token, `encoder` masked tokens, `encoder-decoder` a
     target from its source."""
 
-    trainer: Literal["torch", "simulated"] = "torch"
-    """simulated: nothing is trained, the loss is that of `world` (docs/simulation.md)."""
+    trainer: Literal["torch", "simulated", "replayed"] = "torch"
+    """simulated: nothing is trained, the loss is that of `world` (docs/simulation.md); replayed: it
+    is that of a finished run in a table (docs/replay.md)."""
     world: str | None = None
-    """A name that `trainer.worlds.world_named` knows; simulated only."""
+    """simulated: a name that `trainer.worlds.world_named` knows; replayed: `table:` and its
+    checksum."""
     recipe: Recipe = "gpt2"
     """What the options below and those of model_config are where they are not given: `gpt2` the
     course's, `modern` what gives the least loss for the FLOPs (docs/experiments.md)."""
@@ -283,14 +285,18 @@ class RunConfig(StrictModel):
             if self.world is not None:
                 raise ValueError("world: only a run with trainer: simulated has one")
             return
-        from trainer.worlds import world_named  # NumPy, which a real run's file need not load
+        from trainer.worlds import TABLE, world_named  # NumPy, which a real run need not load
 
-        try:
-            world_named(self.world or "")
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
+        if self.trainer == "replayed":
+            if not (self.world or "").startswith(TABLE):
+                raise ValueError(f"world: of a replayed run, expected {TABLE}CHECKSUM")
+        else:
+            try:
+                world_named(self.world or "")
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
         if self.architecture != "decoder":
-            raise ValueError("trainer: simulated: the laws are of decoders")
+            raise ValueError(f"trainer: {self.trainer}: the laws are of decoders")
 
     def _check_options(self) -> None:
         """What only a decoder has is not asked of others, and what excludes itself is not given."""

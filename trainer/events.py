@@ -58,7 +58,7 @@ class RunResult:
     """Optimiser steps computed in all attempts, those lost to a kill included."""
     tokens: int
     reason: str | None = None
-    """Why it failed, in one line."""
+    """Why it failed, in one line; of a replayed run, which one it stands for."""
     val_loss_nats: float | None = None
     val_ppl: float | None = None
     val_bits_per_byte: float | None = None

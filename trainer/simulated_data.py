@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from trainer.worlds import SimulatedWorld, world_named
+from trainer.worlds import world_named
+
+
+class World(Protocol):
+    """Where losses come from that no run of ours has: a simulated world, or a table of runs."""
+
+    @property
+    def checksum(self) -> str:
+        """Names it and all that decides its losses; at most 64 characters."""
+
+    @property
+    def description(self) -> str:
+        """One line for screens and reports."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +27,7 @@ class SimulatedData:
     The names are those of `trainer.tokens.TokenData`.
     """
 
-    world: SimulatedWorld
+    world: World
 
     @property
     def data_checksum(self) -> str:

@@ -306,13 +306,32 @@ def drawn_world(seed: int) -> SimulatedWorld:
     )
 
 
+TABLE = "table:"
+"""Before the checksum of a table of finished runs that stands in a world's place."""
+
+
 def world_of(run: Mapping[str, Any]) -> str | None:
     """The world of a run's plain settings; None: it is trained in earnest."""
-    return str(run.get("world")) if run.get("trainer") == "simulated" else None
+    return str(run.get("world")) if run.get("trainer", "torch") != "torch" else None
+
+
+def is_replayed(world: str | None) -> bool:
+    """Whether a world is a table of finished runs."""
+    return world is not None and world.startswith(TABLE)
+
+
+def mark(world: str | None) -> str:
+    """What stands behind the name of a study or run: nothing behind a real one's."""
+    return "" if world is None else " (REPLAYED)" if is_replayed(world) else " (SIMULATED)"
 
 
 def notice(world: str) -> str:
-    """What every screen and report says of simulated figures."""
+    """What every screen and report says of figures that are not of runs trained here."""
+    if is_replayed(world):
+        return (
+            f"REPLAYED ({world}): nothing was trained; every loss is that of the finished run of a "
+            "table that is nearest in parameters, shapes only stand for sizes"
+        )
     return (
         f"SIMULATED (world {world}): nothing was trained; every loss is that of a formula and says "
         "nothing of a real text"

@@ -9,6 +9,7 @@ from studies.diagnosis.diagnose import diagnose
 from studies.diagnosis.facts import CurveFacts
 from studies.diagnosis.verdicts import Diagnosis
 from studies.tables import Run, Study
+from trainer.worlds import is_replayed
 
 JUDGED = ("complete", "failed")
 """Statuses of runs that are judged; the curve of another is not all there."""
@@ -28,11 +29,14 @@ def diagnose_runs(
 ) -> dict[int, Diagnosis]:
     """Diagnoses by run id, of the runs that ended by themselves.
 
-    A run that failed for another reason than its loss is left out: its curve is not to blame.
+    A run that failed for another reason than its loss is left out: its curve is not to blame. So is
+    a replayed one, which has no curve.
     """
     found = {}
     for run in runs:
         facts = facts_of_run(run, study)
+        if is_replayed(facts.world):
+            continue
         if run.status not in JUDGED or (run.status == "failed" and not facts.diverged):
             continue
         found[run.id] = diagnose(curves.get(run.id, Curve.of_rows([])), facts)

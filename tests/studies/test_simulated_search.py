@@ -101,7 +101,7 @@ def test_a_simulated_study_is_never_mixed(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, trials=1, study="s")
     search(settings, Hooks())
     for other in (None, "hoffmann2022"):
-        with pytest.raises(StudyError, match="another simulated world"):
+        with pytest.raises(StudyError, match="another simulated world or table"):
             search(settings_for(tmp_path, simulate=other, study="s"), Hooks())
     with pytest.raises(ConfigError, match="--simulate WORLD"):
         settings_for(tmp_path, overrides=("trainer=torch",))
