@@ -57,6 +57,7 @@ def search_settings(
     seed: int | None,
     prune: bool,
     rungs: str | None,
+    trunks: str | None,
     simulate: str | None,
     overrides: tuple[str, ...],
     **rest: Any,
@@ -93,7 +94,7 @@ def search_settings(
         seed=seed or 0,
         simulate=simulate,
         pruning=prune,
-        rungs=Rungs() if rungs is None else Rungs.parse(rungs),
+        rungs=Rungs.parse(rungs or "1", trunks),
         overrides=tuple(overrides),
         **rest,
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits, affordable_steps
 from budgetsweep.errors import ConfigError, FitRefused
-from studies.points import Points, fit_points, freed
+from studies.points import Points, fit_points, freed, kind_of_point
 from studies.rescaling import promoted_config
 from studies.tables import Run, Study
 from trainer.config import RunConfig
@@ -94,6 +94,7 @@ class StudyFit:
         return [
             {
                 "run_id": run.id,
+                "point": kind_of_point(run),
                 "n_params": one.n_params,
                 "tokens": one.tokens,
                 "val_loss_nats": one.loss_nats,
@@ -138,7 +139,7 @@ def fit_study(study: Study, runs: Sequence[Run], scale: float) -> StudyFit:
 
     Args:
         study: its row.
-        runs: its runs, trials and promotions.
+        runs: its runs: trials, branches and promotions.
         scale: budget of the promotion, as a multiple of the study's.
     """
     # A promotion of this budget is what is predicted: its own loss must not choose it again.

@@ -141,6 +141,7 @@ def _open_study(
         "base": base,
         "pruning": settings.pruning,
         "rungs": str(settings.rungs),
+        "trunks": settings.rungs.cooldown_text,
         "for_scale": settings.for_scale,
     }
     study = store.find_study(settings.study_name)
@@ -163,6 +164,7 @@ def _open_study(
         "search space": (study.space, space.to_dict()),
         "pruning": (study.settings.get("pruning"), settings.pruning),
         "rungs": (study.settings.get("rungs", "1"), str(settings.rungs)),
+        "cooldown of trunks": (study.settings.get("trunks"), settings.rungs.cooldown_text),
         "scale to search for": (study.settings.get("for_scale"), settings.for_scale),
         "run settings": (_comparable(study.settings["base"]), _comparable(base)),
     }
@@ -205,7 +207,7 @@ def _search(
         _law(space, base, study) if settings.sampler == "law" else None,
     )
     try:
-        objective = Objective(study, store.runs(study.id, kind="trial"))
+        objective = Objective(study, store.runs(study.id))
         reconcile(store, study, proposals, objective)
         source = TrialSource(
             store,

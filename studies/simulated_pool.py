@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from studies.worker import RunEvent
+from trainer.branches import WHOLE, Lineage
 from trainer.config import RunConfig
 from trainer.events import Command, Point, RunResult
 from trainer.simulated import Run, simulate_run
@@ -84,10 +85,17 @@ class SimulatedPool:
         return set(self._slots)
 
     def submit(
-        self, run_id: int, config: RunConfig, run_dir: Path, *, wait_for_verdict: bool
+        self,
+        run_id: int,
+        config: RunConfig,
+        run_dir: Path,
+        *,
+        wait_for_verdict: bool,
+        lineage: Lineage = WHOLE,
     ) -> None:
         """Take a run; there must be an idle worker."""
-        run = simulate_run(config, run_dir if self._artefacts else None)
+        folder = run_dir if self._artefacts else None
+        run = simulate_run(config, folder, lineage.inherited_steps)
         self._slots[run_id] = _Slot(run, config.steps, wait_for_verdict)
 
     def command(self, run_id: int, command: Command) -> None:

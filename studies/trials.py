@@ -19,6 +19,8 @@ from studies.settings import SearchSettings
 from studies.space import SearchSpace
 from studies.store import Store, config_hash
 from studies.tables import FINISHED_STATUSES, Rejection, Run, Study
+from studies.trunks import Branches
+from trainer.branches import Lineage
 from trainer.events import DeviceInfo, Point, RunResult
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ def reconcile(store: Store, study: Study, proposals: Proposals, objective: Objec
         proposals.restore(number, decided[number])
     for trained in runs.values():
         proposals.has_budget(trained.number, trained.budget_flops)
+    by_id = {run.id: run for run in runs.values()}
+    for branch in store.runs(study.id, kind="branch"):
+        tell_branch(proposals, branch, by_id[branch.parent_run_id or 0])
     for proposal in proposals.open_proposals():
         run = runs.get(proposal.number)
         if proposal.number in rejected:
@@ -59,8 +64,14 @@ def tell(proposals: Proposals, run: Run, objective: Objective) -> None:
         proposals.fail(run.number)
 
 
+def tell_branch(proposals: Proposals, branch: Run, trunk: Run) -> None:
+    """Pass a branch's loss to the sampler that can use one of a smaller budget."""
+    if branch.status == "complete" and branch.val_loss_nats is not None:
+        proposals.also(trunk.number, branch.val_loss_nats, branch.budget_flops)
+
+
 class TrialSource:
-    """Gives the dispatcher interrupted runs first, then new proposals that are admitted."""
+    """Gives the dispatcher interrupted runs, then branches, then new proposals, admitted ones."""
 
     def __init__(
         self,
@@ -95,7 +106,8 @@ class TrialSource:
         self._proposals, self._objective = proposals, objective
         self._observer, self._should_stop = observer, should_stop
         self._started = time.monotonic()
-        self.recovered = [run for run in recover(store, study) if run.kind == "trial"]
+        kinds = ("trial", "branch")
+        self.recovered = [run for run in recover(store, study) if run.kind in kinds]
         known = {run.number for run in store.runs(study.id, kind="trial")}
         known |= {rejection.number for rejection in store.rejections(study.id)}
         self._undecided = [p for p in proposals.open_proposals() if p.number not in known]
@@ -111,6 +123,7 @@ class TrialSource:
             convention=study.convention,  # type: ignore[arg-type]
             device=device,
         ).with_data(data)
+        self.branches = Branches(store, study, settings, self.limits, observer)
 
     def out_of_time(self) -> bool:
         """Whether `--hours` are over."""
@@ -121,8 +134,10 @@ class TrialSource:
         """Why no further trial is started, in words; None: go on."""
         if self.out_of_time():
             return f"--hours {self._settings.hours:g} are over"
-        if self.recovered:
+        if self.recovered or self.branches.is_waiting:
             return None
+        if self.branches.refusal is not None:
+            return self.branches.refusal
         if self._n_started >= self._settings.trials:
             return f"all {self._settings.trials} trials are done"
         return self._ended
@@ -132,8 +147,12 @@ class TrialSource:
         if self.out_of_time():
             return None
         if self.recovered:
-            self._n_started += 1
-            return self.recovered.pop(0)
+            recovered = self.recovered.pop(0)
+            self._n_started += recovered.kind == "trial"
+            return recovered
+        branch = self.branches.next_run()
+        if branch is not None:
+            return branch
         while self.reason_to_stop() is None and not self._should_stop():
             try:
                 proposal = (
@@ -172,15 +191,16 @@ class TrialSource:
             self._reject(proposal, answer)
             return None
         limit = self._settings.total_flops
-        committed = (
-            0
-            if limit is None
-            else self._store.committed_flops(self._study.id, self.limits.convention)
-        )
-        if limit is not None and committed + answer.charge_flops > limit:
+        committed = charge = 0
+        if limit is not None:
+            committed = self.branches.reserved_flops + self._store.committed_flops(
+                self._study.id, self.limits.convention, ("trial", "branch")
+            )
+            charge = answer.charge_flops + self.branches.cost(answer.config)
+        if limit is not None and committed + charge > limit:
             self._ended = (
                 f"--total-flops {limit:.4g}: {committed:.4g} are spent or under way and the "
-                f"next trial would cost {answer.charge_flops:.4g}"
+                f"next trial would cost {charge:.4g}"
             )
             self._undecided.insert(0, proposal)
             return None
@@ -199,9 +219,15 @@ class TrialSource:
             epochs=answer.epochs,
             estimated_memory_bytes=answer.memory_bytes,
             output_dir=str(run_dir),
-            scale=float(rung) if len(self._settings.rungs.of_trials) > 1 else None,
+            scale=float(rung) if min(self._settings.rungs.multiples) < 1 else None,
         )
-        return self._store.run(run_id)
+        run = self._store.run(run_id)
+        self.branches.started(run)
+        return run
+
+    def lineage(self, run: Run) -> Lineage:
+        """What a trunk keeps for its branches, and what a branch begins from."""
+        return self.branches.lineage(run)
 
     def _reject(self, proposal: Proposal, answer: Rejected) -> None:
         self._store.add_rejection(
@@ -239,7 +265,13 @@ class TrialSource:
     def finished(self, run: Run, result: RunResult) -> None:
         """Tell Optuna, and keep on disk only the weights that are asked for."""
         del result  # it is in the run's row
-        tell(self._proposals, run, self._objective)
+        if run.kind == "branch":
+            tell_branch(self._proposals, run, self._store.run(run.parent_run_id or 0))
+            self._objective.add(run)
+            self.branches.finished(run)
+        else:
+            tell(self._proposals, run, self._objective)
+            self.branches.trunk_finished(run)
         keep = self._settings.keep
         if keep == "all" or run.status != "complete":
             return
