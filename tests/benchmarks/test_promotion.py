@@ -13,7 +13,7 @@ from trainer.worlds import world_named
 def test_regret_is_measured_against_what_nobody_beats(tmp_path: Path) -> None:
     args = argparse.Namespace(
         world="hoffmann2022", budget=1e13, scale=10.0, trials=9, rungs="0.3,1", sampler="qmc",
-        measured_only=False,
+        measured_only=False, trunks=None,
     )  # fmt: skip
     world = world_named(args.world)
     settings = settings_for(args, tmp_path, 0)
