@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 from reports.document import Bullets, Table, Text
@@ -22,7 +23,7 @@ def answers(facts: Facts) -> list[Text | Table | Bullets]:
             *_left_out(fit.record),
         ]
     record = fit.record
-    blocks: list[Text | Table | Bullets] = [Text(_law(record["fit"]), "The law:")]
+    blocks: list[Text | Table | Bullets] = [Text(_law(record), "The law:")]
     choice, level = record["choice"], record["level"]
     if choice is not None:
         candidates = {c["number"]: c for c in record["candidates"]}
@@ -46,10 +47,14 @@ def answers(facts: Facts) -> list[Text | Table | Bullets]:
     return blocks + _left_out(record)
 
 
-def _law(fit: dict[str, Any]) -> str:
+def _law(record: dict[str, Any]) -> str:
+    fit = record["fit"]
+    ends = Counter(point.get("point") for point in record["points"])
+    branches = ends["cooldown branch"]
+    branched = f", {branches} of them cooldown branches," if branches else ""
     ranges = {name: fit[f"{name}_range"] for name in ("n_params", "tokens")}
     return (
-        f"fitted to {plural(fit['n_points'], 'run')} of {plural(fit['n_shapes'], 'size')} "
+        f"fitted to {plural(fit['n_points'], 'run')}{branched} of {plural(fit['n_shapes'], 'size')} "
         f"({short(ranges['n_params'][0])} to {short(ranges['n_params'][1])} parameters "
         f"that a token is charged for) at "
         f"{plural(fit['n_budgets'], 'budget')}, {short(ranges['tokens'][0])} to "

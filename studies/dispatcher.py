@@ -150,6 +150,9 @@ class Dispatcher:
             resumed_at_step=run.step,
             inherited_steps=run.inherited_steps,
             scale=run.scale,
+            parent_number=(
+                None if run.parent_run_id is None else self._store.run(run.parent_run_id).number
+            ),
         )
         self._views[run.id] = view
         self._lost[run.id] = max(0, run.steps_executed - executed_steps(run))

@@ -28,9 +28,7 @@ Event: TypeAlias = Progress | Point | Checkpointed
 Run: TypeAlias = Generator[Event, Command | None, RunResult]
 
 
-def train_run(
-    config: RunConfig, data: TokenData, run_dir: Path, lineage: Lineage = WHOLE
-) -> Run:
+def train_run(config: RunConfig, data: TokenData, run_dir: Path, lineage: Lineage = WHOLE) -> Run:
     """Train one configuration, from its latest checkpoint if `run_dir` has one.
 
     A generator of events: `Progress` about once a second, `Point` at num_reports and num_evals

@@ -30,9 +30,7 @@ REPORTS = 20
 """Points of a simulated trial's curve unless the user says otherwise: they fill a database."""
 
 
-def simulate_run(
-    config: RunConfig, run_dir: Path | None = None, inherited_steps: int = 0
-) -> Run:
+def simulate_run(config: RunConfig, run_dir: Path | None = None, inherited_steps: int = 0) -> Run:
     """Simulate one configuration, from its beginning.
 
     A generator of the events of `trainer.loop.train_run`, checkpoints left out: an interrupted run

@@ -29,9 +29,12 @@ def diagnose_runs(
     """Diagnoses by run id, of the runs that ended by themselves.
 
     A run that failed for another reason than its loss is left out: its curve is not to blame.
+    So is a cooldown branch: its curve is the end of one.
     """
     found = {}
     for run in runs:
+        if run.kind == "branch":
+            continue
         facts = facts_of_run(run, study)
         if run.status not in JUDGED or (run.status == "failed" and not facts.diverged):
             continue

@@ -164,7 +164,11 @@ def test_an_interrupted_branch_ends_as_the_whole_one(
     config = branch(trunk_config())
     lineage = from_trunk(config, trunk_dir)
     first, _ = drive(config, data, tmp_path / "parts", "interrupt", at_step, lineage)
-    assert (first.status, first.step, first.steps_executed) == ("interrupted", at_step, at_step - 14)
+    assert (first.status, first.step, first.steps_executed) == (
+        "interrupted",
+        at_step,
+        at_step - 14,
+    )
     second, _ = drive(config, data, tmp_path / "parts", lineage=lineage)
     assert (second.status, second.steps_executed) == ("complete", 4)
     drive(config, data, tmp_path / "whole", lineage=lineage)
