@@ -75,8 +75,7 @@ def _train(
             for point in list(run.points):  # of earlier attempts: the caller may have been killed
                 command = (yield point) or command
             while True:
-                if run.keeping_is_due():
-                    run.keep()
+                run.keep_for_branches()
                 if run.evaluation_is_due():
                     run.evaluate()
                 if run.point_is_due():

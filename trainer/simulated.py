@@ -86,7 +86,8 @@ class _SimulatedRun:
         planned = self.flops_per_step * config.steps
         if planned > (config.budget_flops or planned):
             raise BudgetExceeded(f"{planned:.6g} training FLOPs of {config.budget_flops:.6g}")
-        self.diverging_step = world.diverging_step(config)
+        # A branch's trunk has come through the rates that it has had before its cooldown.
+        self.diverging_step = None if inherited_steps else world.diverging_step(config)
         self.eval_steps = fractions(config.steps, config.num_evals)
         self.point_steps = fractions(config.steps, config.num_reports) | self.eval_steps
         self.points: list[Point] = []

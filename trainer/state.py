@@ -129,10 +129,6 @@ class RunState:
         unsaved = self.saved_step != self.step and 0 < self.step < self.config.steps
         return unsaved and time.monotonic() - self.saved_at >= self.config.checkpoint_seconds
 
-    def keeping_is_due(self) -> bool:
-        """Branches will begin at this step, and this attempt has not kept its checkpoint."""
-        return self.step in self.lineage.kept_steps and self.kept_step != self.step
-
     def trim_heap(self) -> None:
         """Give what earlier steps freed back to the system, on a CPU.
 
@@ -229,8 +225,10 @@ class RunState:
         self.saved_at, self.saved_step = time.monotonic(), self.step
         return Checkpointed(self.step)
 
-    def keep(self) -> None:
-        """Keep a checkpoint of this step for the branches that begin here."""
+    def keep_for_branches(self) -> None:
+        """Keep a checkpoint of this step, if branches begin here and this attempt has not."""
+        if self.step not in self.lineage.kept_steps or self.kept_step == self.step:
+            return
         self._require_finite_norm()
         checkpoint.keep(self.run_dir, self._state(), self.config)
         self.kept_step = self.step
