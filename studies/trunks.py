@@ -180,7 +180,8 @@ class Branches:
                 inherited = 0
         owed = self._due[trial.id].pop(rung)
         charge = (config.steps - inherited) * charge_per_step(config, self._limits.convention)
-        if not self._is_paid(name, charge):
+        # What was not planned must not take what other trunks' branches will cost.
+        if not self._is_paid(name, charge, 0 if inherited else self.reserved_flops):
             self._due[trial.id][rung] = owed  # its checkpoint stays for a larger limit
             return None
         budget = rung_budget(rung, self._study.budget_flops)
@@ -208,14 +209,14 @@ class Branches:
         self._open.setdefault(trial.id, set()).add(run_id)
         return self._store.run(run_id)
 
-    def _is_paid(self, name: str, charge: int) -> bool:
+    def _is_paid(self, name: str, charge: int, reserved: int) -> bool:
         limit = self._settings.total_flops
         if limit is None:
             return True
         committed = self._store.committed_flops(
             self._study.id, self._limits.convention, ("trial", "branch")
         )
-        if committed + self.reserved_flops + charge <= limit:
+        if committed + reserved + charge <= limit:
             return True
         self.refusal = (
             f"--total-flops {limit:.4g}: {committed:.4g} are spent or under way and {name} would "

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from budgetsweep.cli import cli
 from budgetsweep.config import parse
+from budgetsweep.constraint import Limits
 from budgetsweep.errors import ConfigError, StudyError
 from reports import text_scaling, text_search
 from reports.facts import Facts
@@ -29,10 +31,13 @@ from studies.settings import SearchSettings
 from studies.space import space_from_dict
 from studies.store import Store
 from studies.tables import Run
+from studies.trunks import Branches
 from tests.studies.sweeping import BUDGET, PARAMETERS, Recorder, run_search, settings_for
 from tests.studies.test_search import wait_for_trials
+from tests.trainer.test_branches import trunk_config
 from tests.trainer.tiny_runs import drive
-from trainer.branches import branch_start, kept_files
+from trainer import checkpoint
+from trainer.branches import WHOLE, branch_start, kept_files
 from trainer.config import RunConfig
 from trainer.events import RunResult
 from trainer.prepare import open_prepared
@@ -98,13 +103,17 @@ def test_trunks_cost_their_cooldowns_more(n_trials: int, cooldown: Fraction) -> 
 def test_what_speaks_against_trunks_is_refused_in_one_line(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
+    def command() -> None:
+        wanted = dict(changes)
+        if "rungs" in wanted:
+            wanted["rungs"] = Rungs.parse(*wanted["rungs"])
+        if "space" in wanted:
+            space = {"parameters": {**PARAMETERS, **wanted["space"]}}
+            wanted["space"] = space_from_dict(space, "space")
+        search(simulated(tmp_path, **wanted), Hooks())
+
     with pytest.raises(ConfigError, match=message) as refused:
-        if "rungs" in changes:
-            changes["rungs"] = Rungs.parse(*changes["rungs"])
-        if "space" in changes:
-            space = {"parameters": {**PARAMETERS, **changes["space"]}}
-            changes["space"] = space_from_dict(space, "space")
-        search(simulated(tmp_path, **changes), Hooks())
+        command()
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "s.db").exists()
 
@@ -124,7 +133,7 @@ def test_what_agrees_with_trunks_is_not_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an uninterrupted search of three trunks."""
+    """The folder of an uninterrupted search of two trunks."""
     folder = tmp_path_factory.mktemp("straight")
     assert run_search(tiny(folder)).finished
     return folder
@@ -133,7 +142,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(folder: Path, **changes: Any) -> SearchSettings:
     """Trunks of 50 steps and more, with warm-up."""
     overrides = ("num_evals=2", "num_reports=4", "compile=off", "num_warmup_steps=2")
-    return settings_for(folder, trials=3, rungs=TRUNKS, overrides=overrides, **changes)
+    return settings_for(folder, trials=2, rungs=TRUNKS, overrides=overrides, **changes)
 
 
 def test_branches_reach_what_runs_from_scratch_would_for_their_cooldowns_alone(
@@ -141,8 +150,8 @@ def test_branches_reach_what_runs_from_scratch_would_for_their_cooldowns_alone(
 ) -> None:
     settings = tiny(straight)
     runs = runs_of(settings)
-    assert len(runs["trial"]) == 3
-    assert [run.scale for run in runs["branch"]] == [0.1, 0.3] * 3
+    assert len(runs["trial"]) == 2
+    assert [run.scale for run in runs["branch"]] == [0.1, 0.3] * 2
     trunks = {run.id: run for run in runs["trial"]}
     for run in runs["branch"]:
         config = parse(RunConfig, run.config, "branch")
@@ -170,7 +179,7 @@ def test_branches_reach_what_runs_from_scratch_would_for_their_cooldowns_alone(
     assert ledger.spent == ledger.planned
     assert ledger.spent.steps == own
     rounding = sum(r.planned_flops_nanogpt / r.num_steps for r in runs["branch"])
-    assert ledger.spent.nanogpt <= TRUNKS.budgets(3) * BUDGET + rounding / 2
+    assert ledger.spent.nanogpt <= TRUNKS.budgets(2) * BUDGET + rounding / 2
     assert best is not None
     assert best.kind == "trial"
     for run in runs["branch"]:
@@ -185,7 +194,7 @@ def test_the_fit_says_what_its_points_are(straight: Path) -> None:
         fit = store.newest_fit(study.id)
         kinds = {run.id: run.kind for run in store.runs(study.id)}
     assert fit is not None
-    assert len(fit.record["points"]) == 9
+    assert len(fit.record["points"]) == 6
     names = {"trial": "end of a decayed schedule", "branch": "cooldown branch"}
     assert all(point["point"] == names[kinds[point["run_id"]]] for point in fit.record["points"])
 
@@ -194,94 +203,125 @@ def test_the_same_command_again_trains_nothing(straight: Path) -> None:
     again = Recorder()
     assert run_search(tiny(straight), observer=again).finished
     assert again.started == []
+    other = dataclasses.replace(tiny(straight), rungs=Rungs.parse("0.1,0.3,1", "0.3"))
     with pytest.raises(StudyError, match="another cooldown of trunks"):
-        other = dataclasses.replace(tiny(straight), rungs=Rungs.parse("0.1,0.3,1", "0.3"))
         run_search(other)
 
 
-class Stop(Recorder):
-    """Says stop when a run of some kind begins or has ended, once."""
+@dataclasses.dataclass
+class Trunk:
+    """A complete trial of 100 steps in a store, its checkpoints kept, and what comes of it."""
 
-    def __init__(self, kind: str, when: str) -> None:
-        super().__init__()
-        self.kind, self.when, self.stopped = kind, when, False
-        self.wanted = False
+    store: Store
+    settings: SearchSettings
+    trial: Run
+    recorder: Recorder
 
-    def run_started(self, run: RunView) -> None:
-        super().run_started(run)
-        if self.when == "started" and run.kind == self.kind and not self.stopped:
-            self.stopped = self.wanted = True
+    def branches(self, total_flops: int | None = None) -> Branches:
+        """The branches, as a search finds them when it begins."""
+        settings = dataclasses.replace(self.settings, total_flops=total_flops)
+        limits = Limits(self.trial.budget_flops)
+        return Branches(self.store, self.store.study(), settings, limits, self.recorder)
 
-    def run_ended(self, run: RunView, result: RunResult, best_val_loss_nats: float | None) -> None:
-        super().run_ended(run, result, best_val_loss_nats)
-        if self.when == "ended" and run.kind == self.kind and not self.stopped:
-            self.stopped = self.wanted = True
+    @property
+    def kept(self) -> list[str]:
+        """Names of the checkpoints."""
+        return [path.name for path in kept_files(Path(str(self.trial.output_dir)))]
+
+    def finish(self, run: Run) -> Run:
+        """The run computes all its own steps."""
+        own = run.num_steps - run.inherited_steps
+        self.store.start_attempt(run.id)
+        self.store.finish_run(
+            run.id, RunResult("complete", run.num_steps, own, 0, val_loss_nats=2.0)
+        )
+        return self.store.run(run.id)
 
 
-def stopped(settings: SearchSettings, kind: str, when: str) -> None:
-    """A search that was stopped there."""
-    observer = Stop(kind, when)
-    assert not run_search(settings, observer=observer, should_stop=lambda: observer.wanted).finished
-    assert observer.stopped
+@pytest.fixture
+def trunk(tmp_path: Path) -> Iterator[Trunk]:
+    settings = tiny(tmp_path)
+    config = trunk_config(num_training_steps=100, data={"source": "text.txt"})
+    budget = 100 * config.flops_per_step("nanogpt")
+    folder = tmp_path / "trial"
+    folder.mkdir()
+    with Store.open(settings.storage, create=True) as store:
+        study = store.create_study(
+            name="tiny", budget_flops=budget, convention="nanogpt", sampler="qmc", seed=0,
+            space={}, settings={},
+        )  # fmt: skip
+        run_id = store.add_run(
+            study_id=study.id, kind="trial", number=7, params={"a": 1}, config=config,
+            budget_flops=budget, data_checksum="d", val_checksum="v", epochs=None,
+            estimated_memory_bytes=None, output_dir=str(folder), scale=1.0,
+        )  # fmt: skip
+        made = Trunk(store, settings, store.run(run_id), Recorder())
+        assert made.branches().lineage(made.trial).kept_steps == {8, 24}
+        assert not made.branches().is_waiting
+        for step in (8, 24):
+            checkpoint.keep(folder, {"step": step}, config)
+        made.trial = made.finish(made.trial)
+        yield made
+
+
+def test_branches_are_entered_once_and_the_checkpoints_go_with_the_last(trunk: Trunk) -> None:
+    first = trunk.branches().next_run()
+    assert first is not None
+    again = trunk.branches()  # the first is entered: only the second is left
+    second = again.next_run()
+    assert second is not None
+    assert not again.is_waiting
+    assert [(r.number, r.scale, r.num_steps, r.inherited_steps) for r in (first, second)] == [
+        (0, 0.1, 10, 8), (1, 0.3, 30, 24),
+    ]  # fmt: skip
+    assert [r.parent_run_id for r in (first, second)] == [trunk.trial.id] * 2
+    begins = again.lineage(second).begins_from
+    assert begins is not None
+    assert begins.name == trunk.kept[1] == "branch-00000024.pt"
+    again.finished(trunk.finish(second))
+    assert len(trunk.kept) == 2
+    trunk.finish(first)  # and the process is gone before it tidies up
+    assert len(trunk.kept) == 2
+    assert not trunk.branches().is_waiting
+    assert trunk.kept == []
+    assert trunk.recorder.messages == []
+    ledger = trunk.store.ledger(trunk.trial.study_id)
+    assert ledger.spent == ledger.planned
+    assert ledger.spent.steps == 100 + 2 + 6
 
 
 def test_a_branch_without_its_checkpoint_is_trained_from_scratch_where_that_is_paid(
-    straight: Path, tmp_path: Path
+    trunk: Trunk,
 ) -> None:
-    settings = dataclasses.replace(
-        tiny(straight), storage=tmp_path / "s.db", runs_dir=tmp_path / "runs", trials=1
-    )
-    stopped(settings, "trial", "ended")
-    (trunk,) = runs_of(settings)["trial"]
-    kept = kept_files(Path(str(trunk.output_dir)))
-    assert len(kept) == 2
-    kept[0].unlink()
-    kept[1].write_bytes(b"damaged")
-    paid = trunk.planned_flops_nanogpt
-    limited = dataclasses.replace(settings, total_flops=int(paid * 1.2))
-    outcome = run_search(limited)
-    assert "--total-flops" in outcome.reason
-    assert "the branch at 0.3 times the budget would cost" in outcome.reason
-    assert [run.scale for run in runs_of(settings)["branch"]] == [0.1]  # paid: a tenth
-    recorder = Recorder()
-    assert run_search(settings, observer=recorder).finished
-    assert recorder.messages == [
-        "trial 0: the branch at 0.3 times the budget has lost the checkpoint to begin from; it is "
-        "trained from scratch"
-    ]
-    branches = runs_of(settings)["branch"]
-    assert [(r.inherited_steps, r.steps_executed) for r in branches] == [
-        (0, r.num_steps) for r in branches
-    ]
-    whole = runs_of(tiny(straight))["branch"][:2]
-    assert [r.val_loss_nats for r in branches] == [r.val_loss_nats for r in whole]
-    assert not kept_files(Path(str(trunk.output_dir)))
+    first, second = kept_files(Path(str(trunk.trial.output_dir)))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-1])
+    step = trunk.trial.budget_flops // 100
+    limited = trunk.branches(total_flops=(100 + 10 + 29) * step)
+    run = limited.next_run()
+    assert run is not None
+    assert (run.inherited_steps, run.num_steps, run.planned_flops_nanogpt) == (0, 10, 10 * step)
+    assert limited.lineage(run) == WHOLE
+    assert limited.next_run() is None
+    assert not limited.is_waiting
+    assert "trial 7: the branch at 0.3 times the budget would cost" in str(limited.refusal)
+    trunk.finish(run)
+    paid = trunk.branches(total_flops=(100 + 10 + 30) * step)
+    run = paid.next_run()
+    assert run is not None
+    assert (run.inherited_steps, run.num_steps, paid.refusal) == (0, 30, None)
+    lost = "has lost the checkpoint to begin from; it is trained from scratch"
+    assert trunk.recorder.messages[-1] == f"trial 7: the branch at 0.3 times the budget {lost}"
+    paid.finished(trunk.finish(run))
+    assert trunk.kept == []
 
 
-def test_a_branch_whose_checkpoint_is_lost_once_it_is_entered_fails_and_stops_nothing(
-    straight: Path, tmp_path: Path
-) -> None:
-    settings = dataclasses.replace(
-        tiny(straight), storage=tmp_path / "s.db", runs_dir=tmp_path / "runs", trials=1
-    )
-
-    class Thief(Recorder):
-        def run_started(self, run: RunView) -> None:
-            if run.kind == "branch" and run.number == 0:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_search(settings, observer=Thief())
-    runs = runs_of(settings)
-    for path in (Path(str(runs["branch"][0].output_dir)), Path(str(runs["trial"][0].output_dir))):
-        for name in path.glob("*.pt"):
-            name.unlink()
-        (path / "eval.json").unlink(missing_ok=True)
-    assert run_search(settings).finished
-    first, second = runs_of(settings)["branch"]
-    assert (first.status, first.step) == ("failed", first.inherited_steps)
-    assert "nothing to begin from" in str(first.reason)
-    assert (second.status, second.inherited_steps) == ("complete", 0)
+@pytest.mark.parametrize(("steps", "entered"), [(107, 1), (108, 2)])
+def test_branches_are_paid_for_their_cooldowns(trunk: Trunk, steps: int, entered: int) -> None:
+    branches = trunk.branches(total_flops=steps * (trunk.trial.budget_flops // 100))
+    assert branches.reserved_flops == 8 * (trunk.trial.budget_flops // 100)
+    assert len([run for _ in range(2) if (run := branches.next_run())]) == entered
+    assert len(trunk.kept) == 2  # for a larger limit
 
 
 PROGRAM = """
@@ -303,7 +343,7 @@ def test_killed_in_trunk_or_branch_nothing_is_lost_or_run_twice(
 ) -> None:
     root = Path(__file__).parents[2]
     (tmp_path / "program.py").write_text(PROGRAM)
-    for n in (1, 2, 4, 6, 99):
+    for n in (2, 4, 99):  # in the first branch, in the second trunk
         process = subprocess.Popen(
             [sys.executable, str(tmp_path / "program.py"), str(straight), str(tmp_path)],
             cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
