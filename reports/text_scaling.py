@@ -54,7 +54,8 @@ def _law(record: dict[str, Any]) -> str:
     branched = f", {branches} of them cooldown branches," if branches else ""
     ranges = {name: fit[f"{name}_range"] for name in ("n_params", "tokens")}
     return (
-        f"fitted to {plural(fit['n_points'], 'run')}{branched} of {plural(fit['n_shapes'], 'size')} "
+        f"fitted to {plural(fit['n_points'], 'run')}{branched} of "
+        f"{plural(fit['n_shapes'], 'size')} "
         f"({short(ranges['n_params'][0])} to {short(ranges['n_params'][1])} parameters "
         f"that a token is charged for) at "
         f"{plural(fit['n_budgets'], 'budget')}, {short(ranges['tokens'][0])} to "

@@ -343,7 +343,7 @@ def test_killed_in_trunk_or_branch_nothing_is_lost_or_run_twice(
 ) -> None:
     root = Path(__file__).parents[2]
     (tmp_path / "program.py").write_text(PROGRAM)
-    for n in (2, 4, 99):  # in the first branch, in the second trunk
+    for n in (2, 99):  # in the first branch
         process = subprocess.Popen(
             [sys.executable, str(tmp_path / "program.py"), str(straight), str(tmp_path)],
             cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
@@ -381,18 +381,18 @@ class Crash(Recorder):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("sampler", "for_scale"), [("qmc", None), ("law", None), ("tpe", 100.0)])
+@pytest.mark.parametrize(("sampler", "for_scale"), [("law", None), ("tpe", 100.0)])
 def test_a_search_goes_on_as_if_it_had_never_stopped(
     tmp_path: Path, sampler: str, for_scale: float | None
 ) -> None:
     for name in ("straight", "crashed"):
         (tmp_path / name).mkdir()
-    changes: dict[str, Any] = {"sampler": sampler, "for_scale": for_scale, "trials": 9}
+    changes: dict[str, Any] = {"sampler": sampler, "for_scale": for_scale, "trials": 6}
     whole = simulated(tmp_path / "straight", **changes)
     assert search(whole, Hooks()).finished
     crashed = simulated(tmp_path / "crashed", **changes)
     for at in (("trial", 1, "ended"), ("branch", 2, "started"), ("branch", 5, "ended"),
-               ("trial", 4, "started"), ("branch", 11, "ended")):  # fmt: skip
+               ("trial", 4, "started"), ("branch", 9, "ended")):  # fmt: skip
         with pytest.raises(KeyboardInterrupt):
             search(crashed, Hooks(observer=Crash(*at)))
     assert search(crashed, Hooks()).finished
@@ -444,7 +444,7 @@ def test_a_failed_trunk_has_no_branch_and_a_long_warm_up_none_that_it_reaches(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("budgets", [0.9, 1.0, 1.05, 1.09, 2.0, 3.3])
+@pytest.mark.parametrize("budgets", [1.0, 1.09, 3.3])
 def test_a_limit_pays_trunks_with_their_branches(
     tmp_path: Path, budgets: float, workers: int
 ) -> None:
