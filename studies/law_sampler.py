@@ -49,7 +49,7 @@ FAR_SD = 0.25
 
 @dataclass(frozen=True)
 class Result:
-    """A finished trial, or a branch of one, as the model sees it."""
+    """A finished trial as the model sees it."""
 
     number: int
     settings: Mapping[str, Value]
@@ -80,8 +80,8 @@ class LawSampler:
         self._space, self._base, self._limits = space, base, limits
         self._promoted = promoted
         self._names = [name for name, p in space.parameters.items() if p.count() != 1]
-        self._known: dict[tuple[int, int | None], FloatArray | None] = {}
-        """Features of finished runs, by number and budget."""
+        self._known: dict[int, FloatArray | None] = {}
+        """Features of finished trials, by number."""
         self._features = _Features(space, self._names)
 
     def propose(
@@ -97,7 +97,7 @@ class LawSampler:
         Args:
             seed: of this proposal.
             number: the proposal's.
-            results: complete trials, by number; then branches.
+            results: complete trials, by number.
             taken: settings that are not to be proposed again.
             budget_flops: that the trial will have; None: the search's.
         """
@@ -122,17 +122,16 @@ class LawSampler:
         if len(finite) <= LATEST:
             return finite
         best = sorted(finite, key=lambda r: (r.loss_nats, r.number))[: LATEST // 3]
-        chosen = {(result.number, result.budget_flops) for result in best}
-        rest = [r for r in finite if (r.number, r.budget_flops) not in chosen]
+        numbers = {result.number for result in best}
+        rest = [result for result in finite if result.number not in numbers]
         return sorted([*best, *rest[-(LATEST - len(best)) :]], key=lambda r: r.number)
 
     def _row(self, result: Result) -> FloatArray | None:
-        key = (result.number, result.budget_flops)
-        if key not in self._known:
+        if result.number not in self._known:
             config = self._config(result.settings, result.budget_flops)
             row = None if config is None else self._features.of(config, result.settings)
-            self._known[key] = row
-        return self._known[key]
+            self._known[result.number] = row
+        return self._known[result.number]
 
     def _config(self, settings: Mapping[str, Value], budget: int | None = None) -> RunConfig | None:
         limits = self._limits

@@ -88,8 +88,6 @@ class Proposals:
         self._law = law
         self._budgets: dict[int, int] = {}
         """Training FLOPs of finished trials, by number, where they were told."""
-        self._branches: dict[tuple[int, int], float] = {}
-        """Losses of trials' settings at smaller budgets, by number and FLOPs."""
         self._distributions = space.distributions()
         self._grid = _grid_order(space, seed) if sampler == "grid" else None
         self._record = None if url is None else _Record(url, study_name)
@@ -181,10 +179,6 @@ class Proposals:
             for trial in trials
             if trial.state == TrialState.COMPLETE and trial.value is not None
         ]
-        results += [
-            Result(number, _settings(trials[number]), loss, budget)
-            for (number, budget), loss in sorted(self._branches.items())
-        ]
         taken = [_settings(trial) for trial in trials]
         seed = _mix(self._seed, number)
         return self._law.propose(seed, number, results, taken, budget_flops)
@@ -246,10 +240,6 @@ class Proposals:
         """Say what a trial was given to spend; after a restart too, for the record has no place."""
         if budget_flops is not None:
             self._budgets[number] = budget_flops
-
-    def also(self, number: int, val_loss_nats: float, budget_flops: int) -> None:
-        """The trial's settings came to this loss with a smaller budget (`law` looks at it)."""
-        self._branches[number, budget_flops] = val_loss_nats
 
     def fail(self, number: int) -> None:
         """The proposal was refused or its trial failed: samplers leave it out of account."""

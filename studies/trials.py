@@ -42,9 +42,6 @@ def reconcile(store: Store, study: Study, proposals: Proposals, objective: Objec
         proposals.restore(number, decided[number])
     for trained in runs.values():
         proposals.has_budget(trained.number, trained.budget_flops)
-    by_id = {run.id: run for run in runs.values()}
-    for branch in store.runs(study.id, kind="branch"):
-        tell_branch(proposals, branch, by_id[branch.parent_run_id or 0])
     for proposal in proposals.open_proposals():
         run = runs.get(proposal.number)
         if proposal.number in rejected:
@@ -62,12 +59,6 @@ def tell(proposals: Proposals, run: Run, objective: Objective) -> None:
         proposals.prune(run.number)
     else:
         proposals.fail(run.number)
-
-
-def tell_branch(proposals: Proposals, branch: Run, trunk: Run) -> None:
-    """Pass a branch's loss to the sampler that can use one of a smaller budget."""
-    if branch.status == "complete" and branch.val_loss_nats is not None:
-        proposals.also(trunk.number, branch.val_loss_nats, branch.budget_flops)
 
 
 class TrialSource:
@@ -266,7 +257,6 @@ class TrialSource:
         """Tell Optuna, and keep on disk only the weights that are asked for."""
         del result  # it is in the run's row
         if run.kind == "branch":
-            tell_branch(self._proposals, run, self._store.run(run.parent_run_id or 0))
             self._objective.add(run)
             self.branches.finished(run)
         else:

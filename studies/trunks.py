@@ -10,6 +10,7 @@ ledger. A branch whose checkpoint is gone before it is entered is trained from s
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Mapping
 from fractions import Fraction
@@ -112,8 +113,8 @@ class Branches:
                 if rung not in costs:
                     self._observer.message(
                         f"trial {trial.number} has no branch at {float(rung):g} times the budget: "
-                        f"{trunk.warmup_steps:,} steps of warm-up of {trunk.steps:,} leave no "
-                        "constant rate before its cooldown"
+                        f"{math.floor(rung * trunk.steps):,} steps are too few for a warm-up of "
+                        f"{trunk.warmup_steps:,}, a constant rate and a cooldown"
                     )
         without = without or set()
         self._due[trial.id] = {r: cost for r, cost in costs.items() if float(r) not in without}
