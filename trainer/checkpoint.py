@@ -129,7 +129,7 @@ def load_kept(path: Path, config: RunConfig) -> dict[str, Any]:
         or state["step"] > until
     ):
         raise BranchPointLost(f"{path} is of another run than this branch's trunk")
-    fresh = {"points": [], "validation": None, "validated_step": 0, "loss_sum": 0.0}
+    fresh: dict[str, Any] = {"points": [], "validation": None, "validated_step": 0, "loss_sum": 0.0}
     return {**state, **fresh, "loss_count": 0, "train_seconds": 0.0, "eval_seconds": 0.0}
 
 

@@ -80,17 +80,19 @@ def trunk_dir(data: TokenData, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @given(
     steps=st.integers(1, 3000),
-    warmup=st.integers(0, 400),
+    warmup=st.integers(0, 400) | st.floats(0.0, 0.5),
     cooldown=st.floats(0.001, 1.0),
     share=st.fractions(Fraction(1, 1000), 1).filter(lambda share: share < 1),
     ratio=st.floats(0.0, 1.0),
 )
 def test_a_branch_and_its_trunk_have_the_same_rates_up_to_where_it_begins(
-    steps: int, warmup: int, cooldown: float, share: Fraction, ratio: float
+    steps: int, warmup: float, cooldown: float, share: Fraction, ratio: float
 ) -> None:
+    of_steps = isinstance(warmup, int)
     trunk = trunk_config(
-        num_training_steps=steps, num_warmup_steps=warmup, cooldown_fraction=cooldown,
-        min_lr_ratio=ratio,
+        num_training_steps=steps, cooldown_fraction=cooldown, min_lr_ratio=ratio,
+        num_warmup_steps=warmup if of_steps else None,
+        warmup_fraction=None if of_steps else warmup,
     )  # fmt: skip
     config = branch_config(trunk, share, 10**15)
     if config is None:
