@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from budgetsweep.errors import ConfigError, StudyError
 from reports import text_scaling, text_search
 from reports.facts import Facts
 from reports.read import read_study
+from studies.objective import Objective
 from studies.observer import RunView
 from studies.rungs import Rungs
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
 from studies.space import space_from_dict
 from studies.store import Store
-from studies.tables import Run
+from studies.tables import Run, Study
 from studies.trunks import Branches
 from tests.studies.sweeping import BUDGET, PARAMETERS, Recorder, run_search, settings_for
 from tests.studies.test_search import wait_for_trials
@@ -392,7 +393,7 @@ def test_a_search_goes_on_as_if_it_had_never_stopped(
     assert search(whole, Hooks()).finished
     crashed = simulated(tmp_path / "crashed", **changes)
     for at in (("trial", 1, "ended"), ("branch", 2, "started"), ("branch", 5, "ended"),
-               ("trial", 4, "started"), ("branch", 9, "ended")):  # fmt: skip
+               ("trial", 4, "started"), ("branch", 9, "ended"), ("trial", 5, "ended")):  # fmt: skip
         with pytest.raises(KeyboardInterrupt):
             search(crashed, Hooks(observer=Crash(*at)))
     assert search(crashed, Hooks()).finished
@@ -444,7 +445,7 @@ def test_a_failed_trunk_has_no_branch_and_a_long_warm_up_none_that_it_reaches(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("budgets", [1.0, 1.09, 3.3])
+@pytest.mark.parametrize("budgets", [1.09, 2.1, 3.3])
 def test_a_limit_pays_trunks_with_their_branches(
     tmp_path: Path, budgets: float, workers: int
 ) -> None:
@@ -457,6 +458,30 @@ def test_a_limit_pays_trunks_with_their_branches(
     assert len(runs["branch"]) == 2 * len(runs["trial"])
     with Store.open(settings.storage) as store:
         assert store.ledger(store.study().id).spent.nanogpt <= limit
+
+
+def test_what_samplers_are_told_of_a_larger_budget_rests_on_branches_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the search runs as after it: then all is read from the database."""
+    used: list[Objective] = []
+
+    class Kept(Objective):
+        def __init__(self, study: Study, runs: Iterable[Run]) -> None:
+            super().__init__(study, runs)
+            used.append(self)
+
+    monkeypatch.setattr("studies.search.Objective", Kept)
+    settings = simulated(tmp_path, sampler="tpe", for_scale=100.0)
+    search(settings, Hooks())
+    runs = runs_of(settings)
+    with Store.open(settings.storage) as store:
+        study = store.study()
+    last = runs["trial"][-1]
+    told = used[0].value(last)
+    assert told is not None
+    assert told == Objective(study, [*runs["trial"], *runs["branch"]]).value(last)
+    assert told != Objective(study, runs["trial"]).value(last)
 
 
 def test_finalists_come_after_branches_and_a_limit_counts_all(tmp_path: Path) -> None:
