@@ -267,6 +267,18 @@ def test_a_simulated_branch_measures_what_the_run_from_scratch_would() -> None:
     assert points[0] > begins
 
 
+def test_a_simulated_branch_does_not_diverge_where_its_trunk_has_not() -> None:
+    """The world's limit grows a little with the tokens, so the run from scratch would."""
+    world = WORLDS[DEFAULT_WORLD]
+    trunk = trunk_config(trainer="simulated", world=DEFAULT_WORLD, num_training_steps=1000)
+    rate = 0.99 * world.diverges_at * world.best_lr(trunk, float(trunk.total_tokens))
+    trunk = trunk.with_changes(max_lr=rate)
+    config = branch(trunk, SHARES[0])
+    assert simulated(trunk, 0)[0].status == "complete"
+    assert simulated(config, 0)[0].status == "failed"
+    assert simulated(config, start(config))[0].status == "complete"
+
+
 def simulated(config: RunConfig, inherited_steps: int) -> tuple[RunResult, list[int]]:
     """The result and the steps of all events."""
     run = simulate_run(config, inherited_steps=inherited_steps)
