@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,7 @@ def search_settings(
     seed: int | None,
     prune: bool,
     rungs: str | None,
+    trunks: str | None,
     simulate: str | None,
     replay: Path | None,
     overrides: tuple[str, ...],
@@ -104,7 +106,7 @@ def search_settings(
         simulate=simulate,
         replay=table,
         pruning=prune,
-        rungs=Rungs() if rungs is None else Rungs.parse(rungs),
+        rungs=Rungs.parse(rungs or "1", trunks),
         overrides=tuple(overrides),
         **rest,
     )
@@ -132,6 +134,8 @@ def search_command(
         console.print(escape(settings.replay.description), highlight=False)
         for note in settings.replay.table.notes:
             console.print(escape(note), highlight=False)
+    if settings.world is not None and n_done == 0:  # no time to plan, which would say it otherwise
+        _print_rungs(settings, console)
     display = RunsDisplay(
         console,
         n_trials=settings.trials,
@@ -181,15 +185,11 @@ def _print_time_plan(plan: TimePlan, settings: SearchSettings, console: Console)
         f"{plan.n_trials} trials about {duration(plan.search_seconds)}",
         highlight=False,
     )
-    if len(settings.rungs.multiples) > 1:
+    _print_rungs(settings, console)
+    if plan.kept_bytes:
         console.print(
-            f"rungs {settings.rungs}: all runs together cost {plan.n_budgets:.3g} budgets, "
-            f"{flops(int(plan.n_budgets * settings.budget_flops))} FLOPs"
-            + "".join(
-                f"; {settings.rungs.finalists(rung, plan.n_trials)} of the best again "
-                f"at {float(rung):g} times the budget"
-                for rung in settings.rungs.of_finalists
-            ),
+            f"checkpoints for the branches need up to {gib(plan.kept_bytes)} of disk; a trial's "
+            "are removed with its last branch",
             highlight=False,
         )
     if plan.sensible_budget_flops is not None:
@@ -198,6 +198,28 @@ def _print_time_plan(plan: TimePlan, settings: SearchSettings, console: Console)
             "would take about half an hour. The search can be stopped and continued at any time",
             highlight=False,
         )
+
+
+def _print_rungs(settings: SearchSettings, console: Console) -> None:
+    """What all runs of the search cost together, where they have several budgets."""
+    rungs, n = settings.rungs, settings.trials
+    if len(rungs.multiples) == 1:
+        return
+    budgets = float(rungs.budgets(n))
+    told = f"rungs {rungs}: all runs together cost {budgets:.3g} budgets, "
+    told += f"{flops(int(budgets * settings.budget_flops))} FLOPs"
+    if rungs.cooldown is not None:
+        apart = n * float(sum(rungs.of_branches) + 1)
+        told += (
+            f"; {n * len(rungs.of_branches)} of them are cooldown branches of the {n} trials "
+            f"({100 * float(rungs.cooldown):g} % of their steps); trained apart, trials and "
+            f"branches would cost {apart:.3g} budgets"
+        )
+    for rung in rungs.of_finalists:
+        told += (
+            f"; {rungs.finalists(rung, n)} of the best again at {float(rung):g} times the budget"
+        )
+    console.print(told, highlight=False)
 
 
 def dry_run_command(settings: SearchSettings, console: Console) -> None:
@@ -419,6 +441,10 @@ def status_command(
     )
     counts = ", ".join(f"{n} {name}" for name, n in status["trials"].items()) or "none yet"
     console.print(f"trials: {counts}", highlight=False)
+    if status["branches"]:
+        states = Counter(run["status"] for run in status["branches"])
+        told = ", ".join(f"{n} {name}" for name, n in states.items())
+        console.print(f"cooldown branches of trials: {told}", highlight=False)
     spent, planned = status["flops_spent"], status["flops_planned"]
     console.print(
         f"FLOPs: {flops(spent)} spent of {flops(planned)} planned, "

@@ -130,11 +130,10 @@ class RunsDisplay(Observer):
     def run_started(self, run: RunView) -> None:
         """Remember the run; say so when it is continued."""
         self._running[run.run_id] = (run, None)
-        if run.resumed_at_step or run.kind == "promotion":
-            how = (
-                f"continues from step {run.resumed_at_step:,}" if run.resumed_at_step else "starts"
-            )
-            self.message(f"{run.kind} {run.number} {how}")
+        resumed = run.resumed_at_step > run.inherited_steps
+        if resumed or run.kind == "promotion":
+            how = f"continues from step {run.resumed_at_step:,}" if resumed else "starts"
+            self.message(f"{run.name} {how}")
 
     def run_progress(self, run: RunView, progress: Progress) -> None:
         """Remember where the run is."""
@@ -154,7 +153,7 @@ class RunsDisplay(Observer):
         self._best = best_val_loss_nats
         if result.status == "interrupted":
             return
-        self._n_done += 1
+        self._n_done += run.kind != "branch"
         self._spent += run.planned_flops * result.steps_executed // max(1, run.num_steps)
         if result.val_loss_nats is not None and result.status == "complete":
             outcome = (
@@ -170,7 +169,7 @@ class RunsDisplay(Observer):
         after = f"  about {duration(left)} left" if left else ""
         where = f"{self._n_done}/{self._n_trials}  " if run.kind == "trial" else ""
         self.message(
-            f"{where}{run.kind} {run.number}  {outcome}  "
+            f"{where}{run.name}  {outcome}  "
             f"({count(run.n_params)} params, {count(result.tokens)} tokens, "
             f"{duration(result.train_seconds + result.eval_seconds)}){after}"
         )
@@ -188,7 +187,7 @@ class RunsDisplay(Observer):
             self._last_line = time.monotonic()
             for run, progress in self._running.values():
                 if progress is not None:
-                    self.message(f"  {run.kind} {run.number}: {self._progress_line(run, progress)}")
+                    self.message(f"  {run.name}: {self._progress_line(run, progress)}")
 
     def _progress_line(self, run: RunView, progress: Progress) -> str:
         left = (progress.num_steps - progress.step) * run.planned_tokens / run.num_steps
@@ -209,10 +208,10 @@ class RunsDisplay(Observer):
         table = Table.grid(padding=(0, 2))
         for run, progress in self._running.values():
             if progress is None:
-                table.add_row(f"{run.kind} {run.number}", "starting", "")
+                table.add_row(run.name, "starting", "")
                 continue
             bar = ProgressBar(total=progress.num_steps, completed=progress.step, width=24)
-            table.add_row(f"{run.kind} {run.number}", bar, self._progress_line(run, progress))
+            table.add_row(run.name, bar, self._progress_line(run, progress))
         best = "-" if self._best is None else f"{self._best:.4f} (PPL {math.exp(self._best):,.1f})"
         left = self._seconds_left()
         head = Text(

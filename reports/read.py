@@ -17,7 +17,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, inspect, make_url, select
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.pool import NullPool
 
 from budgetsweep.config import did_you_mean
@@ -43,7 +44,7 @@ class StudyData:
 
     study: Study
     runs: list[Run]
-    """Trials and promotions, in the order of their rows."""
+    """Trials, branches and promotions, in the order of their rows."""
     rejections: list[Rejection]
     spending: dict[int, Spending]
     """By run id; a run without ledger entries is missing."""
@@ -77,9 +78,7 @@ def read_study(storage_url: str, study_name: str | None = None) -> StudyData:
             study = session.scalars(select(Study).where(Study.name == name)).one()
             data = StudyData(
                 study=study,
-                runs=list(
-                    session.scalars(select(Run).where(Run.study_id == study.id).order_by(Run.id))
-                ),
+                runs=_read_runs(session, study.id),
                 rejections=list(
                     session.scalars(
                         select(Rejection)
@@ -151,6 +150,18 @@ def _choose(names: list[str], wanted: str | None, shown: str) -> str:
     if wanted not in names:
         raise StudyError(f"{shown}: no study {wanted!r}{did_you_mean(wanted, names)}")
     return wanted
+
+
+def _read_runs(session: Session, study_id: int) -> list[Run]:
+    """All runs; in a database from before there were branches none has steps of another."""
+    query = select(Run).where(Run.study_id == study_id).order_by(Run.id)
+    columns = inspect(session.connection()).get_columns(Run.__tablename__)
+    if any(column["name"] == Run.inherited_steps.key for column in columns):
+        return list(session.scalars(query))
+    runs = list(session.scalars(query.options(defer(Run.inherited_steps))))
+    for run in runs:
+        set_committed_value(run, Run.inherited_steps.key, 0)
+    return runs
 
 
 def _read_predictions(session: Session, study_id: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from studies.simulated_pool import SimulatedPool
 from studies.store import Store
 from studies.tables import Run, Study
 from studies.worker import RunEvent
+from trainer.branches import Lineage
 from trainer.config import RunConfig
 from trainer.events import Checkpointed, Point, Progress, RunResult
 from trainer.meter import read_executed_steps
@@ -39,6 +40,9 @@ class RunSource(Protocol):
 
     def next_run(self) -> Run | None:
         """A queued or interrupted run to start now; None: there is none (any more)."""
+
+    def lineage(self, run: Run) -> Lineage:
+        """Which checkpoints the run keeps for branches, and which one it begins from."""
 
     def meanwhile(self) -> None:
         """All workers have work: time for what need not delay the next run."""
@@ -144,12 +148,20 @@ class Dispatcher:
             planned_tokens=run.planned_tokens,
             planned_flops=run.planned_flops(self._study.convention),
             resumed_at_step=run.step,
+            inherited_steps=run.inherited_steps,
+            scale=run.scale,
+            parent_number=(
+                None if run.parent_run_id is None else self._store.run(run.parent_run_id).number
+            ),
         )
         self._views[run.id] = view
-        self._lost[run.id] = max(0, run.steps_executed - read_executed_steps(self._dirs[run.id]))
+        self._lost[run.id] = max(0, run.steps_executed - executed_steps(run))
         self._store.start_attempt(run.id)
         self._flushed[run.id] = time.monotonic()
-        self._pool.submit(run.id, config, self._dirs[run.id], wait_for_verdict=self._pruning)
+        self._pool.submit(
+            run.id, config, self._dirs[run.id], wait_for_verdict=self._pruning,
+            lineage=self._source.lineage(run),
+        )  # fmt: skip
         self._observer.run_started(view)
 
     def _handle(self, happened: RunEvent | WorkerDied, stopping: bool) -> None:
@@ -187,7 +199,7 @@ class Dispatcher:
 
     def _executed(self, run_id: int) -> int:
         """Steps computed in all attempts, as the meter and the ledger know them together."""
-        return read_executed_steps(self._dirs[run_id]) + self._lost[run_id]
+        return executed_steps(self._runs[run_id]) + self._lost[run_id]
 
     def _result(self, run_id: int, result: RunResult) -> None:
         self._flush(run_id)
@@ -256,13 +268,18 @@ class Dispatcher:
             self._lease_renewed = time.monotonic()
 
 
+def executed_steps(run: Run) -> int:
+    """Optimiser steps that the meter in a run's folder shows."""
+    assert run.output_dir is not None
+    return read_executed_steps(Path(run.output_dir), run.inherited_steps)
+
+
 def recover(store: Store, study: Study) -> list[Run]:
     """Runs that a killed dispatcher left unfinished, their meters read, ready to start again.
 
     A run that was `running` becomes `interrupted`; `queued` and `interrupted` ones stay so.
     """
     for run in store.runs(study.id, statuses=("running",)):
-        assert run.output_dir is not None
-        executed = max(read_executed_steps(Path(run.output_dir)), run.steps_executed)
+        executed = max(executed_steps(run), run.steps_executed)
         store.interrupt_run(run.id, step=run.step, steps_executed=executed)
     return store.runs(study.id, statuses=("queued", "interrupted"))

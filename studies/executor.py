@@ -18,6 +18,7 @@ from pathlib import Path
 
 from budgetsweep.errors import StudyError
 from studies.worker import Measure, Measured, Ready, RunEvent, StartRun, Verdict, worker_main
+from trainer.branches import WHOLE, Lineage
 from trainer.cache import default_cache_dir
 from trainer.config import RunConfig
 from trainer.events import Command, DeviceInfo, RunResult
@@ -184,12 +185,18 @@ class WorkerPool:
         return {worker.run_id for worker in self._workers if worker.run_id is not None}
 
     def submit(
-        self, run_id: int, config: RunConfig, run_dir: Path, *, wait_for_verdict: bool
+        self,
+        run_id: int,
+        config: RunConfig,
+        run_dir: Path,
+        *,
+        wait_for_verdict: bool,
+        lineage: Lineage = WHOLE,
     ) -> None:
         """Hand a run to an idle worker; there must be one."""
         worker = next(worker for worker in self._workers if worker.run_id is None)
         worker.run_id = run_id
-        message = StartRun(run_id, config, str(run_dir), wait_for_verdict)
+        message = StartRun(run_id, config, str(run_dir), wait_for_verdict, lineage)
         try:
             worker.connection.send(message)
         except OSError:  # it died while idle: take a new one

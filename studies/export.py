@@ -21,7 +21,8 @@ def export_study(storage: str | Path, name: str | None) -> dict[str, dict[str, A
     """
     with Store.open(storage) as store:
         study = store.study(name)
-        runs = [*store.runs(study.id, kind="trial"), *store.runs(study.id, kind="promotion")]
+        kinds = ("trial", "branch", "promotion")
+        runs = [run for kind in kinds for run in store.runs(study.id, kind=kind)]
         best = store.best_run(study.id)
     files: dict[str, dict[str, Any] | str] = {
         "space.yaml": {

@@ -55,9 +55,8 @@ def train_finalists(
                 return f"the finalists at {float(rung):g} times the budget are not all trained"
             budget = int(rung * study.budget_flops)
             limit = settings.total_flops
-            spent = sum(
-                store.committed_flops(study.id, settings.convention, kind=kind)
-                for kind in ("trial", "promotion")
+            spent = store.committed_flops(
+                study.id, settings.convention, ("trial", "branch", "promotion")
             )
             if earlier is None and limit is not None and spent + budget > limit:
                 return (

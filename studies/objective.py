@@ -29,11 +29,11 @@ class Objective:
     """Values finished trials, in the order in which they finished."""
 
     def __init__(self, study: Study, runs: Iterable[Run], earlier: Earlier | None = None) -> None:
-        """Begin with the trials that are finished already, and runs of earlier studies."""
+        """Begin with the trials and branches finished already, and runs of earlier studies."""
         self._study = study
         for_scale = study.settings.get("for_scale")
         self.scale = 1.0 if for_scale is None else float(for_scale)
-        rungs = Rungs.parse(study.settings.get("rungs", "1"))
+        rungs = Rungs.of_study(study.settings)
         compares = for_scale is not None or len(rungs.of_trials) > 1
         self.is_predicted = compares and study.sampler != "law"
         self._points = Points.of((), earlier if self.is_predicted else None)
@@ -41,11 +41,13 @@ class Objective:
         """Points there were when a run had finished, by its id."""
         self._fits: dict[int, StudyLaw | None] = {}
         """By the number of points."""
-        finished = [run for run in runs if run.kind == "trial" and run.finished_utc is not None]
+        kinds = ("trial", "branch")
+        finished = [run for run in runs if run.kind in kinds and run.finished_utc is not None]
         for run in sorted(finished, key=lambda r: (r.finished_utc, r.id)):
-            self._add(run)
+            self.add(run)
 
-    def _add(self, run: Run) -> None:
+    def add(self, run: Run) -> None:
+        """A trial or branch has finished: a point of the law for those that come after it."""
         if self.is_predicted and run.id not in self._places:
             self._points.add(run)
             self._places[run.id] = len(self._points.runs)
@@ -54,7 +56,7 @@ class Objective:
         """Worth of a complete trial; None: nothing can be said, samplers leave it out."""
         if not self.is_predicted:
             return run.val_loss_nats
-        self._add(run)
+        self.add(run)
         fitted = self._fit(points_fitted(self._places[run.id]))
         if fitted is not None:
             return predict_run(self._study, fitted, run, self.scale)

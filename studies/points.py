@@ -23,11 +23,16 @@ MOST_EPOCHS = 4.0
 
 def why_no_point(run: Run, config: RunConfig) -> str | None:
     """Why the end of a complete run is no point for the law; None: it is one."""
-    if config.final_lr > DECAYED * config.max_lr:
+    if config.final_lr > DECAYED * config.max_lr or config.warmup_steps >= config.steps:
         return "ended at a high learning rate"
     if run.epochs is not None and run.epochs > MOST_EPOCHS:
         return f"saw its text more than {MOST_EPOCHS:g} times"
     return None
+
+
+def kind_of_point(run: Run) -> str:
+    """What a point of the law is: where a whole schedule ended, or a branch of another run's."""
+    return "cooldown branch" if run.kind == "branch" else "end of a decayed schedule"
 
 
 NEAR_CHANCE = 0.65

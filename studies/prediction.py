@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits, affordable_steps
 from budgetsweep.errors import ConfigError, FitRefused
-from studies.points import Points
+from studies.points import Points, kind_of_point
 from studies.rescaling import promoted_config
-from studies.study_law import LEVEL, CountedLaw, StudyLaw, fit_points, freed
+from studies.study_law import LEVEL, CountedLaw, StudyLaw, counted, fit_points, freed
 from studies.tables import Run, Study
 from trainer.config import RunConfig
 
@@ -77,20 +77,27 @@ class StudyFit:
     """The best predicted first."""
     choice: Choice | None = None
 
-    def _points_dict(self, main: CountedLaw) -> list[dict[str, Any]]:
-        """What was fitted: losses without what the settings beside the law's changed."""
+    def _points_dict(self) -> list[dict[str, Any]]:
+        """What was fitted: losses without what the settings beside the law's changed.
+
+        Where no law was found, losses as they were measured.
+        """
+        main = None if self.law is None else self.law.main
+        if main is None:
+            fitted = counted(self.points, "charged")
+        else:
+            fitted = freed(self.points, main.counts, main.effects)
         return [
             {
                 "run_id": run.id,
+                "point": kind_of_point(run),
                 "n_params": one.n_params,
                 "tokens": one.tokens,
                 "val_loss_nats": one.loss_nats,
                 "max_lr": one.max_lr,
                 "batch_tokens": one.batch_tokens,
             }
-            for run, one in zip(
-                self.points.runs, freed(self.points, main.counts, main.effects), strict=True
-            )
+            for run, one in zip(self.points.runs, fitted, strict=True)
         ]
 
     def predict(self, config: RunConfig) -> Prediction | None:
@@ -118,7 +125,7 @@ class StudyFit:
             "fit": None if main is None else main.fit.to_dict(),
             "counts": None if main is None else main.counts,
             "weight": None if main is None else main.weight,
-            "points": [] if main is None else self._points_dict(main),
+            "points": self._points_dict(),
             "left_out": self.points.left_out,
             "earlier": self.points.earlier,
             "level": LEVEL,
@@ -134,7 +141,7 @@ def fit_study(
 
     Args:
         study: its row.
-        runs: its runs, trials and promotions.
+        runs: its runs: trials, branches and promotions.
         scale: budget of the promotion, as a multiple of the study's.
         earlier: runs of other studies that are points too, by the names of these.
     """

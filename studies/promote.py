@@ -38,6 +38,7 @@ from studies.storage import storage_url
 from studies.store import Store, config_hash
 from studies.study_data import stand_in
 from studies.tables import FINISHED_STATUSES, Prediction, Run, Study
+from trainer.branches import WHOLE, Lineage
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult
 from trainer.simulated_data import SimulatedData
@@ -148,7 +149,7 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
         if settings.check_lr:
             # The checks of this very promotion must not change it when the command is repeated.
             checks = check_scale(settings.scale)
-            runs = [run for run in runs if run.kind == "trial" or run.scale != checks]
+            runs = [run for run in runs if run.kind != "promotion" or run.scale != checks]
         earlier = earlier_runs(store, study, settings.points_from, settings.cache_dir)
         fit = fit_study(study, runs, settings.scale, earlier)
         selection = select_trial(store, study, fit, settings.trial, settings.select)
@@ -365,6 +366,11 @@ class _OneRun:
         """The run, once."""
         run, self._run = self._run, None
         return run
+
+    def lineage(self, run: Run) -> Lineage:
+        """A promotion has no branches and begins at its first step."""
+        del run
+        return WHOLE
 
     def meanwhile(self) -> None:
         """Nothing is kept beside the run's own row."""

@@ -131,12 +131,14 @@ class Reader:
         with self._read() as session:
             return session.scalar(query)
 
-    def committed_flops(self, study_id: int, convention: Convention, kind: str = "trial") -> int:
+    def committed_flops(
+        self, study_id: int, convention: Convention, kinds: Sequence[str] = ("trial",)
+    ) -> int:
         """Training FLOPs that runs have spent, and that the unfinished ones may still take."""
         planned = getattr(Run, f"planned_flops_{convention}")
         query = select(
             Run.status, Run.step, Run.steps_executed, Run.num_steps, planned.label("planned")
-        ).where(Run.study_id == study_id, Run.kind == kind)
+        ).where(Run.study_id == study_id, Run.kind.in_(kinds))
         total = 0
         with self._read() as session:
             for run in session.execute(query):

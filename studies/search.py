@@ -143,6 +143,7 @@ def _open_study(
         "base": base,
         "pruning": settings.pruning,
         "rungs": str(settings.rungs),
+        "trunks": settings.rungs.cooldown_text,
         "for_scale": settings.for_scale,
         "points_from": list(settings.points_from),
     }
@@ -171,6 +172,7 @@ def _open_study(
         "search space": (study.space, space.to_dict()),
         "pruning": (study.settings.get("pruning"), settings.pruning),
         "rungs": (study.settings.get("rungs", "1"), str(settings.rungs)),
+        "cooldown of trunks": (study.settings.get("trunks"), settings.rungs.cooldown_text),
         "list of studies whose runs are points": (
             study.settings.get("points_from", []),
             list(settings.points_from),
@@ -225,7 +227,7 @@ def _search(
         earlier = earlier_runs(store, study, cache_dir=settings.cache_dir)
         for name, runs in earlier.items():
             hooks.observer.message(f"{len(runs)} complete runs of {name} are points of the law too")
-        objective = Objective(study, store.runs(study.id, kind="trial"), earlier)
+        objective = Objective(study, store.runs(study.id), earlier)
         reconcile(store, study, proposals, objective)
         source = TrialSource(
             store,

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from studies.replay import ReplayTable, replay_run
 from studies.worker import RunEvent
+from trainer.branches import WHOLE, Lineage
 from trainer.config import RunConfig
 from trainer.events import Command, Point, RunResult
 from trainer.simulated import Run, simulate_run
@@ -88,12 +89,18 @@ class SimulatedPool:
         return set(self._slots)
 
     def submit(
-        self, run_id: int, config: RunConfig, run_dir: Path, *, wait_for_verdict: bool
+        self,
+        run_id: int,
+        config: RunConfig,
+        run_dir: Path,
+        *,
+        wait_for_verdict: bool,
+        lineage: Lineage = WHOLE,
     ) -> None:
         """Take a run; there must be an idle worker."""
         folder = run_dir if self._artefacts else None
         if self._table is None:
-            run = simulate_run(config, folder)
+            run = simulate_run(config, folder, lineage.inherited_steps)
         else:
             run = replay_run(config, self._table, folder)
         self._slots[run_id] = _Slot(run, config.steps, wait_for_verdict)

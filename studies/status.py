@@ -22,6 +22,7 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
     with Store.open(storage) as store:
         study = store.study(name)
         trials = store.runs(study.id, kind="trial")
+        branches = store.runs(study.id, kind="branch")
         promotions = store.runs(study.id, kind="promotion")
         ledger = store.ledger(study.id)
         best = store.best_run(study.id)
@@ -32,6 +33,7 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
             entry["example"] = rejection.detail
         judged = diagnose_runs((*trials, *promotions), study, store.curves(study.id))
         numbers = {run.id: run.number for run in trials}
+        everything = (*trials, *branches, *promotions)
         unfinished = ("queued", "running", "interrupted")
         return {
             "study": study.name,
@@ -49,10 +51,12 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
             "flops_redone": getattr(ledger.redone, study.convention),
             "best": None if best is None else {**_facts(best), "verdicts": _names(judged, best)},
             "verdicts": _verdicts(judged, trials),
-            "unfinished": [
-                _facts(run) for run in (*trials, *promotions) if run.status in unfinished
+            "unfinished": [_facts(run) for run in everything if run.status in unfinished],
+            "failed": [_facts(run) for run in everything if run.status == "failed"],
+            "branches": [
+                {**_facts(run), "parent_number": numbers.get(run.parent_run_id or -1)}
+                for run in branches
             ],
-            "failed": [_facts(run) for run in (*trials, *promotions) if run.status == "failed"],
             "promotions": [
                 {
                     **_facts(run),

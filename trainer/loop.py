@@ -9,8 +9,9 @@ from typing import TypeAlias
 
 import torch
 
-from budgetsweep.errors import NonFiniteLoss
+from budgetsweep.errors import BranchPointLost, NonFiniteLoss
 from trainer.artefacts import read_result
+from trainer.branches import WHOLE, Lineage
 from trainer.config import RunConfig
 from trainer.device import (
     flushing_denormals,
@@ -27,7 +28,7 @@ Event: TypeAlias = Progress | Point | Checkpointed
 Run: TypeAlias = Generator[Event, Command | None, RunResult]
 
 
-def train_run(config: RunConfig, data: TokenData, run_dir: Path) -> Run:
+def train_run(config: RunConfig, data: TokenData, run_dir: Path, lineage: Lineage = WHOLE) -> Run:
     """Train one configuration, from its latest checkpoint if `run_dir` has one.
 
     A generator of events: `Progress` about once a second, `Point` at num_reports and num_evals
@@ -39,7 +40,8 @@ def train_run(config: RunConfig, data: TokenData, run_dir: Path) -> Run:
       A folder whose run is complete returns its result at once;
     * pruned: checkpoints removed;
     * interrupted: the same call continues;
-    * failed, with the reason: loss, gradient or validation loss not finite; out of memory.
+    * failed, with the reason: loss, gradient or validation loss not finite; out of memory; a
+      branch has nothing to begin from.
 
     The caller's random state is the same before and after, and while it handles an event.
 
@@ -47,6 +49,7 @@ def train_run(config: RunConfig, data: TokenData, run_dir: Path) -> Run:
         config: a filled configuration.
         data: its tokens.
         run_dir: folder of checkpoints and results; made if missing.
+        lineage: which checkpoints to keep for branches, and which one to begin from.
 
     Raises:
         CheckpointError: the folder cannot be written (disk full), belongs to another
@@ -58,11 +61,13 @@ def train_run(config: RunConfig, data: TokenData, run_dir: Path) -> Run:
     if finished is not None:
         return finished
     device = torch_device(config.device)
-    return (yield from _isolated(_train(config, data, run_dir, device), device))
+    return (yield from _isolated(_train(config, data, run_dir, device, lineage), device))
 
 
-def _train(config: RunConfig, data: TokenData, run_dir: Path, device: torch.device) -> Run:
-    run = RunState(config, data, run_dir, device)
+def _train(
+    config: RunConfig, data: TokenData, run_dir: Path, device: torch.device, lineage: Lineage
+) -> Run:
+    run = RunState(config, data, run_dir, device, lineage)
     command: Command | None = None
     with run.meter:
         try:
@@ -70,6 +75,7 @@ def _train(config: RunConfig, data: TokenData, run_dir: Path, device: torch.devi
             for point in list(run.points):  # of earlier attempts: the caller may have been killed
                 command = (yield point) or command
             while True:
+                run.keep_for_branches()
                 if run.evaluation_is_due():
                     run.evaluate()
                 if run.point_is_due():
@@ -84,7 +90,7 @@ def _train(config: RunConfig, data: TokenData, run_dir: Path, device: torch.devi
                     run.trim_heap()
                 run.meter.charge(run.step)
                 run.train_step()
-        except (NonFiniteLoss, FloatingPointError) as error:
+        except (NonFiniteLoss, FloatingPointError, BranchPointLost) as error:
             return run.result("failed", str(error))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):

@@ -94,10 +94,16 @@ def lr_schedule(config: RunConfig) -> Callable[[int], float]:
     warmup, steps = config.warmup_steps, config.steps
     if config.schedule == "cosine":
         return cosine_lr_schedule(warmup, steps, config.final_lr, config.max_lr)
-    cooldown = steps
-    if config.schedule == "wsd":
-        cooldown = round((config.cooldown_fraction or COOLDOWN_FRACTION) * steps)
-    return trapezoid_lr_schedule(warmup, steps, cooldown, config.final_lr, config.max_lr)
+    return trapezoid_lr_schedule(
+        warmup, steps, cooldown_steps(config), config.final_lr, config.max_lr
+    )
+
+
+def cooldown_steps(config: RunConfig) -> int:
+    """Steps of the final line of a filled configuration; the warm-up may cut into them."""
+    if config.schedule != "wsd":
+        return config.steps
+    return round((config.cooldown_fraction or COOLDOWN_FRACTION) * config.steps)
 
 
 def fractions(num_steps: int, parts: int) -> frozenset[int]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from budgetsweep.errors import NonFiniteLoss
 from trainer import checkpoint
 from trainer.artefacts import write_artefacts
+from trainer.branches import WHOLE, Lineage
 from trainer.compilation import forget_compiled, training_forward, wants_compile
 from trainer.config import RunConfig
 from trainer.device import (
@@ -56,7 +57,12 @@ class RunState:
     """State of a run between two optimiser steps."""
 
     def __init__(
-        self, config: RunConfig, data: TokenData, run_dir: Path, device: torch.device
+        self,
+        config: RunConfig,
+        data: TokenData,
+        run_dir: Path,
+        device: torch.device,
+        lineage: Lineage = WHOLE,
     ) -> None:
         """Claim the folder; nothing large is made yet."""
         self.flops_per_step = config.flops_per_step(config.convention)
@@ -65,15 +71,18 @@ class RunState:
             run_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise checkpoint.cannot_write(run_dir, error) from error
-        self.meter = FlopMeter(run_dir, self.flops_per_step, config.budget_flops or planned)
+        self.lineage = lineage
+        budget = config.budget_flops or planned
+        self.meter = FlopMeter(run_dir, self.flops_per_step, budget, lineage.inherited_steps)
         self.config, self.data, self.run_dir, self.device = config, data, run_dir, device
         self.config_hash = checkpoint.run_hash(config)
         self.compiled = wants_compile(config, device)
-        self.step = 0
+        self.step = lineage.inherited_steps
         self.points: list[Point] = []
         self.validation: Validation | None = None
         self.validated_step = 0
         self.saved_step: int | None = None
+        self.kept_step: int | None = None
         self.train_seconds = self.eval_seconds = 0.0
         self.loss_sum, self.loss_count = 0.0, 0  # since the last point
         self.norm: Arriving | None = None
@@ -95,6 +104,8 @@ class RunState:
         self.autocast = autocast_context(config, device)
         self.forward = training_forward(self.model, self.compiled)
         state = checkpoint.load_latest(self.run_dir, self.config_hash)
+        if state is None and self.lineage.begins_from is not None:
+            state = checkpoint.load_kept(self.lineage.begins_from, config)
         if state is not None:
             self._restore(state)
         self.saved_at = self.trimmed_at = time.monotonic()
@@ -210,7 +221,20 @@ class RunState:
         if self.saved_step == self.step:
             return Checkpointed(self.step)
         self._require_finite_norm()
-        state: dict[str, Any] = {
+        checkpoint.save(self.run_dir, self._state(), self.step)
+        self.saved_at, self.saved_step = time.monotonic(), self.step
+        return Checkpointed(self.step)
+
+    def keep_for_branches(self) -> None:
+        """Keep a checkpoint of this step, if branches begin here and this attempt has not."""
+        if self.step not in self.lineage.kept_steps or self.kept_step == self.step:
+            return
+        self._require_finite_norm()
+        checkpoint.keep(self.run_dir, self._state(), self.config)
+        self.kept_step = self.step
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "config_hash": self.config_hash,
             "data_checksum": self.data.data_checksum,
             "step": self.step,
@@ -225,9 +249,6 @@ class RunState:
             "train_seconds": self.train_seconds,
             "eval_seconds": self.eval_seconds,
         }
-        checkpoint.save(self.run_dir, state, self.step)
-        self.saved_at, self.saved_step = time.monotonic(), self.step
-        return Checkpointed(self.step)
 
     def finish(self, command: Command | None) -> RunResult:
         """End the run as the command says; without one it is complete."""

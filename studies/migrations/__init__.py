@@ -19,7 +19,7 @@ from studies.storage import BEGIN_OPTION, WRITE, clear_errors, describe
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0002"
+HEAD = "0003"
 """The version that this program reads and writes."""
 
 VERSION_TABLE = "bs_alembic_version"

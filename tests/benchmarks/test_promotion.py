@@ -10,7 +10,7 @@ from benchmarks.promotion import best_in, markdown, one_seed
 def test_regret_is_measured_against_what_nobody_beats() -> None:
     args = argparse.Namespace(
         world="hoffmann2022", budget=1e13, scale=10.0, trials=9, rungs="0.3,1", sampler="qmc",
-        measured_only=False,
+        measured_only=False, trunks=None,
     )  # fmt: skip
     best = best_in("hoffmann2022", 1e13, 10.0)
     assert best.world.true_loss(best.config) == best.loss_nats

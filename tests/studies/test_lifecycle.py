@@ -72,12 +72,25 @@ class Model:
 
     cost: Amount
     kind: str
+    inherited: int
+    """Steps of its history that its trunk computed."""
     status: str = "queued"
     attempts: int = 0
     step: int = 0
     executed: int = 0
     redone: int = 0
     points: dict[int, tuple[float | None, float | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.step = self.inherited
+
+    def has(self, step: int, executed: int) -> bool:
+        """Whether a history of `step` steps can come of so many computed ones."""
+        return self.inherited <= step <= min(STEPS, self.inherited + executed)
+
+    def lost(self, step: int, executed: int) -> int:
+        """Computed steps that are not in the history."""
+        return executed - (step - self.inherited)
 
 
 class Fault(Exception):
@@ -108,16 +121,22 @@ class Lives(RuleBasedStateMachine):
 
     # What a dispatcher does.
 
-    @rule(target=runs, shape=st.sampled_from(SHAPES), kind=st.sampled_from(["trial", "promotion"]))
-    def add(self, shape: tuple[int, int], kind: str) -> int:
+    @rule(
+        target=runs,
+        shape=st.sampled_from(SHAPES),
+        kind=st.sampled_from(["trial", "branch", "promotion"]),
+        inherited=st.integers(1, STEPS - 1),
+    )
+    def add(self, shape: tuple[int, int], kind: str, inherited: int) -> int:
         number = len(self.model)
+        inherited = inherited if kind == "branch" else 0
         run_id = self.store.add_run(
             study_id=self.study_id, kind=kind, number=number, params={}, config=config(*shape),
             budget_flops=10**12, data_checksum=None, val_checksum=None, epochs=None,
-            estimated_memory_bytes=None, output_dir=None,
+            estimated_memory_bytes=None, output_dir=None, inherited_steps=inherited,
         )  # fmt: skip
         assert run_id not in self.model
-        self.model[run_id] = Model(step_cost(*shape), kind)
+        self.model[run_id] = Model(step_cost(*shape), kind, inherited)
         return run_id
 
     @rule(run_id=runs)
@@ -157,20 +176,20 @@ class Lives(RuleBasedStateMachine):
         run = self.model[run_id]
         executed = run.executed + more
         step = run.step if checkpoint is None else checkpoint
-        fits = more >= 0 and 0 <= step <= min(STEPS, executed)
+        fits = more >= 0 and run.has(step, executed)
         if run.status not in ("running", "interrupted") or not fits:
             self.refused(lambda: self.store.record_executed(run_id, executed, step=checkpoint))
             return
         self.store.record_executed(run_id, executed, step=checkpoint)
         run.executed, run.step = executed, step
         if run.status == "interrupted":
-            run.redone = executed - step
+            run.redone = run.lost(step, executed)
 
     @rule(run_id=runs, step=st.integers(-1, STEPS + 1), more=st.integers(-1, STEPS))
     def interrupt(self, run_id: int, step: int, more: int) -> None:
         run = self.model[run_id]
         executed = run.executed + more
-        fits = more >= 0 and 0 <= step <= min(STEPS, executed)
+        fits = more >= 0 and run.has(step, executed)
         if run.status != "running" or not fits:
             self.refused(
                 lambda: self.store.interrupt_run(run_id, step=step, steps_executed=executed)
@@ -178,7 +197,7 @@ class Lives(RuleBasedStateMachine):
             return
         self.store.interrupt_run(run_id, step=step, steps_executed=executed)
         run.status, run.step, run.executed = "interrupted", step, executed
-        run.redone = executed - step
+        run.redone = run.lost(step, executed)
 
     @rule(
         run_id=runs,
@@ -190,12 +209,13 @@ class Lives(RuleBasedStateMachine):
         run = self.model[run_id]
         step, executed = STEPS - short, run.executed + more
         result = RunResult(status, step, executed, 12 * step, reason="why", val_loss_nats=1.5)
-        fits = more >= 0 and 0 <= step <= min(STEPS, executed) and status != "interrupted"
+        fits = more >= 0 and run.has(step, executed) and status != "interrupted"
         if run.status != "running" or not fits or (status == "complete" and step != STEPS):
             self.refused(lambda: self.store.finish_run(run_id, result))
             return
         self.store.finish_run(run_id, result)
-        run.status, run.step, run.executed, run.redone = status, step, executed, executed - step
+        run.status, run.step, run.executed = status, step, executed
+        run.redone = run.lost(step, executed)
         run.points = {s: p for s, p in run.points.items() if s <= step}
 
     # What happens to it.
@@ -222,14 +242,14 @@ class Lives(RuleBasedStateMachine):
                 raise Fault
 
         executed = run.executed + steps
-        result = RunResult("failed", min(STEPS, executed), executed, 0)
+        result = RunResult("failed", min(STEPS, run.inherited + executed), executed, 0)
         try:
             self.store.finish_run(run_id, result)
         except Fault:
             pass
         else:
             run.status, run.step, run.executed = "failed", result.step, executed
-            run.redone = executed - result.step
+            run.redone = run.lost(result.step, executed)
             run.points = {s: p for s, p in run.points.items() if s <= result.step}
         finally:
             event.remove(self.store.engine, "before_cursor_execute", _fail)
@@ -261,13 +281,14 @@ class Lives(RuleBasedStateMachine):
     def ledger_is_exact(self) -> None:
         runs = self.model.values()
         totals = self.store.ledger(self.study_id)
-        assert totals.planned == total([(run.cost, STEPS) for run in runs])
+        assert totals.planned == total([(run.cost, STEPS - run.inherited) for run in runs])
         left = {"queued", "running", "interrupted"}
-        assert self.store.committed_flops(self.study_id, "matmul") == sum(
-            run.cost.matmul * (run.executed + (STEPS - run.step if run.status in left else 0))
-            for run in runs
-            if run.kind == "trial"
-        )
+        for kinds in (("trial",), ("trial", "branch")):
+            assert self.store.committed_flops(self.study_id, "matmul", kinds) == sum(
+                run.cost.matmul * (run.executed + (STEPS - run.step if run.status in left else 0))
+                for run in runs
+                if run.kind in kinds
+            )
         assert totals.spent == total([(run.cost, run.executed) for run in runs])
         assert totals.redone == total([(run.cost, run.redone) for run in runs])
 

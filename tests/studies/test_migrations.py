@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy import text
 
 from budgetsweep.errors import StudyError
+from reports.read import read_study
 from studies import migrations, tables
 from studies.migrations.__main__ import draft
 from studies.storage import open_engine, tune_sqlite
@@ -103,6 +105,25 @@ def test_downgrade_removes_our_tables_only(store: Store) -> None:
         command.downgrade(migrations.alembic_config(connection), "base")
         names = store.engine.dialect.get_table_names(connection)
     assert set(names) == {"theirs", migrations.VERSION_TABLE}
+
+
+def test_a_study_of_the_schema_before_is_read_and_brought_up_to_date(
+    store: Store, study: tables.Study, add_run: Callable[..., int]
+) -> None:
+    """Schema 0002 knew no cooldown branches: its runs have computed all of their history."""
+    from alembic import command
+
+    add_run(store, study.id)
+    with store.engine.begin() as connection:
+        command.downgrade(migrations.alembic_config(connection), "0002")
+    url = store.engine.url.render_as_string(hide_password=False)
+    (run,) = read_study(url).runs
+    assert (run.inherited_steps, run.num_steps) == (0, 12)
+    with store.engine.connect() as connection:
+        assert migrations.current_version(connection) == "0002"  # reading changes nothing
+    with Store.open(url) as opened:
+        (run,) = opened.runs(study.id)
+        assert run.inherited_steps == 0
 
 
 @pytest.mark.parametrize("first", ["optuna", "ours"])

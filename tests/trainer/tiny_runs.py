@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer.branches import WHOLE, Lineage
 from trainer.config import RunConfig
 from trainer.events import Checkpointed, Command, Point, Progress, RunResult
 from trainer.loop import train_run
@@ -68,9 +69,10 @@ def drive(
     run_dir: Path,
     command: Command | None = None,
     at_step: int = 0,
+    lineage: Lineage = WHOLE,
 ) -> tuple[RunResult, list[Progress | Point | Checkpointed]]:
     """Run to the end; `command` answers the first event at `at_step` or later."""
-    run = train_run(config, data, run_dir)
+    run = train_run(config, data, run_dir, lineage)
     events: list[Progress | Point | Checkpointed] = []
     answer: Command | None = None
     while True:
