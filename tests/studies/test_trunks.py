@@ -24,6 +24,7 @@ from budgetsweep.errors import ConfigError, StudyError
 from reports import text_scaling, text_search
 from reports.facts import Facts
 from reports.read import read_study
+from studies.earlier import Earlier
 from studies.objective import Objective
 from studies.observer import RunView
 from studies.rungs import Rungs
@@ -467,8 +468,8 @@ def test_what_samplers_are_told_of_a_larger_budget_rests_on_branches_too(
     used: list[Objective] = []
 
     class Kept(Objective):
-        def __init__(self, study: Study, runs: Iterable[Run]) -> None:
-            super().__init__(study, runs)
+        def __init__(self, study: Study, runs: Iterable[Run], earlier: Earlier) -> None:
+            super().__init__(study, runs, earlier)
             used.append(self)
 
     monkeypatch.setattr("studies.search.Objective", Kept)
