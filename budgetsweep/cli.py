@@ -124,8 +124,8 @@ def cli() -> None:
 )  # fmt: skip
 @click.option(
     "--rungs", metavar="R,R,…",
-    help="Budgets of the runs as multiples of --budget, as in 0.1,0.3,1: a law of the loss "
-    "needs several.",
+    help="Budgets of the runs as multiples of --budget: a law of the loss needs several; 1 looks "
+    "for the best at the budget alone [default: 0.1,0.3,1 with --sampler law and 12 trials].",
 )  # fmt: skip
 @click.option(
     "--trunks", is_flag=False, flag_value="0.2", default=None, metavar="[COOLDOWN]",
@@ -135,7 +135,8 @@ def cli() -> None:
 @click.option(
     "--for-scale",
     type=float,
-    help="Search for the best at so many times the budget, by its predicted loss.",
+    help="Search for the best at so many times the budget, by its predicted loss [default: 100 "
+    "with the default rungs].",
 )
 @click.option("--prune", is_flag=True, help="Stop trials below the median at equal budget shares.")
 @click.option(

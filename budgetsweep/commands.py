@@ -59,14 +59,17 @@ def search_settings(
     prune: bool,
     rungs: str | None,
     trunks: str | None,
+    for_scale: float | None,
+    trials: int,
     simulate: str | None,
     replay: Path | None,
     overrides: tuple[str, ...],
     **rest: Any,
 ) -> SearchSettings:
     """Settings from the flags and the space file; flags win."""
-    from studies.rungs import Rungs
-    from studies.settings import SearchSettings
+    from studies.promote import DEFAULT_SCALE
+    from studies.rungs import DEFAULT_RUNGS, Rungs
+    from studies.settings import SearchSettings, plans_rungs
     from studies.space import space_from_dict
 
     space = None
@@ -95,9 +98,15 @@ def search_settings(
         {"source": source, "validation": val_data, "text_field": text_field},
         "--data",
     )
+    is_default = rungs is None and trunks is None
+    if is_default and replay is None and not prune and plans_rungs(sampler, trials):
+        rungs, for_scale = DEFAULT_RUNGS, for_scale or DEFAULT_SCALE
     return SearchSettings(
         space=space,
         data=data,
+        trials=trials,
+        for_scale=for_scale,
+        is_default_plan=is_default,
         tokenizer=tokenizer or ("bytes" if source == "demo" else "gpt2"),
         budget_flops=10**15 if budget is None else budget,
         convention=convention or "nanogpt",  # type: ignore[arg-type]
@@ -129,6 +138,7 @@ def search_command(
             console.print(
                 f"continuing study {escape(study.name)}: {n_done} trials done", highlight=False
             )
+            settings = settings.continuing(study)
     print_notice(console, settings.world)
     if settings.replay is not None:
         console.print(escape(settings.replay.description), highlight=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +18,22 @@ from studies.rungs import Rungs
 from studies.sampling import SamplerName
 from studies.space import SearchSpace, space_from_dict
 from studies.storage import storage_url
+from studies.tables import Study
 from trainer.config import ARCHITECTURES, TOKENIZER_VOCABULARIES, DataConfig
 from trainer.recipes import RECIPES
 from trainer.simulated import REPORTS
 from trainer.worlds import world_named
 
 Keep = Literal["best", "all", "none"]
+
+
+TRIALS_FOR_RUNGS = 12
+"""Fewer trials have the whole budget each unless rungs are asked for: a law needs about as many."""
+
+
+def plans_rungs(sampler: str | None, trials: int) -> bool:
+    """Whether a search that names no rungs is planned on several: only `law` compares them."""
+    return sampler in (None, "law") and trials >= TRIALS_FOR_RUNGS
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,8 @@ class SearchSettings:
     """Budgets of the runs, as multiples of this one."""
     for_scale: float | None = None
     """Look for the best configuration at this multiple of the budget, not at the budget itself."""
+    is_default_plan: bool = False
+    """Nobody asked for these rungs and this scale: a study that exists keeps its own."""
     points_from: tuple[str, ...] = ()
     """Earlier studies of the database whose complete runs are points of the law."""
     keep: Keep = "best"
@@ -127,6 +139,13 @@ class SearchSettings:
     def world(self) -> str | None:
         """The simulated world or the table that losses come from; None: runs are trained."""
         return self.simulate if self.replay is None else self.replay.world
+
+    def continuing(self, study: Study) -> SearchSettings:
+        """The same, with the rungs of a study that exists where none were asked for."""
+        if not self.is_default_plan:
+            return self
+        scale = study.settings.get("for_scale")
+        return replace(self, rungs=Rungs.of_study(study.settings), for_scale=scale)
 
     @property
     def study_name(self) -> str:
