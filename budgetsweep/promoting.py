@@ -110,7 +110,8 @@ def _print_promotion_plan(plan: PromotionPlan, console: Console) -> None:
     if not is_replayed(config.world):  # of whose runs no other setting is known
         console.print(
             f"for {rule.tokens_ratio:.3g} times the tokens: batch x{rule.batch_factor}, "
-            f"learning rate x{factor:.3g}, warm-up steps and weight decay kept; "
+            f"learning rate x{factor:.3g}, {config.warmup_steps:,} steps of warm-up, weight decay "
+            "kept; "
             f"{settings_text(plan.changes)}",
             highlight=False,
         )

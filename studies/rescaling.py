@@ -14,6 +14,8 @@ from trainer.memory import estimate_memory_bytes
 BATCH_EXPONENT = 0.45
 LR_EXPONENT = -0.32
 MIN_BETA2 = 0.9
+LONGEST_WARMUP = 0.1
+"""Share of a promotion's steps that a warm-up grows to (*assumption*)."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ def rescale(tokens_ratio: float, beta2: float) -> Rescaling:
     Batch: B ∝ D^0.45, the middle of published exponents 0.38 to 0.57 (DeepSeek LLM 2024; StepLaw,
     Li et al. 2025), rounded to a whole factor. Learning rate: ∝ D^-0.32 at a fixed batch
     (Bjorck et al. 2024), times sqrt of the batch factor (Adam's square-root rule, Malladi et al.
-    2022). beta2 keeps its half-life in tokens, but stays at least 0.9 (*assumption*). Weight decay,
-    the warm-up in steps and the ratio of final to peak learning rate stay.
+    2022). beta2 keeps its half-life in tokens, but stays at least 0.9 (*assumption*). Weight decay
+    and the ratio of final to peak learning rate stay; the warm-up: `rescaled_warmup`.
 
     Args:
         tokens_ratio: tokens of the long run, of the short one; at least 1 changes anything.
@@ -47,6 +49,21 @@ def rescale(tokens_ratio: float, beta2: float) -> Rescaling:
         lr_factor=ratio**LR_EXPONENT * math.sqrt(factor),
         beta2=min(beta2, max(MIN_BETA2, beta2**factor)),
     )
+
+
+def rescaled_warmup(kept: int, n_params: int, tokens_per_step: int, steps: int) -> int:
+    """Steps of warm-up of a long run.
+
+    As many tokens as the model has parameters (Porian et al. 2024), at most a tenth of the run, and
+    never fewer steps than the short run had: a few of its few steps are none to a long one.
+
+    Args:
+        kept: of the short run.
+        n_params: that a token is charged for.
+        tokens_per_step: of the long run.
+        steps: of the long run.
+    """
+    return max(kept, min(round(n_params / tokens_per_step), int(LONGEST_WARMUP * steps)))
 
 
 def promoted_config(
@@ -64,8 +81,16 @@ def promoted_config(
     rescaling = rescale(tokens / trial.total_tokens, trial.beta2)
     accumulate = _accumulation(trial, rescaling.batch_factor, limits)
     data = trial.to_dict()
+    tokens_per_step = trial.tokens_per_step * rescaling.batch_factor
+    warmup = 0
+    if trial.warmup_steps or trial.warmup_fraction:  # a share of a few steps may be none
+        steps = tokens // tokens_per_step
+        kept, n_params = trial.warmup_steps, trial.n_charged_params
+        warmup = rescaled_warmup(kept, n_params, tokens_per_step, steps)
+    data.pop("warmup_fraction", None)
     data.update(
         num_training_steps="fill",
+        num_warmup_steps=warmup,
         budget_flops=budget_flops,
         convention=limits.convention,
         batch_size=trial.batch_size * rescaling.batch_factor // accumulate,

@@ -19,7 +19,7 @@ from studies.promote import (
     PromotionPlan,
     promote,
 )
-from studies.rescaling import promoted_config, rescale
+from studies.rescaling import promoted_config, rescale, rescaled_warmup
 from studies.store import Store
 from tests.studies.sweeping import BUDGET, Recorder, read, run_search, settings_for
 from tests.studies.test_search import StopAt
@@ -71,9 +71,38 @@ def test_the_shape_stays_and_hands_may_set_the_rest() -> None:
     assert config.max_lr == 0.02
     assert config.final_lr == pytest.approx(0.01)
     assert config.batch_size == 8 * rule.batch_factor
-    assert config.num_warmup_steps == 7
+    assert config.num_warmup_steps == round(trial.n_params / config.tokens_per_step)
+    assert 7 < config.num_warmup_steps < 100
     with pytest.raises(ConfigError, match="keeps the model's shape"):
         promoted_config(trial, budget, ("model_config.n_layer=3",), Limits(budget))
+
+
+@pytest.mark.parametrize(
+    ("warmup", "expected"),
+    [
+        ({"num_warmup_steps": 0}, 0),
+        ({"num_warmup_steps": None}, 0),
+        ({"num_warmup_steps": None, "warmup_fraction": 0.001}, 29),  # none of 100 steps
+        ({"num_warmup_steps": 60}, 60),
+    ],
+)
+def test_a_warm_up_grows_to_a_token_a_parameter(warmup: dict[str, Any], expected: int) -> None:
+    trial = trial_config(**warmup)
+    budget = 100 * charge_per_step(trial, "nanogpt") * 100
+    config, _ = promoted_config(trial, budget, (), Limits(budget))
+    assert config.num_warmup_steps == expected
+    assert config.warmup_fraction is None
+    by_hand, _ = promoted_config(trial, budget, ("warmup_fraction=0.5",), Limits(budget))
+    assert (by_hand.num_warmup_steps, by_hand.warmup_fraction) == (None, 0.5)
+
+
+@given(st.integers(1, 50), st.integers(1, 10**8), st.integers(1, 10**6), st.integers(1, 10**6))
+def test_a_warm_up_is_at_most_a_tenth_unless_it_was_longer(
+    kept: int, n_params: int, tokens_per_step: int, steps: int
+) -> None:
+    found = rescaled_warmup(kept, n_params, tokens_per_step, steps)
+    assert found >= kept
+    assert found == kept or found <= steps / 10
 
 
 def test_a_batch_too_large_for_the_memory_is_accumulated() -> None:
