@@ -32,6 +32,7 @@ from budgetsweep.display import (
     settings_text,
 )
 from budgetsweep.errors import ConfigError
+from budgetsweep.plan_display import print_rungs, print_time_plan
 from budgetsweep.promoting import print_answers
 from trainer.config import DataConfig, RunConfig
 from trainer.threads import prepare_environment
@@ -145,7 +146,7 @@ def search_command(
         for note in settings.replay.table.notes:
             console.print(escape(note), highlight=False)
     if settings.world is not None and n_done == 0:  # no time to plan, which would say it otherwise
-        _print_rungs(settings, console)
+        print_rungs(settings, console)
     display = RunsDisplay(
         console,
         n_trials=settings.trials,
@@ -155,7 +156,7 @@ def search_command(
     )
 
     def confirm(plan: TimePlan) -> bool:
-        _print_time_plan(plan, settings, console)
+        print_time_plan(plan, settings, console)
         if plan.sensible_budget_flops is None or yes or not console.is_terminal:
             return True
         import click
@@ -185,51 +186,6 @@ def search_command(
     if not outcome.finished:
         console.print("the same command again continues this search", highlight=False)
     return outcome.finished
-
-
-def _print_time_plan(plan: TimePlan, settings: SearchSettings, console: Console) -> None:
-    low, high = plan.trial_seconds_range
-    console.print(
-        f"measured here: a trial of {flops(settings.budget_flops)} FLOPs takes about "
-        f"{duration(plan.trial_seconds)} ({duration(low)} to {duration(high)}), "
-        f"{plan.n_trials} trials about {duration(plan.search_seconds)}",
-        highlight=False,
-    )
-    _print_rungs(settings, console)
-    if plan.kept_bytes:
-        console.print(
-            f"checkpoints for the branches need up to {gib(plan.kept_bytes)} of disk; a trial's "
-            "are removed with its last branch",
-            highlight=False,
-        )
-    if plan.sensible_budget_flops is not None:
-        console.print(
-            f"that is very long for this device; --budget {flops(plan.sensible_budget_flops)} "
-            "would take about half an hour. The search can be stopped and continued at any time",
-            highlight=False,
-        )
-
-
-def _print_rungs(settings: SearchSettings, console: Console) -> None:
-    """What all runs of the search cost together, where they have several budgets."""
-    rungs, n = settings.rungs, settings.trials
-    if len(rungs.multiples) == 1:
-        return
-    budgets = float(rungs.budgets(n))
-    told = f"rungs {rungs}: all runs together cost {budgets:.3g} budgets, "
-    told += f"{flops(int(budgets * settings.budget_flops))} FLOPs"
-    if rungs.cooldown is not None:
-        apart = n * float(sum(rungs.of_branches) + 1)
-        told += (
-            f"; {n * len(rungs.of_branches)} of them are cooldown branches of the {n} trials "
-            f"({100 * float(rungs.cooldown):g} % of their steps); trained apart, trials and "
-            f"branches would cost {apart:.3g} budgets"
-        )
-    for rung in rungs.of_finalists:
-        told += (
-            f"; {rungs.finalists(rung, n)} of the best again at {float(rung):g} times the budget"
-        )
-    console.print(told, highlight=False)
 
 
 def dry_run_command(settings: SearchSettings, console: Console) -> None:
@@ -276,7 +232,7 @@ def dry_run_command(settings: SearchSettings, console: Console) -> None:
     if isinstance(result.speed, str):
         console.print(f"time was not measured: {result.speed}", highlight=False)
     elif result.plan is not None:
-        _print_time_plan(result.plan, settings, console)
+        print_time_plan(result.plan, settings, console)
 
 
 def run_config(
