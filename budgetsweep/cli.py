@@ -167,7 +167,7 @@ def search(dry_run: bool, yes: bool, **options: Any) -> None:
 
     The same command again continues: finished trials stay, interrupted ones resume.
     """
-    from budgetsweep.commands import dry_run_command, search_command, search_settings
+    from budgetsweep.searching import dry_run_command, search_command, search_settings
 
     settings = search_settings(**options)
     if dry_run:

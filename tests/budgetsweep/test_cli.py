@@ -200,7 +200,7 @@ def test_a_dry_run_trains_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("budgetsweep.commands.DRY_RUN_PROPOSALS", 200)
+    monkeypatch.setattr("budgetsweep.searching.DRY_RUN_PROPOSALS", 200)
     Path("space.yaml").write_text(
         yaml.safe_dump(
             {"parameters": {**PARAMETERS, "num_training_steps": {"values": [20, 10**6]}}}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from budgetsweep.cli import main
-from budgetsweep.commands import search_settings
+from budgetsweep.searching import search_settings
 from studies.rungs import DEFAULT_RUNGS
 from studies.settings import SearchSettings
 from studies.store import Store
