@@ -169,7 +169,6 @@ def _open_study(
         "convention": (study.convention, settings.convention),
         "sampler": (study.sampler, settings.sampler),
         "seed": (study.seed, settings.seed),
-        "search space": (study.space, space.to_dict()),
         "pruning": (study.settings.get("pruning"), settings.pruning),
         "rungs": (study.settings.get("rungs", "1"), str(settings.rungs)),
         "cooldown of trunks": (study.settings.get("trunks"), settings.rungs.cooldown_text),
@@ -178,6 +177,7 @@ def _open_study(
             list(settings.points_from),
         ),
         "scale to search for": (study.settings.get("for_scale"), settings.for_scale),
+        "search space": (study.space, space.to_dict()),
         "run settings": (_comparable(study.settings["base"]), _comparable(base)),
     }
     for what, (old, new) in asked.items():
