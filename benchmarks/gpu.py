@@ -27,6 +27,7 @@ from typing import Any
 from benchmarks.common import ROOT, about
 from studies.observer import Observer, RunView
 from studies.promote import PromoteHooks, PromoteSettings, promote
+from studies.rungs import DEFAULT_RUNGS, Rungs
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
 from trainer.config import DataConfig, RunConfig
@@ -120,6 +121,8 @@ def run_search(options: argparse.Namespace, lines: Lines, deadline: float) -> di
         data=data_config(options.data),
         tokenizer=options.tokenizer,
         trials=options.trials,
+        rungs=Rungs.parse(DEFAULT_RUNGS),
+        for_scale=options.scale,
         cache_dir=options.work / "cache",
         hours=max(1.0, deadline - time.monotonic()) / 3600,
     )
@@ -147,7 +150,8 @@ def run_promotion(options: argparse.Namespace, lines: Lines, deadline: float) ->
         overrides=("data.max_epochs=100",),
     )
     hooks = PromoteHooks(observer=lines, should_stop=lambda: time.monotonic() > deadline)
-    run = promote(settings, hooks).run
+    done = promote(settings, hooks)
+    run, told = done.run, done.predicted
     if run is None:
         return {"status": "not started"}
     return {
@@ -155,6 +159,10 @@ def run_promotion(options: argparse.Namespace, lines: Lines, deadline: float) ->
         "val_loss_nats": run.val_loss_nats, "val_ppl": run.val_ppl, "epochs": run.epochs,
         "tokens": run.planned_tokens, "flops_nanogpt": run.planned_flops_nanogpt,
         "train_seconds": run.train_seconds, "config": run.config,
+        "predicted": None if told is None else {
+            "val_loss_nats": told.val_loss_nats, "low_nats": told.low_nats,
+            "high_nats": told.high_nats, "selected_by": told.selected_by,
+        },
     }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ FINALISTS_SHARE = Fraction(1, 8)
 """Cost of a rung above 1, of as many budgets as there are trials (*assumption*)."""
 LEAST, MOST = Fraction(1, 1000), Fraction(1000)
 DEFAULT_RUNGS = "0.1,0.3,1"
-"""Of a search that names none, with its look at the promotion: in simulated worlds 0.9 nats less at
+"""Of a search that names none, with its look at the promotion: in simulated worlds 0.8 nats less at
 100 times the budget for 0.02 more at its own (docs/experiments.md)."""
 COOLDOWN = "0.2"
 """Share of the steps of a trunk and of its branches (Hägele et al. 2024: as good as a cosine)."""
