@@ -13,7 +13,6 @@ from trainer.memory import estimate_memory_bytes
 
 BATCH_EXPONENT = 0.45
 LR_EXPONENT = -0.32
-MIN_BETA2 = 0.9
 LONGEST_WARMUP = 0.1
 """Share of a promotion's steps that a warm-up grows to (*assumption*)."""
 
@@ -25,21 +24,20 @@ class Rescaling:
     tokens_ratio: float
     batch_factor: int
     lr_factor: float
-    beta2: float
 
 
-def rescale(tokens_ratio: float, beta2: float) -> Rescaling:
-    """How batch, learning rate and beta2 follow the training tokens at a fixed shape.
+def rescale(tokens_ratio: float) -> Rescaling:
+    """How batch and learning rate follow the training tokens at a fixed shape.
 
     Batch: B ∝ D^0.45, the middle of published exponents 0.38 to 0.57 (DeepSeek LLM 2024; StepLaw,
     Li et al. 2025), rounded to a whole factor. Learning rate: ∝ D^-0.32 at a fixed batch
     (Bjorck et al. 2024), times sqrt of the batch factor (Adam's square-root rule, Malladi et al.
-    2022). beta2 keeps its half-life in tokens, but stays at least 0.9 (*assumption*). Weight decay
-    and the ratio of final to peak learning rate stay; the warm-up: `rescaled_warmup`.
+    2022). Weight decay, the ratio of final to peak learning rate and beta2 stay (a beta2 that keeps
+    its half-life in tokens was measured 0.05 to 0.1 nats worse: docs/experiments.md); the warm-up:
+    `rescaled_warmup`.
 
     Args:
         tokens_ratio: tokens of the long run, of the short one; at least 1 changes anything.
-        beta2: Adam's second decay of the short run.
     """
     ratio = max(1.0, tokens_ratio)
     factor = max(1, round(ratio**BATCH_EXPONENT))
@@ -47,7 +45,6 @@ def rescale(tokens_ratio: float, beta2: float) -> Rescaling:
         tokens_ratio=tokens_ratio,
         batch_factor=factor,
         lr_factor=ratio**LR_EXPONENT * math.sqrt(factor),
-        beta2=min(beta2, max(MIN_BETA2, beta2**factor)),
     )
 
 
@@ -78,7 +75,7 @@ def promoted_config(
         ConfigError: an override that changes the model's shape, or is not valid.
     """
     tokens = affordable_steps(trial, budget_flops, limits.convention) * trial.tokens_per_step
-    rescaling = rescale(tokens / trial.total_tokens, trial.beta2)
+    rescaling = rescale(tokens / trial.total_tokens)
     accumulate = _accumulation(trial, rescaling.batch_factor, limits)
     data = trial.to_dict()
     tokens_per_step = trial.tokens_per_step * rescaling.batch_factor
@@ -97,7 +94,6 @@ def promoted_config(
         grad_accumulation_steps=trial.grad_accumulation_steps * accumulate,
         max_lr=float(f"{trial.max_lr * rescaling.lr_factor:.4g}"),
         min_lr=float(f"{trial.final_lr * rescaling.lr_factor:.4g}"),
-        beta2=float(f"{rescaling.beta2:.4g}"),
     )
     data["data"].pop("train_tokens", None)
     for override in overrides:
