@@ -26,7 +26,7 @@ def test_regret_is_measured_against_what_nobody_beats() -> None:
 
 def test_drawn_worlds_are_one_a_seed() -> None:
     args = argparse.Namespace(
-        world="drawn", budget=1e13, scale=10.0, trials=6, rungs="0.3,1", sampler="qmc",
+        world="drawn", budget=1e13, scale=10.0, trials=6, rungs="0.3,1", trunks=None, sampler="qmc",
         measured_only=False,
     )  # fmt: skip
     rows = [one_seed(args, seed) for seed in (0, 1)]
