@@ -26,8 +26,7 @@ from studies.scaling.observations import Observation, distinct_budgets
 from studies.scaling.runs_csv import RunsTable, read_runs
 from studies.space import SearchSpace, space_from_dict
 from studies.tables import Study
-from trainer.artefacts import read_result, write_artefacts
-from trainer.checkpoint import cannot_write
+from trainer.artefacts import read_result, write_untrained
 from trainer.config import TOKENIZER_VOCABULARIES, RunConfig
 from trainer.events import Point, RunResult
 from trainer.simulated import Run
@@ -313,14 +312,7 @@ def replay_run(config: RunConfig, table: ReplayTable, run_dir: Path | None = Non
         val_loss_stderr_nats=place.run.stderr_nats or None,
         device_name="replayed",
     )
-    if run_dir is None:
-        return result
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(run_dir, error) from error
-    facts = {"data_checksum": table.checksum, "val_checksum": table.checksum}
-    return write_artefacts(run_dir, config, None, [point], result, facts)
+    return write_untrained(run_dir, config, [point], result, table.checksum)
 
 
 def _near(one: float, other: float, share: float) -> bool:

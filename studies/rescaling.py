@@ -33,8 +33,8 @@ def rescale(tokens_ratio: float) -> Rescaling:
     Li et al. 2025), rounded to a whole factor. Learning rate: ∝ D^-0.32 at a fixed batch
     (Bjorck et al. 2024), times sqrt of the batch factor (Adam's square-root rule, Malladi et al.
     2022). Weight decay, the ratio of final to peak learning rate and beta2 stay (a beta2 that keeps
-    its half-life in tokens was measured 0.05 to 0.1 nats worse: docs/experiments.md); the warm-up:
-    `rescaled_warmup`.
+    its half-life in tokens was 0.05 to 0.1 nats worse, one run each: docs/experiments.md); the
+    warm-up: `rescaled_warmup`.
 
     Args:
         tokens_ratio: tokens of the long run, of the short one; at least 1 changes anything.

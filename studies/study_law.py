@@ -181,7 +181,12 @@ def fit_points(points: Points, *, must_reach: bool = True) -> StudyLaw:
     """
     found: list[tuple[Counts, ScalingFit, Effects]] = []
     refused: FitRefused | None = None
+    known: list[list[float]] = []
     for counts in COUNTS:
+        sizes = [size_of(config, counts) for config in points.configs]
+        if sizes in known:  # of replayed runs both counts are their table's
+            continue
+        known.append(sizes)
         try:
             found.append((counts, *_fit_counted(points, counts, must_reach)))
         except FitRefused as why:

@@ -40,7 +40,7 @@ def reconcile(store: Store, study: Study, proposals: Proposals, objective: Objec
     decided = {row.number: row.params for row in rows}
     for number in sorted(decided):
         proposals.restore(number, decided[number])
-    rungs, n_runs = Rungs.parse(study.settings.get("rungs", "1")), 0
+    rungs, n_runs = Rungs.of_study(study.settings), 0
     for number in sorted(decided):  # a refused one had the rung of the next run
         budget = rung_budget(rungs.of_trial(n_runs), study.budget_flops)
         if number in runs:

@@ -28,6 +28,35 @@ FILES = {"model": "model.pt", "config": "config.yaml", "curve": "curve.csv", "ev
 _FACTS = tuple(f.name for f in dataclasses.fields(RunResult) if f.name != "artefacts")
 
 
+def write_untrained(
+    run_dir: Path | None,
+    config: RunConfig,
+    points: Iterable[Point],
+    result: RunResult,
+    checksum: str,
+) -> RunResult:
+    """Write the files of a complete run that nobody trained; None as folder: write nothing.
+
+    Args:
+        run_dir: the run's folder; made where it is missing.
+        config: the filled configuration.
+        points: all points of the curves, in order.
+        result: the run's result.
+        checksum: of the world or table that stands for both texts.
+
+    Raises:
+        CheckpointError: the folder or a file cannot be written.
+    """
+    if run_dir is None:
+        return result
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(run_dir, error) from error
+    facts = {"data_checksum": checksum, "val_checksum": checksum}
+    return write_artefacts(run_dir, config, None, points, result, facts)
+
+
 def write_artefacts(
     run_dir: Path,
     config: RunConfig,

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from budgetsweep.errors import BudgetExceeded, NonFiniteLoss
-from trainer.artefacts import read_result, write_artefacts
-from trainer.checkpoint import cannot_write
+from trainer.artefacts import read_result, write_untrained
 from trainer.config import RunConfig
 from trainer.events import Checkpointed, Command, Point, Progress, RunResult, Status
 from trainer.schedule import fractions, lr_schedule
@@ -67,14 +66,7 @@ def simulate_run(config: RunConfig, run_dir: Path | None = None, inherited_steps
         if command == "interrupt" and step < config.steps:
             return run.result("interrupted", step)
     result = run.result("complete", config.steps)
-    if run_dir is None:
-        return result
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(run_dir, error) from error
-    facts = {"data_checksum": world.checksum, "val_checksum": world.checksum}
-    return write_artefacts(run_dir, config, None, run.points, result, facts)
+    return write_untrained(run_dir, config, run.points, result, world.checksum)
 
 
 class _SimulatedRun:

@@ -154,6 +154,11 @@ def test_no_law_is_told_rates_batches_or_shapes(searched: Path) -> None:
         assert (law.fit.knows_lr, law.fit.knows_batch, law.effects.names) == (False, False, ())
 
 
+def test_sizes_of_a_table_are_counted_once(searched: Path) -> None:
+    found = fit_points(Points.of(trials(settings_for(searched))))
+    assert [(law.counts, law.weight) for law in found.laws] == [("charged", 1.0)]
+
+
 def test_a_promotion_is_looked_up_and_both_answers_are_scored(copied: SearchSettings) -> None:
     done = promote(PromoteSettings(storage=copied.storage, scale=10), PromoteHooks())
     run = done.run

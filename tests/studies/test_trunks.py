@@ -33,6 +33,7 @@ from studies.settings import SearchSettings
 from studies.space import space_from_dict
 from studies.store import Store
 from studies.tables import Run, Study
+from studies.trials import reconcile
 from studies.trunks import Branches
 from tests.studies.sweeping import BUDGET, PARAMETERS, Recorder, run_search, settings_for
 from tests.studies.test_search import wait_for_trials
@@ -508,3 +509,32 @@ def test_the_screen_the_status_and_the_report_tell_of_branches(
     assert (tmp_path / "export" / "runs" / "branch-00015.yaml").is_file()
     shown = run(*words[:-1], "1", "--trunks", "0.5", "--study", "half", "--total-flops", "3e15")
     assert "(50 % of their steps)" in shown
+
+
+def test_a_refused_proposal_had_the_whole_budget_too(tmp_path: Path) -> None:
+    """After an interruption as before it: no trial of trunks is on a rung below."""
+    settings = simulated(tmp_path, trials=2)
+    search(settings, Hooks())
+
+    budgets: dict[int, int | None] = {}
+
+    class Told:
+        def restore(self, number: int, params: object) -> None:
+            """Nothing to keep."""
+
+        def has_budget(self, number: int, budget_flops: int | None) -> None:
+            budgets[number] = budget_flops
+
+        def open_proposals(self) -> list[object]:
+            return []
+
+    with Store.open(settings.storage) as store:
+        study = store.study()
+        number = 1 + max(run.number for run in store.runs(study.id, kind="trial"))
+        store.add_rejection(
+            study_id=study.id, number=number, reason="over_budget", detail="", excess=None,
+            params={}, n_params=None, tokens=None, charge_flops=None,
+        )  # fmt: skip
+        reconcile(store, study, Told(), Objective(study, ()))  # type: ignore[arg-type]
+    assert set(budgets.values()) == {settings.budget_flops}
+    assert number in budgets
