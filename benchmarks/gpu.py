@@ -68,7 +68,7 @@ def gpu_tests() -> dict[str, Any]:
 
 def throughput(tokenizer: str, seconds: float) -> list[dict[str, Any]]:
     """Training tokens a second of each shape at T = 256."""
-    from trainer.device import measure_tokens_per_second
+    from trainer.measuring import measure_tokens_per_second
 
     rows = []
     for width, layers in SHAPES:

@@ -73,8 +73,9 @@ def measure(shape: dict[str, Any], seconds: float, threads: int) -> dict[str, An
     """Train one shape in this process for about so long, three steps at least."""
     import numpy as np
 
-    from trainer.device import configure_threads, detect_device, measure_tokens_per_second
+    from trainer.device import configure_threads, detect_device
     from trainer.loop import train_run
+    from trainer.measuring import measure_tokens_per_second
     from trainer.memory import estimate_memory_bytes
     from trainer.tokens import TokenArray, TokenData
 

@@ -106,7 +106,8 @@ def _prepared(config: RunConfig) -> TokenData | None:
 
 def _on_this_device(config: RunConfig) -> dict[str, Any]:
     from budgetsweep.constraint import Limits, uses_bf16
-    from trainer.device import detect_device, measure_tokens_per_second
+    from trainer.device import detect_device
+    from trainer.measuring import measure_tokens_per_second
     from trainer.memory import estimate_memory_bytes
 
     device = detect_device(config.device)

@@ -46,12 +46,13 @@ __all__ = ["Amount", "IllegalChangeError", "LedgerTotals", "Store", "config_hash
 def config_hash(config: RunConfig) -> str:
     """SHA-256 of what decides a training run: what trains the same has the same hash.
 
-    Left out: the seed, folder, device, compilation and the cadence of reports and checkpoints;
-    the budget too where the number of steps is given. Warm-up and final learning rate count as
-    what they come to, however they are written.
+    Left out: the seed, folder, device, compilation, graphs and the cadence of reports and
+    checkpoints; the budget too where the number of steps is given. Warm-up and final learning rate
+    count as what they come to, however they are written.
     """
     data = config.to_dict()
-    for key in ("output_dir", "device", "seed", "num_reports", "checkpoint_seconds", "compile"):
+    for key in ("output_dir", "device", "seed", "num_reports", "checkpoint_seconds", "compile",
+                "cuda_graph"):  # fmt: skip
         data.pop(key, None)
     if config.num_training_steps != "fill":
         for key in ("budget_flops", "convention", "num_warmup_steps", "warmup_fraction"):

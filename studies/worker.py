@@ -121,7 +121,7 @@ def worker_main(
 
 
 def _measure(message: Measure) -> Measured:
-    from trainer.device import measure_tokens_per_second
+    from trainer.measuring import measure_tokens_per_second
 
     try:
         return Measured(measure_tokens_per_second(message.config, message.seconds))

@@ -36,7 +36,8 @@ logger = logging.getLogger("budgetsweep")
 def run_hash(config: RunConfig) -> str:
     """Equal for configurations that train the same model.
 
-    The folder, the device and how often a checkpoint is written are left out.
+    The folder, the device, how its steps are launched and how often a checkpoint is written are
+    left out.
     """
     return _hash(config.to_dict())
 
@@ -53,7 +54,7 @@ def stem_hash(config: RunConfig) -> str:
 
 
 def _hash(data: dict[str, Any]) -> str:
-    for key in ("output_dir", "device", "checkpoint_seconds"):
+    for key in ("output_dir", "device", "cuda_graph", "checkpoint_seconds"):
         data.pop(key, None)
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 

@@ -184,6 +184,8 @@ class RunConfig(StrictModel):
     """bf16 autocast; auto: where the device computes bf16 natively."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto: where the run is long enough to pay it back."""
+    cuda_graph: Literal["auto", "off"] = "auto"
+    """A training step captured as one graph on CUDA (`trainer.stepping`); auto: where it can be."""
     budget_flops: Annotated[int, Field(ge=1, le=MAX_FLOPS)] | None = None
     """Training FLOPs that this run may spend; needed by `num_training_steps: fill`."""
     convention: Convention = "nanogpt"
@@ -452,6 +454,8 @@ class RunConfig(StrictModel):
             del data["architecture"]
         if self.trainer == "torch":
             del data["trainer"]
+        if self.cuda_graph == "auto":
+            del data["cuda_graph"]
         for name in RUN_OPTIONS[self.recipe]:  # left out, the recipe would speak
             data.setdefault(name, None)
         if self.recipe != "gpt2":

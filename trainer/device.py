@@ -1,21 +1,18 @@
-"""The device of a run: which one, how much memory, which precision, how fast."""
+"""The device of a run: which one, how much memory, which precision, its random numbers."""
 
 from __future__ import annotations
 
 import platform
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from statistics import median
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from budgetsweep.errors import ConfigError
-from trainer.compilation import training_forward
 from trainer.config import RunConfig
 from trainer.events import DeviceInfo
 from trainer.host import (
@@ -26,8 +23,6 @@ from trainer.host import (
     release_freed_memory,
     reset_peak_rss,
 )
-from trainer.objectives import objective_for
-from trainer.optim import build_optimizer
 
 Kind = Literal["cpu", "cuda", "mps"]
 
@@ -211,65 +206,3 @@ def peak_memory_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_resident_bytes()
-
-
-def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
-    """Training speed of a configuration here, from real optimiser steps on random tokens.
-
-    Forward, loss, backward and AdamW are run on this device in the run's precision after a
-    warm-up. A batch too large for the time is measured on fewer sequences; the update is timed by
-    itself and charged once a step. Without torch.compile. The caller's random state is kept.
-
-    Args:
-        config: a filled configuration.
-        seconds: time to measure, warm-up (about as long at most) not counted.
-
-    Returns:
-        Training tokens a second.
-    """
-    device = torch_device(config.device)
-    keep_freed_memory()
-    devices = [device] if device.type == "cuda" else []
-    with flushing_denormals(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(config.seed)
-        return _measure(config, device, seconds)
-
-
-def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:
-    objective = objective_for(config, device)
-    model = objective.build_model()
-    optimizer = build_optimizer(model, config, device)
-    autocast = autocast_context(config, device)
-    forward = training_forward(model, compiled=False)
-
-    def timed(work: Callable[..., object], *arguments: int) -> float:
-        start = time.perf_counter()
-        work(*arguments)
-        synchronize(device)
-        return time.perf_counter() - start
-
-    def pass_over(n_sequences: int) -> None:
-        batch = objective.random_batch(n_sequences)
-        with autocast:
-            loss = objective.loss(forward, model, batch)
-        torch.autograd.backward(loss)
-
-    # Warm up with growing batches, until one is the run's own or takes a fifth of the time.
-    n_sequences = 1
-    timed(pass_over, 1)
-    timed(optimizer.step)
-    while (took := timed(pass_over, n_sequences)) < seconds / 5:
-        if n_sequences == config.batch_size:
-            break
-        growth = max(2, min(8, int(seconds / 5 / max(took, 1e-6))))
-        n_sequences = min(config.batch_size, n_sequences * growth)
-    passes: list[float] = []
-    updates: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while not passes or time.perf_counter() < deadline:
-        passes.append(timed(pass_over, n_sequences))
-        updates.append(timed(optimizer.step))
-        optimizer.zero_grad(set_to_none=True)
-    pass_seconds = median(passes) * config.batch_size / n_sequences
-    step_seconds = config.grad_accumulation_steps * pass_seconds + median(updates)
-    return config.tokens_per_step / step_seconds

@@ -18,6 +18,8 @@ from trainer.config import RunConfig
 
 Kind = Literal["cpu", "cuda", "mps"]
 
+LARGEST_RESIDENT_BYTES = 2 << 30
+"""Larger training texts are not kept on a GPU (two bytes a token; `trainer.resident`)."""
 EVAL_TOKENS = 4096
 """Least tokens of a validation batch: with those of a small training batch it would be slow."""
 
@@ -53,6 +55,8 @@ def estimate_memory_bytes(config: RunConfig, kind: Kind, bf16: bool) -> int:
         _update(config),
         _evaluation(config, kind, bf16),
     )
+    if kind == "cuda":
+        return peak + _resident(config)
     if kind != "cpu":
         return peak
     in_heap = sum(count * size for count, size in saved if size <= HEAP_BLOCK_BYTES)
@@ -143,6 +147,12 @@ def _saved_by_block(
     if isinstance(shape, ModelConfig) and shape.qk_norm:
         block += [(2, N * D * low), (2, N * H * 4)]  # queries and keys before, and what divides
     return block
+
+
+def _resident(config: RunConfig) -> int:
+    """The training text, which a decoder's run keeps on a GPU; 0 where its length is not known."""
+    text = 2 * (config.data.train_tokens or 0) if config.architecture == "decoder" else 0
+    return text if text <= LARGEST_RESIDENT_BYTES else 0
 
 
 def _persistent(config: RunConfig) -> int:

@@ -6,8 +6,9 @@ functions of (seed, step, micro-batch), so that a resumed run draws what the who
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Generic, NamedTuple, TypeVar, final
 
@@ -30,8 +31,9 @@ from trainer.pairs import (
     sequential_pairs,
     target_bytes_per_token,
 )
+from trainer.resident import ResidentTokens, resident_tokens
 from trainer.sampler import WindowSampler
-from trainer.tokens import TokenData
+from trainer.tokens import TokenArray, TokenData
 from trainer.validation import Predictions, Validation, sequential_windows, validate, validate_on
 from trainer.vocabulary import VocabularySampler
 
@@ -40,6 +42,8 @@ Forward = Callable[..., Tensor]
 Model = DecoderLM | EncoderLM | EncoderDecoderLM
 BatchT = TypeVar("BatchT", bound=tuple[Any, ...])
 
+NOISE_TOKENS = 1 << 20
+"""Random ids to measure speed with."""
 _CORRUPTION = 1
 """Keeps the draws of the corruption apart from those of the data order."""
 _VALIDATION_SEED = 0
@@ -78,6 +82,30 @@ class Objective(ABC, Generic[BatchT]):
     @abstractmethod
     def batch(self, step: int, micro: int) -> BatchT:
         """Micro-batch `micro` of optimiser step `step` (both from 0), on the device."""
+
+    @property
+    def assembles(self) -> bool:
+        """Whether `assemble` makes batches on the device; known once a text is read."""
+        return False
+
+    def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
+        """What tells the batches of so many optimiser steps apart; where `assembles` only.
+
+        Returns:
+            Arrays (count, M, ...), M micro-batches a step, of the same shapes for every step.
+        """
+        raise NotImplementedError
+
+    def assemble(self, inputs: Sequence[Tensor]) -> BatchT:
+        """A micro-batch from its part of `step_inputs`, on the device, without the host's help.
+
+        Args:
+            inputs: of each array of `step_inputs` the part of one step and micro-batch.
+
+        Returns:
+            What `batch` gives.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def random_batch(self, n: int) -> BatchT:
@@ -160,11 +188,14 @@ class NextToken(_Stream[Windows]):
     """(V,) how often each id occurs in the training text."""
     _vocabulary: VocabularySampler | None = None
     _log_inclusion: Tensor | None = None
+    _resident: ResidentTokens | None = None
 
     def read(self, data: TokenData) -> None:
-        """Open both texts and count the training text's ids, where that is needed."""
+        """Open both texts; count the training text's ids and keep them, where that is needed."""
         super().read(data)
         config = self.config
+        if self.device.type == "cuda":
+            self.keep_resident(data.train)
         if config.stack_shape.head_bias == "unigram" or config.head_samples is not None:
             self._counts = data.train.counts(config.model.n_vocab)
         if self._counts is not None and config.head_samples is not None:
@@ -175,6 +206,53 @@ class NextToken(_Stream[Windows]):
         self._vocabulary = VocabularySampler(counts, self.config.head_samples, self.config.seed)
         logs = np.log(self._vocabulary.inclusion)
         self._log_inclusion = torch.from_numpy(logs).float().to(self.device)
+
+    def read_noise(self) -> None:
+        """Take random ids in place of a text, on the device: to measure speed with."""
+        config = self.config
+        ids = np.random.default_rng(config.seed).integers(
+            min(config.model.n_vocab, 1 << 16), size=max(NOISE_TOKENS, 2 * config.seq_len)
+        )
+        tokens = TokenArray.from_arrays([ids])
+        self.sampler = WindowSampler(
+            tokens, config.batch_size, config.seq_len, config.seed, config.grad_accumulation_steps
+        )
+        if config.head_samples is not None:
+            self._sample_by(np.ones(config.model.n_vocab, dtype=np.int64))
+        self.keep_resident(tokens)
+
+    def keep_resident(self, tokens: TokenArray) -> None:
+        """Gather windows on the device from now on, if the text fits there."""
+        self._resident = resident_tokens(tokens, self.device)
+
+    @property
+    def assembles(self) -> bool:
+        """The text is on the device."""
+        return self._resident is not None
+
+    def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
+        """Where windows begin, (count, M, B), and the sampled ids, (count, M, K)."""
+        config = self.config
+        micro_batches = config.grad_accumulation_steps
+        size = (count, micro_batches, config.batch_size)
+        starts = self.sampler.starts(first_step * config.sequences_per_step, math.prod(size))
+        inputs = [starts.reshape(size)]
+        if self._vocabulary is not None:
+            draws = [
+                self._vocabulary.sample(first_step + step, micro)
+                for step in range(count)
+                for micro in range(micro_batches)
+            ]
+            inputs.append(np.stack(draws).reshape(count, micro_batches, -1))
+        return inputs
+
+    def assemble(self, inputs: Sequence[Tensor]) -> Windows:
+        """Windows gathered on the device."""
+        assert self._resident is not None
+        windows = self._resident.windows(inputs[0], self.config.seq_len + 1)
+        if self._log_inclusion is None:
+            return Windows(windows, None)
+        return Windows(windows, VocabularySample(inputs[1], self._log_inclusion))
 
     def build_model(self) -> DecoderLM:
         """See `Objective.build_model`; the head's bias is that of the text, once it is read."""

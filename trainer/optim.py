@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.flops import NEWTON_SCHULZ_STEPS
 from trainer.config import RunConfig
+from trainer.muon import Muon
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
 MUON_MOMENTUM = 0.95
 """Jordan et al. 2024."""
+
+
+def state_tensors(optimizer: AnyOptimizer) -> list[Tensor]:
+    """All tensors that the optimiser remembers from step to step."""
+    members = optimizer.members if isinstance(optimizer, Optimizers) else (optimizer,)
+    states = (state for member in members for state in member.state.values())
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
 class Optimizers:
@@ -47,9 +55,12 @@ class Optimizers:
             member.load_state_dict(state[type(member).__name__])
 
 
+AnyOptimizer: TypeAlias = torch.optim.Optimizer | Optimizers
+
+
 def build_optimizer(
     model: nn.Module, config: RunConfig, device: torch.device | str
-) -> torch.optim.AdamW | Optimizers:
+) -> AnyOptimizer:
     """The optimiser of a run.
 
     `adamw`: AdamW (Loshchilov & Hutter 2019) with decoupled decay on matrices only; biases and
@@ -79,15 +90,9 @@ def build_optimizer(
         betas=(config.beta1, config.beta2),
         eps=config.adam_eps,
         fused=torch.device(device).type in FUSED_DEVICES,
+        capturable=torch.device(device).type == "cuda",
     )
     if not hidden:
         return adamw
-    muon = torch.optim.Muon(
-        hidden,
-        lr=config.max_lr,
-        weight_decay=config.weight_decay,
-        momentum=MUON_MOMENTUM,
-        ns_steps=NEWTON_SCHULZ_STEPS,
-        adjust_lr_fn="match_rms_adamw",
-    )
+    muon = Muon(hidden, config.max_lr, config.weight_decay, MUON_MOMENTUM, NEWTON_SCHULZ_STEPS)
     return Optimizers((adamw, muon))

@@ -1,10 +1,8 @@
 """The state of a training run between two optimiser steps, and what is done to it.
 
-**Finite or not.** The loss of a step reaches the host before the weights are touched, and a
-non-finite one ends the run there. On CUDA it is copied asynchronously while the backward pass runs,
-so that the device never waits. The gradient's norm is checked before the update too, except on
-CUDA, where that would stall each step: there it is read one step later, before anything is
-reported, saved or updated again.
+Steps may still be on their way when they count as taken (`trainer.stepping`). Before anything is
+evaluated, reported or saved they are waited for, and a loss or gradient that is not finite ends the
+run.
 """
 
 from __future__ import annotations
@@ -19,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from budgetsweep.errors import NonFiniteLoss
 from trainer import checkpoint
 from trainer.artefacts import write_artefacts
 from trainer.branches import WHOLE, Lineage
@@ -34,7 +30,6 @@ from trainer.device import (
     random_state,
     set_random_state,
     start_peak_memory,
-    synchronize,
     uses_bf16,
 )
 from trainer.events import Checkpointed, Command, Point, Progress, RunResult, Status
@@ -43,6 +38,7 @@ from trainer.meter import FlopMeter
 from trainer.objectives import objective_for
 from trainer.optim import build_optimizer
 from trainer.schedule import fractions, lr_schedule
+from trainer.stepping import Steps, Training, steps_of
 from trainer.tokens import TokenData
 from trainer.validation import Validation
 
@@ -85,7 +81,8 @@ class RunState:
         self.kept_step: int | None = None
         self.train_seconds = self.eval_seconds = 0.0
         self.loss_sum, self.loss_count = 0.0, 0  # since the last point
-        self.norm: Arriving | None = None
+        self.norm: float | None = None
+        self.steps: Steps | None = None
         self.eval_steps = fractions(config.steps, config.num_evals)
         self.point_steps = fractions(config.steps, config.num_reports) | self.eval_steps
 
@@ -98,16 +95,19 @@ class RunState:
         self.objective = objective_for(config, device)
         self.objective.read(self.data)
         self.model = self.objective.build_model()
-        self.parameters = list(self.model.parameters())
         self.optimizer = build_optimizer(self.model, config, device)
         self.get_lr = lr_schedule(config)
         self.autocast = autocast_context(config, device)
-        self.forward = training_forward(self.model, self.compiled)
         state = checkpoint.load_latest(self.run_dir, self.config_hash)
         if state is None and self.lineage.begins_from is not None:
             state = checkpoint.load_kept(self.lineage.begins_from, config)
         if state is not None:
             self._restore(state)
+        forward = training_forward(self.model, self.compiled)
+        training = Training(
+            config, device, self.objective, self.model, forward, self.optimizer, self.autocast
+        )
+        self.steps = steps_of(training, self.step)
         self.saved_at = self.trimmed_at = time.monotonic()
         self.told_at, self.told_step, self.told_seconds = -math.inf, self.step, self.train_seconds
 
@@ -145,37 +145,29 @@ class RunState:
 
     def train_step(self) -> None:
         """One optimiser step: all micro-batches, finite or not, clip, update."""
+        assert self.steps is not None
         with self._clock("train_seconds"):
-            micro_batches = self.config.grad_accumulation_steps
-            losses = []
-            for micro in range(micro_batches):
-                batch = self.objective.batch(self.step, micro)
-                with self.autocast:
-                    loss = self.objective.loss(self.forward, self.model, batch)
-                losses.append(loss.detach())
-                if micro == micro_batches - 1:
-                    arriving = Arriving(torch.stack(losses))  # travels during the backward pass
-                torch.autograd.backward(loss / micro_batches)
-            step_loss = arriving.mean()
-            if not math.isfinite(step_loss):
-                raise NonFiniteLoss(self.step + 1, step_loss)
-            self._require_finite_norm()
-            self.norm = Arriving(self._clip())
-            if self.device.type != "cuda":
-                self._require_finite_norm(self.step + 1)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.get_lr(self.step)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.loss_sum += step_loss
-            self.loss_count += 1
+            self.steps.take(self.step)
             self.step += 1
+
+    def settle(self) -> None:
+        """Wait for the steps taken and count their losses.
+
+        Raises:
+            NonFiniteLoss: one is not finite.
+            FloatingPointError: a gradient norm is not finite.
+        """
+        assert self.steps is not None
+        with self._clock("train_seconds"):
+            settled = self.steps.settle()
+        for loss in settled.losses:  # in this order, wherever a run is interrupted
+            self.loss_sum += loss
+        self.loss_count += len(settled.losses)
+        self.norm = settled.norm
 
     def evaluate(self) -> None:
         """The validation pass of this step."""
-        with self._clock("train_seconds"):
-            synchronize(self.device)
-            self._require_finite_norm()
+        self.settle()
         with self._clock("eval_seconds"):
             # Before and after: what a step has freed would stay beside the batches, and what they
             # have freed beside the next step.
@@ -190,7 +182,7 @@ class RunState:
 
     def point(self) -> Point:
         """The point of the curves at this step."""
-        self._require_finite_norm()
+        self.settle()
         validation = self.validation if self.validated_step == self.step else None
         point = Point(
             step=self.step,
@@ -200,7 +192,7 @@ class RunState:
             train_loss_nats=self.loss_sum / self.loss_count if self.loss_count else None,
             val_loss_nats=validation.loss_nats if validation else None,
             lr=self.get_lr(self.step - 1),
-            grad_norm=self.norm.mean() if self.norm else None,
+            grad_norm=self.norm,
         )
         self.loss_sum, self.loss_count = 0.0, 0
         self.points.append(point)
@@ -220,7 +212,7 @@ class RunState:
         """Write a checkpoint of this step, unless there is one."""
         if self.saved_step == self.step:
             return Checkpointed(self.step)
-        self._require_finite_norm()
+        self.settle()
         checkpoint.save(self.run_dir, self._state(), self.step)
         self.saved_at, self.saved_step = time.monotonic(), self.step
         return Checkpointed(self.step)
@@ -229,7 +221,7 @@ class RunState:
         """Keep a checkpoint of this step, if branches begin here and this attempt has not."""
         if self.step not in self.lineage.kept_steps or self.kept_step == self.step:
             return
-        self._require_finite_norm()
+        self.settle()
         checkpoint.keep(self.run_dir, self._state(), self.config)
         self.kept_step = self.step
 
@@ -294,6 +286,7 @@ class RunState:
 
     def forget(self) -> None:
         """Leave nothing behind in a process that goes on to other runs."""
+        self.steps = None  # a graph owns the memory of its step
         if self.compiled:
             forget_compiled()
 
@@ -314,19 +307,6 @@ class RunState:
         self.train_seconds, self.eval_seconds = state["train_seconds"], state["eval_seconds"]
         set_random_state(self.device, state["random"])
 
-    def _clip(self) -> Tensor:
-        """Norm of the gradient before it is clipped, on the device."""
-        if self.config.grad_clip is not None:
-            return torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
-        return torch.nn.utils.get_total_norm(
-            [p.grad for p in self.parameters if p.grad is not None]
-        )
-
-    def _require_finite_norm(self, step: int | None = None) -> None:
-        norm = self.norm.mean() if self.norm else 0.0
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"gradient norm became {norm} at step {step or self.step}")
-
     @contextmanager
     def _clock(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
@@ -334,23 +314,3 @@ class RunState:
             yield
         finally:
             setattr(self, name, getattr(self, name) + time.perf_counter() - start)
-
-
-class Arriving:
-    """Numbers on their way from the device to the host; reading them waits for their arrival."""
-
-    def __init__(self, values: Tensor) -> None:
-        self._arrived: torch.cuda.Event | None = None
-        if values.device.type == "cuda":
-            self._host = torch.empty_like(values, device="cpu", pin_memory=True)
-            self._host.copy_(values, non_blocking=True)
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record(torch.cuda.current_stream(values.device))
-        else:
-            self._host = values.detach().cpu()
-
-    def mean(self) -> float:
-        """Their mean, summed in float64."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return float(self._host.double().mean())

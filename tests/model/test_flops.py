@@ -32,6 +32,8 @@ from model.flops import (
 from model.loss import linear_cross_entropy
 from model.sampled_loss import VocabularySample, sampled_cross_entropy
 from tests.model.comparing import ALL_OPTIONS, decoder_shapes
+from trainer.muon import Muon
+from trainer.optim import MUON_MOMENTUM
 
 
 def whole_logits(model: DecoderLM, ids: Tensor, targets: Tensor) -> Tensor:
@@ -214,6 +216,6 @@ def test_muons_products_equal_flop_counter(d: int, layers: int) -> None:
     for matrix in matrices:
         matrix.grad = torch.randn_like(matrix)
     with FlopCounterMode(display=False) as counter:
-        torch.optim.Muon(matrices, lr=0.1, ns_steps=NEWTON_SCHULZ_STEPS).step()
+        Muon(matrices, 0.1, 0.0, MUON_MOMENTUM, NEWTON_SCHULZ_STEPS).step()
     assert counter.get_total_flops() == muon_flops_per_step(shape, "matmul")
     assert counter.get_total_flops() == 2 * muon_flops_per_step(shape, "mac")

@@ -18,12 +18,12 @@ from trainer.device import (
     enough_memory,
     flushing_denormals,
     has_native_bf16,
-    measure_tokens_per_second,
     random_state,
     set_random_state,
     torch_device,
     uses_bf16,
 )
+from trainer.measuring import measure_tokens_per_second
 
 CPU = torch.device("cpu")
 

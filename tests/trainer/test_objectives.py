@@ -21,7 +21,7 @@ from model.encoder import EncoderLM
 from model.encoder_decoder import EncoderDecoderLM, target_loss
 from tests.trainer.tiny_runs import assert_same_run, drive, tiny_config, tiny_data
 from trainer.config import RunConfig
-from trainer.device import measure_tokens_per_second
+from trainer.measuring import measure_tokens_per_second
 from trainer.objectives import MaskedTokens, TargetOfSource, objective_for
 from trainer.pairs import PairBatch
 from trainer.tokens import TokenArray, TokenData

@@ -1,0 +1,125 @@
+"""How fast a configuration trains here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+from trainer.compilation import training_forward, wants_compile
+from trainer.config import RunConfig
+from trainer.device import autocast_context, flushing_denormals, synchronize, torch_device
+from trainer.host import keep_freed_memory
+from trainer.objectives import NextToken, objective_for
+from trainer.optim import build_optimizer
+from trainer.stepping import LOGGED_STEPS, Training, steps_of
+
+
+def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
+    """Training speed of a configuration here, from real optimiser steps on random tokens.
+
+    Forward, loss, backward and update are run on this device in the run's precision after a
+    warm-up, without torch.compile unless it is asked for (`compile: on`). On CUDA whole steps are
+    queued or captured as in a run. Elsewhere a batch too large for the time is measured on fewer
+    sequences; the update is timed by itself and charged once a step. The caller's random state is
+    kept.
+
+    Args:
+        config: a filled configuration.
+        seconds: time to measure, warm-up (about as long at most) not counted.
+
+    Returns:
+        Training tokens a second.
+    """
+    device = torch_device(config.device)
+    keep_freed_memory()
+    devices = [device] if device.type == "cuda" else []
+    with flushing_denormals(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(config.seed)
+        if device.type == "cuda" and config.architecture == "decoder":
+            return _measure_queued(config, device, seconds)
+        return _measure(config, device, seconds)
+
+
+def training_on_noise(config: RunConfig, device: torch.device) -> Training:
+    """A decoder's training of random ids, kept on the device, which moves no weight.
+
+    Args:
+        config: its steps and learning rates are not looked at.
+        device: where it is.
+    """
+    config = config.with_changes(
+        num_training_steps=1 << 30, num_warmup_steps=0, warmup_fraction=None,
+        max_lr=0.0, min_lr=None, min_lr_ratio=0.0, budget_flops=None,
+    )  # fmt: skip
+    objective = NextToken(config, device)
+    objective.read_noise()
+    model = objective.build_model()
+    compiled = config.compile == "on" and wants_compile(config, device)
+    return Training(
+        config, device, objective, model, training_forward(model, compiled),
+        build_optimizer(model, config, device), autocast_context(config, device),
+    )  # fmt: skip
+
+
+def _measure_queued(config: RunConfig, device: torch.device, seconds: float) -> float:
+    steps = steps_of(training_on_noise(config, device), 0)
+    taken = 0
+
+    def timed(count: int) -> float:
+        nonlocal taken
+        start = time.perf_counter()
+        for _ in range(count):
+            steps.take(taken)
+            taken += 1
+        steps.settle()
+        return time.perf_counter() - start
+
+    timed(1)  # captures
+    at_once = min(LOGGED_STEPS, max(1, int(seconds / 5 / max(timed(1), 1e-6))))
+    passed, before = 0.0, taken
+    while passed < seconds:
+        passed += timed(at_once)
+    return config.tokens_per_step * (taken - before) / passed
+
+
+def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:
+    objective = objective_for(config, device)
+    model = objective.build_model()
+    optimizer = build_optimizer(model, config, device)
+    autocast = autocast_context(config, device)
+    forward = training_forward(model, compiled=False)
+
+    def timed(work: Callable[..., object], *arguments: int) -> float:
+        start = time.perf_counter()
+        work(*arguments)
+        synchronize(device)
+        return time.perf_counter() - start
+
+    def pass_over(n_sequences: int) -> None:
+        batch = objective.random_batch(n_sequences)
+        with autocast:
+            loss = objective.loss(forward, model, batch)
+        torch.autograd.backward(loss)
+
+    # Warm up with growing batches, until one is the run's own or takes a fifth of the time.
+    n_sequences = 1
+    timed(pass_over, 1)
+    timed(optimizer.step)
+    while (took := timed(pass_over, n_sequences)) < seconds / 5:
+        if n_sequences == config.batch_size:
+            break
+        growth = max(2, min(8, int(seconds / 5 / max(took, 1e-6))))
+        n_sequences = min(config.batch_size, n_sequences * growth)
+    passes: list[float] = []
+    updates: list[float] = []
+    deadline = time.perf_counter() + seconds
+    while not passes or time.perf_counter() < deadline:
+        passes.append(timed(pass_over, n_sequences))
+        updates.append(timed(optimizer.step))
+        optimizer.zero_grad(set_to_none=True)
+    pass_seconds = median(passes) * config.batch_size / n_sequences
+    step_seconds = config.grad_accumulation_steps * pass_seconds + median(updates)
+    return config.tokens_per_step / step_seconds
