@@ -1,12 +1,14 @@
 """Everything most worth knowing on a GPU, in one call of under ten minutes.
 
     python -m benchmarks.gpu --data FOLDER [--out FOLDER] [--budget 1e15] [--trials 16]
-        [--scale 100] [--minutes 9] [--skip tests,throughput,search,promote]
+        [--scale 100] [--minutes 9] [--skip throughput,search] [--shapes 64x4,128x4]
 
-1. tests marked `gpu`;
-2. training throughput of four shapes, eager and compiled;
-3. a real search at the budget on the text given (default space, first proposal known-good);
-4. a real promotion of the best trial.
+1. `tests`: those marked `gpu`;
+2. `throughput` of four shapes: steps queued, captured as a graph, compiled too, modern recipe;
+3. `profile`: where the time of two shapes goes;
+4. `trials`: one configuration of the budget, cold and warm in one worker;
+5. `search`: a real one at the budget on the text given (default space, known-good first proposal);
+6. `promote`: the predicted best trial, with the prediction beside the result.
 
 `--data` is a folder of text (jsonl, xz allowed) with `validation*` files beside the training files,
 or `demo`. Every stage writes its results before the next begins, and the stages share the minutes,
@@ -24,17 +26,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import gpu_speed
 from benchmarks.common import ROOT, about
 from studies.observer import Observer, RunView
 from studies.promote import PromoteHooks, PromoteSettings, promote
 from studies.rungs import DEFAULT_RUNGS, Rungs
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
-from trainer.config import DataConfig, RunConfig
+from trainer.config import DataConfig
 from trainer.events import RunResult
 
-SHAPES = ((64, 4), (128, 4), (256, 8), (512, 8))
-STAGES = ("tests", "throughput", "search", "promote")
+STAGES = ("tests", "throughput", "profile", "trials", "search", "promote")
 
 
 class Lines(Observer):
@@ -64,42 +66,6 @@ def gpu_tests() -> dict[str, Any]:
     )  # fmt: skip
     print(done.stdout[-3000:], flush=True)
     return {"rc": done.returncode, "tail": done.stdout.splitlines()[-3:]}
-
-
-def throughput(tokenizer: str, seconds: float) -> list[dict[str, Any]]:
-    """Training tokens a second of each shape at T = 256."""
-    from trainer.measuring import measure_tokens_per_second
-
-    rows = []
-    for width, layers in SHAPES:
-        config = RunConfig.model_validate(
-            {
-                "tokenizer_encoding": tokenizer,
-                "model_config": {
-                    "n_embd": width, "n_head": max(1, width // 32), "n_positions": 256,
-                    "n_layer": layers, "p_dropout": 0.0,
-                },
-                "batch_size": 64, "seq_len": 256, "max_lr": 1e-3, "num_training_steps": 1000,
-            }
-        )  # fmt: skip
-        try:
-            speeds = sorted(measure_tokens_per_second(config, seconds) for _ in range(5))
-        except RuntimeError as error:  # out of memory on a small device
-            rows.append({"n_embd": width, "n_layer": layers, "error": str(error)[:200]})
-            continue
-        rows.append(
-            {
-                "n_embd": width,
-                "n_layer": layers,
-                "batch_size": 64,
-                "seq_len": 256,
-                "tokens_per_second": speeds[2],
-                "least": speeds[0],
-                "most": speeds[-1],
-            }
-        )
-        print(rows[-1], flush=True)
-    return rows
 
 
 def data_config(source: str) -> DataConfig:
@@ -170,16 +136,7 @@ def render(result: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = [f"# {result['device']['name']}", "", f"commit {result['commit']}, torch "
              f"{result['versions']['torch']}; `{result['command']}`", ""]  # fmt: skip
-    if rows := result.get("throughput"):
-        lines += ["| shape, T256 | tokens/s (median of 5) | least … most |", "|---|---:|---:|"]
-        for row in rows:
-            name = f"D{row['n_embd']} L{row['n_layer']}"
-            if "error" in row:
-                lines.append(f"| {name} | {row['error']} | |")
-            else:
-                lines.append(f"| {name} | {row['tokens_per_second']:,.0f} | "
-                             f"{row['least']:,.0f} … {row['most']:,.0f} |")  # fmt: skip
-        lines.append("")
+    lines += gpu_speed.tables(result)
     for stage in ("tests", "search", "promote"):
         if stage in result:
             facts = json.dumps(result[stage], indent=2)
@@ -197,11 +154,16 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=100.0)
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--skip", default="")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one measurement")
+    parser.add_argument(
+        "--shapes", default=",".join(f"{width}x{layers}" for width, layers in gpu_speed.BARS)
+    )
     parser.add_argument("--work", type=Path, default=Path("outputs/gpu"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     started = time.monotonic()
     deadline = started + 60 * options.minutes
+    shapes = [(int(w), int(n)) for w, n in (each.split("x") for each in options.shapes.split(","))]
     stages = [name for name in STAGES if name not in options.skip.split(",")]
     from trainer.device import detect_device
 
@@ -215,7 +177,16 @@ def main() -> None:
         if stage == "tests":
             result[stage] = gpu_tests()
         elif stage == "throughput":
-            result[stage] = throughput(options.tokenizer, 1.0)
+            until = time.monotonic() + 0.5 * (deadline - time.monotonic())
+            result[stage] = gpu_speed.throughput(options.tokenizer, shapes, options.seconds, until)
+        elif stage == "profile":
+            chosen = shapes[1:3] or shapes
+            result[stage] = [gpu_speed.profile(options.tokenizer, *each) for each in chosen]
+        elif stage == "trials":
+            result[stage] = gpu_speed.trials(
+                options.tokenizer, data_config(options.data), options.work / "cache",
+                shapes[min(2, len(shapes) - 1)], options.budget, options.work / "trials",
+            )  # fmt: skip
         elif stage == "search":
             left = deadline - time.monotonic()
             share = 0.45 if "promote" in stages else 0.95

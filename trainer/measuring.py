@@ -39,7 +39,7 @@ def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
     with flushing_denormals(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(config.seed)
         if device.type == "cuda" and config.architecture == "decoder":
-            return _measure_queued(config, device, seconds)
+            return StepTimer(config, device).tokens_per_second(seconds)
         return _measure(config, device, seconds)
 
 
@@ -64,25 +64,36 @@ def training_on_noise(config: RunConfig, device: torch.device) -> Training:
     )  # fmt: skip
 
 
-def _measure_queued(config: RunConfig, device: torch.device, seconds: float) -> float:
-    steps = steps_of(training_on_noise(config, device), 0)
-    taken = 0
+class StepTimer:
+    """A decoder's training of random ids on a device, to be timed again and again.
 
-    def timed(count: int) -> float:
-        nonlocal taken
+    Steps are taken as in a run: queued or captured on CUDA, one by one elsewhere.
+    """
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        """Build model and optimiser; what has to be captured or compiled is, at the first step."""
+        self.training = training_on_noise(config, device)
+        self._steps = steps_of(self.training, 0)
+        self._taken = 0
+        self.time_steps(1)
+
+    def tokens_per_second(self, seconds: float) -> float:
+        """Training tokens a second, of whole steps that take so long together or longer."""
+        self.time_steps(1)
+        at_once = min(LOGGED_STEPS, max(1, int(seconds / 5 / max(self.time_steps(1), 1e-6))))
+        passed, before = 0.0, self._taken
+        while passed < seconds:
+            passed += self.time_steps(at_once)
+        return self.training.config.tokens_per_step * (self._taken - before) / passed
+
+    def time_steps(self, count: int) -> float:
+        """Seconds that so many more steps take, all of them waited for."""
         start = time.perf_counter()
-        for _ in range(count):
-            steps.take(taken)
-            taken += 1
-        steps.settle()
+        for step in range(self._taken, self._taken + count):
+            self._steps.take(step)
+        self._steps.settle()
+        self._taken += count
         return time.perf_counter() - start
-
-    timed(1)  # captures
-    at_once = min(LOGGED_STEPS, max(1, int(seconds / 5 / max(timed(1), 1e-6))))
-    passed, before = 0.0, taken
-    while passed < seconds:
-        passed += timed(at_once)
-    return config.tokens_per_step * (taken - before) / passed
 
 
 def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:

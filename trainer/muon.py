@@ -4,7 +4,8 @@ The algorithm is that of Jordan et al. 2024 as `torch.optim.Muon` has it (whose 
 take up), with the scale of Liu et al. 2025. torch's multiplies matrix after matrix: at small widths
 its fifteen products a matrix are a few microseconds each and their calls decide. In batches a step
 takes 4.7 ms for 12.1 at D48 L2, 5.4 for 12.3 at D80 L2, 21 for 33 at D128 L4 (Xeon, one thread,
-torch 2.13, mean of 30, in turns). The learning rate may be a tensor, so that a captured step can be replayed with another one.
+torch 2.13, mean of 30, in turns). The learning rate may be a tensor, so that a captured step can be
+replayed with another one.
 """
 
 from __future__ import annotations

@@ -270,3 +270,41 @@ def test_noise_to_measure_with_moves_no_weight() -> None:
     assert len(set(losses)) == 3
     for ours, theirs in zip(training.model.parameters(), before, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CONFIGS)
+def test_on_cuda_a_captured_step_computes_what_a_queued_one_and_the_cpu_do(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = CONFIGS[name].with_changes(
+        model=CONFIGS[name].stack_shape.model_copy(update={"p_dropout": 0.0}),
+        num_training_steps=100,
+    )
+    losses = {}
+    for where, changes in {
+        "graph": {"device": "cuda"},
+        "again": {"device": "cuda"},
+        "queued": {"device": "cuda", "cuda_graph": "off"},
+        "cpu": {},
+    }.items():
+        drive(config.with_changes(**changes), DATA, tmp_path / where)
+        losses[where] = [float(row["train_loss_nats"]) for row in curve(tmp_path / where)]
+    assert not caplog.records  # a capture that failed would have said so
+    assert losses["again"] == losses["graph"]
+    assert losses["graph"] == pytest.approx(losses["queued"], rel=1e-3)
+    assert losses["graph"] == pytest.approx(losses["cpu"], rel=2e-2)
+
+
+@pytest.mark.gpu
+def test_on_cuda_dropout_draws_anew_at_each_replay() -> None:
+    config = tiny_config(device="cuda", num_training_steps=60, max_lr=0.0, min_lr=0.0,
+                         shape={"p_dropout": 0.5})  # fmt: skip
+    training = training_on_noise(config, torch.device("cuda"))
+    assert training.model.get_submodule("dropout").p == 0.5
+    steps = DeviceSteps(training, 0, stepping.cuda_graph)
+    steps.take(0)
+    for _ in range(7):  # the same windows, another mask
+        steps._ahead_from += 1
+        steps.take(steps._ahead_from)
+    assert len(set(steps.settle().losses)) == 8
