@@ -187,10 +187,17 @@ def _backward(config: RunConfig, kind: Kind) -> int:
 
 
 def _update(config: RunConfig) -> int:
-    """Gradients, where they are not counted yet, and the embedding's two parts before their sum."""
+    """Gradients, where they are not counted yet, and the largest of what comes beside them.
+
+    That is the embedding's two parts before their sum, or Muon's batch of the feed-forward's
+    matrices: in float32 and twice in bf16.
+    """
     shape = config.model
     grads = 0 if config.grad_accumulation_steps > 1 else 4 * config.n_params
-    return grads + 8 * shape.n_vocab * shape.n_embd
+    batch = 0
+    if config.optimizer == "muon":
+        batch = 8 * config.stack_shape.n_layer * 8 * shape.n_embd**2
+    return grads + max(8 * shape.n_vocab * shape.n_embd, batch)
 
 
 def _evaluation(config: RunConfig, kind: Kind, bf16: bool) -> int:

@@ -105,11 +105,11 @@ class Muon(torch.optim.Optimizer):
             gradients.append(each.grad)
         torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
-        wide = [_turned(each) for each in ahead]
-        directions = orthogonalised(torch.stack(wide), group["ns_steps"])
+        wide = torch.stack([_turned(each).bfloat16() for each in ahead])
+        del ahead
         lr = group["lr"]
         scale = RMS_OF_ADAMW * math.sqrt(max(matrices[0].shape))
-        moves = directions.to(matrices[0].dtype) * (lr * scale)
+        moves = orthogonalised(wide, group["ns_steps"]).to(matrices[0].dtype).mul_(lr * scale)
         torch._foreach_mul_(matrices, 1.0 - lr * group["weight_decay"])
         for each, move in zip(matrices, moves, strict=True):
             each.sub_(move.mT if each.shape[0] > each.shape[1] else move)
