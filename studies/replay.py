@@ -26,7 +26,7 @@ from studies.scaling.observations import Observation, distinct_budgets
 from studies.scaling.runs_csv import RunsTable, read_runs
 from studies.space import SearchSpace, space_from_dict
 from studies.tables import Study
-from trainer.artefacts import read_result, write_untrained
+from trainer.artefacts import read_finished, write_untrained
 from trainer.config import TOKENIZER_VOCABULARIES, RunConfig
 from trainer.events import Point, RunResult
 from trainer.simulated import Run
@@ -291,9 +291,11 @@ def replay_run(config: RunConfig, table: ReplayTable, run_dir: Path | None = Non
         CheckpointError: the folder cannot be written or holds another run's result.
     """
     if run_dir is not None:
-        finished = read_result(run_dir, config)
+        finished = read_finished(run_dir, config)
         if finished is not None:
-            return finished
+            for point in finished.points:  # its caller may have been killed before it saw them
+                _ = yield point  # a verdict comes too late
+            return finished.result
     place = table.place(config)
     if place is None:
         raise ConfigError(table.absence(config))

@@ -9,10 +9,11 @@ import csv
 import dataclasses
 import io
 import json
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from budgetsweep.config import dump_yaml, write_text_atomically
 from budgetsweep.errors import CheckpointError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from model.decoder import DecoderLM
 
 FILES = {"model": "model.pt", "config": "config.yaml", "curve": "curve.csv", "eval": "eval.json"}
+logger = logging.getLogger("budgetsweep")
 _FACTS = tuple(f.name for f in dataclasses.fields(RunResult) if f.name != "artefacts")
 
 
@@ -103,8 +105,16 @@ def write_artefacts(
     return result
 
 
-def read_result(run_dir: Path, config: RunConfig) -> RunResult | None:
-    """The result of a run that is complete; None where it is not.
+class FinishedRun(NamedTuple):
+    """What the folder of a complete run says."""
+
+    result: RunResult
+    points: list[Point]
+    """Of the curves; none where curve.csv is missing or damaged."""
+
+
+def read_finished(run_dir: Path, config: RunConfig) -> FinishedRun | None:
+    """Result and curves of a run that is complete; None where it is not.
 
     Raises:
         CheckpointError: the folder holds another run's result, or one that cannot be read.
@@ -129,7 +139,8 @@ def read_result(run_dir: Path, config: RunConfig) -> RunResult | None:
         )
     files = {kind: run_dir / name for kind, name in FILES.items()}
     present = {kind: str(file) for kind, file in files.items() if file.exists()}
-    return dataclasses.replace(result, artefacts=present)
+    points = _read_points(run_dir / FILES["curve"])
+    return FinishedRun(dataclasses.replace(result, artefacts=present), points)
 
 
 def load_model(path: Path, shape: ModelConfig) -> DecoderLM:
@@ -157,6 +168,25 @@ def curve_csv(points: Iterable[Point]) -> str:
     writer.writerow([field.name for field in dataclasses.fields(Point)])
     writer.writerows(dataclasses.astuple(point) for point in points)
     return text.getvalue()
+
+
+def _read_points(path: Path) -> list[Point]:
+    """The inverse of `curve_csv`."""
+    whole = {"step", "tokens", "flops"}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [
+                Point(**{
+                    name: int(text) if name in whole else float(text) if text else None
+                    for name, text in row.items()
+                })  # type: ignore[arg-type]
+                for row in csv.DictReader(file)
+            ]  # fmt: skip
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        logger.warning("%s cannot be read (%s): the run has no curves", path, error)
+        return []
 
 
 def write_model(path: Path, weights: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 
 from budgetsweep.errors import BranchPointLost, NonFiniteLoss
-from trainer.artefacts import read_result
+from trainer.artefacts import read_finished
 from trainer.branches import WHOLE, Lineage
 from trainer.config import RunConfig
 from trainer.device import (
@@ -37,7 +37,7 @@ def train_run(config: RunConfig, data: TokenData, run_dir: Path, lineage: Lineag
     obeys before its next step, "interrupt" after a checkpoint. `StopIteration.value` is the result:
 
     * complete: model.pt, config.yaml, curve.csv and eval.json are written, checkpoints removed.
-      A folder whose run is complete returns its result at once;
+      A folder whose run is complete gives its points and its result at once;
     * pruned: checkpoints removed;
     * interrupted: the same call continues;
     * failed, with the reason: loss, gradient or validation loss not finite; out of memory; a
@@ -57,9 +57,11 @@ def train_run(config: RunConfig, data: TokenData, run_dir: Path, lineage: Lineag
         DataError: the text is too short.
         ConfigError: no such device, or the configuration is not filled.
     """
-    finished = read_result(run_dir, config)
+    finished = read_finished(run_dir, config)
     if finished is not None:
-        return finished
+        for point in finished.points:  # its caller may have been killed before it saw them
+            _ = yield point  # a verdict comes too late
+        return finished.result
     device = torch_device(config.device)
     return (yield from _isolated(_train(config, data, run_dir, device, lineage), device))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from budgetsweep.errors import BudgetExceeded, NonFiniteLoss
-from trainer.artefacts import read_result, write_untrained
+from trainer.artefacts import read_finished, write_untrained
 from trainer.config import RunConfig
 from trainer.events import Checkpointed, Command, Point, Progress, RunResult, Status
 from trainer.schedule import fractions, lr_schedule
@@ -47,9 +47,11 @@ def simulate_run(config: RunConfig, run_dir: Path | None = None, inherited_steps
     """
     world = world_named(config.world or "")
     if run_dir is not None:
-        finished = read_result(run_dir, config)
+        finished = read_finished(run_dir, config)
         if finished is not None:
-            return finished
+            for point in finished.points:  # its caller may have been killed before it saw them
+                _ = yield point  # a verdict comes too late
+            return finished.result
     run = _SimulatedRun(config, world, inherited_steps)
     command: Command | None = None
     for step in sorted(step for step in run.point_steps if step > inherited_steps):

@@ -28,6 +28,7 @@ from tests.trainer.tiny_runs import (
     weights,
 )
 from trainer import checkpoint, compilation, state
+from trainer.artefacts import curve_csv
 from trainer.config import RunConfig
 from trainer.events import Checkpointed, Point, Progress
 from trainer.loop import train_run
@@ -226,9 +227,23 @@ def test_a_pruned_run_leaves_no_checkpoint(data: TokenData, tmp_path: Path) -> N
     assert result.val_loss_nats == val[-1]
 
 
+@pytest.mark.parametrize("left", ["", "step,tokens\n1,", "step,unknown\n1,2\n", "\0"])
+def test_a_complete_run_without_its_curves_is_complete(
+    data: TokenData, whole: Path, tmp_path: Path, left: str
+) -> None:
+    (tmp_path / "eval.json").write_bytes((whole / "eval.json").read_bytes())
+    assert drive(tiny_config(), data, tmp_path)[1] == []
+    (tmp_path / "curve.csv").write_text(left)
+    result, events = drive(tiny_config(), data, tmp_path)
+    assert (result.status, events) == ("complete", [])
+
+
 def test_a_complete_run_is_not_trained_again(data: TokenData, whole: Path) -> None:
-    result, events = drive(tiny_config(output_dir="other name"), data, whole)
-    assert (result.status, result.steps_executed, events) == ("complete", 20, [])
+    result, events = drive(tiny_config(output_dir="other name"), data, whole, "prune", 5)
+    assert (result.status, result.steps_executed) == ("complete", 20)
+    # Its curves come again, for a caller that was killed before it had stored them.
+    assert curve_csv(points_of(events)) == (whole / "curve.csv").read_text()
+    assert len(events) == len(points_of(events)) == 10
     assert result.artefacts == {
         "model": str(whole / "model.pt"),
         "config": str(whole / "config.yaml"),
