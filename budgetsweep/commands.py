@@ -31,7 +31,7 @@ from budgetsweep.display import (
 from budgetsweep.errors import ConfigError
 from trainer.config import RunConfig
 from trainer.threads import prepare_environment
-from trainer.worlds import world_of
+from trainer.worlds import is_replayed, world_of
 
 if TYPE_CHECKING:
     pass
@@ -268,8 +268,10 @@ def export_command(storage: str, study_name: str | None, folder: Path, console: 
         text = data if isinstance(data, str) else dump_yaml(data)
         write_text_atomically(folder / path, text)
     best = files.get("best.yaml")
-    print_notice(console, world_of(best) if isinstance(best, dict) else None)
+    world = world_of(best) if isinstance(best, dict) else None
+    print_notice(console, world)
+    purpose = "lines of the table, not to be trained" if is_replayed(world) else "train"
     console.print(
-        f"{folder}: space.yaml (search --space), best.yaml and runs/*.yaml (train), runs.csv",
+        f"{folder}: space.yaml (search --space), best.yaml and runs/*.yaml ({purpose}), runs.csv",
         highlight=False,
     )

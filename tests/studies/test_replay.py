@@ -348,6 +348,7 @@ def test_every_screen_says_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "regret" in run("promote", "--scale", "10")
     for words in (("status",), ("export",)):
         assert run(*words).startswith("REPLAYED (table:")
+    assert "runs/*.yaml (lines of the table, not to be trained)" in run("export")
     assert run("search", "--replay", str(TABLE), "--budget", "1e16", "--dry-run").startswith(
         "REPLAYED (table:"
     )
