@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Literal
 
 import torch
@@ -57,6 +57,19 @@ def torch_device(spec: str = "auto") -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device = mps: not available here; use device: auto")
     return device
+
+
+def settle_device(spec: str) -> None:
+    """Make the GPU of `spec` the one that `auto` means from now on in this process.
+
+    Configurations of a search say `auto` on every GPU; what is elsewhere than on a GPU stays.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    device = torch_device(spec)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def detect_device(spec: str = "auto") -> DeviceInfo:
@@ -171,6 +184,12 @@ def set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
         torch.mps.set_rng_state(state["mps"])
 
 
+def release_gpu_memory() -> None:
+    """Give what PyTorch keeps of freed GPU memory back to the other processes on that GPU."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this says that a device's memory is used up.
 
@@ -213,7 +232,9 @@ def peak_memory_bytes(device: torch.device) -> int | None:
     return peak_resident_bytes()
 
 
-def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
+def measure_tokens_per_second(
+    config: RunConfig, seconds: float = 1.0, when_warm: Callable[[], None] | None = None
+) -> float:
     """Training speed of a configuration here, from real optimiser steps on random tokens.
 
     Forward, loss, backward and AdamW are run on this device in the run's precision after a
@@ -223,6 +244,9 @@ def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
     Args:
         config: a filled configuration.
         seconds: time to measure, warm-up (about as long at most) not counted.
+        when_warm: called between warm-up and measuring; waits there for other processes that
+            measure on the same device. What counts then is the mean of the steps, not their
+            median: a GPU serves processes in turns, and the median step may not wait at all.
 
     Returns:
         Training tokens a second.
@@ -232,10 +256,15 @@ def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
     devices = [device] if device.type == "cuda" else []
     with flushing_denormals(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(config.seed)
-        return _measure(config, device, seconds)
+        return _measure(config, device, seconds, when_warm)
 
 
-def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:
+def _measure(
+    config: RunConfig,
+    device: torch.device,
+    seconds: float,
+    when_warm: Callable[[], None] | None,
+) -> float:
     objective = objective_for(config, device)
     model = objective.build_model()
     optimizer = build_optimizer(model, config, device)
@@ -263,6 +292,9 @@ def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:
             break
         growth = max(2, min(8, int(seconds / 5 / max(took, 1e-6))))
         n_sequences = min(config.batch_size, n_sequences * growth)
+    if when_warm is not None:
+        when_warm()
+    centre = median if when_warm is None else fmean
     passes: list[float] = []
     updates: list[float] = []
     deadline = time.perf_counter() + seconds
@@ -270,6 +302,6 @@ def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:
         passes.append(timed(pass_over, n_sequences))
         updates.append(timed(optimizer.step))
         optimizer.zero_grad(set_to_none=True)
-    pass_seconds = median(passes) * config.batch_size / n_sequences
-    step_seconds = config.grad_accumulation_steps * pass_seconds + median(updates)
+    pass_seconds = centre(passes) * config.batch_size / n_sequences
+    step_seconds = config.grad_accumulation_steps * pass_seconds + centre(updates)
     return config.tokens_per_step / step_seconds
