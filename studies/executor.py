@@ -233,12 +233,15 @@ class WorkerPool:
         while len(self._beside) < count - 1:
             self._beside.append(self._spawn(0))
         workers = [self._workers[0], *self._beside[: count - 1]]
+        missing: dict[_Worker, str] = {}
         for worker in workers:
             try:
                 worker.wait_until_ready()
             except StudyError as error:
-                self._drop([worker])
-                return str(error)
+                missing[worker] = str(error)
+        if missing:
+            self._drop(list(missing))
+            return next(iter(missing.values()))
         for worker in workers:
             worker.send(Measure(config, seconds, together=True))
         answers = [worker.answer(seconds) for worker in workers]

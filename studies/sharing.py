@@ -62,7 +62,7 @@ def choose(measure: Callable[[int], list[float] | str]) -> Choice:
             return Choice(chosen, totals, (count, measured))
         # The ratio of these means is the mean of the configurations' ratios.
         totals[count] = geometric_mean(measured)
-        if totals[count] < MIN_GROWTH * totals[chosen] and count > 1:
+        if count > 1 and totals[count] / totals[chosen] < MIN_GROWTH:
             break
         chosen = count
     return Choice(chosen, totals, None)
