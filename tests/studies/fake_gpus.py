@@ -42,7 +42,7 @@ class FakeWorker:
         self.spec, self.threads = device, threads
         self.run_id: int | None = None
         self.device: DeviceInfo | None = None
-        self.ended = self.is_dead = False
+        self.ended = self.is_dead = self.is_warm = False
         self.process = self
         self.messages: list[Any] = []
         self.gpus.started.append(self)
@@ -58,6 +58,9 @@ class FakeWorker:
             if any(worker.messages == [] for worker in self.gpus.measuring):
                 self.gpus.measuring = []  # those have answered: another measurement begins
             self.gpus.measuring.append(self)
+            self.is_warm = False
+        if isinstance(message, Go):  # the same moment for all
+            assert all(worker.is_warm or worker.is_dead for worker in self.gpus.measuring)
         self.messages.append(message)
 
     def answer(self, seconds: float) -> Measured | Warm | None:
@@ -65,6 +68,7 @@ class FakeWorker:
             return None
         message = self.messages[-1]
         if isinstance(message, Measure) and message.together:
+            self.is_warm = True
             return Warm()
         assert isinstance(message, Measure | Go)
         self.messages = []
