@@ -25,6 +25,7 @@ from budgetsweep.cli_options import (
     points_from_option,
     set_option,
     storage_options,
+    trials_per_gpu_option,
     yes_option,
 )
 from budgetsweep.cli_scaling import fit
@@ -115,9 +116,10 @@ def cli() -> None:
 @click.option("--hours", type=float, help="Stop after so many hours.")
 @click.option("--total-flops", type=Flops(), help="Stop before the study spends more than this.")
 @click.option(
-    "--workers", type=click.IntRange(1, 256), default=1, show_default=True,
-    help="Trials at a time: one a GPU, or a CPU's cores divided.",
+    "--workers", type=click.IntRange(1, 256),
+    help="Trials at a time: spread over the GPUs, or a CPU's cores divided [default: 1].",
 )  # fmt: skip
+@trials_per_gpu_option
 @click.option(
     "--threads", type=click.IntRange(1, 1024),
     help="Arithmetic threads of a worker [default: the cores divided among the workers].",

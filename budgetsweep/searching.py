@@ -181,13 +181,15 @@ def search_command(
 
 def dry_run_command(settings: SearchSettings, console: Console) -> None:
     """Print what 10,000 proposals would be."""
+    from studies.dry_run import dry_run
     from studies.planning import charge_per_token
-    from studies.search import dry_run
 
     n = DRY_RUN_PROPOSALS
     result = dry_run(settings, n)
     sample = result.sample
     print_notice(console, settings.world)
+    if result.sharing is not None:
+        console.print(escape(result.sharing), highlight=False)
     console.print(
         f"{n:,} random proposals at {flops(settings.budget_flops)} FLOPs "
         f"({settings.convention}): {100 * sample.admitted_share:.1f} % admitted",

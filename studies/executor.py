@@ -6,6 +6,7 @@ nothing: what to run, what to store and what a death means is the dispatcher's b
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import multiprocessing
@@ -15,9 +16,20 @@ from dataclasses import dataclass
 from multiprocessing import connection as mpc
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from statistics import fmean
 
 from budgetsweep.errors import StudyError
-from studies.worker import Measure, Measured, Ready, RunEvent, StartRun, Verdict, worker_main
+from studies.worker import (
+    Go,
+    Measure,
+    Measured,
+    Ready,
+    RunEvent,
+    StartRun,
+    Verdict,
+    Warm,
+    worker_main,
+)
 from trainer.branches import WHOLE, Lineage
 from trainer.cache import default_cache_dir
 from trainer.config import RunConfig
@@ -26,6 +38,9 @@ from trainer.threads import prepare_environment
 
 START_SECONDS = 180.0
 """How long a worker may take to import torch and find its device (a cold disk is slow)."""
+CUDA_PROCESS_BYTES = 512 << 20
+"""GPU memory that a further process takes before its first tensor (context, kernels;
+*assumption*). The first worker's own is taken when it reports the free memory."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +101,15 @@ class _Worker:
             self.device = answer.device
         return self.device
 
-    def measure(self, config: RunConfig, seconds: float) -> Measured:
-        self.wait_until_ready()
-        self.connection.send(Measure(config, seconds))
+    def send(self, message: object) -> None:
+        """Send to a worker that may be dead: then the answer is missing."""
+        with contextlib.suppress(OSError):
+            self.connection.send(message)
+
+    def answer(self, seconds: float) -> Measured | Warm | None:
+        """What comes of a `Measure` of so many seconds; None: it is dead or hangs."""
         answer = self._receive(60.0 + 30.0 * seconds)
-        return answer if isinstance(answer, Measured) else Measured(None, "the worker died")
+        return answer if isinstance(answer, Measured | Warm) else None
 
     def _receive(self, timeout: float) -> object:
         try:
@@ -99,10 +118,7 @@ class _Worker:
             return None
 
     def stop(self) -> None:
-        try:
-            self.connection.send(None)
-        except OSError:  # it is gone already
-            return
+        self.send(None)
 
     def end(self, timeout: float) -> None:
         self.process.join(timeout)
@@ -124,11 +140,13 @@ class WorkerPool:
         cache_dir: Path | None = None,
     ) -> None:
         self._n_workers = n_workers
-        self._threads = threads or max(1, usable_cores() // n_workers)
+        self._threads = threads
         # Settled here: workers have the environment of the fork server's first day.
         self._cache_dir = (cache_dir or default_cache_dir()).absolute()
         self._device = device
         self._workers: list[_Worker] = []
+        self._beside: list[_Worker] = []
+        """Workers on the first one's device that were started to measure beside it."""
         self._has_measured = False
         # The first worker finds the device while the dispatcher prepares; the others follow it.
         self._workers.append(self._spawn(0))
@@ -147,32 +165,133 @@ class WorkerPool:
         """
         return self._workers[0].wait_until_ready()
 
+    @property
+    def n_workers(self) -> int:
+        """Workers that `start_all` brings up."""
+        return self._n_workers
+
+    def share_gpus(self, workers_per_gpu: int) -> None:
+        """Have so many workers on each GPU that the device setting allows; before `start_all`.
+
+        Threads of those that run already stay as they are: on a GPU they hardly compute.
+
+        Raises:
+            StudyError: the first process did not start.
+        """
+        self._n_workers = workers_per_gpu * self._n_devices()
+
     def device_per_worker(self) -> DeviceInfo:
-        """The device as one worker may use it: CPU memory is shared among the workers on it."""
+        """The device as one worker may use it: its memory is shared among the workers on it."""
+        return self.device_shared_by(self._n_sharing())
+
+    def device_shared_by(self, count: int) -> DeviceInfo:
+        """The first device as each of `count` workers on it may use it."""
         info = self.device()
-        sharing = self._n_workers if info.kind != "cuda" else -(-self._n_workers // info.count)
-        return dataclasses.replace(info, memory_bytes=info.memory_bytes // sharing)
+        contexts = CUDA_PROCESS_BYTES * (count - 1) if info.kind == "cuda" else 0
+        return dataclasses.replace(info, memory_bytes=max(0, info.memory_bytes - contexts) // count)
+
+    def _n_devices(self) -> int:
+        """Devices that the setting allows: all GPUs, or the one thing that it names."""
+        info = self.device()
+        return info.count if info.kind == "cuda" and self._device == "auto" else 1
+
+    def _n_sharing(self) -> int:
+        """Workers on the first device, where the most are."""
+        return -(-self._n_workers // self._n_devices())
 
     def measure(self, config: RunConfig, seconds: float) -> Measured:
         """Training speed of one configuration on the first worker, which must be idle."""
         self._has_measured = True
-        return self._workers[0].measure(config, seconds)
+        worker = self._workers[0]
+        worker.wait_until_ready()
+        worker.send(Measure(config, seconds))
+        answer = worker.answer(seconds)
+        return answer if isinstance(answer, Measured) else Measured(None, "the worker died")
+
+    def measure_share(self, config: RunConfig, seconds: float) -> Measured:
+        """Training speed that a worker has while all workers on its GPU train alike.
+
+        A CPU's cores are divided among its workers: there one is measured alone.
+        """
+        sharing = self._n_sharing() if self.device().kind == "cuda" else 1
+        if sharing == 1:
+            return self.measure(config, seconds)
+        speeds = self.measure_together(config, seconds, sharing)
+        return Measured(None, speeds) if isinstance(speeds, str) else Measured(fmean(speeds))
+
+    def measure_together(self, config: RunConfig, seconds: float, count: int) -> list[float] | str:
+        """Training speed of one configuration in `count` idle workers on the first device at once.
+
+        Each warms up in its own time, then all measure at the same moment. A worker that is missing
+        is started; it stays for `start_all`.
+
+        Returns:
+            Tokens a second of each worker, or in one line why one of them could not measure.
+        """
+        self._has_measured = True
+        self.device()
+        while len(self._beside) < count - 1:
+            self._beside.append(self._spawn(0))
+        workers = [self._workers[0], *self._beside[: count - 1]]
+        missing: dict[_Worker, str] = {}
+        for worker in workers:
+            try:
+                worker.wait_until_ready()
+            except StudyError as error:
+                missing[worker] = str(error)
+        if missing:
+            self._drop(list(missing))
+            return next(iter(missing.values()))
+        for worker in workers:
+            worker.send(Measure(config, seconds, together=True))
+        answers = [worker.answer(seconds) for worker in workers]
+        warm = [w for w, answer in zip(workers, answers, strict=True) if isinstance(answer, Warm)]
+        for worker in warm:
+            worker.send(Go())
+        answers = [
+            worker.answer(seconds) if worker in warm else answer
+            for worker, answer in zip(workers, answers, strict=True)
+        ]
+        self._drop([w for w, answer in zip(workers, answers, strict=True) if answer is None])
+        speeds: list[float] = []
+        for answer in answers:
+            if not isinstance(answer, Measured):
+                return "a worker died"
+            if answer.tokens_per_second is None:
+                return answer.reason or "unknown"
+            speeds.append(answer.tokens_per_second)
+        return speeds
+
+    def _drop(self, workers: list[_Worker]) -> None:
+        """End workers that died or hang while measuring; the first one is replaced."""
+        for worker in workers:
+            worker.process.kill()
+            worker.end(5.0)
+        if self._workers[0] in workers:
+            self._workers[0] = self._spawn(0)
+        self._beside = [worker for worker in self._beside if worker not in workers]
 
     def start_all(self) -> None:
-        """Bring up all workers, none of which has measured.
+        """Bring up all workers; on a CPU none of them has measured.
 
-        On a CPU a worker that has is replaced: its heap, in pieces behind large batches, would add
+        There a worker that has is replaced: its heap, in pieces behind large batches, would add
         70 MB to the first run of a small model (420 to 498 MB, n = 2). On a GPU that would cost
         a CUDA context and gain nothing.
         """
         if self._has_measured and self.device().kind == "cpu":
-            self._workers[0].stop()
-            self._workers[0].end(5.0)
+            self._end([self._workers[0], *self._beside])
             self._workers[0] = self._spawn(0)
+            self._beside.clear()
             self._has_measured = False
         self.device()
         while len(self._workers) < self._n_workers:
-            self._workers.append(self._spawn(len(self._workers)))
+            place = len(self._workers)
+            if self._beside and self._device_of(place) == self._device_of(0):
+                self._workers.append(self._beside.pop(0))
+            else:
+                self._workers.append(self._spawn(place))
+        self._end(self._beside)  # more were tried than are worth it
+        self._beside.clear()
         for worker in self._workers:
             worker.wait_until_ready()
 
@@ -253,26 +372,34 @@ class WorkerPool:
 
     def close(self, grace_seconds: float = 30.0) -> None:
         """Stop all workers; runs in hand write a checkpoint if they can in time."""
-        for worker in self._workers:
+        self._end([*self._workers, *self._beside], grace_seconds)
+        self._workers.clear()
+        self._beside.clear()
+
+    def _end(self, workers: list[_Worker], grace_seconds: float = 5.0) -> None:
+        for worker in workers:
             worker.stop()
         deadline = time.monotonic() + grace_seconds
-        for worker in self._workers:
+        for worker in workers:
             worker.end(max(0.1, deadline - time.monotonic()))
-        self._workers.clear()
 
     def kill(self) -> None:
         """End all workers at once, unsaved work and all."""
-        for worker in self._workers:
+        for worker in [*self._workers, *self._beside]:
             worker.process.kill()
         self.close(1.0)
 
-    def _spawn(self, index: int) -> _Worker:
-        """Start the worker of a place; on several GPUs each place has its own."""
+    def _spawn(self, place: int) -> _Worker:
+        """Start the worker of a place."""
+        threads = self._threads or max(1, usable_cores() // self._n_workers)
+        return _Worker(self._device_of(place), threads, self._cache_dir)
+
+    def _device_of(self, place: int) -> str:
+        """The device of a place: on several GPUs they take turns, once their number is known."""
         info = self._workers[0].device if self._workers else None
-        device = self._device
-        if device == "auto" and info is not None and info.kind == "cuda":
-            device = f"cuda:{index % info.count}"
-        return _Worker(device, self._threads, self._cache_dir)
+        if self._device == "auto" and info is not None and info.kind == "cuda":
+            return f"cuda:{place % info.count}"
+        return self._device
 
 
 def usable_cores() -> int:

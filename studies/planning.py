@@ -145,25 +145,26 @@ class Speed:
         return training * (1.0 + validation / config.total_tokens)
 
 
+def measuring_seconds(budget_flops: int) -> float:
+    """How long to measure a configuration: a second, less where a trial itself is short."""
+    return min(1.0, max(0.05, budget_flops / 1e12))
+
+
 def measure_speed(
     sample: Sample,
     measure: Callable[[RunConfig, float], Measured],
     device_name: str,
     *,
     seconds_each: float,
-    n_shapes: int = 3,
 ) -> Speed | str:
     """Measure a cheap, a middling and a dear configuration of the sample.
 
     Returns:
         The speed, or in one line why nothing could be measured.
     """
-    ordered = sorted(sample.admitted, key=lambda a: charge_per_token(a.config))
-    count = min(n_shapes, len(ordered))
-    picks = [ordered[round(q)] for q in np.linspace(0, len(ordered) - 1, count)]
     found: dict[int, float] = {}
     reason = "no configuration is admitted"
-    for pick in picks:
+    for pick in cheap_to_dear(sample):
         measured = measure(pick.config, seconds_each)
         if measured.tokens_per_second is None:
             reason = measured.reason or "unknown"
@@ -173,6 +174,13 @@ def measure_speed(
     if not found:
         return reason
     return Speed(sorted(found), [found[key] for key in sorted(found)], device_name)
+
+
+def cheap_to_dear(sample: Sample, count: int = 3) -> list[Admitted]:
+    """At most `count` configurations of a sample, evenly from cheap to dear by FLOPs a token."""
+    ordered = sorted(sample.admitted, key=lambda a: charge_per_token(a.config))
+    count = min(count, len(ordered))
+    return [ordered[round(q)] for q in np.linspace(0, len(ordered) - 1, count)]
 
 
 def charge_per_token(config: RunConfig) -> int:
@@ -210,7 +218,8 @@ def plan_time(
     """Time of a trial of the whole budget and of the whole search, all rungs included.
 
     Workers on one CPU share its cores: the measured speed is that of one worker with its share of
-    the threads, so the search takes n_trials / n_workers times a trial.
+    the threads, so the search takes n_trials / n_workers times a trial. So it does on GPUs, where
+    the speed is measured while all workers of one are at work.
     """
     seconds = np.array([speed.seconds(admitted.config) for admitted in sample.admitted])
     n_budgets = float((rungs or Rungs()).budgets(n_trials))

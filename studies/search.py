@@ -30,6 +30,7 @@ from studies.planning import (
     Speed,
     TimePlan,
     measure_speed,
+    measuring_seconds,
     plan_time,
     sample_space,
 )
@@ -37,6 +38,7 @@ from studies.prediction import StudyFit, fit_study, promoted
 from studies.promote import DEFAULT_SCALE, PromoteHooks
 from studies.proposals import Proposals
 from studies.settings import SearchSettings
+from studies.sharing import require_gpu, share_gpus
 from studies.simulated_pool import SimulatedPool
 from studies.space import SearchSpace
 from studies.storage import storage_url
@@ -45,10 +47,12 @@ from studies.study_data import fix_data
 from studies.tables import FINISHED_STATUSES, Run, Study
 from studies.trials import TrialSource, reconcile
 from trainer.config import TOKENIZER_VOCABULARIES
+from trainer.simulated_data import SimulatedData
 from trainer.worlds import is_replayed, world_of
 
 if TYPE_CHECKING:
     from trainer.prepare import PrepareProgress
+    from trainer.tokens import TokenData
 
 
 def _go_ahead(plan: TimePlan) -> bool:
@@ -110,9 +114,14 @@ def search(settings: SearchSettings, hooks: Hooks) -> SearchOutcome:
 
 def _pool(settings: SearchSettings) -> WorkerPool | SimulatedPool:
     if settings.world is not None:
-        return SimulatedPool(settings.workers, table=settings.replay)
+        return SimulatedPool(settings.workers or 1, table=settings.replay)
+    return worker_pool(settings)
+
+
+def worker_pool(settings: SearchSettings) -> WorkerPool:
+    """The pool of a search that trains, its first worker on the way up."""
     return WorkerPool(
-        settings.workers,
+        settings.workers or 1,
         device=settings.device,
         threads=settings.threads,
         cache_dir=settings.cache_dir,
@@ -209,6 +218,8 @@ def _search(
     pool: WorkerPool | SimulatedPool,
     hooks: Hooks,
 ) -> SearchOutcome:
+    if isinstance(pool, WorkerPool):
+        require_gpu(settings, pool)  # before hours may go into preparing text
     study, data = fix_data(
         store, study, space, cache_dir=settings.cache_dir, on_prepare=hooks.on_prepare
     )
@@ -229,6 +240,11 @@ def _search(
             hooks.observer.message(f"{len(runs)} complete runs of {name} are points of the law too")
         objective = Objective(study, store.runs(study.id), earlier)
         reconcile(store, study, proposals, objective)
+        finished_trials = store.runs(study.id, kind="trial", statuses=FINISHED_STATUSES)
+        if isinstance(pool, WorkerPool) and len(finished_trials) < settings.trials:
+            told = _share_gpus(study, settings, space, data, pool, hooks.should_stop)
+            if told is not None:
+                hooks.observer.message(told)
         source = TrialSource(
             store,
             study,
@@ -298,6 +314,27 @@ def _law(space: SearchSpace, base: Mapping[str, Any], study: Study) -> LawSample
     return LawSampler(space, base, limits, lambda config: promoted(study, config, for_scale))
 
 
+def _share_gpus(
+    study: Study,
+    settings: SearchSettings,
+    space: SearchSpace,
+    data: TokenData | SimulatedData,
+    pool: WorkerPool,
+    should_stop: Callable[[], bool],
+) -> str | None:
+    """Settle how many workers each GPU has, before limits of memory are."""
+
+    def sample() -> Sample:
+        alone = Limits(study.budget_flops, study.convention, pool.device())  # type: ignore[arg-type]
+        base = study.settings["base"]
+        return sample_space(space, base, alone.with_data(data), PLAN_SAMPLES, settings.seed)
+
+    return share_gpus(
+        settings, pool, sample,
+        seconds_each=measuring_seconds(settings.budget_flops), should_stop=should_stop,
+    )  # fmt: skip
+
+
 def _announce(
     settings: SearchSettings,
     space: SearchSpace,
@@ -315,8 +352,12 @@ def _announce(
         )
     if isinstance(pool, SimulatedPool):
         return None
-    seconds = min(1.0, max(0.05, settings.budget_flops / 1e12))
-    speed = measure_speed(sample, pool.measure, pool.device().name, seconds_each=seconds)
+    speed = measure_speed(
+        sample,
+        pool.measure_share,
+        pool.device().name,
+        seconds_each=measuring_seconds(settings.budget_flops),
+    )
     if not isinstance(speed, Speed):
         hooks.observer.message(f"the speed of this device could not be measured: {speed}")
         return None
@@ -324,7 +365,7 @@ def _announce(
         sample,
         speed,
         n_trials=settings.trials,
-        n_workers=settings.workers,
+        n_workers=pool.n_workers,
         budget_flops=settings.budget_flops,
         rungs=settings.rungs,
     )
@@ -348,48 +389,3 @@ def _outcome(
         reason=reason,
         finished=finished,
     )
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """What a search would propose, nothing trained."""
-
-    settings: SearchSettings
-    space: SearchSpace
-    sample: Sample
-    speed: Speed | str
-    plan: TimePlan | None
-
-
-def dry_run(
-    settings: SearchSettings, n: int, on_progress: Callable[[int], None] | None = None
-) -> DryRun:
-    """Sample the space, ask the constraint and measure the device; write and train nothing."""
-    space = settings.resolved_space()
-    base = settings.base()
-    if settings.world is not None:
-        limits = Limits(settings.budget_flops, settings.convention)
-        sample = sample_space(space, base, limits, n, settings.seed, on_progress)
-        return DryRun(settings, space, sample, "a run that nobody trains takes none", None)
-    with WorkerPool(
-        1, device=settings.device, threads=settings.threads, cache_dir=settings.cache_dir
-    ) as pool:
-        limits = Limits(
-            settings.budget_flops,
-            settings.convention,
-            pool.device_per_worker(),
-            val_tokens=settings.data.val_tokens,
-            train_tokens=settings.data.train_tokens,
-        )
-        sample = sample_space(space, base, limits, n, settings.seed, on_progress)
-        if not sample.admitted:
-            return DryRun(settings, space, sample, "nothing is admitted", None)
-        seconds = min(1.0, max(0.05, settings.budget_flops / 1e12))
-        speed = measure_speed(sample, pool.measure, pool.device().name, seconds_each=seconds)
-    plan = None
-    if isinstance(speed, Speed):
-        plan = plan_time(
-            sample, speed, n_trials=settings.trials, n_workers=settings.workers,
-            budget_flops=settings.budget_flops, rungs=settings.rungs,
-        )  # fmt: skip
-    return DryRun(settings, space, sample, speed, plan)

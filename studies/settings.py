@@ -31,6 +31,16 @@ TRIALS_FOR_RUNGS = 12
 """Fewer trials have the whole budget each unless rungs are asked for: a law needs about as many."""
 
 
+MAX_TRIALS_PER_GPU = 64
+
+
+def no_gpu_to_share(wanted: int, device: str) -> ConfigError:
+    """The refusal of a number of trials per GPU where there is none."""
+    return ConfigError(
+        f"--trials-per-gpu {wanted}: no GPU with device {device}: use --workers {wanted}"
+    )
+
+
 def plans_rungs(sampler: str | None, trials: int) -> bool:
     """Whether a search that names no rungs is planned on several: only `law` compares them."""
     return sampler in (None, "law") and trials >= TRIALS_FOR_RUNGS
@@ -55,7 +65,10 @@ class SearchSettings:
     """Stop this session after so long, runs in hand checkpointed."""
     total_flops: int | None = None
     """Start no trial that would take the study's spending past this, in its convention."""
-    workers: int = 1
+    workers: int | None = None
+    """Trials at a time; None: one, or what `trials_per_gpu` makes."""
+    trials_per_gpu: int | Literal["auto"] | None = None
+    """Trials at a time on each GPU that the device setting allows, 1 to 64; `auto`: measured."""
     threads: int | None = None
     """Arithmetic threads of a worker; None: the cores divided among the workers."""
     device: str = "auto"
@@ -85,8 +98,9 @@ class SearchSettings:
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise ConfigError("--trials: expected at least 1")
-        if self.workers < 1:
+        if self.workers is not None and self.workers < 1:
             raise ConfigError("--workers: expected at least 1")
+        self._check_sharing()
         if self.threads is not None and self.threads < 1:
             raise ConfigError("--threads: expected at least 1")
         if self.budget_flops < 1:
@@ -103,6 +117,24 @@ class SearchSettings:
             raise ConfigError(f"--convention: expected one of {', '.join(CONVENTIONS)}")
         self._check_world()
 
+    def _check_sharing(self) -> None:
+        """Refuse a number of trials per GPU that cannot be had, where that is known already."""
+        wanted = self.trials_per_gpu
+        if wanted is None:
+            return
+        if wanted != "auto" and not 1 <= wanted <= MAX_TRIALS_PER_GPU:
+            raise ConfigError(
+                f"--trials-per-gpu {wanted}: expected 1 to {MAX_TRIALS_PER_GPU}, or auto"
+            )
+        if self.workers is not None:
+            raise ConfigError(
+                "--trials-per-gpu and --workers both say how many trials run at a time; give one"
+            )
+        if self.simulate is not None:
+            raise ConfigError("--simulate: leave out --trials-per-gpu: nothing is trained on a GPU")
+        if wanted != "auto" and self.device in ("cpu", "mps"):
+            raise no_gpu_to_share(wanted, self.device)
+
     def _check_world(self) -> None:
         """Refuse what a simulated world or a table of runs cannot answer."""
         if self.simulate is not None:
@@ -117,6 +149,7 @@ class SearchSettings:
         """Refuse what a table of finished runs cannot answer."""
         refused = {
             "--simulate": (self.simulate is not None, "losses are the table's or a formula's"),
+            "--trials-per-gpu": (self.trials_per_gpu is not None, "nothing is trained on a GPU"),
             "--prune": (self.pruning, "a table has one loss a run, no curve to prune by"),
             "--space": (self.space is not None, "the space is the sizes of the table"),
             "--set": (bool(self.overrides), "the table knows sizes and budgets, no other setting"),

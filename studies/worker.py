@@ -50,6 +50,13 @@ class Measure:
 
     config: RunConfig
     seconds: float
+    together: bool = False
+    """Whether to say `Warm` before measuring and to wait for `Go`."""
+
+
+@dataclass(frozen=True)
+class Go:
+    """Dispatcher to worker: all others are warm too, measure now."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,11 @@ class Ready:
     """Worker to dispatcher: started, on this device."""
 
     device: DeviceInfo
+
+
+@dataclass(frozen=True)
+class Warm:
+    """Worker to dispatcher: ready to measure, waiting for `Go`."""
 
 
 @dataclass(frozen=True)
@@ -106,27 +118,37 @@ def worker_main(
     os.chdir(folder)
     for name in (signal.SIGINT, signal.SIGTERM):  # they reach us through the dispatcher
         signal.signal(name, signal.SIG_IGN)
-    from trainer.device import configure_threads, detect_device
+    from trainer.device import configure_threads, detect_device, settle_device
 
     configure_threads(threads)
     # BrokenPipeError, EOFError, ConnectionResetError: the dispatcher died while we were idle.
     with contextlib.suppress(OSError, EOFError, _DispatcherGone):
+        settle_device(device)
         connection.send(Ready(detect_device(device)))
         opened: dict[str, TokenData] = {}
         while (message := connection.recv()) is not None:
             if isinstance(message, Measure):
-                connection.send(_measure(message))
+                connection.send(_measure(connection, message))
             elif isinstance(message, StartRun):
                 _run(connection, message, opened, cache_dir)
 
 
-def _measure(message: Measure) -> Measured:
+def _measure(connection: Connection, message: Measure) -> Measured:
+    from trainer.device import release_gpu_memory
     from trainer.measuring import measure_tokens_per_second
 
+    def wait_for_the_others() -> None:
+        connection.send(Warm())
+        if connection.recv() is None:  # stop for good
+            raise _DispatcherGone
+
+    when_warm = wait_for_the_others if message.together else None
     try:
-        return Measured(measure_tokens_per_second(message.config, message.seconds))
+        return Measured(measure_tokens_per_second(message.config, message.seconds, when_warm))
     except (RuntimeError, MemoryError, UserError) as error:  # RuntimeError: CUDA out of memory
         return Measured(None, _one_line(error))
+    finally:
+        release_gpu_memory()
 
 
 def _run(
@@ -135,6 +157,7 @@ def _run(
     opened: dict[str, TokenData],
     cache_dir: Path | None,
 ) -> None:
+    from trainer.device import release_gpu_memory
     from trainer.loop import train_run
     from trainer.prepare import open_prepared
 
@@ -156,6 +179,7 @@ def _run(
     except Exception as error:  # noqa: BLE001 - a defect in one run must not end the search
         traceback.print_exc(file=sys.stderr)
         result = _ended(message, "failed", f"defect: {type(error).__name__}: {_one_line(error)}")
+    release_gpu_memory()  # other workers may share the GPU
     connection.send(RunEvent(message.run_id, result))
 
 

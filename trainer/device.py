@@ -54,6 +54,19 @@ def torch_device(spec: str = "auto") -> torch.device:
     return device
 
 
+def settle_device(spec: str) -> None:
+    """Make the GPU of `spec` the one that `auto` means from now on in this process.
+
+    Configurations of a search say `auto` on every GPU; what is elsewhere than on a GPU stays.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    device = torch_device(spec)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def detect_device(spec: str = "auto") -> DeviceInfo:
     """The device that a run with this setting would use, and its free memory now.
 
@@ -164,6 +177,12 @@ def set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
     elif device.type == "mps" and "mps" in state:
         torch.mps.set_rng_state(state["mps"])
+
+
+def release_gpu_memory() -> None:
+    """Give what PyTorch keeps of freed GPU memory back to the other processes on that GPU."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

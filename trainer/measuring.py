@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from statistics import median
+from statistics import fmean, median
 
 import torch
 
@@ -17,7 +17,9 @@ from trainer.optim import build_optimizer
 from trainer.stepping import LOGGED_STEPS, Training, steps_of
 
 
-def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
+def measure_tokens_per_second(
+    config: RunConfig, seconds: float = 1.0, when_warm: Callable[[], None] | None = None
+) -> float:
     """Training speed of a configuration here, from real optimiser steps on random tokens.
 
     Forward, loss, backward and update are run on this device in the run's precision after a
@@ -29,6 +31,9 @@ def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
     Args:
         config: a filled configuration.
         seconds: time to measure, warm-up (about as long at most) not counted.
+        when_warm: called between warm-up and measuring; waits there for other processes that
+            measure on the same device. What counts then is the mean of the steps, not their
+            median: a device serves processes in turns, and the median step may not wait at all.
 
     Returns:
         Training tokens a second.
@@ -39,8 +44,8 @@ def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
     with flushing_denormals(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(config.seed)
         if device.type == "cuda" and config.architecture == "decoder":
-            return StepTimer(config, device).tokens_per_second(seconds)
-        return _measure(config, device, seconds)
+            return StepTimer(config, device).tokens_per_second(seconds, when_warm)
+        return _measure(config, device, seconds, when_warm)
 
 
 def training_on_noise(config: RunConfig, device: torch.device) -> Training:
@@ -77,10 +82,17 @@ class StepTimer:
         self._taken = 0
         self.time_steps(1)
 
-    def tokens_per_second(self, seconds: float) -> float:
-        """Training tokens a second, of whole steps that take so long together or longer."""
+    def tokens_per_second(
+        self, seconds: float, when_warm: Callable[[], None] | None = None
+    ) -> float:
+        """Training tokens a second, of whole steps that take so long together or longer.
+
+        `when_warm` as in `measure_tokens_per_second`.
+        """
         self.time_steps(1)
         at_once = min(LOGGED_STEPS, max(1, int(seconds / 5 / max(self.time_steps(1), 1e-6))))
+        if when_warm is not None:
+            when_warm()
         passed, before = 0.0, self._taken
         while passed < seconds:
             passed += self.time_steps(at_once)
@@ -96,7 +108,12 @@ class StepTimer:
         return time.perf_counter() - start
 
 
-def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:
+def _measure(
+    config: RunConfig,
+    device: torch.device,
+    seconds: float,
+    when_warm: Callable[[], None] | None,
+) -> float:
     objective = objective_for(config, device)
     model = objective.build_model()
     optimizer = build_optimizer(model, config, device)
@@ -124,6 +141,9 @@ def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:
             break
         growth = max(2, min(8, int(seconds / 5 / max(took, 1e-6))))
         n_sequences = min(config.batch_size, n_sequences * growth)
+    if when_warm is not None:
+        when_warm()
+    centre = median if when_warm is None else fmean
     passes: list[float] = []
     updates: list[float] = []
     deadline = time.perf_counter() + seconds
@@ -131,6 +151,6 @@ def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:
         passes.append(timed(pass_over, n_sequences))
         updates.append(timed(optimizer.step))
         optimizer.zero_grad(set_to_none=True)
-    pass_seconds = median(passes) * config.batch_size / n_sequences
-    step_seconds = config.grad_accumulation_steps * pass_seconds + median(updates)
+    pass_seconds = centre(passes) * config.batch_size / n_sequences
+    step_seconds = config.grad_accumulation_steps * pass_seconds + centre(updates)
     return config.tokens_per_step / step_seconds

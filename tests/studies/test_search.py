@@ -373,7 +373,7 @@ def test_hours_stop_a_session_and_the_next_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_share_the_work(tmp_path: Path) -> None:
+def test_two_workers_share_the_work_and_find_the_losses_of_one(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, trials=6, workers=2, sampler="random")
     recorder = Recorder()
     outcome = run_search(settings, observer=recorder)
@@ -383,6 +383,10 @@ def test_two_workers_share_the_work(tmp_path: Path) -> None:
     with Store.open(settings.storage) as store:
         ledger = store.ledger(study.id)
         assert ledger.spent == ledger.planned
+    alone = dataclasses.replace(settings, study="alone", workers=1)
+    assert run_search(alone).n_finished == 6
+    # Results come in another order, what is proposed and found for a number is the same.
+    assert sorted(facts(read(alone)[1])) == sorted(facts(runs))
 
 
 def test_pruning_stops_bad_trials_at_equal_shares(tmp_path: Path) -> None:
