@@ -118,19 +118,21 @@ def search_command(
 ) -> bool:
     """Run a search with progress; True when there is nothing left to do."""
     from studies.search import Hooks, search
+    from studies.storage import is_new_file
     from studies.store import Store
 
     n_done = 0
     settings.resolved_space()  # a budget or space that makes no sense leaves no database behind
-    with Store.open(settings.storage, create=not settings.points_from) as store:
-        study = store.find_study(settings.study_name)
-        if study is not None:
-            statuses = ("complete", "pruned", "failed")
-            n_done = len(store.runs(study.id, kind="trial", statuses=statuses))
-            console.print(
-                f"continuing study {escape(study.name)}: {n_done} trials done", highlight=False
-            )
-            settings = settings.continuing(study)
+    if not is_new_file(settings.storage):
+        with Store.open(settings.storage, create=not settings.points_from) as store:
+            study = store.find_study(settings.study_name)
+            if study is not None:
+                statuses = ("complete", "pruned", "failed")
+                n_done = len(store.runs(study.id, kind="trial", statuses=statuses))
+                console.print(
+                    f"continuing study {escape(study.name)}: {n_done} trials done", highlight=False
+                )
+                settings = settings.continuing(study)
     print_notice(console, settings.world)
     if settings.replay is not None:
         console.print(escape(settings.replay.description), highlight=False)

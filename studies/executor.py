@@ -18,11 +18,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import fmean
 
-from budgetsweep.errors import StudyError
+from budgetsweep.errors import ConfigError, StudyError
 from studies.worker import (
     Go,
     Measure,
     Measured,
+    NoDevice,
     Ready,
     RunEvent,
     StartRun,
@@ -92,6 +93,8 @@ class _Worker:
     def wait_until_ready(self) -> DeviceInfo:
         if self.device is None:
             answer = self._receive(START_SECONDS)
+            if isinstance(answer, NoDevice):
+                raise ConfigError(answer.reason)
             if not isinstance(answer, Ready):
                 self.process.join(5.0)
                 raise StudyError(
@@ -161,6 +164,7 @@ class WorkerPool:
         """The device of the first worker; waits until it is up.
 
         Raises:
+            ConfigError: there is no such device.
             StudyError: the process did not start.
         """
         return self._workers[0].wait_until_ready()

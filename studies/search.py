@@ -7,6 +7,7 @@ would change it is refused, because its trials could not be compared.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ from studies.prediction import StudyFit, fit_study, promoted
 from studies.promote import DEFAULT_SCALE, PromoteHooks
 from studies.proposals import Proposals
 from studies.settings import SearchSettings
-from studies.sharing import require_gpu, share_gpus
+from studies.sharing import require_device, share_gpus
 from studies.simulated_pool import SimulatedPool
 from studies.space import SearchSpace
 from studies.storage import storage_url
@@ -98,18 +99,22 @@ def search(settings: SearchSettings, hooks: Hooks) -> SearchOutcome:
     space = settings.resolved_space()
     base = settings.base()
     _check_base(base, space, settings)
-    # Earlier studies are in the database already: a wrong name leaves no new one behind.
-    store = Store.open(settings.storage, create=not settings.points_from)
-    try:
+    with contextlib.ExitStack() as stack:
+        pool: WorkerPool | SimulatedPool | None = None
+        if settings.names_device:  # which may be missing: that leaves no new database behind
+            pool = worker_pool(settings)
+            stack.enter_context(pool)
+            require_device(settings, pool)
+        # So with earlier studies: they are in the database already.
+        store = Store.open(settings.storage, create=not settings.points_from)
+        stack.callback(store.close)
         study = _open_study(store, settings, space, base)
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
-        try:
-            with _pool(settings) as pool:
-                return _search(store, study, settings, space, pool, hooks)
-        finally:
-            store.release_lease(study.id)
-    finally:
-        store.close()
+        stack.callback(store.release_lease, study.id)
+        if pool is None:
+            pool = _pool(settings)
+            stack.enter_context(pool)
+        return _search(store, study, settings, space, pool, hooks)
 
 
 def _pool(settings: SearchSettings) -> WorkerPool | SimulatedPool:
@@ -218,8 +223,6 @@ def _search(
     pool: WorkerPool | SimulatedPool,
     hooks: Hooks,
 ) -> SearchOutcome:
-    if isinstance(pool, WorkerPool):
-        require_gpu(settings, pool)  # before hours may go into preparing text
     study, data = fix_data(
         store, study, space, cache_dir=settings.cache_dir, on_prepare=hooks.on_prepare
     )

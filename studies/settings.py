@@ -169,6 +169,12 @@ class SearchSettings:
         table.check(self.budget_flops, self.rungs)
 
     @property
+    def names_device(self) -> bool:
+        """A device is asked for that a machine may lack."""
+        missing = self.device not in ("auto", "cpu") or isinstance(self.trials_per_gpu, int)
+        return self.world is None and missing
+
+    @property
     def world(self) -> str | None:
         """The simulated world or the table that losses come from; None: runs are trained."""
         return self.simulate if self.replay is None else self.replay.world

@@ -68,15 +68,16 @@ def choose(measure: Callable[[int], list[float] | str]) -> Choice:
     return Choice(chosen, totals, None)
 
 
-def require_gpu(settings: SearchSettings, pool: WorkerPool) -> None:
-    """Refuse a number of trials per GPU where there is none; waits for the first worker.
+def require_device(settings: SearchSettings, pool: WorkerPool) -> None:
+    """Refuse a device that is not there; waits for the first worker.
 
     Raises:
-        ConfigError: a number is asked for, and the device is no GPU.
+        ConfigError: there is no such device, or a number of trials per GPU is asked for and it is
+            no GPU.
         StudyError: the first worker did not start.
     """
-    wanted = settings.trials_per_gpu
-    if isinstance(wanted, int) and pool.device().kind != "cuda":
+    wanted, kind = settings.trials_per_gpu, pool.device().kind
+    if isinstance(wanted, int) and kind != "cuda":
         raise no_gpu_to_share(wanted, settings.device)
 
 
@@ -107,7 +108,7 @@ def share_gpus(
     wanted = settings.trials_per_gpu
     if wanted is None:
         return None
-    require_gpu(settings, pool)
+    require_device(settings, pool)
     if pool.device().kind != "cuda":
         return "trials per GPU: there is no GPU to share, 1 worker is used"
     if wanted != "auto":

@@ -100,6 +100,16 @@ def _sqlite_path(url: URL) -> Path:
     return Path(database.removeprefix("file:").partition("?")[0]).absolute()
 
 
+def is_new_file(storage: str | Path) -> bool:
+    """Whether a database would be a new file; a server's may be there or not.
+
+    Raises:
+        StudyError: as `storage_url`.
+    """
+    url = make_url(storage_url(storage))
+    return url.get_backend_name() == "sqlite" and not Path(url.database or "").exists()
+
+
 def describe(url: str | URL) -> str:
     """A storage as messages name it: the file, or the URL without its password."""
     parsed = make_url(url)

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from budgetsweep.errors import CheckpointError, UserError
+from budgetsweep.errors import CheckpointError, ConfigError, UserError
 from trainer.branches import WHOLE, Lineage
 from trainer.config import RunConfig
 from trainer.events import Command, DeviceInfo, Point, Progress, RunResult, Status
@@ -75,6 +75,13 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class NoDevice:
+    """Worker to dispatcher, in place of `Ready`: there is no such device."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Warm:
     """Worker to dispatcher: ready to measure, waiting for `Go`."""
 
@@ -123,8 +130,13 @@ def worker_main(
     configure_threads(threads)
     # BrokenPipeError, EOFError, ConnectionResetError: the dispatcher died while we were idle.
     with contextlib.suppress(OSError, EOFError, _DispatcherGone):
-        settle_device(device)
-        connection.send(Ready(detect_device(device)))
+        try:
+            settle_device(device)
+            ready = Ready(detect_device(device))
+        except ConfigError as error:
+            connection.send(NoDevice(str(error)))
+            return
+        connection.send(ready)
         opened: dict[str, TokenData] = {}
         while (message := connection.recv()) is not None:
             if isinstance(message, Measure):

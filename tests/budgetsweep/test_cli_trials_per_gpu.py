@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,3 +68,30 @@ def test_auto_says_in_one_line_what_it_found(
     assert result.exit_code == 0, result.output
     assert told in result.output.splitlines()
     assert "measured here" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--device", "cuda:99"), "device = cuda:99: PyTorch"),
+        (("--trials-per-gpu", "4"), "--trials-per-gpu 4: no GPU with device auto"),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_line_and_leaves_no_database(
+    words: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    """All of what a user sees: the worker that looks for the device is a process of its own."""
+    import torch
+
+    if words[0] == "--trials-per-gpu" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    command = ["search", "--budget", "1e10", "--data", "demo", "--trials", "1", *words]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "budgetsweep.cli", *command], cwd=tmp_path, capture_output=True,
+        text=True, check=False, env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"Error: {message}")
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

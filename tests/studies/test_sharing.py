@@ -27,8 +27,10 @@ from tests.studies.fake_gpus import GIB, FakeGpus, use_fake_gpus
 from tests.studies.sweeping import Recorder, run_search, settings_for
 from tests.trainer.tiny_runs import tiny_config
 from trainer import device as device_module
+from trainer import measuring
 from trainer.config import RunConfig
-from trainer.device import measure_tokens_per_second, settle_device, torch_device
+from trainer.device import settle_device, torch_device
+from trainer.measuring import measure_tokens_per_second
 
 SPEEDS = {1: 1.2e6, 2: 1.9e6, 4: 2.0e6, 8: 9e6}
 """Four bring a twentieth more than two; eight must never be asked."""
@@ -267,7 +269,7 @@ def test_all_steps_count_where_a_device_is_shared(monkeypatch: pytest.MonkeyPatc
         if next(calls) % 5 == 4:
             time.sleep(0.05)
 
-    monkeypatch.setattr(device_module, "synchronize", wait)
+    monkeypatch.setattr(measuring, "synchronize", wait)
     config = tiny_config(batch_size=1)
     warm: list[int] = []
     together = measure_tokens_per_second(config, 0.3, lambda: warm.append(1))
