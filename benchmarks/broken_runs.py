@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 import trainer.objectives
 import trainer.state
 from model.layers import DecoderBlock
-from trainer.config import DataConfig, RunConfig
+from trainer.config import RunConfig
+from trainer.data_config import DataConfig
 from trainer.events import Point
 from trainer.loop import train_run
 from trainer.prepare import open_prepared, prepare

@@ -33,7 +33,7 @@ from studies.promote import PromoteHooks, PromoteSettings, promote
 from studies.rungs import DEFAULT_RUNGS, Rungs
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
-from trainer.config import DataConfig
+from trainer.data_config import DataConfig
 from trainer.events import RunResult
 
 STAGES = ("tests", "throughput", "profile", "trials", "search", "promote")

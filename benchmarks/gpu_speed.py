@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from budgetsweep.constraint import fill
-from trainer.config import DataConfig, RunConfig
+from trainer.config import RunConfig
+from trainer.data_config import DataConfig
 from trainer.device import torch_device
 from trainer.measuring import StepTimer
 

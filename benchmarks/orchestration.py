@@ -26,7 +26,7 @@ from studies.observer import Observer, RunView
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
 from studies.space import space_from_dict
-from trainer.config import DataConfig
+from trainer.data_config import DataConfig
 from trainer.events import RunResult
 from trainer.worlds import DEFAULT_WORLD
 

@@ -185,7 +185,7 @@ def train(variant: str, budget: float, seed: int, data: Settings) -> Settings:
 
 def prepared(args: argparse.Namespace) -> Settings:
     """Tokens of the text, prepared once; the data section of every run."""
-    from trainer.config import DataConfig
+    from trainer.data_config import DataConfig
     from trainer.prepare import prepare
 
     wanted = DataConfig(source=args.data, validation=args.val_data)

@@ -36,8 +36,8 @@ from trainer.blocks import (
     cut_blocks,
     encode_block,
 )
-from trainer.config import DataConfig
 from trainer.corpus import Corpus, iter_documents, open_corpus
+from trainer.data_config import DataConfig
 from trainer.prepare import prepare
 from trainer.tokenizers import load_tokenizer
 from trainer.tokens import write_shard

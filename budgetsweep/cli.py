@@ -32,7 +32,7 @@ from budgetsweep.cli_scaling import fit
 from budgetsweep.errors import UserError
 
 if TYPE_CHECKING:
-    from trainer.config import DataConfig
+    from trainer.data_config import DataConfig
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 SAMPLER_NAMES = ("tpe", "gp", "random", "qmc", "grid", "law")
@@ -76,7 +76,7 @@ def _data_config(
     source: str, val_data: str | None, text_field: str, tokenizer: str | None
 ) -> tuple[DataConfig, str]:
     from budgetsweep.config import parse
-    from trainer.config import DataConfig
+    from trainer.data_config import DataConfig
 
     data = {"source": source, "validation": val_data, "text_field": text_field}
     config = parse(DataConfig, data, "--data")

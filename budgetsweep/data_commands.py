@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from budgetsweep.display import PrepareDisplay
-from trainer.config import DataConfig
+from trainer.data_config import DataConfig
 
 if TYPE_CHECKING:
     from trainer.tokens import TokenData

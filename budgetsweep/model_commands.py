@@ -17,7 +17,8 @@ from rich.markup import escape
 from budgetsweep.config import parse
 from budgetsweep.display import PrepareDisplay, WorkDisplay
 from budgetsweep.errors import CheckpointError, ConfigError
-from trainer.config import PREDICTED, DataConfig, RunConfig
+from trainer.config import PREDICTED, RunConfig
+from trainer.data_config import DataConfig
 from trainer.threads import prepare_environment
 
 if TYPE_CHECKING:

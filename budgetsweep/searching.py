@@ -27,7 +27,7 @@ from budgetsweep.display import (
 from budgetsweep.errors import ConfigError
 from budgetsweep.plan_display import print_rungs, print_time_plan
 from budgetsweep.promoting import print_answers
-from trainer.config import DataConfig
+from trainer.data_config import DataConfig
 from trainer.worlds import mark
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from budgetsweep.errors import DataError, StudyError
 from studies.space import SearchSpace
 from studies.store import Store
 from studies.tables import Run, Study
-from trainer.config import DataConfig
+from trainer.data_config import DataConfig
 from trainer.worlds import world_of
 
 Earlier = Mapping[str, list[Run]]

@@ -19,7 +19,8 @@ from studies.sampling import SamplerName
 from studies.space import SearchSpace, space_from_dict
 from studies.storage import storage_url
 from studies.tables import Study
-from trainer.config import ARCHITECTURES, TOKENIZER_VOCABULARIES, DataConfig
+from trainer.config import ARCHITECTURES, TOKENIZER_VOCABULARIES
+from trainer.data_config import DataConfig
 from trainer.recipes import RECIPES
 from trainer.simulated import REPORTS
 from trainer.worlds import world_named

@@ -31,7 +31,8 @@ from pydantic import Field, field_validator, model_validator
 from budgetsweep.config import StrictModel, did_you_mean
 from budgetsweep.errors import ConfigError
 from model.config import EncoderDecoderConfig, ModelConfig
-from trainer.config import ARCHITECTURES, Architecture, DataConfig, RunConfig
+from trainer.config import ARCHITECTURES, Architecture, RunConfig
+from trainer.data_config import DataConfig
 
 Value = bool | int | float | str | None
 

@@ -20,7 +20,7 @@ from studies.replay import table_of
 from studies.space import SearchSpace
 from studies.store import Store
 from studies.tables import Study
-from trainer.config import DataConfig
+from trainer.data_config import DataConfig
 from trainer.simulated_data import SimulatedData, simulated_data
 from trainer.worlds import world_of
 

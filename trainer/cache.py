@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from budgetsweep.errors import DataError
-from trainer.config import DataConfig
 from trainer.corpus import hub_name, is_hub, source_identity
+from trainer.data_config import DataConfig
 from trainer.manifest import FORMAT_VERSION, MANIFEST_NAME, load_manifest
 from trainer.tokens import open_tokens
 

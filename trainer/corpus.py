@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, final
 
 from budgetsweep.errors import DataError
-from trainer.config import DataConfig
 from trainer.csv_rows import csv_file_columns, csv_file_records, mixed_columns
+from trainer.data_config import DataConfig
 from trainer.files import FoundFiles, find_files, local_identity, piece_bytes
 from trainer.loading import Cursor, Record, json_records, parquet_records, text_records
 

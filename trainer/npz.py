@@ -16,7 +16,8 @@ import numpy as np
 
 from budgetsweep.errors import DataError
 from trainer.cache import data_identity
-from trainer.config import TOKENIZER_VOCABULARIES, DataConfig
+from trainer.config import TOKENIZER_VOCABULARIES
+from trainer.data_config import DataConfig
 from trainer.manifest import Manifest, ShardEntry, save_manifest, utc_now
 from trainer.progress import PrepareMeter, PrepareProgress
 from trainer.tokenizers import END_OF_TEXT, load_tokenizer

@@ -23,8 +23,9 @@ from trainer.cache import (
     locked,
     prepared_info,
 )
-from trainer.config import TOKENIZER_VOCABULARIES, DataConfig
+from trainer.config import TOKENIZER_VOCABULARIES
 from trainer.corpus import is_hub
+from trainer.data_config import DataConfig
 from trainer.manifest import MANIFEST_NAME, Manifest, load_manifest
 from trainer.progress import PrepareProgress
 from trainer.tokens import TokenData, open_tokens

@@ -28,8 +28,8 @@ from trainer.blocks import (
     nothing_usable,
 )
 from trainer.cache import data_identity
-from trainer.config import DataConfig
 from trainer.corpus import Corpus, open_corpus
+from trainer.data_config import DataConfig
 from trainer.manifest import Manifest, ShardEntry, cannot_write, save_manifest, utc_now
 from trainer.progress import (
     TICK_SECONDS,

@@ -14,7 +14,7 @@ import datasets  # noqa: F401 - the slow import, done before the fork
 
 from budgetsweep.errors import DataError
 from trainer import blocks, writer
-from trainer.config import DataConfig
+from trainer.data_config import DataConfig
 from trainer.prepare import prepare
 
 BLOCK_CHARS = 20_000

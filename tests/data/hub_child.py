@@ -11,7 +11,7 @@ from typing import Any
 
 from budgetsweep.errors import DataError
 from trainer import blocks, hub
-from trainer.config import DataConfig
+from trainer.data_config import DataConfig
 from trainer.manifest import load_manifest
 from trainer.prepare import prepare
 

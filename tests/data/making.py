@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.config import DataConfig
+from trainer.data_config import DataConfig
 from trainer.prepare import prepare
 from trainer.tokens import TokenArray, TokenData
 

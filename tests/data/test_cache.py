@@ -9,7 +9,7 @@ import pytest
 from budgetsweep.errors import ConfigError, DataError
 from tests.data.making import prepared, same
 from trainer.cache import default_cache_dir
-from trainer.config import DataConfig
+from trainer.data_config import DataConfig
 from trainer.prepare import folder_for, list_prepared, open_prepared, prepare
 from trainer.tokenizers import ByteTokenizer
 from trainer.tokens import open_tokens

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from budgetsweep.errors import DataError
 from tests.data.making import make_documents, write_jsonl
-from trainer.config import DataConfig
 from trainer.corpus import Corpus, DemoCorpus, hub_name, iter_documents, open_corpus
+from trainer.data_config import DataConfig
 from trainer.files import find_files, kind_of
 
 PACK: dict[str, Callable[[bytes], bytes]] = {

@@ -17,7 +17,7 @@ from tests.data.crash_child import BLOCK_CHARS, prepare_source
 from tests.data.making import make_documents, write_jsonl
 from trainer import blocks
 from trainer.cache import locked
-from trainer.config import DataConfig
+from trainer.data_config import DataConfig
 from trainer.manifest import load_manifest
 from trainer.prepare import folder_for, prepare
 from trainer.tokens import TokenData, open_tokens

@@ -22,7 +22,7 @@ from tests.data.hub_child import BLOCK_CHARS
 from tests.data.hub_server import Files, Hub
 from tests.data.making import ROOT, make_documents
 from trainer import blocks
-from trainer.config import DataConfig
+from trainer.data_config import DataConfig
 from trainer.prepare import prepare
 
 OLD, NEW = "a" * 40, "b" * 40

@@ -15,7 +15,7 @@ import pytest
 from budgetsweep.errors import DataError
 from tests.data.making import needs_real_data
 from trainer import npz
-from trainer.config import DataConfig
+from trainer.data_config import DataConfig
 from trainer.manifest import load_manifest
 from trainer.prepare import PrepareProgress, folder_for, open_prepared, prepare
 from trainer.tokens import TokenData

@@ -21,8 +21,8 @@ from tests.data.making import (
 )
 from trainer import loading, progress
 from trainer.blocks import document_hash
-from trainer.config import DataConfig
 from trainer.corpus import DemoCorpus
+from trainer.data_config import DataConfig
 from trainer.manifest import load_manifest, save_manifest
 from trainer.prepare import (
     PrepareProgress,

@@ -17,8 +17,8 @@ from budgetsweep.errors import DataError
 from tests.data.making import decode, prepared, same, write_jsonl
 from trainer import progress
 from trainer.blocks import document_hash
-from trainer.config import DataConfig
 from trainer.corpus import iter_documents
+from trainer.data_config import DataConfig
 from trainer.manifest import _checksum, load_manifest, save_manifest
 from trainer.pairs import PairIndex
 from trainer.prepare import PrepareProgress, folder_for, list_prepared

@@ -12,7 +12,7 @@ from studies.settings import SearchSettings
 from studies.space import SearchSpace, space_from_dict
 from studies.store import Store
 from studies.tables import Run, Study
-from trainer.config import DataConfig
+from trainer.data_config import DataConfig
 from trainer.events import RunResult
 
 BUDGET = 400_000_000
