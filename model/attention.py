@@ -71,13 +71,19 @@ def _fused_attention(
 
     q is (B, H, T, HD), k and v are (B, H, S, HD); causal needs T = S.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-1] <= SLOW_CPU_HEAD_DIM:
+    if _is_slow(v):
         with torch.autocast("cpu", enabled=False):
             wide = _fused_attention(q.float(), k.float(), v.float(), scale, p_dropout, causal)
-        return wide.to(q.dtype)
+        return wide.to(v.dtype)
     return F.scaled_dot_product_attention(
         q, k, v, dropout_p=p_dropout, is_causal=causal, scale=scale
     )
+
+
+def _is_slow(heads: Tensor) -> bool:
+    """Whether attention of heads (B, H, S, HD) of this type is better done in float32."""
+    narrow = heads.shape[-1] <= SLOW_CPU_HEAD_DIM
+    return heads.device.type == "cpu" and heads.dtype == torch.bfloat16 and narrow
 
 
 class _Projections(nn.Module):
@@ -226,7 +232,8 @@ class MultiHeadAttention(_Projections):
         if self.qk_norm:
             q, k = (F.rms_norm(each, (self.head_dim,)) for each in (q, k))
         if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+            dtype = torch.float32 if _is_slow(q) else q.dtype
+            q, k = rotate(q, rotation, dtype), rotate(k, rotation, dtype)
         return q, k.mT
 
     def forward(

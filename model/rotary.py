@@ -6,8 +6,11 @@ far they stand apart, not on where. The pairs are dimension i and i + HD/2, as i
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 BASE = 10_000.0
 """Of the wavelengths, from 2π tokens to almost 2π times this."""
@@ -20,8 +23,54 @@ def rotation_table(n_positions: int, head_dim: int) -> Tensor:
     return torch.stack((angles.cos(), angles.sin())).float()
 
 
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn x (B, H, S, HD) by `rotation`, (2, S, HD/2) or (2, B, 1, S, HD/2); in x's type."""
+def rotate(x: Tensor, rotation: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Turn each half-pair of x by the angles of its position, in float32 or wider.
+
+    Differentiable once, in x.
+
+    Args:
+        x: (B, H, S, HD); fastest where it is a view of (B, S, H, HD).
+        rotation: (2, S, HD/2) or (2, B, 1, S, HD/2), as `rotation_table` has them.
+        dtype: of the result; None: x's.
+
+    Returns:
+        (B, H, S, HD).
+    """
     cos, sin = rotation
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).to(x.dtype)
+    table = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    turned: Tensor = _Rotate.apply(x.transpose(1, 2), *table, dtype or x.dtype)  # type: ignore[no-untyped-call]
+    return turned.transpose(1, 2)
+
+
+class _Rotate(torch.autograd.Function):
+    """Of x (B, S, H, HD): long contiguous passes, where autograd's own would be by head."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.dtype = x.dtype
+        return _turned(x, cos, sin, dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, -sin, ctx.dtype), None, None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum of x · cos and (x with its halves exchanged) · sin; x is (B, S, H, HD)."""
+    B, S, H, HD = x.shape
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    exchanged = x.roll(HD // 2, dims=-1).reshape(B, S, H * HD)
+    # A table as wide as all heads makes each pass one long loop instead of one for each head.
+    cos, sin = (_for_all_heads(table.to(x.dtype), H) for table in (cos, sin))
+    turned = (x.reshape(B, S, H * HD) * cos).addcmul_(exchanged, sin)
+    return turned.view(B, S, H, HD).to(dtype)
+
+
+def _for_all_heads(table: Tensor, heads: int) -> Tensor:
+    """(S, HD) or (B, 1, S, HD) to (S, H · HD) or (B, S, H · HD)."""
+    if table.ndim == 4:
+        table = table.squeeze(1)
+    return table.repeat(*(1,) * (table.ndim - 1), heads)
