@@ -24,25 +24,29 @@ from benchmarks.common import ROOT, about, write_results
 from trainer.threads import prepare_environment
 
 LIMIT = 0.15
-# (V, D, H, L, B, S, accumulation, dropout, autocast)
+# (V, D, H, L, B, S, accumulation, dropout, autocast, recipe)
 SHAPES = [
-    (257, 32, 2, 1, 8, 128, 1, 0.0, "off"),
-    (257, 64, 4, 4, 64, 64, 2, 0.1, "auto"),
-    (257, 128, 4, 4, 32, 256, 1, 0.0, "auto"),
-    (257, 256, 8, 8, 16, 256, 1, 0.0, "auto"),
-    (257, 256, 4, 8, 16, 256, 1, 0.1, "off"),
-    (257, 128, 8, 6, 8, 1024, 1, 0.1, "auto"),
-    (257, 192, 6, 6, 64, 256, 1, 0.0, "off"),
-    (50257, 32, 2, 2, 32, 128, 1, 0.1, "auto"),
-    (50257, 64, 4, 4, 64, 64, 1, 0.0, "auto"),
-    (50257, 128, 4, 4, 16, 256, 2, 0.0, "auto"),
-    (50257, 128, 4, 4, 32, 128, 1, 0.0, "off"),
-    (50257, 96, 16, 6, 32, 32, 3, 0.1, "auto"),
-    (50257, 256, 8, 8, 4, 256, 1, 0.0, "auto"),
-    (50257, 256, 8, 8, 64, 256, 1, 0.0, "auto"),
+    (257, 32, 2, 1, 8, 128, 1, 0.0, "off", "gpt2"),
+    (257, 64, 4, 4, 64, 64, 2, 0.1, "auto", "gpt2"),
+    (257, 128, 4, 4, 32, 256, 1, 0.0, "auto", "gpt2"),
+    (257, 256, 8, 8, 16, 256, 1, 0.0, "auto", "gpt2"),
+    (257, 256, 4, 8, 16, 256, 1, 0.1, "off", "gpt2"),
+    (257, 128, 8, 6, 8, 1024, 1, 0.1, "auto", "gpt2"),
+    (257, 192, 6, 6, 64, 256, 1, 0.0, "off", "gpt2"),
+    (50257, 32, 2, 2, 32, 128, 1, 0.1, "auto", "gpt2"),
+    (50257, 64, 4, 4, 64, 64, 1, 0.0, "auto", "gpt2"),
+    (50257, 128, 4, 4, 16, 256, 2, 0.0, "auto", "gpt2"),
+    (50257, 128, 4, 4, 32, 128, 1, 0.0, "off", "gpt2"),
+    (50257, 96, 16, 6, 32, 32, 3, 0.1, "auto", "gpt2"),
+    (50257, 256, 8, 8, 4, 256, 1, 0.0, "auto", "gpt2"),
+    (50257, 256, 8, 8, 64, 256, 1, 0.0, "auto", "gpt2"),
+    (50257, 48, 3, 2, 16, 128, 1, 0.0, "auto", "modern"),
+    (50257, 80, 5, 2, 32, 128, 1, 0.0, "auto", "modern"),
+    (50257, 128, 4, 4, 32, 256, 1, 0.0, "auto", "modern"),
+    (50257, 256, 8, 8, 32, 256, 1, 0.0, "auto", "modern"),
 ]
 NAMES = ("n_vocab", "n_embd", "n_head", "n_layer", "batch_size", "seq_len",
-         "grad_accumulation_steps", "p_dropout", "autocast")  # fmt: skip
+         "grad_accumulation_steps", "p_dropout", "autocast", "recipe")  # fmt: skip
 
 
 def run_config(shape: dict[str, Any], steps: int = 3) -> Any:
@@ -57,6 +61,7 @@ def run_config(shape: dict[str, Any], steps: int = 3) -> Any:
                 **{k: shape[k] for k in ("n_vocab", "n_embd", "n_head", "n_layer", "p_dropout")},
             },
             "device": "cpu",
+            "recipe": shape["recipe"],
             "max_lr": 1e-3,
             "num_training_steps": steps,
             "num_evals": 2,
@@ -168,9 +173,9 @@ def main() -> int:
 
 
 HEADER = (
-    "| process | V | D | H | L | B | S | accum | dropout | precision | steps "
+    "| process | V | D | H | L | B | S | accum | dropout | recipe | precision | steps "
     "| estimate MB | measured MB | ratio |\n"
-    + "|" + "---|" * 14
+    + "|" + "---|" * 15
 )  # fmt: skip
 
 
@@ -181,7 +186,7 @@ def ratio(row: dict[str, Any]) -> float:
 
 def table_row(row: dict[str, Any]) -> str:
     """One line of the table."""
-    cells = [row["process"], *(row[name] for name in NAMES[:-1])]
+    cells = [row["process"], *(row[name] for name in NAMES if name != "autocast")]
     cells += ["bf16" if row["bf16"] else "fp32", row["steps"]]
     cells += [round(row[f"{what}_bytes"] / 1e6) for what in ("estimate", "measured")]
     return "| " + " | ".join(map(str, [*cells, f"{ratio(row):.3f}"])) + " |"
