@@ -224,15 +224,19 @@ class MultiHeadAttention(_Projections):
             heads = attend(q, kT, v, allowed, self.scale, p_dropout)
         return heads.transpose(1, 2).reshape(B, S, self.n_embd)
 
-    def placed(self, q: Tensor, kT: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Queries and transposed keys as they are compared: normalised and rotated, if so built."""
+    def placed(
+        self, q: Tensor, kT: Tensor, rotation: Tensor | None, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and transposed keys as they are compared: normalised and rotated, if so built.
+
+        Those that are rotated have the given type; None: that of q.
+        """
         if not self.qk_norm and rotation is None:
             return q, kT
         k = kT.mT
         if self.qk_norm:
             q, k = (F.rms_norm(each, (self.head_dim,)) for each in (q, k))
         if rotation is not None:
-            dtype = torch.float32 if _is_slow(q) else q.dtype
             q, k = rotate(q, rotation, dtype), rotate(k, rotation, dtype)
         return q, k.mT
 
@@ -247,7 +251,8 @@ class MultiHeadAttention(_Projections):
             rotation: of each position, as `model.rotary.rotate` takes it; None: none.
         """
         q, kT, v = self.q_kT_v(x)
-        q, kT = self.placed(q, kT, rotation)
+        wide = attention_mask is None and _is_slow(v)  # fused attention would convert them there
+        q, kT = self.placed(q, kT, rotation, torch.float32 if wide else None)
         return self.projection(self.self_attention(q, kT, v, attention_mask))
 
     def extend(

@@ -36,9 +36,7 @@ def rotate(x: Tensor, rotation: Tensor, dtype: torch.dtype | None = None) -> Ten
     Returns:
         (B, H, S, HD).
     """
-    cos, sin = rotation
-    table = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-    turned: Tensor = _Rotate.apply(x.transpose(1, 2), *table, dtype or x.dtype)  # type: ignore[no-untyped-call]
+    turned: Tensor = _Rotate.apply(x.transpose(1, 2), rotation, dtype or x.dtype)  # type: ignore[no-untyped-call]
     return turned.transpose(1, 2)
 
 
@@ -46,26 +44,28 @@ class _Rotate(torch.autograd.Function):
     """Of x (B, S, H, HD): long contiguous passes, where autograd's own would be by head."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(cos, sin)
+    def forward(ctx: Any, x: Tensor, rotation: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(rotation)
         ctx.dtype = x.dtype
+        cos, sin = rotation
         return _turned(x, cos, sin, dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _turned(grad, cos, -sin, ctx.dtype), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors[0]
+        return _turned(grad, cos, -sin, ctx.dtype), None, None
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum of x · cos and (x with its halves exchanged) · sin; x is (B, S, H, HD)."""
+    """X (B, S, H, HD) turned by angles whose cosines and sines are (S, HD/2) or (B, 1, S, HD/2)."""
     B, S, H, HD = x.shape
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     exchanged = x.roll(HD // 2, dims=-1).reshape(B, S, H * HD)
     # A table as wide as all heads makes each pass one long loop instead of one for each head.
-    cos, sin = (_for_all_heads(table.to(x.dtype), H) for table in (cos, sin))
-    turned = (x.reshape(B, S, H * HD) * cos).addcmul_(exchanged, sin)
+    wide = _for_all_heads(torch.cat((cos, cos), dim=-1).to(x.dtype), H)
+    across = _for_all_heads(torch.cat((-sin, sin), dim=-1).to(x.dtype), H)
+    turned = (x.reshape(B, S, H * HD) * wide).addcmul_(exchanged, across)
     return turned.view(B, S, H, HD).to(dtype)
 
 

@@ -241,7 +241,7 @@ class WorkerPool:
         for worker in workers:
             try:
                 worker.wait_until_ready()
-            except StudyError as error:
+            except (StudyError, ConfigError) as error:
                 missing[worker] = str(error)
         if missing:
             self._drop(list(missing))

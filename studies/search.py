@@ -114,6 +114,8 @@ def search(settings: SearchSettings, hooks: Hooks) -> SearchOutcome:
         if pool is None:
             pool = _pool(settings)
             stack.enter_context(pool)
+        else:
+            stack.callback(pool.close)  # before the lease is given back
         return _search(store, study, settings, space, pool, hooks)
 
 

@@ -107,7 +107,7 @@ def is_new_file(storage: str | Path) -> bool:
         StudyError: as `storage_url`.
     """
     url = make_url(storage_url(storage))
-    return url.get_backend_name() == "sqlite" and not Path(url.database or "").exists()
+    return url.get_backend_name() == "sqlite" and not _sqlite_path(url).exists()
 
 
 def describe(url: str | URL) -> str:

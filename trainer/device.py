@@ -6,7 +6,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Literal
 
 import torch
@@ -182,7 +182,8 @@ def set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
 def release_gpu_memory() -> None:
     """Give what PyTorch keeps of freed GPU memory back to the other processes on that GPU."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # after a broken capture: the run's result matters more
+            torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 import torch
 
-from trainer.compilation import training_forward, wants_compile
+from trainer.compilation import forget_compiled, training_forward, wants_compile
 from trainer.config import RunConfig
 from trainer.device import autocast_context, flushing_denormals, synchronize, torch_device
 from trainer.host import keep_freed_memory
@@ -44,7 +44,11 @@ def measure_tokens_per_second(
     with flushing_denormals(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(config.seed)
         if device.type == "cuda" and config.architecture == "decoder":
-            return StepTimer(config, device).tokens_per_second(seconds, when_warm)
+            try:
+                return StepTimer(config, device).tokens_per_second(seconds, when_warm)
+            finally:
+                if config.compile == "on":
+                    forget_compiled()
         return _measure(config, device, seconds, when_warm)
 
 

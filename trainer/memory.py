@@ -26,6 +26,9 @@ EVAL_TOKENS = 4096
 CPU_PROCESS_BYTES = 267_000_000
 """Memory of Python with PyTorch 2.13 and a tiny model trained, mapped files left out: about 240 MB
 in a fresh process, 310 MB in one that has trained many shapes (`trainer.threads`)."""
+CUDA_WORKSPACES_BYTES = 4 * (32 << 20)
+"""cuBLAS's, one for each of two threads on two streams (*assumption*: 32 MiB each, as on compute
+capability 9.0; elsewhere 8 MiB)."""
 HEAP_BLOCK_BYTES = 32 << 20
 """Larger blocks are mappings of their own and leave no holes (`trainer.host`)."""
 HEAP_HOLES = {"bf16": 55e6, "fp32": 10e6}
@@ -50,13 +53,13 @@ def estimate_memory_bytes(config: RunConfig, kind: Kind, bf16: bool) -> int:
     """
     saved = saved_blocks(config, kind, bf16)
     alive = sum(count * size for count, size in saved)
-    peak = _persistent(config) + max(
-        alive + max(_loss(config, kind, bf16), _backward(config, kind)),
-        _update(config),
-        _evaluation(config, kind, bf16),
-    )
+    step = max(alive + max(_loss(config, kind, bf16), _backward(config, kind)), _update(config))
+    evaluation = _evaluation(config, kind, bf16)
+    peak = _persistent(config) + max(step, evaluation)
     if kind == "cuda":
-        return peak + _resident(config)
+        if config.architecture == "decoder" and config.cuda_graph == "auto":
+            peak += min(step, evaluation)  # a graph keeps its step's memory for itself
+        return peak + _resident(config) + CUDA_WORKSPACES_BYTES
     if kind != "cpu":
         return peak
     in_heap = sum(count * size for count, size in saved if size <= HEAP_BLOCK_BYTES)

@@ -14,11 +14,13 @@ learning rate. Shapes are those of the run, so a graph serves for all of it.
 
 from __future__ import annotations
 
+import functools
+import gc
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -237,7 +239,9 @@ class DeviceSteps(Steps):
         except (RuntimeError, NotImplementedError) as error:
             if is_out_of_memory(error):
                 raise
-            reason = str(error).strip().splitlines() or [type(error).__name__]
+            # Ending a capture that was broken raises too: what broke it is the context.
+            cause = error.__context__ or error
+            reason = str(cause).strip().splitlines() or [type(cause).__name__]
             logger.warning(
                 "the training step cannot be captured as a CUDA graph (%s): the run goes on "
                 "without one, slower; cuda_graph: off says so from the start", reason[0],
@@ -276,22 +280,57 @@ class _Snapshot:
 def cuda_graph(work: Callable[[], None], device: torch.device) -> Replay:
     """Capture what `work` does on a GPU; the result does it again at one launch.
 
-    `work` is run a few times before, on a stream of its own (PyTorch's notes on CUDA graphs).
+    `work` is run a few times before, on the stream of the capture (PyTorch's notes on CUDA graphs),
+    at last so that waiting for the device is an error: a capture that breaks leaves PyTorch's
+    allocator in a state that nothing mends.
 
     Raises:
-        RuntimeError: something in it cannot be captured, such as waiting for the device.
+        RuntimeError: something in it cannot be captured, or could not be before in this process.
     """
+    if _broken_captures:
+        raise RuntimeError(f"in this process a capture broke before: {_broken_captures[0]}")
     with torch.cuda.device(device):
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
+        stream, before = _capture_stream(device), torch.cuda.current_stream()
+        stream.wait_stream(before)
         with torch.cuda.stream(stream):
-            for _ in range(WARMUP_STEPS):
+            for _ in range(WARMUP_STEPS - 1):
                 work()
-        torch.cuda.current_stream().wait_stream(stream)
+            with _waiting_is_an_error():
+                work()
+        before.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            work()
+        collects = gc.isenabled()
+        gc.disable()  # a graph that is collected now would break this one's capture
+        try:
+            with torch.cuda.graph(graph, stream=stream):
+                work()
+        except RuntimeError as error:
+            torch.cuda.set_stream(before)  # which the broken context does not do
+            _broken_captures.append(str(error.__context__ or error))
+            raise
+        finally:
+            if collects:
+                gc.enable()
     return graph.replay
+
+
+_broken_captures: list[str] = []
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One stream a device: each that is used keeps tens of MB of cuBLAS's workspace for ever."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _waiting_is_an_error() -> Iterator[None]:
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 def steps_of(training: Training, first_step: int) -> Steps:

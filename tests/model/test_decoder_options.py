@@ -1,5 +1,6 @@
 """Options of the decoder against the plain float64 reference: logits, gradients, padding, init."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.attention import MultiHeadAttention
+from model.cache import KeyValueCache
 from model.config import ModelConfig
 from model.decoder import DecoderLM
 from model.rotary import rotate, rotation_table
@@ -209,3 +211,21 @@ def test_too_long_a_sequence_is_a_clear_error_where_positions_rotate_too() -> No
         model(torch.zeros(1, P + 1, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"\(1, 4\), expected that of input_ids, \(1, 5\)"):
         model(torch.zeros(1, 5, dtype=torch.int64), torch.ones(1, 4))
+
+
+def test_a_model_that_is_bf16_itself_rotates_with_masks_and_caches() -> None:
+    """Without autocast: of the two attentions only the fused one takes float32 queries."""
+    torch.manual_seed(0)
+    wide = DecoderLM(97, 32, 2, 16, 2, 0.0, positions="rope").eval()
+    low = copy.deepcopy(wide).bfloat16()
+    ids = torch.randint(0, 97, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    cache = KeyValueCache(low.shape, 2, 12, low.head_weight)
+    with torch.no_grad():
+        expected = wide(ids)
+        for found in (low(ids), low.token_logits(low.extend(ids, cache, None))):
+            assert found.dtype == torch.bfloat16
+            assert (found.float() - expected).norm() < 3e-2 * expected.norm()
+        masked = low(ids, mask).float() - wide(ids, mask)
+        assert masked[mask != 0].norm() < 3e-2 * expected.norm()

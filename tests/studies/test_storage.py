@@ -12,7 +12,14 @@ from sqlalchemy import create_engine, event, make_url, text
 from sqlalchemy.exc import OperationalError
 
 from budgetsweep.errors import StudyError
-from studies.storage import describe, open_engine, open_patiently, storage_url, tune_sqlite
+from studies.storage import (
+    describe,
+    is_new_file,
+    open_engine,
+    open_patiently,
+    storage_url,
+    tune_sqlite,
+)
 from studies.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +98,13 @@ class TestOpenEngine:
         with pytest.raises(StudyError, match=r"no such study database; run `budgetsweep search`"):
             open_engine(storage_url(path), create=False)
         assert not path.exists()
+
+    @pytest.mark.parametrize("form", ["{}", "sqlite:///{}", "sqlite:///file:{}?uri=true"])
+    def test_what_is_not_there_yet_is_a_new_file(self, tmp_path: Path, form: str) -> None:
+        storage = form.format(tmp_path / "new.db")
+        assert is_new_file(storage)
+        open_engine(storage_url(storage), create=True).dispose()
+        assert not is_new_file(storage)
 
     def test_create_makes_the_folder(self, tmp_path: Path) -> None:
         path = tmp_path / "new" / "folder" / "runs.db"

@@ -50,6 +50,26 @@ def test_what_is_saved_for_the_backward_pass_is_counted(
     assert counted == pytest.approx(kept_by_autograd(config), rel=0.02)
 
 
+@pytest.mark.parametrize("n_head", [1, 4])
+def test_what_a_modern_run_saves_is_counted(n_head: int) -> None:
+    config = tiny_config(
+        recipe="modern", head_samples=64, autocast="bf16", seq_len=64, batch_size=4,
+        shape={"n_embd": 128, "n_head": n_head, "n_layer": 2, "n_positions": 64, "p_dropout": 0.0},
+    )  # fmt: skip
+    counted = sum(count * size for count, size in saved_blocks(config, "cpu", bf16=True))
+    assert counted == pytest.approx(kept_by_autograd(config), rel=0.02)
+
+
+def test_a_graph_keeps_its_steps_memory_beside_the_validations() -> None:
+    config = tiny_config(batch_size=64)
+    queued = config.with_changes(cuda_graph="off")
+    graph, without = (estimate_memory_bytes(each, "cuda", bf16=True) for each in (config, queued))
+    assert without < graph < 2 * without
+    assert estimate_memory_bytes(config, "cpu", bf16=True) == estimate_memory_bytes(
+        queued, "cpu", bf16=True
+    )
+
+
 def test_the_head_width_is_that_of_the_attention() -> None:
     assert memory.SLOW_CPU_HEAD_DIM == SLOW_CPU_HEAD_DIM
 
