@@ -156,10 +156,9 @@ def test_commands_stop_a_run() -> None:
 
 def test_a_folder_holds_all_but_weights(tmp_path: Path) -> None:
     config = filled()
-    _, result = play(config, folder=tmp_path)
+    points, result = play(config, folder=tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "curve.csv", "eval.json"]
-    points, again = play(config, folder=tmp_path)
-    assert (points, again) == ([], result)
+    assert play(config, folder=tmp_path) == (points, result)
     with pytest.raises(CheckpointError, match=r"a simulated run .* has no weights"):
         weights_file(tmp_path)
 
