@@ -9,8 +9,8 @@ The ranges follow from the budget alone:
   Depth is width / 32.
 * *Batch.* Tokens a step B = 0.58 · D^0.571 (StepLaw, Li et al. 2025), D the training tokens.
 * *Learning rate.* 1e-2 first, between what StepLaw and the course used; the modern recipe was best
-  at 1.2e-2 among those tried at 3e12; at 1e12 half of that lost 0.06 nats and twice gained 0.01,
-  at 1e13 twice lost 0.01 (docs/recipes.md).
+  at 1.2e-2 among those tried at 3e12; at 1e12 half of that lost 0.06 nats (one seed) and twice
+  gained 0.01, at 1e13 twice lost 0.01 (three seeds each; docs/recipes.md).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ below. `RunConfig.to_dict()` is what is saved with a run and can be run again un
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -24,9 +24,6 @@ from model.flops import (
 )
 from trainer.data_config import Count, DataConfig
 from trainer.recipes import RECIPES, RUN_OPTIONS, Recipe, expanded
-
-if TYPE_CHECKING:
-    pass
 
 TOKENIZER_VOCABULARIES = {"gpt2": 50257, "r50k_base": 50257, "p50k_base": 50281, "bytes": 257}
 """Tokenizers whose ids fit in the two bytes of a token file, with their number of ids.

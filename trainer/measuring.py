@@ -93,7 +93,6 @@ class StepTimer:
 
         `when_warm` as in `measure_tokens_per_second`.
         """
-        self.time_steps(1)
         at_once = min(LOGGED_STEPS, max(1, int(seconds / 5 / max(self.time_steps(1), 1e-6))))
         if when_warm is not None:
             when_warm()

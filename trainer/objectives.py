@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Generic, NamedTuple, TypeVar, final
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, final
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ Forward = Callable[..., Tensor]
 """`model.hidden`, compiled or not."""
 Model = DecoderLM | EncoderLM | EncoderDecoderLM
 BatchT = TypeVar("BatchT", bound=tuple[Any, ...])
+BatchT_co = TypeVar("BatchT_co", bound=tuple[Any, ...], covariant=True)
 
 NOISE_TOKENS = 1 << 20
 """Random ids to measure speed with."""
@@ -48,6 +49,25 @@ _CORRUPTION = 1
 """Keeps the draws of the corruption apart from those of the data order."""
 _VALIDATION_SEED = 0
 """Every run is validated on the same masked tokens."""
+
+
+class Assembler(Protocol[BatchT_co]):
+    """Makes what `Objective.batch` gives on the device, without the host's help."""
+
+    def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
+        """What tells the batches of so many optimiser steps apart.
+
+        Returns:
+            Arrays (count, M, ...), M micro-batches a step, of the same shapes for every step.
+        """
+
+    def assemble(self, inputs: Sequence[Tensor]) -> BatchT_co:
+        """A micro-batch.
+
+        Args:
+            inputs: of each array of `step_inputs` the part of one step and micro-batch, on the
+                device.
+        """
 
 
 class Objective(ABC, Generic[BatchT]):
@@ -84,28 +104,9 @@ class Objective(ABC, Generic[BatchT]):
         """Micro-batch `micro` of optimiser step `step` (both from 0), on the device."""
 
     @property
-    def assembles(self) -> bool:
-        """Whether `assemble` makes batches on the device; known once a text is read."""
-        return False
-
-    def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
-        """What tells the batches of so many optimiser steps apart; where `assembles` only.
-
-        Returns:
-            Arrays (count, M, ...), M micro-batches a step, of the same shapes for every step.
-        """
-        raise NotImplementedError
-
-    def assemble(self, inputs: Sequence[Tensor]) -> BatchT:
-        """A micro-batch from its part of `step_inputs`, on the device, without the host's help.
-
-        Args:
-            inputs: of each array of `step_inputs` the part of one step and micro-batch.
-
-        Returns:
-            What `batch` gives.
-        """
-        raise NotImplementedError
+    def assembler(self) -> Assembler[BatchT] | None:
+        """What makes batches on the device; None: `batch` does. Known once a text is read."""
+        return None
 
     @abstractmethod
     def random_batch(self, n: int) -> BatchT:
@@ -226,9 +227,9 @@ class NextToken(_Stream[Windows]):
         self._resident = resident_tokens(tokens, self.device)
 
     @property
-    def assembles(self) -> bool:
-        """The text is on the device."""
-        return self._resident is not None
+    def assembler(self) -> NextToken | None:
+        """This, once the text is on the device."""
+        return None if self._resident is None else self
 
     def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
         """Where windows begin, (count, M, B), and the sampled ids, (count, M, K)."""

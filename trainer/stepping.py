@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from budgetsweep.errors import NonFiniteLoss
 from trainer.config import RunConfig
 from trainer.device import is_out_of_memory, random_state, set_random_state
-from trainer.objectives import Forward, Objective
+from trainer.objectives import Assembler, Forward, Objective
 from trainer.optim import AnyOptimizer, state_tensors
 from trainer.schedule import lr_schedule
 
@@ -75,12 +75,18 @@ class Training:
             torch.autograd.backward(loss / micro_batches)
         return torch.stack(losses)
 
+    @functools.cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """The model's."""
+        return list(self.model.parameters())
+
     def clip(self) -> Tensor:
         """Clip the gradient; its norm before, a scalar on the device."""
-        parameters = list(self.model.parameters())
         if self.config.grad_clip is not None:
-            return torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
-        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            return torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
+        return torch.nn.utils.get_total_norm(
+            [p.grad for p in self.parameters if p.grad is not None]
+        )
 
     def update(self) -> None:
         """Move the parameters and forget the gradients."""
@@ -183,10 +189,10 @@ class DeviceSteps(Steps):
             self._read_log()
         self._lr.fill_(self.get_lr(step))
         objective = self.training.objective
-        if not objective.assembles:
+        if objective.assembler is None:
             self._work(lambda micro: objective.batch(step, micro))
         else:
-            self._lay_out(step)
+            self._lay_out(step, objective.assembler)
             if self._capture is not None:
                 self._replay, self._capture = self._captured(self._capture), None
             (self._replay or self._assembled_work)()
@@ -198,8 +204,9 @@ class DeviceSteps(Steps):
         return super().settle()
 
     def _assembled_work(self) -> None:
-        objective = self.training.objective
-        self._work(lambda micro: objective.assemble([each[micro] for each in self._inputs]))
+        assembler = self.training.objective.assembler
+        assert assembler is not None
+        self._work(lambda micro: assembler.assemble([each[micro] for each in self._inputs]))
 
     def _work(self, batches: Callable[[int], Any]) -> None:
         training = self.training
@@ -209,12 +216,12 @@ class DeviceSteps(Steps):
         self._place += 1
         training.update()
 
-    def _lay_out(self, step: int) -> None:
+    def _lay_out(self, step: int, assembler: Assembler[Any]) -> None:
         """Put what differs from step to step where the step reads it."""
         at = step - self._ahead_from
         if not self._ahead or not 0 <= at < len(self._ahead[0]):
             count = min(LOGGED_STEPS, self.training.config.steps - step)
-            arrays = self.training.objective.step_inputs(step, count)
+            arrays = assembler.step_inputs(step, count)
             self._ahead = [torch.from_numpy(each).to(self.training.device) for each in arrays]
             self._ahead_from, at = step, 0
         if not self._inputs:
@@ -236,7 +243,7 @@ class DeviceSteps(Steps):
         before = _Snapshot(self.training)
         try:
             return capture(self._assembled_work, self.training.device)
-        except (RuntimeError, NotImplementedError) as error:
+        except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             # Ending a capture that was broken raises too: what broke it is the context.
@@ -274,7 +281,7 @@ class _Snapshot:
         set_random_state(self._training.device, self._random)
 
     def _tensors(self) -> list[Tensor]:
-        return [*self._training.model.parameters(), *state_tensors(self._training.optimizer)]
+        return [*self._training.parameters, *state_tensors(self._training.optimizer)]
 
 
 def cuda_graph(work: Callable[[], None], device: torch.device) -> Replay:

@@ -14,8 +14,16 @@ from torch.nn.utils import parameters_to_vector
 
 from budgetsweep.errors import NonFiniteLoss
 from tests.trainer.test_modern_run import modern, skewed_data
-from tests.trainer.tiny_runs import assert_same_run, curve, drive, tiny_config, tiny_data, weights
-from trainer import checkpoint, state, stepping
+from tests.trainer.tiny_runs import (
+    assert_same_run,
+    curve,
+    drive,
+    put_nan_into_checkpoint,
+    tiny_config,
+    tiny_data,
+    weights,
+)
+from trainer import state, stepping
 from trainer.compilation import training_forward
 from trainer.config import RunConfig
 from trainer.device import autocast_context
@@ -218,13 +226,10 @@ def test_an_interrupted_run_of_queued_steps_ends_as_the_whole_one(
 def test_a_run_of_queued_steps_fails_at_the_step_that_was_not_finite(tmp_path: Path) -> None:
     config = small(60)
     drive(config, DATA, tmp_path, "interrupt", 15)
-    saved = checkpoint.load_latest(tmp_path, checkpoint.run_hash(config))
-    assert saved is not None
-    saved["model"]["ln.bias"][0] = float("nan")
-    checkpoint.save(tmp_path, saved, saved["step"])
+    step = put_nan_into_checkpoint(tmp_path, config)
     result, _ = drive(config, DATA, tmp_path)
     assert result.status == "failed"
-    assert result.reason == f"training loss became nan at step {saved['step'] + 1}"
+    assert result.reason == f"training loss became nan at step {step + 1}"
 
 
 def test_a_run_goes_on_where_steps_are_taken_otherwise(tmp_path: Path) -> None:
@@ -257,7 +262,7 @@ def test_a_text_too_large_for_the_device_stays_on_the_host(monkeypatch: pytest.M
     monkeypatch.setattr("trainer.resident.LARGEST_RESIDENT_BYTES", 5999)
     data = tiny_data()
     training = training_of(tiny_config(num_training_steps=60), data)
-    assert not training.objective.assembles
+    assert training.objective.assembler is None
     losses, _ = taken(DeviceSteps(training, 0, as_a_graph), 0, 4)
     assert len(losses) == 4
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from trainer import checkpoint
 from trainer.branches import WHOLE, Lineage
 from trainer.config import RunConfig
 from trainer.events import Checkpointed, Command, Point, Progress, RunResult
@@ -16,6 +21,7 @@ from trainer.loop import train_run
 from trainer.tokens import TokenArray, TokenData
 
 N_VOCAB = 257
+ROOT = Path(__file__).parents[2]
 
 
 torch.set_num_threads(1)
@@ -82,6 +88,35 @@ def drive(
             return stop.value, events
         events.append(event)
         answer = command if event.step >= at_step else None
+
+
+def put_nan_into_checkpoint(run_dir: Path, config: RunConfig) -> int:
+    """Spoil a weight of the newest checkpoint; its step."""
+    saved = checkpoint.load_latest(run_dir, checkpoint.run_hash(config))
+    assert saved is not None
+    saved["model"]["ln.bias"][0] = float("nan")
+    checkpoint.save(run_dir, saved, saved["step"])
+    step: int = saved["step"]
+    return step
+
+
+def child(script: str, *arguments: str) -> subprocess.Popen[str]:
+    """A Python process that has the tests' helpers."""
+    setup = """
+        import resource, sys, time
+        from pathlib import Path
+        from tests.trainer.tiny_runs import drive, tiny_config, tiny_data
+        from trainer.loop import train_run
+        run_dir = Path(sys.argv[1])
+    """
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(setup) + textwrap.dedent(script), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
