@@ -37,7 +37,7 @@ from trainer.schedule import lr_schedule
 LOGGED_STEPS = 64
 """Steps whose losses wait on the device; their inputs are uploaded together too."""
 LEAST_CAPTURED_STEPS = 32
-"""A shorter rest of a run is not worth a capture, which costs about as much as six steps."""
+"""A shorter rest of a run is not worth a capture and its warm-up (*assumption*)."""
 WARMUP_STEPS = 3
 """Steps before a capture, which must find libraries loaded and states allocated."""
 
