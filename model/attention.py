@@ -7,11 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.cache import LayerCache, LayerMemory, NewTokens
+from model.chunks import SLOW_CPU_HEAD_DIM, attends_in_blocks
+from model.cpu_attention import attend_in_blocks
 from model.rotary import rotate
-
-SLOW_CPU_HEAD_DIM = 64
-"""Up to this head width torch's bf16 attention on CPUs is not faster than its float32 one: forward
-and backward take 5 times as long at 16, 4 times at 32, as long at 64 (torch 2.13, Xeon, AMX)."""
 
 
 def attend(
@@ -71,6 +69,8 @@ def _fused_attention(
 
     q is (B, H, T, HD), k and v are (B, H, S, HD); causal needs T = S.
     """
+    if v.device.type == "cpu" and v.dtype == torch.bfloat16 and attends_in_blocks(*v.shape[2:]):
+        return attend_in_blocks(q, k, v, scale, p_dropout, causal)
     if _is_slow(v):
         with torch.autocast("cpu", enabled=False):
             wide = _fused_attention(q.float(), k.float(), v.float(), scale, p_dropout, causal)
@@ -191,12 +191,19 @@ class MultiHeadAttention(_Projections):
 
     def q_kT_v(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: N802 - the course's name
         """Project x (B, S, D) to q (B, H, S, HD), kT (B, H, HD, S) and v (B, H, S, HD)."""
+        q, k, v = self._projected(x)
+        return q.transpose(1, 2), k.permute(0, 2, 3, 1), v.transpose(1, 2)
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values of x (B, S, D), each (B, S, H, HD); one product for all."""
+        parts = (self.q_attn, self.k_attn, self.v_attn)
         B, S, _ = x.shape
-        by_head = (B, S, self.n_head, self.head_dim)
-        q = self.q_attn(x).view(by_head).transpose(1, 2)
-        kT = self.k_attn(x).view(by_head).permute(0, 2, 3, 1)
-        v = self.v_attn(x).view(by_head).transpose(1, 2)
-        return q, kT, v
+        by_head = (self.n_head, self.head_dim)
+        if x.numel() < self.n_embd**2:  # fewer tokens than rows: joining costs more than it saves
+            return tuple(part(x).view(B, S, *by_head) for part in parts)
+        weight = torch.cat([part.weight for part in parts])
+        bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
+        return F.linear(x, weight, bias).view(B, S, 3, *by_head).unbind(2)
 
     def self_attention(
         self, q: Tensor, kT: Tensor, v: Tensor, attention_mask: Tensor | None = None
@@ -251,7 +258,7 @@ class MultiHeadAttention(_Projections):
             rotation: of each position, as `model.rotary.rotate` takes it; None: none.
         """
         q, kT, v = self.q_kT_v(x)
-        wide = attention_mask is None and _is_slow(v)  # fused attention would convert them there
+        wide = attention_mask is None and _is_slow(v)  # they are converted there
         q, kT = self.placed(q, kT, rotation, torch.float32 if wide else None)
         return self.projection(self.self_attention(q, kT, v, attention_mask))
 

@@ -1,7 +1,8 @@
-"""How many tokens' logits the loss holds at once. No torch.
+"""How much the loss and a CPU's attention compute at once. No torch.
 
-Measured on a CPU (Xeon with AMX, one thread, torch 2.13): CPU time in µs a token of loss and
-gradients together, V = 50257, bf16 autocast, least of four. "All": F.cross_entropy of all logits.
+The loss, measured on a CPU (Xeon with AMX, one thread, torch 2.13): CPU time in µs a token of loss
+and gradients together, V = 50257, bf16 autocast, least of four. "All": F.cross_entropy of all
+logits.
 
 | tokens in a chunk | 64 | 128 | 192 | 320 | 512 | 1024 | 2048 | all |
 |---|---|---|---|---|---|---|---|---|
@@ -34,3 +35,25 @@ def loss_chunk_tokens(n_vocab: int, kind: str = "cpu") -> int:
 
 SAMPLED_CHUNK_TOKENS = 4096
 """Tokens in one chunk of the sampled loss, whose logits are few."""
+
+QUERY_BLOCK = 128
+"""Queries that attention on a CPU in bf16 serves at once, without looking at later keys."""
+SLOW_CPU_HEAD_DIM = 64
+"""Up to this head width torch's bf16 attention on CPUs is not faster than its float32 one: forward
+and backward take 5 times as long at 16, 4 times at 32, as long at 64 (torch 2.13, Xeon, AMX)."""
+BLOCK_HEAD_DIMS = range(32, SLOW_CPU_HEAD_DIM + 1)
+BLOCK_LENGTHS = range(64, 513)
+"""Heads and keys for which attention in blocks takes less time than torch's. Longer sequences would
+keep weights that grow with the square of their length."""
+
+
+def attends_in_blocks(length: int, head_dim: int) -> bool:
+    """Whether bf16 heads (B, H, S, HD) on a CPU are attended to in blocks (model.cpu_attention)."""
+    return head_dim in BLOCK_HEAD_DIMS and length in BLOCK_LENGTHS
+
+
+def query_blocks(queries: int, keys: int, causal: bool) -> list[tuple[int, int, int]]:
+    """First query, end of the queries and number of keys that they see, of each block."""
+    starts = range(0, queries, QUERY_BLOCK)
+    blocks = [(start, min(start + QUERY_BLOCK, queries)) for start in starts]
+    return [(start, end, end if causal else keys) for start, end in blocks]

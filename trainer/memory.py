@@ -12,7 +12,14 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-from model.chunks import SAMPLED_CHUNK_TOKENS, loss_chunk_tokens
+from model.chunks import (
+    QUERY_BLOCK,
+    SAMPLED_CHUNK_TOKENS,
+    SLOW_CPU_HEAD_DIM,
+    attends_in_blocks,
+    loss_chunk_tokens,
+    query_blocks,
+)
 from model.config import EncoderDecoderConfig, ModelConfig
 from trainer.config import RunConfig
 
@@ -36,8 +43,6 @@ HEAP_HOLES = {"bf16": 55e6, "fp32": 10e6}
 next and the process's size, to the shapes of the benchmark so that the worst error is least."""
 EMBEDDING_BLOCKS = 3.5
 """Blocks of the embedding's size that come and go in a step in bf16 and leave holes (fitted)."""
-SLOW_CPU_HEAD_DIM = 64
-"""Up to this head width attention on a CPU is in float32 (`model.attention`)."""
 
 
 def estimate_memory_bytes(config: RunConfig, kind: Kind, bf16: bool) -> int:
@@ -53,7 +58,9 @@ def estimate_memory_bytes(config: RunConfig, kind: Kind, bf16: bool) -> int:
     """
     saved = saved_blocks(config, kind, bf16)
     alive = sum(count * size for count, size in saved)
-    step = max(alive + max(_loss(config, kind, bf16), _backward(config, kind)), _update(config))
+    step = max(
+        alive + max(_loss(config, kind, bf16), _backward(config, kind, bf16)), _update(config)
+    )
     evaluation = _evaluation(config, kind, bf16)
     peak = _persistent(config) + max(step, evaluation)
     if kind == "cuda":
@@ -131,6 +138,7 @@ def _saved_by_block(
     dropout = shape.p_dropout > 0
     # With dropout PyTorch's CPU writes the weights out.
     flash = not stack.masked and (kind != "cpu" or not dropout)
+    in_blocks = _in_blocks(config, stack, kind, bf16)
     wide_heads = bf16 and (dropout or shape.head_dim <= SLOW_CPU_HEAD_DIM) and kind == "cpu"
     mask = 1 if kind == "cuda" else low  # bytes of a dropout mask's element
     block = [
@@ -139,17 +147,33 @@ def _saved_by_block(
         (3, N * D * low),  # inputs of the projections: two LayerNorms' outputs, the heads' outputs
         (2, N * 4 * D * low),  # feed-forward before and after GELU
     ]
-    if flash:
+    if in_blocks:
+        # Decoders only: encoders mask their padding.
+        weights = sum((end - start) * keys for start, end, keys in query_blocks(S, S, causal=True))
+        block += [(3, N * D * low), (config.batch_size * H * weights, low)]
+        block += [(config.batch_size * H * weights, 1)] if dropout else []
+    elif flash:
         block += [(4 if wide_heads else 3, N * D * (4 if wide_heads else low)), (1, N * H * 4)]
     else:
         block += [(3, N * D * 4 if bf16 else N * D * low), (3, N * H * S * 4)]
     if bf16:
-        block += [(2, N * D * low), (12, D * D * low)]  # copies; of all weights of the block
+        block += [(12, D * D * low)]  # copies of all weights of the block
+    else:
+        block += [(1, 3 * D * D * 4)]  # the joined projections (model.attention)
     if dropout:
         block += [(2, N * D * mask)]
-    if isinstance(shape, ModelConfig) and shape.qk_norm:
-        block += [(2, N * D * low), (2, N * H * 4)]  # queries and keys before, and what divides
+    if isinstance(shape, ModelConfig):
+        if shape.qk_norm:
+            block += [(2, N * D * low), (2, N * H * 4)]  # queries, keys before; what divides
+        elif shape.positions == "rope" and not (in_blocks or wide_heads):
+            block += [(2, N * D * low)]  # as before the rotation: values are views of the same
     return block
+
+
+def _in_blocks(config: RunConfig, stack: _Stack, kind: Kind, bf16: bool) -> bool:
+    """Whether attention is that of `model.cpu_attention`."""
+    pays = attends_in_blocks(stack.length, config.model.head_dim)
+    return kind == "cpu" and bf16 and not stack.masked and pays
 
 
 def _resident(config: RunConfig) -> int:
@@ -177,13 +201,16 @@ def _loss(config: RunConfig, kind: Kind, bf16: bool) -> int:
     return hidden + (14 if bf16 else 12) * V * D + chunk * (V + 2 * D) * (2 if bf16 else 4)
 
 
-def _backward(config: RunConfig, kind: Kind) -> int:
+def _backward(config: RunConfig, kind: Kind, bf16: bool) -> int:
     """Beside the saved tensors: the head's gradient twice, one block's gradients."""
     shape = config.model
     blocks = []
     for stack in _stacks(config):
-        written_out = stack.masked or (kind == "cpu" and shape.p_dropout > 0)
-        attention = 4 * shape.n_head * stack.length if written_out else 0
+        if _in_blocks(config, stack, kind, bf16):  # a block's weights and scores, three of them
+            attention = 6 * shape.n_head * min(stack.length, QUERY_BLOCK)
+        else:
+            written_out = stack.masked or (kind == "cpu" and shape.p_dropout > 0)
+            attention = 4 * shape.n_head * stack.length if written_out else 0
         block = 4 * shape.n_embd + max(16 * shape.n_embd, attention)
         blocks.append(config.batch_size * stack.length * block)
     return 8 * shape.n_vocab * shape.n_embd + max(blocks)

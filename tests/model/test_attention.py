@@ -90,6 +90,16 @@ def test_autocast_attention_is_close_to_float32(head_dim: int) -> None:
     assert 0 < error < 2e-2
 
 
+def test_joined_projections_are_those_of_each_part() -> None:
+    mha = make(16, 2)
+    many, few = torch.randn(4, 7, 16, dtype=torch.float64), torch.randn(1, 1, 16).double()
+    for x in (many, few):
+        q, kT, v = mha.q_kT_v(x)
+        for part, heads in ((mha.q_attn, q), (mha.k_attn, kT.mT), (mha.v_attn, v)):
+            expected = part(x).unflatten(-1, (2, 8)).transpose(1, 2)
+            torch.testing.assert_close(heads, expected, rtol=1e-12, atol=1e-14)
+
+
 def test_rows_that_see_nothing_give_zeros_and_finite_gradients() -> None:
     mha = make()
     x = torch.randn(2, 4, 8, dtype=torch.float64, requires_grad=True)

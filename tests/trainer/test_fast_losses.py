@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from model import attention
 from model import loss as loss_module
 from tests.trainer.tiny_runs import assert_same_run, curve, drive, tiny_config, tiny_data
 from trainer import row_threads
@@ -16,11 +17,12 @@ TOLERANCE_NATS = 0.02
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads, however little there is to do."""
+    """Two threads and attention in blocks, however little there is to do."""
     for module in (loss_module, row_threads):
         monkeypatch.setattr(module, "team_size", lambda _: 2)
     monkeypatch.setattr(loss_module, "LEAST_SHARED_LOGITS", 0)
     monkeypatch.setattr(row_threads, "LEAST_ELEMENTS", 0)
+    monkeypatch.setattr(attention, "attends_in_blocks", lambda *_: True)
 
 
 def config(recipe: str, **changes: Any) -> RunConfig:
