@@ -45,13 +45,14 @@ class Variant:
 
 
 CHOSEN = Variant("as it is")
-_HOFFMANN = Prior(0.0, 1e-3)
+_AROUND_A_THIRD = Prior(math.log(0.3), 0.35)
+_HOFFMANN = Priors(delta=Prior(0.0, 1e-3), exponent=_AROUND_A_THIRD)
 VARIANTS = (
     CHOSEN,
-    Variant("Hoffmann's law (delta = 1), all runs alike", Priors(delta=_HOFFMANN),
+    Variant("Hoffmann's law (delta = 1), all runs alike", _HOFFMANN,
             undertrained_sd=0.0),
-    Variant("Hoffmann's law", Priors(delta=_HOFFMANN)),
-    Variant("Hoffmann's law, 8 tokens a parameter or more", Priors(delta=_HOFFMANN), 8.0),
+    Variant("Hoffmann's law", _HOFFMANN),
+    Variant("Hoffmann's law, 8 tokens a parameter or more", _HOFFMANN, 8.0),
     Variant("delta free, all runs alike", undertrained_sd=0.0),
     Variant("delta free, 1 token a parameter or more", Priors(), 1.0, 0.0),
     Variant("delta free, 3 tokens a parameter or more", Priors(), 3.0, 0.0),
@@ -61,7 +62,9 @@ VARIANTS = (
     Variant("E known to 20 %", Priors(entropy_sd=0.2)),
     Variant("E known to 6 %", Priors(entropy_sd=0.06)),
     Variant("E not known (a factor e)", Priors(entropy_sd=1.0)),
-    Variant("exponents known to 25 %", Priors(exponent=Prior(math.log(0.3), 0.25))),
+    Variant("exponents of 0.3, known to 35 %", Priors(exponent=_AROUND_A_THIRD)),
+    Variant("exponents of 0.3, a factor 1.8", Priors(exponent=Prior(math.log(0.3), 0.6))),
+    Variant("exponents known to 25 %", Priors(exponent=Prior(math.log(0.2), 0.25))),
     Variant("no misfit beyond the budgets", misfit_share=0.0),
     Variant("half the misfit beyond the budgets", misfit_share=0.35),
     Variant("1.5 times the misfit beyond the budgets", misfit_share=1.05),

@@ -45,6 +45,8 @@ def attend_in_blocks(
 
 
 class _Blocks(torch.autograd.Function):
+    """See `attend_in_blocks`."""
+
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, p_dropout: float, causal: bool

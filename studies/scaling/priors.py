@@ -49,9 +49,11 @@ class Priors:
     tokens; where the losses are so low that this is no floor (bytes), 0.4 of the lowest."""
     entropy_sd: float = 0.1
     """Of ln E."""
-    exponent: Prior = Prior(math.log(0.3), 0.35)
+    exponent: Prior = Prior(math.log(0.2), 0.5)
     """Of ln alpha and ln beta: 0.34 and 0.28 (Hoffmann), 0.35 and 0.37 (Besiroglu), 0.35 and 0.35
-    (Muennighoff); 0.2 to 0.25 on points of Porian et al. 2024 with delta free."""
+    (Muennighoff) with delta 1; with delta free 0.2 to 0.25 on points of Porian et al. 2024, whose
+    lowest loss less 1.8 nats falls with C^-0.10, as with 0.2 and 0.2, from 1e16 to 3e19 FLOPs. At
+    1e12 to 1e14 losses fall still more slowly (docs/experiments.md)."""
     level: Prior = Prior(0.0, 1.5)
     """Of the logarithms of both terms at the middle of the points, in units of the mean loss there
     less E, halved: as good as not known."""
