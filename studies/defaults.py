@@ -15,6 +15,7 @@ The ranges follow from the budget alone:
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from budgetsweep.errors import ConfigError
@@ -22,7 +23,7 @@ from model.config import ModelConfig
 from model.flops import Convention, count_params, flops_per_token
 from studies.space import SearchSpace, Value, space_from_dict
 from trainer.config import Architecture
-from trainer.recipes import LARGE_VOCABULARY, RUN_OPTIONS, Recipe
+from trainer.recipes import LARGE_VOCABULARY, Recipe
 
 DEFAULT_RECIPE: Recipe = "modern"
 """What a search trains where nothing is said."""
@@ -30,7 +31,10 @@ TOKENS_PER_PARAM = 14.0
 WIDTHS_PER_LAYER = 32
 SEQ_LENS = (32, 64, 128, 256)
 SOURCE_LENS = (64, 128)
-HEAD_SAMPLES = (512, 1024, 2048)
+HEAD_SAMPLES_AT = (1e13, 1024)
+"""FLOPs at which so many sampled ids suited best. 512 did at 1e12 and 2,048 at 1e14."""
+HEAD_SAMPLES_EXPONENT = 0.3
+"""Of the FLOPs, by these three (docs/recipes.md); beyond 1e14 an *assumption*."""
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -101,7 +105,12 @@ def default_space(
         parameters["max_lr"]["min"] = 3e-3
         del parameters["min_lr_ratio"]  # the recipe decays to zero
         if n_vocab >= LARGE_VOCABULARY:
-            parameters["head_samples"] = {"values": list(HEAD_SAMPLES)}
+            middle = head_samples_at(budget_flops, n_vocab)
+            largest = head_samples_at(int(budget_flops * (for_scale or 1)), n_vocab)
+            counts = [middle // 2]
+            while counts[-1] < max(2 * middle, largest) and 2 * counts[-1] < n_vocab:
+                counts.append(2 * counts[-1])
+            parameters["head_samples"] = {"values": counts}
     return space_from_dict({"parameters": parameters}, "default search space")
 
 
@@ -130,7 +139,7 @@ def first_proposal(
         "seq_len": _SEQ_LEN,
         "batch_size": batch,
         "grad_accumulation_steps": 1,
-        "head_samples": RUN_OPTIONS["modern"]["head_samples"],
+        "head_samples": head_samples_at(budget_flops, n_vocab),
         "max_lr": 1.2e-2 if modern else 1e-2,
         "min_lr": 1e-3,
         "min_lr_ratio": 0.1,
@@ -149,6 +158,14 @@ def first_proposal(
 
 
 _SEQ_LEN = 128
+
+
+def head_samples_at(budget_flops: int, n_vocab: int) -> int:
+    """Sampled ids of the head that suit a budget: a power of two, at most a quarter of all ids."""
+    flops, samples = HEAD_SAMPLES_AT
+    wanted = samples * (budget_flops / flops) ** HEAD_SAMPLES_EXPONENT
+    most = math.log2(max(n_vocab / 4, 2))
+    return int(2 ** min(max(round(math.log2(wanted)), 7), math.floor(most)))
 
 
 def _nearest(parameter: Any, wanted: Value) -> Value:
@@ -177,7 +194,7 @@ def _centre(
     """Width of the model that the budget suits best, and the tokens it then affords."""
     rows = None
     if modern and n_vocab >= LARGE_VOCABULARY:
-        rows = RUN_OPTIONS["modern"]["head_samples"] + 1
+        rows = head_samples_at(budget_flops, n_vocab) + 1
 
     def params(width: int) -> int:
         """Parameters that a token is charged for."""

@@ -76,3 +76,23 @@ def test_validation_is_charged_with_the_whole_head() -> None:
         if tokens > 8 * 256:  # not the least that the constraint demands
             spent = tokens * config.num_evals * eval_cost(config)
             assert spent <= EVAL_SHARE * config.total_tokens * 1.001
+
+
+@pytest.mark.parametrize(
+    ("budget", "scale", "first", "counts"),
+    [
+        (10**12, None, 512, (256, 512, 1024)),
+        (10**13, None, 1024, (512, 1024, 2048)),
+        (10**14, None, 2048, (1024, 2048, 4096)),
+        (10**13, 100.0, 1024, (512, 1024, 2048, 4096)),
+        (10**20, None, 8192, (4096, 8192, 16384)),
+    ],
+)
+def test_larger_budgets_sample_more_of_the_head(
+    budget: int, scale: float | None, first: int, counts: tuple[int, ...]
+) -> None:
+    space = default_space(budget, 50257, "nanogpt", for_scale=scale)
+    assert space.parameters["head_samples"].all_values() == list(counts)
+    assert first_proposal(space, budget, 50257, "nanogpt")["head_samples"] == first
+    small = default_space(budget, 16384, "nanogpt", for_scale=scale)
+    assert max(small.parameters["head_samples"].all_values()) < 16384
