@@ -82,6 +82,7 @@ VARIANTS: dict[str, Settings] = {
     "512 samples": {"head_samples": 512},
     "2048 samples": {"head_samples": 2048},
     "4096 samples": {"head_samples": 4096},
+    "2048 samples, lr × 1/2": {"head_samples": 2048, "max_lr": 6e-3},
     "batch 8": {"batch_size": 8},
     "batch 16": {"batch_size": 16},
     "batch 32": {"batch_size": 32},

@@ -32,9 +32,10 @@ WIDTHS_PER_LAYER = 32
 SEQ_LENS = (32, 64, 128, 256)
 SOURCE_LENS = (64, 128)
 HEAD_SAMPLES_AT = (1e13, 1024)
-"""FLOPs at which so many sampled ids suited best. 512 did at 1e12 and 2,048 at 1e14."""
-HEAD_SAMPLES_EXPONENT = 0.3
-"""Of the FLOPs, by these three (docs/recipes.md); beyond 1e14 an *assumption*."""
+"""FLOPs, and the sampled ids of the head that suit them: 650 were best at 1e12, 970 at 1e13 and
+1,930 at 1e14, by parabolas through three counts each (docs/recipes.md)."""
+HEAD_SAMPLES_EXPONENT = 0.25
+"""Of the FLOPs, by these; beyond 1e14 an *assumption*."""
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
