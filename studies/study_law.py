@@ -20,7 +20,7 @@ from budgetsweep.errors import FitRefused
 from studies.curves import FloatArray
 from studies.effects import Effects, fit_effects
 from studies.points import Points, observation
-from studies.scaling.fit import HUBER, fit
+from studies.scaling.fit import HUBER, check_design, fit
 from studies.scaling.observations import Observation
 from studies.scaling.observations import Points as Logs
 from studies.scaling.result import Prediction, ScalingFit, undertrained_sd
@@ -179,6 +179,8 @@ def fit_points(points: Points, *, must_reach: bool = True) -> StudyLaw:
     Raises:
         FitRefused: the runs do not carry a law.
     """
+    if must_reach:  # budgets are of what is charged: at one of them block FLOPs differ, too
+        check_design(counted(points, "charged"))
     found: list[tuple[Counts, ScalingFit, Effects]] = []
     refused: FitRefused | None = None
     known: list[list[float]] = []

@@ -92,7 +92,7 @@ def fit(
     Raises:
         FitRefused: the runs do not carry a fit; the message says why.
     """
-    _check_design(observations)
+    check_design(observations)
     priors = priors or Priors()
     points = Points.of(observations)
     problem = _problem(points, priors)
@@ -132,8 +132,12 @@ def fit(
     return found
 
 
-def _check_design(observations: Sequence[Observation]) -> None:
-    """Refuse what no prior can mend."""
+def check_design(observations: Sequence[Observation]) -> None:
+    """Refuse what no prior can mend.
+
+    Raises:
+        FitRefused: runs of several groups, too few, of sizes too close or of one budget.
+    """
     groups = sorted({one.group for one in observations})
     if len(groups) > 1:
         named = ", ".join(group or "(none)" for group in groups[:5])
