@@ -195,11 +195,15 @@ class MultiHeadAttention(_Projections):
         return q.transpose(1, 2), k.permute(0, 2, 3, 1), v.transpose(1, 2)
 
     def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values of x (B, S, D), each (B, S, H, HD); one product for all."""
+        """Queries, keys and values of x (B, S, D), each (B, S, H, HD).
+
+        One product for all where gradients are wanted; hooks on the three layers are not called
+        then. Elsewhere tokens may be few, and joining the weights would cost more than it saves.
+        """
         parts = (self.q_attn, self.k_attn, self.v_attn)
         B, S, _ = x.shape
         by_head = (self.n_head, self.head_dim)
-        if x.numel() < self.n_embd**2:  # fewer tokens than rows: joining costs more than it saves
+        if not torch.is_grad_enabled():
             return tuple(part(x).view(B, S, *by_head) for part in parts)
         weight = torch.cat([part.weight for part in parts])
         bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
@@ -258,7 +262,8 @@ class MultiHeadAttention(_Projections):
             rotation: of each position, as `model.rotary.rotate` takes it; None: none.
         """
         q, kT, v = self.q_kT_v(x)
-        wide = attention_mask is None and _is_slow(v)  # they are converted there
+        # Where fused attention converts them to float32 or bf16, rotation leaves them in float32.
+        wide = attention_mask is None and _is_slow(v)
         q, kT = self.placed(q, kT, rotation, torch.float32 if wide else None)
         return self.projection(self.self_attention(q, kT, v, attention_mask))
 

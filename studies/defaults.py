@@ -33,7 +33,7 @@ SEQ_LENS = (32, 64, 128, 256)
 SOURCE_LENS = (64, 128)
 HEAD_SAMPLES_AT = (1e13, 1024)
 """FLOPs, and the sampled ids of the head that suit them: 650 were best at 1e12, 970 at 1e13 and
-1,930 at 1e14, by parabolas through three counts each (docs/recipes.md)."""
+1,930 at 1e14 (one seed), by parabolas through three counts each (docs/recipes.md)."""
 HEAD_SAMPLES_EXPONENT = 0.25
 """Of the FLOPs, by these; beyond 1e14 an *assumption*."""
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

@@ -179,7 +179,9 @@ def fit_points(points: Points, *, must_reach: bool = True) -> StudyLaw:
     Raises:
         FitRefused: the runs do not carry a law.
     """
-    if must_reach:  # budgets are of what is charged: at one of them block FLOPs differ, too
+    if must_reach:
+        # Budgets are of what is charged: at one of them the blocks' FLOPs differ, and could pass
+        # for several. A sampler, which compares within a budget, may use that.
         check_design(counted(points, "charged"))
     found: list[tuple[Counts, ScalingFit, Effects]] = []
     refused: FitRefused | None = None

@@ -90,14 +90,15 @@ def test_autocast_attention_is_close_to_float32(head_dim: int) -> None:
     assert 0 < error < 2e-2
 
 
-def test_joined_projections_are_those_of_each_part() -> None:
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_projections_are_those_of_each_layer(with_gradients: bool) -> None:
     mha = make(16, 2)
-    many, few = torch.randn(4, 7, 16, dtype=torch.float64), torch.randn(1, 1, 16).double()
-    for x in (many, few):
+    x = torch.randn(4, 7, 16, dtype=torch.float64)
+    with torch.set_grad_enabled(with_gradients):
         q, kT, v = mha.q_kT_v(x)
-        for part, heads in ((mha.q_attn, q), (mha.k_attn, kT.mT), (mha.v_attn, v)):
-            expected = part(x).unflatten(-1, (2, 8)).transpose(1, 2)
-            torch.testing.assert_close(heads, expected, rtol=1e-12, atol=1e-14)
+    for part, heads in ((mha.q_attn, q), (mha.k_attn, kT.mT), (mha.v_attn, v)):
+        expected = part(x).unflatten(-1, (2, 8)).transpose(1, 2)
+        torch.testing.assert_close(heads, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_rows_that_see_nothing_give_zeros_and_finite_gradients() -> None:

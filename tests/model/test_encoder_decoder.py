@@ -342,7 +342,7 @@ def test_the_encoder_runs_once_and_the_mode_comes_back(use_cache: bool) -> None:
 
     block = model.decoder_blocks[1]
     count("encoder", model.encoder_blocks[0])
-    count("decoder", block.mha.proj)
+    count("decoder", block.mha.k_attn)
     count("memory", block.cross.k_attn)
     sources, prefixes = tokens(2, PS), tokens(2, 2)
     out = model.generate(sources, prefixes, 4, use_cache=use_cache)

@@ -171,7 +171,7 @@ def test_targets_read_each_token_once_and_the_source_once() -> None:
     model = make()
     read: dict[str, list[torch.Size]] = {"own": [], "memory": []}
     block = model.decoder_blocks[0]
-    block.mha.proj.register_forward_hook(lambda _, x, out: read["own"].append(x[0].shape))
+    block.mha.k_attn.register_forward_hook(lambda _, x, out: read["own"].append(x[0].shape))
     block.cross.k_attn.register_forward_hook(lambda _, x, out: read["memory"].append(x[0].shape))
     write = functools.partial(
         write_targets, model, CPU, LETTERS, ["abc", "ab"], 2, 4, SamplingConfig(), stop_at_eot=False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -172,23 +171,19 @@ def test_the_law_sampler_is_a_function_of_seed_and_results() -> None:
 
 
 def test_the_law_sampler_finds_what_random_search_does_not(tmp_path: Path) -> None:
-    """24 trials, 3 seeds: the best true loss of `law` is lower than that of `random` by 0.01 nats.
-
-    Most of what can be had is in the first proposal, which both begin with.
-    """
+    """24 trials each: the best true loss of `law` is lower than that of `random` by 0.03 nats."""
     from trainer.config import RunConfig
 
-    found: dict[str, list[float]] = {"law": [], "random": []}
-    for sampler, losses in found.items():
-        for seed in (5, 6, 7):
-            settings = settings_for(
-                tmp_path, sampler=sampler, study=f"{sampler}-{seed}", trials=24, seed=seed
-            )
-            best = search(settings, Hooks()).best
-            assert best is not None
-            config = RunConfig.model_validate(best.config)
-            losses.append(float(WORLDS[DEFAULT_WORLD].true_loss(config)))
-    assert statistics.fmean(found["law"]) < statistics.fmean(found["random"]) - 0.01
+    found = {}
+    for sampler in ("law", "random"):
+        settings = settings_for(
+            tmp_path, sampler=sampler, study=sampler, trials=24, seed=5,
+            overrides=("head_samples=1024",),  # else the first proposal has most of it
+        )  # fmt: skip
+        best = search(settings, Hooks()).best
+        assert best is not None
+        found[sampler] = WORLDS[DEFAULT_WORLD].true_loss(RunConfig.model_validate(best.config))
+    assert found["law"] < found["random"] - 0.03
 
 
 def test_a_checked_learning_rate_stays_within_the_budget_and_is_found_again(

@@ -20,7 +20,6 @@ from tests.trainer.tiny_runs import (
     curve,
     drive,
     tiny_config,
-    tiny_data,
     weights,
 )
 from trainer import checkpoint, compilation, state
@@ -31,22 +30,6 @@ from trainer.loop import train_run
 from trainer.meter import read_executed_steps
 from trainer.sampler import WindowSampler
 from trainer.tokens import TokenData
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def data() -> TokenData:
-    return tiny_data()
-
-
-@pytest.fixture(scope="module")
-def whole(data: TokenData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an uninterrupted run, with dropout and gradient accumulation."""
-    run_dir = tmp_path_factory.mktemp("whole")
-    result, _ = drive(tiny_config(), data, run_dir)
-    assert result.status == "complete"
-    return run_dir
 
 
 def points_of(events: list[Progress | Point | Checkpointed]) -> list[Point]:

@@ -19,22 +19,6 @@ from trainer import checkpoint
 from trainer.loop import train_run
 from trainer.tokens import TokenData
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def data() -> TokenData:
-    return tiny_data()
-
-
-@pytest.fixture(scope="module")
-def whole(data: TokenData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an uninterrupted run, with dropout and gradient accumulation."""
-    run_dir = tmp_path_factory.mktemp("whole")
-    result, _ = drive(tiny_config(), data, run_dir)
-    assert result.status == "complete"
-    return run_dir
-
 
 @pytest.mark.parametrize("content", ["{}", "not json", "[]", '{"val-loss": 3.0}'])
 def test_a_foreign_result_is_not_overwritten(data: TokenData, tmp_path: Path, content: str) -> None:
