@@ -25,8 +25,8 @@ from benchmarks.common import ROOT, about, write_results
 from budgetsweep.errors import FitRefused
 from studies.scaling import Observation, Prior, Priors, RunsTable, ScalingFit, read_runs, result
 from studies.scaling import fit as fit_law
-from studies.scaling.observations import SAME_BUDGET, budgets_of
-from studies.scaling.score import score
+from studies.scaling.fit_data import SAME_BUDGET, budgets_of
+from studies.scaling.held_out_score import score
 
 RATIOS = (8, 16, 64, 128)
 PARTS = ("valid", "best", "all")

@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import trainer.objectives
-import trainer.state
+import trainer.run_state
 from model.layers import DecoderBlock
 from trainer.config import RunConfig
-from trainer.data_config import DataConfig
+from trainer.data.config import DataConfig
+from trainer.data.prepare import open_prepared, prepare
+from trainer.data.shards.tokens import TokenArray, TokenData
 from trainer.events import Point
 from trainer.loop import train_run
-from trainer.prepare import open_prepared, prepare
-from trainer.tokens import TokenArray, TokenData
 
 VAL_TOKENS = 6144
 KINDS = (
@@ -146,7 +146,7 @@ def _never_cleared(*arguments: Any) -> Any:
     return optimizer
 
 
-_build_optimizer = trainer.state.build_optimizer
+_build_optimizer = trainer.run_state.build_optimizer
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def breaking(kind: str) -> Iterator[None]:
     patches: dict[str, Callable[[], Any]] = {
         "data_in_order": lambda: mock.patch.object(trainer.objectives, "WindowSampler", InOrder),
         "grad_not_cleared": lambda: mock.patch.object(
-            trainer.state, "build_optimizer", _never_cleared
+            trainer.run_state, "build_optimizer", _never_cleared
         ),
         "leak": lambda: mock.patch.object(DecoderBlock, "causal", False),
     }

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from trainer.host import cpu_name
+from trainer.hardware.process_memory import cpu_name
 
 ROOT = Path(__file__).resolve().parents[1]
 

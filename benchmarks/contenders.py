@@ -73,15 +73,15 @@ def _answer(pipe: Connection, steps: Iterator[int], tokens_per_step: int) -> Non
 
 def _ours(pipe: Connection, contender: Contender, width: int, layers: int) -> None:
     """The product's own loop, as `budgetsweep train` runs it."""
-    from trainer.threads import prepare_environment
+    from trainer.hardware.environment import prepare_environment
 
     prepare_environment()
     import numpy as np
 
     from trainer.config import RunConfig
-    from trainer.device import configure_threads
+    from trainer.data.shards.tokens import TokenArray, TokenData
+    from trainer.hardware.device import configure_threads
     from trainer.loop import train_run
-    from trainer.tokens import TokenArray, TokenData
 
     configure_threads()
     config = RunConfig.model_validate({

@@ -23,8 +23,8 @@ from typing import Any
 
 from benchmarks.broken_runs import KINDS, RecordedRun, demo_tokens, draw, record
 from benchmarks.common import ROOT, about, write_results
-from studies.curves import COLUMNS, Curve
 from studies.diagnosis import CurveFacts, Diagnosis, diagnose
+from studies.diagnosis.curves import COLUMNS, Curve
 
 TWICE = "twice"
 """Kind of the sound runs with twice the steps."""

@@ -23,14 +23,14 @@ from benchmarks.common import ROOT, about, write_results
 from benchmarks.promotion import best_possible, outcome
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits
-from studies.earlier import earlier_runs
-from studies.prediction import fit_study
-from studies.rungs import Rungs
+from studies.database.store import Store
+from studies.prior_studies import earlier_runs
+from studies.scaling.prediction import fit_study
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
-from studies.store import Store
+from studies.simulation.worlds import SimulatedWorld, world_named
+from studies.space.rungs import Rungs
 from trainer.config import RunConfig
-from trainer.worlds import SimulatedWorld, world_named
 
 Row = dict[str, Any]
 

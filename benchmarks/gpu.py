@@ -29,12 +29,12 @@ from typing import Any
 
 from benchmarks import gpu_speed
 from benchmarks.common import ROOT, about
-from studies.observer import Observer, RunView
-from studies.promote import PromoteHooks, PromoteSettings, promote
-from studies.rungs import DEFAULT_RUNGS, Rungs
+from studies.execution.observer import Observer, RunView
+from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
-from trainer.data_config import DataConfig
+from studies.space.rungs import DEFAULT_RUNGS, Rungs
+from trainer.data.config import DataConfig
 from trainer.events import RunResult
 
 STAGES = ("tests", "throughput", "profile", "packing", "trials", "search", "promote")
@@ -166,7 +166,7 @@ def main() -> None:
     deadline = started + 60 * options.minutes
     shapes = [(int(w), int(n)) for w, n in (each.split("x") for each in options.shapes.split(","))]
     stages = [name for name in STAGES if name not in options.skip.split(",")]
-    from trainer.device import detect_device
+    from trainer.hardware.device import detect_device
 
     device = detect_device()
     result = {**about("python -m benchmarks.gpu " + " ".join(sys.argv[1:])),

@@ -14,9 +14,9 @@ import torch
 
 from budgetsweep.constraint import fill
 from trainer.config import RunConfig
-from trainer.data_config import DataConfig
-from trainer.device import torch_device
-from trainer.measuring import StepTimer
+from trainer.data.config import DataConfig
+from trainer.hardware.device import torch_device
+from trainer.throughput import StepTimer
 
 BARS = {(64, 4): 7.0e6, (128, 4): 5.5e6, (256, 8): 3.0e6, (512, 8): 1.4e6}
 """(width, blocks): tokens a second aimed at on one H200, T = 256."""
@@ -132,10 +132,10 @@ def trials(
     Returns:
         Of each run: seconds from its submission to its result, of training and of validation.
     """
-    from studies.executor import WorkerPool
-    from studies.worker import RunEvent
+    from studies.execution.local_pool import WorkerPool
+    from studies.execution.worker import RunEvent
+    from trainer.data.prepare import prepare
     from trainer.events import RunResult
-    from trainer.prepare import prepare
 
     wanted = run_config(
         tokenizer, *shape, recipe="modern", data=data, budget_flops=int(budget), num_evals=1,
@@ -175,7 +175,7 @@ def trials(
 
 def packing(tokenizer: str, shape: tuple[int, int], seconds: float) -> dict[str, Any]:
     """Tokens a second of one, two, four and eight workers that train a shape side by side."""
-    from studies.executor import WorkerPool
+    from studies.execution.local_pool import WorkerPool
     from studies.sharing import COUNTS
 
     config = run_config(tokenizer, *shape, recipe="modern")

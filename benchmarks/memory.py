@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, about, write_results
-from trainer.threads import prepare_environment
+from trainer.hardware.environment import prepare_environment
 
 LIMIT = 0.15
 # (V, D, H, L, B, S, accumulation, dropout, autocast, recipe)
@@ -78,11 +78,11 @@ def measure(shape: dict[str, Any], seconds: float, threads: int) -> dict[str, An
     """Train one shape in this process for about so long, three steps at least."""
     import numpy as np
 
-    from trainer.device import configure_threads, detect_device
+    from trainer.data.shards.tokens import TokenArray, TokenData
+    from trainer.hardware.device import configure_threads, detect_device
     from trainer.loop import train_run
-    from trainer.measuring import measure_tokens_per_second
     from trainer.memory import estimate_memory_bytes
-    from trainer.tokens import TokenArray, TokenData
+    from trainer.throughput import measure_tokens_per_second
 
     configure_threads(threads)
     speed = measure_tokens_per_second(run_config(shape))

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import about, write_results
-from studies.observer import Observer, RunView
+from studies.execution.observer import Observer, RunView
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
-from studies.space import space_from_dict
-from trainer.data_config import DataConfig
+from studies.simulation.worlds import DEFAULT_WORLD
+from studies.space.search_space import space_from_dict
+from trainer.data.config import DataConfig
 from trainer.events import RunResult
-from trainer.worlds import DEFAULT_WORLD
 
 SPACE = {
     "parameters": {

@@ -10,8 +10,9 @@ space could reach there, learning rate, batch and the rest as the world likes th
 search's own budget it is that of the trial that measured best. Coverage is of the 80 % interval,
 held against the loss that the promotion would measure.
 
-`--world drawn` makes each seed's search in a world of its own (`trainer.worlds.drawn_world`): only
-then are the seeds as many tests of the interval, and of the choice, as there are seeds.
+`--world drawn` makes each seed's search in a world of its own
+(`studies.simulation.worlds.drawn_world`): only then are the seeds as many tests of the interval,
+and of the choice, as there are seeds.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ import numpy as np
 from benchmarks.common import ROOT, about, write_results
 from budgetsweep.config import parse
 from budgetsweep.constraint import Admitted, Limits, admit
-from studies.prediction import StudyFit, fit_study
-from studies.rescaling import promoted_config
-from studies.rungs import COOLDOWN, Rungs
+from studies.database.store import Store
+from studies.promotion.rescaling import promoted_config
+from studies.scaling.prediction import StudyFit, fit_study
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
-from studies.space import SearchSpace
-from studies.store import Store
+from studies.simulation.worlds import SimulatedWorld, world_named
+from studies.space.rungs import COOLDOWN, Rungs
+from studies.space.search_space import SearchSpace
 from trainer.config import RunConfig
-from trainer.worlds import SimulatedWorld, world_named
 
 Row = dict[str, Any]
 

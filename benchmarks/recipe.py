@@ -158,8 +158,8 @@ def train(variant: str, budget: float, seed: int, data: Settings) -> Settings:
     import torch
 
     from budgetsweep.constraint import planned_flops
+    from trainer.data.prepare import open_prepared
     from trainer.loop import train_run
-    from trainer.prepare import open_prepared
 
     torch.set_num_threads(1)
     config = configured(variant, budget, seed, data)
@@ -190,8 +190,8 @@ def train(variant: str, budget: float, seed: int, data: Settings) -> Settings:
 
 def prepared(args: argparse.Namespace) -> Settings:
     """Tokens of the text, prepared once; the data section of every run."""
-    from trainer.data_config import DataConfig
-    from trainer.prepare import prepare
+    from trainer.data.config import DataConfig
+    from trainer.data.prepare import prepare
 
     wanted = DataConfig(source=args.data, validation=args.val_data)
     tokens = prepare(wanted, "gpt2", train_tokens=args.train_tokens, val_tokens=args.val_tokens)

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import ROOT, about, write_results
-from studies.prediction import fit_study
-from studies.regret import regrets
-from studies.replay import ReplayTable, read_table
-from studies.rungs import Rungs
+from studies.database.store import Store
+from studies.scaling.prediction import fit_study
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
-from studies.store import Store
+from studies.simulation.regret import regrets
+from studies.simulation.replay import ReplayTable, read_table
+from studies.space.rungs import Rungs
 
 Row = dict[str, Any]
 

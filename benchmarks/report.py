@@ -2,7 +2,7 @@
 
     python -m benchmarks.report [--trials 1000] [--points 50] [--repeats 5] [--out FOLDER]
 
-The study is synthetic (`tests/reports/synthetic.py`), the report real: each repeat is a fresh
+The study is synthetic (`tests/support/synthetic_study.py`), the report real: each repeat is a fresh
 process from the start of the interpreter to the last file. Peak memory is that process's resident
 set. CPU seconds are given beside the clock's, which other work on the machine disturbs.
 """
@@ -90,7 +90,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args()
-    from tests.reports.synthetic import fill_database
+    from tests.support.synthetic_study import fill_database
 
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "study.db"

@@ -33,14 +33,14 @@ import numpy as np
 
 from benchmarks.common import about, write_results
 from budgetsweep.constraint import Admitted, Limits, admit
-from studies.defaults import default_space, first_proposal
-from studies.law_sampler import LawSampler, Places
-from studies.proposals import Proposals
-from studies.replay import ReplayTable, read_table
+from studies.samplers.law import LawSampler, Places
+from studies.samplers.proposals import Proposals
 from studies.settings import SearchSettings
-from studies.space import SearchSpace, Value, space_from_dict
+from studies.simulation.replay import ReplayTable, read_table
+from studies.simulation.worlds import DEFAULT_WORLD, WORLDS, SimulatedWorld
+from studies.space.defaults import default_space, first_proposal
+from studies.space.search_space import SearchSpace, Value, space_from_dict
 from trainer.config import TOKENIZER_VOCABULARIES, RunConfig
-from trainer.worlds import DEFAULT_WORLD, WORLDS, SimulatedWorld
 
 BUDGET = 10**15
 CLOSE_NATS = 0.02

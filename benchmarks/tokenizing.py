@@ -29,18 +29,18 @@ from typing import Any
 import tiktoken
 
 from benchmarks.common import ROOT, about, write_results
-from trainer.blocks import (
+from trainer.data.config import DataConfig
+from trainer.data.prepare import prepare
+from trainer.data.shards.blocks import (
     Block,
     SplitRule,
     choose_val_below,
     cut_blocks,
     encode_block,
 )
-from trainer.corpus import Corpus, iter_documents, open_corpus
-from trainer.data_config import DataConfig
-from trainer.prepare import prepare
-from trainer.tokenizers import load_tokenizer
-from trainer.tokens import write_shard
+from trainer.data.shards.tokens import write_shard
+from trainer.data.sources.corpus import Corpus, iter_documents, open_corpus
+from trainer.data.tokenizers import load_tokenizer
 
 TARGET = 0.9
 RAW = ("encode_ordinary_batch", "encode_to_numpy")

@@ -1,8 +1,8 @@
 """YAML to strict pydantic models and back, with errors that a person can act on.
 
-Nothing here knows what is configured. `model.config`, `trainer.config` and `studies.space` build
-their models on `StrictModel`; `parse` turns pydantic's errors into one line with the place, what
-was expected and the nearest known key.
+Nothing here knows what is configured. `model.config`, `trainer.config` and
+`studies.space.search_space` build their models on `StrictModel`; `parse` turns pydantic's errors
+into one line with the place, what was expected and the nearest known key.
 """
 
 from __future__ import annotations

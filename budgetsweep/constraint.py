@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 from budgetsweep.config import parse
 from budgetsweep.errors import ConfigError
 from model.flops import CONVENTIONS, Convention
+from studies.simulation.data import SimulatedData
 from trainer.config import RunConfig
 from trainer.events import DeviceInfo
 from trainer.memory import estimate_memory_bytes
-from trainer.simulated_data import SimulatedData
 
 if TYPE_CHECKING:
-    from trainer.tokens import TokenData
+    from trainer.data.shards.tokens import TokenData
 
 MIN_VALIDATION_WINDOWS = 8
 """Windows of seq_len tokens that a validation pass must have: fewer give no standard error worth

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from model.decoder import DecoderLM
     from model.encoder import EncoderLM, corrupt_tokens, masked_token_loss
     from model.encoder_decoder import EncoderDecoderLM, target_loss
-    from model.generation import generate, score
+    from model.generation.decoding import generate, score
+    from model.generation.sampling import softmax_with_temperature
     from model.layers import CrossDecoderBlock, DecoderBlock, EncoderBlock, FeedForward
-    from model.sampling import softmax_with_temperature
 
 _HOME = {
     "CrossAttention": "model.attention",
@@ -31,10 +31,10 @@ _HOME = {
     "MultiHeadAttention": "model.attention",
     "classify_binary_sentiment": "model.classification",
     "corrupt_tokens": "model.encoder",
-    "generate": "model.generation",
+    "generate": "model.generation.decoding",
     "masked_token_loss": "model.encoder",
-    "score": "model.generation",
-    "softmax_with_temperature": "model.sampling",
+    "score": "model.generation.decoding",
+    "softmax_with_temperature": "model.generation.sampling",
     "target_loss": "model.encoder_decoder",
 }
 

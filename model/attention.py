@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.cache import LayerCache, LayerMemory, NewTokens
-from model.chunks import SLOW_CPU_HEAD_DIM, attends_in_blocks
-from model.cpu_attention import attend_in_blocks
+from model.cpu.attention import attend_in_blocks
+from model.cpu.block_sizes import SLOW_CPU_HEAD_DIM, attends_in_blocks
+from model.generation.kv_cache import LayerCache, LayerMemory, NewTokens
 from model.rotary import rotate
 
 

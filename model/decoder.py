@@ -7,9 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from model.cache import KeyValueCache
+from model.generation.kv_cache import KeyValueCache
 from model.layers import DecoderBlock
-from model.stack import StackLM
+from model.transformer import StackLM
 
 
 class DecoderLM(StackLM):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.layers import EncoderBlock
 from model.loss import linear_cross_entropy
-from model.stack import StackLM
+from model.transformer import StackLM
 
 
 class EncoderLM(StackLM):

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.cache import KeyValueCache, TargetCache
 from model.config import EncoderDecoderConfig
+from model.generation.kv_cache import KeyValueCache, TargetCache
+from model.generation.sampling import evaluating, require_finite, softmax_with_temperature
 from model.layers import CrossDecoderBlock, EncoderBlock
 from model.loss import linear_cross_entropy
-from model.sampling import evaluating, require_finite, softmax_with_temperature
-from model.stack import embedding_sum, initialise, require_same_shape
+from model.transformer import embedding_sum, initialise, require_same_shape
 
 
 class EncoderDecoderLM(nn.Module):

@@ -19,8 +19,8 @@ the batch: its products are charged a step, in `nanogpt` too (6 % of a step of 2
 L2 with a sampled head, 25 % at D192 L6).
 
 **A sampled head** (`head_rows`). Training may compute the logits of a few token ids only
-(`model.sampled_loss`). Every convention then charges the products with these rows of the matrix and
-with the target's, instead of V rows; `nanogpt`, which charges each parameter because each is
+(`model.sampled_softmax`). Every convention then charges the products with these rows of the matrix
+and with the target's, instead of V rows; `nanogpt`, which charges each parameter because each is
 multiplied, charges 6 FLOPs for each parameter that is. Rotation, like all elementwise work, is left
 out, and so is what is only looked up.
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import CrossAttention, MultiHeadAttention
-from model.cache import LayerCache, LayerMemory, NewTokens
+from model.generation.kv_cache import LayerCache, LayerMemory, NewTokens
 
 Norm = Literal["layer", "rms"]
 Activation = Literal["gelu", "relu2"]

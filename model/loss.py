@@ -10,7 +10,7 @@ not normalised: with E = exp(logits) and row sums Z, the gradients are (E/Z - on
 of E there: adding it in the product (`addmm`) triples the time of that product in bf16.
 
 Several threads share the vocabulary there, each with rows of the matrix of its own, and exchange
-but the sums of their exponentials (`model.parallel`).
+but the sums of their exponentials (`model.cpu.threads`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.chunks import loss_chunk_tokens
-from model.parallel import team_size, together
+from model.cpu.block_sizes import loss_chunk_tokens
+from model.cpu.threads import team_size, together
 
 SAFE_LOGIT = 60.0
 """Largest |logit| for exp without subtracting the maximum: e^±60 times any vocabulary is far

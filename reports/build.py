@@ -16,18 +16,6 @@ from typing import Any
 
 from budgetsweep.config import dump_yaml, write_bytes_atomically, write_text_atomically
 from model.flops import CONVENTIONS
-from reports import figures as runs
-from reports import figures_space as space
-from reports import (
-    study_scaling,
-    style,
-    text,
-    text_curves,
-    text_replay,
-    text_scaling,
-    text_search,
-)
-from reports.advice import advice
 from reports.document import (
     Block,
     Bullets,
@@ -40,11 +28,21 @@ from reports.document import (
     to_markdown,
 )
 from reports.facts import Facts
-from reports.formats import loss
+from reports.figures import runs as runs
+from reports.figures import space as space
+from reports.figures import study_scaling
 from reports.read import read_study
-from reports.style import Chart, NoChart
-from studies.tables import Run
-from trainer.worlds import is_replayed
+from reports.style import theme
+from reports.style.formats import loss
+from reports.style.theme import Chart, NoChart
+from reports.text import curves as text_curves
+from reports.text import replay as text_replay
+from reports.text import scaling as text_scaling
+from reports.text import search as text_search
+from reports.text import summary
+from reports.text.advice import advice
+from studies.database.tables import Run
+from studies.simulation.worlds import is_replayed
 
 FIGURES = (
     runs.history,
@@ -122,18 +120,18 @@ def _picture(chart: Chart | NoChart, folder: Path, written: list[Path]) -> Pictu
         png.unlink(missing_ok=True)
         svg.unlink(missing_ok=True)
         return Picture(chart)
-    wide, pixels = style.svg_and_png(chart)
-    narrow = style.svg(chart, "narrow")
+    wide, pixels = theme.svg_and_png(chart)
+    narrow = theme.svg(chart, "narrow")
     write_bytes_atomically(png, pixels)
-    write_text_atomically(svg, style.on_paper(wide))
+    write_text_atomically(svg, theme.on_paper(wide))
     written += [png, svg]
     return Picture(
         chart,
         {
             "wide": wide,
-            "wide-dark": style.to_dark(wide),
+            "wide-dark": theme.to_dark(wide),
             "narrow": narrow,
-            "narrow-dark": style.to_dark(narrow),
+            "narrow-dark": theme.to_dark(narrow),
         },
     )
 
@@ -145,17 +143,17 @@ def compose(facts: Facts, pictures: dict[str, Picture], best_yaml: Path | None) 
         hidden = text_replay.hidden(facts)
         return [pictures[name] for name in names if name in pictures and name not in hidden]
 
-    title, subtitle = text.title(facts)
+    title, subtitle = summary.title(facts)
     blocks: list[Block] = [
-        *text.simulated(facts),
-        *text.head(facts),
+        *summary.simulated(facts),
+        *summary.head(facts),
         Heading("What was best?"),
-        *text.best(facts),
+        *summary.best(facts),
         *shown("history", "learning_curves"),
         Heading("What do the curves say?"),
         *text_curves.curves(facts),
         Heading("What did it cost?"),
-        *text.cost(facts),
+        *summary.cost(facts),
         Heading("What was tried?"),
         *text_search.tried(facts),
         *text_search.best_few(facts),

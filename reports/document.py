@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from reports.style import Chart, NoChart
+from reports.style.theme import Chart, NoChart
 
 
 @dataclass(frozen=True)

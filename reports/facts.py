@@ -11,16 +11,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from reports.formats import known
 from reports.read import StudyData
-from studies.curves import Curve
+from reports.style.formats import known
+from studies.database.ledger import Amount, of_steps
+from studies.database.tables import Rejection, Run, Study
 from studies.diagnosis import Diagnosis
-from studies.diagnosis.of_runs import diagnose_runs
-from studies.ledger import Amount, of_steps
-from studies.space import Parameter
-from studies.tables import Rejection, Run, Study
+from studies.diagnosis.curves import Curve
+from studies.diagnosis.study_runs import diagnose_runs
+from studies.simulation.worlds import world_of
+from studies.space.search_space import Parameter
 from trainer.config import RunConfig
-from trainer.worlds import world_of
 
 SEED_NOISE_NATS = 0.02
 """Gaps under this are called ties while the noise between seeds is unknown: seeds differ by 0.01

@@ -23,11 +23,11 @@ from sqlalchemy.pool import NullPool
 
 from budgetsweep.config import did_you_mean
 from budgetsweep.errors import StudyError
-from studies import storage
-from studies.curves import Curve
-from studies.curves_read import read_curves
-from studies.ledger import Amount
-from studies.tables import Fit, LedgerEntry, Prediction, Rejection, Run, Study
+from studies.database import connection as storage
+from studies.database.ledger import Amount
+from studies.database.tables import Fit, LedgerEntry, Prediction, Rejection, Run, Study
+from studies.diagnosis.curves import Curve
+from studies.diagnosis.study_curves import read_curves
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from studies.planning import (
 from studies.search import worker_pool
 from studies.settings import SearchSettings
 from studies.sharing import share_gpus
-from studies.space import SearchSpace
+from studies.space.search_space import SearchSpace
 
 
 @dataclass(frozen=True)

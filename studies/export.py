@@ -7,8 +7,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from studies.store import Store
-from studies.tables import Run
+from studies.database.store import Store
+from studies.database.tables import Run
 
 
 def export_study(storage: str | Path, name: str | None) -> dict[str, dict[str, Any] | str]:

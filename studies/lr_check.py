@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits
-from studies.executor import WorkerPool
-from studies.rescaling import promoted_config
-from studies.selecting import Selection
-from studies.simulated_pool import SimulatedPool
-from studies.store import Store
-from studies.tables import Study
+from studies.database.store import Store
+from studies.database.tables import Study
+from studies.execution.local_pool import WorkerPool
+from studies.promotion.rescaling import promoted_config
+from studies.promotion.selection import Selection
+from studies.simulation.pool import SimulatedPool
 from trainer.config import RunConfig
 
 if TYPE_CHECKING:
-    from studies.promote import PromoteHooks, PromoteSettings
+    from studies.promotion.promote import PromoteHooks, PromoteSettings
 
 FACTORS = (1.0, 0.5, 2.0)
 SHARE = 0.03
@@ -43,7 +43,7 @@ def check_lr(
     Returns:
         The best factor; None: they were interrupted, the same call continues.
     """
-    from studies.promote import run_promotion
+    from studies.promotion.promote import run_promotion
 
     scale = check_scale(settings.scale)
     trial = parse(RunConfig, selection.trial.config, f"trial {selection.trial.number}")

@@ -21,9 +21,9 @@ from budgetsweep.constraint import (
     admit,
     charge_per_step,
 )
-from studies.rungs import Rungs
-from studies.space import SearchSpace
-from studies.worker import Measured
+from studies.execution.worker import Measured
+from studies.space.rungs import Rungs
+from studies.space.search_space import SearchSpace
 from trainer.config import RunConfig
 
 EVAL_SHARE = 0.1

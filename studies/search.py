@@ -17,14 +17,12 @@ import numpy as np
 from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit
 from budgetsweep.errors import ConfigError, StudyError
 from model.flops import Convention
-from studies.defaults import first_proposal
-from studies.dispatcher import LEASE_SECONDS, Dispatcher
-from studies.earlier import earlier_runs, settle
-from studies.executor import WorkerPool
-from studies.finalists import train_finalists
-from studies.law_sampler import LawSampler
-from studies.objective import Objective
-from studies.observer import Observer
+from studies.database.connection import storage_url
+from studies.database.store import Store
+from studies.database.tables import FINISHED_STATUSES, Run, Study
+from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher
+from studies.execution.local_pool import WorkerPool
+from studies.execution.observer import Observer
 from studies.planning import (
     PLAN_SAMPLES,
     Sample,
@@ -35,25 +33,27 @@ from studies.planning import (
     plan_time,
     sample_space,
 )
-from studies.prediction import StudyFit, fit_study, promoted
-from studies.promote import DEFAULT_SCALE, PromoteHooks
-from studies.proposals import Proposals
+from studies.prior_studies import earlier_runs, settle
+from studies.promotion.finalists import train_finalists
+from studies.promotion.promote import DEFAULT_SCALE, PromoteHooks
+from studies.samplers.law import LawSampler
+from studies.samplers.objective import Objective
+from studies.samplers.proposals import Proposals
+from studies.scaling.prediction import StudyFit, fit_study, promoted
 from studies.settings import SearchSettings
 from studies.sharing import require_device, share_gpus
-from studies.simulated_pool import SimulatedPool
-from studies.space import SearchSpace
-from studies.storage import storage_url
-from studies.store import Store
+from studies.simulation.data import SimulatedData
+from studies.simulation.pool import SimulatedPool
+from studies.simulation.worlds import is_replayed, world_of
+from studies.space.defaults import first_proposal
+from studies.space.search_space import SearchSpace
 from studies.study_data import fix_data
-from studies.tables import FINISHED_STATUSES, Run, Study
 from studies.trials import TrialSource, reconcile
 from trainer.config import TOKENIZER_VOCABULARIES
-from trainer.simulated_data import SimulatedData
-from trainer.worlds import is_replayed, world_of
 
 if TYPE_CHECKING:
-    from trainer.prepare import PrepareProgress
-    from trainer.tokens import TokenData
+    from trainer.data.prepare import PrepareProgress
+    from trainer.data.shards.tokens import TokenData
 
 
 def _go_ahead(plan: TimePlan) -> bool:

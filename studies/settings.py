@@ -12,18 +12,18 @@ from sqlalchemy import make_url
 from budgetsweep.config import apply_overrides
 from budgetsweep.errors import ConfigError
 from model.flops import CONVENTIONS, Convention
-from studies.defaults import DEFAULT_RECIPE, default_space
-from studies.replay import ReplayTable
-from studies.rungs import Rungs
-from studies.sampling import SamplerName
-from studies.space import SearchSpace, space_from_dict
-from studies.storage import storage_url
-from studies.tables import Study
+from studies.database.connection import storage_url
+from studies.database.tables import Study
+from studies.samplers.registry import SamplerName
+from studies.simulation.replay import ReplayTable
+from studies.simulation.simulated_run import REPORTS
+from studies.simulation.worlds import world_named
+from studies.space.defaults import DEFAULT_RECIPE, default_space
+from studies.space.rungs import Rungs
+from studies.space.search_space import SearchSpace, space_from_dict
 from trainer.config import ARCHITECTURES, TOKENIZER_VOCABULARIES
-from trainer.data_config import DataConfig
+from trainer.data.config import DataConfig
 from trainer.recipes import RECIPES
-from trainer.simulated import REPORTS
-from trainer.worlds import world_named
 
 Keep = Literal["best", "all", "none"]
 
@@ -76,7 +76,8 @@ class SearchSettings:
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: str = "gpt2"
     simulate: str | None = None
-    """A world of `trainer.worlds`: losses come from its law, nothing is trained or read."""
+    """A world of `studies.simulation.worlds`: losses come from its law, nothing is trained or
+    read."""
     replay: ReplayTable | None = None
     """Losses come from a table of finished runs, nothing is trained or read."""
     pruning: bool = False

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import geometric_mean
 
-from studies.executor import WorkerPool
+from studies.execution.local_pool import WorkerPool
 from studies.planning import Sample, cheap_to_dear
 from studies.settings import SearchSettings, no_gpu_to_share
 

@@ -6,11 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from studies.database.store import Store
+from studies.database.tables import Run
 from studies.diagnosis import HEALTHY, NAMES, Diagnosis
-from studies.diagnosis.of_runs import diagnose_runs
-from studies.store import Store
-from studies.tables import Run
-from trainer.worlds import world_of
+from studies.diagnosis.study_runs import diagnose_runs
+from studies.simulation.worlds import world_of
 
 
 def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits
 from budgetsweep.errors import DataError
+from studies.database.store import Store
+from studies.database.tables import Study
 from studies.planning import (
     PLAN_SAMPLES,
     sample_space,
@@ -16,17 +18,15 @@ from studies.planning import (
     wanted_val_pairs,
     wanted_val_tokens,
 )
-from studies.replay import table_of
-from studies.space import SearchSpace
-from studies.store import Store
-from studies.tables import Study
-from trainer.data_config import DataConfig
-from trainer.simulated_data import SimulatedData, simulated_data
-from trainer.worlds import world_of
+from studies.simulation.data import SimulatedData, simulated_data
+from studies.simulation.replay import table_of
+from studies.simulation.worlds import world_of
+from studies.space.search_space import SearchSpace
+from trainer.data.config import DataConfig
 
 if TYPE_CHECKING:
-    from trainer.prepare import PrepareProgress
-    from trainer.tokens import TokenData
+    from trainer.data.prepare import PrepareProgress
+    from trainer.data.shards.tokens import TokenData
 
 
 def fix_data(
@@ -54,8 +54,8 @@ def fix_data(
     base = dict(study.settings["base"])
     if world_of(base) is not None:
         return _fix_world(store, study)
-    from trainer.pairs import PairIndex
-    from trainer.prepare import open_prepared, prepare
+    from trainer.data.pairs import PairIndex
+    from trainer.data.prepare import open_prepared, prepare
 
     config = parse(DataConfig, base["data"], "data")
     tokenizer = base["tokenizer_encoding"]

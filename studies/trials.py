@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit
-from studies.dispatcher import recover
-from studies.objective import Objective
-from studies.observer import Observer
-from studies.proposals import Proposal, Proposals, SpaceExhausted
-from studies.rungs import Rungs, rung_budget
+from studies.database.store import Store, config_hash
+from studies.database.tables import FINISHED_STATUSES, Rejection, Run, Study
+from studies.execution.dispatcher import recover
+from studies.execution.observer import Observer
+from studies.samplers.objective import Objective
+from studies.samplers.proposals import Proposal, Proposals, SpaceExhausted
 from studies.settings import SearchSettings
-from studies.space import SearchSpace
-from studies.store import Store, config_hash
-from studies.tables import FINISHED_STATUSES, Rejection, Run, Study
+from studies.space.rungs import Rungs, rung_budget
+from studies.space.search_space import SearchSpace
 from studies.trunks import Branches
 from trainer.branches import Lineage
 from trainer.events import DeviceInfo, Point, RunResult
 
 if TYPE_CHECKING:
-    from trainer.simulated_data import SimulatedData
-    from trainer.tokens import TokenData
+    from studies.simulation.data import SimulatedData
+    from trainer.data.shards.tokens import TokenData
 
 MAX_REJECTED_IN_A_ROW = 2_000
 """So many refusals in a row end a search: the space has hardly anything that fits."""

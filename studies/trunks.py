@@ -18,11 +18,11 @@ from pathlib import Path
 
 from budgetsweep.config import parse
 from budgetsweep.constraint import Admitted, Limits, admit, charge_per_step
-from studies.observer import Observer
-from studies.rungs import rung_budget
+from studies.database.store import Store
+from studies.database.tables import FINISHED_STATUSES, Run, Study
+from studies.execution.observer import Observer
 from studies.settings import SearchSettings
-from studies.store import Store
-from studies.tables import FINISHED_STATUSES, Run, Study
+from studies.space.rungs import rung_budget
 from trainer.branches import (
     WHOLE,
     Lineage,
@@ -31,7 +31,7 @@ from trainer.branches import (
     kept_path,
     remove_kept,
 )
-from trainer.checkpoint import is_whole
+from trainer.checkpoints.checkpoint import is_whole
 from trainer.config import RunConfig
 
 

@@ -10,14 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.schedule import cosine_lr_schedule
-    from trainer.seeds import (
+    from trainer.course import (
         compute_language_modeling_loss,
         evaluate,
         random_batch_sampler,
         sequential_batch_sampler,
         train,
     )
+    from trainer.optim.schedules import cosine_lr_schedule
 
 __all__ = [
     "compute_language_modeling_loss",
@@ -32,7 +32,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "trainer.schedule" if name == "cosine_lr_schedule" else "trainer.seeds"
+    home = "trainer.optim.schedules" if name == "cosine_lr_schedule" else "trainer.course"
     return getattr(import_module(home), name)
 
 

@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from trainer.config import RunConfig
-from trainer.schedule import cooldown_steps
+from trainer.optim.schedules import cooldown_steps
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from model.flops import (
     muon_flops_per_step,
     params_by_group,
 )
-from trainer.data_config import Count, DataConfig
+from trainer.data.config import Count, DataConfig
 from trainer.recipes import RECIPES, RUN_OPTIONS, Recipe, expanded
 
 TOKENIZER_VOCABULARIES = {"gpt2": 50257, "r50k_base": 50257, "p50k_base": 50281, "bytes": 257}
@@ -80,8 +80,8 @@ class RunConfig(StrictModel):
     """simulated: nothing is trained, the loss is that of `world` (docs/simulation.md); replayed: it
     is that of a finished run in a table (docs/replay.md)."""
     world: str | None = None
-    """simulated: a name that `trainer.worlds.world_named` knows; replayed: `table:` and its
-    checksum."""
+    """simulated: a name that `studies.simulation.worlds.world_named` knows; replayed: `table:`
+    and its checksum."""
     recipe: Recipe = "gpt2"
     """What the options below and those of model_config are where they are not given: `gpt2` the
     course's, `modern` what gives the least loss for the FLOPs (docs/experiments.md)."""
@@ -105,8 +105,8 @@ class RunConfig(StrictModel):
     masked_fraction: float | None = Field(default=None, gt=0.0, le=1.0)
     """Share of a sequence's tokens to predict; encoder only; None: `MASKED_FRACTION`."""
     head_samples: Count | None = None
-    """Token ids that training compares a target with (K; `model.sampled_loss`); None: all. Decoder
-    only; evaluation always takes all."""
+    """Token ids that training compares a target with (K; `model.sampled_softmax`); None: all.
+    Decoder only; evaluation always takes all."""
     grad_accumulation_steps: Count = 1
     """Micro-batches in one optimiser step."""
     num_training_steps: Count | Literal["fill"] = "fill"
@@ -142,7 +142,8 @@ class RunConfig(StrictModel):
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto: where the run is long enough to pay it back."""
     cuda_graph: Literal["auto", "off"] = "auto"
-    """A training step captured as one graph on CUDA (`trainer.stepping`); auto: where it can be."""
+    """A training step captured as one graph on CUDA (`trainer.optimizer_steps`); auto: where it
+    can be."""
     budget_flops: Annotated[int, Field(ge=1, le=MAX_FLOPS)] | None = None
     """Training FLOPs that this run may spend; needed by `num_training_steps: fill`."""
     convention: Convention = "nanogpt"
@@ -244,7 +245,10 @@ class RunConfig(StrictModel):
             if self.world is not None:
                 raise ValueError("world: only a run with trainer: simulated has one")
             return
-        from trainer.worlds import TABLE, world_named  # NumPy, which a real run need not load
+        from studies.simulation.worlds import (  # NumPy, which a real run need not load
+            TABLE,
+            world_named,
+        )
 
         if self.trainer == "replayed":
             if not (self.world or "").startswith(TABLE):

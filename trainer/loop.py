@@ -10,19 +10,19 @@ from typing import TypeAlias
 import torch
 
 from budgetsweep.errors import BranchPointLost, NonFiniteLoss
-from trainer.artefacts import read_finished
 from trainer.branches import WHOLE, Lineage
+from trainer.checkpoints.artefacts import read_finished
 from trainer.config import RunConfig
-from trainer.device import (
+from trainer.data.shards.tokens import TokenData
+from trainer.events import Checkpointed, Command, Point, Progress, RunResult
+from trainer.hardware.device import (
     flushing_denormals,
     is_out_of_memory,
     random_state,
     set_random_state,
     torch_device,
 )
-from trainer.events import Checkpointed, Command, Point, Progress, RunResult
-from trainer.state import RunState
-from trainer.tokens import TokenData
+from trainer.run_state import RunState
 
 Event: TypeAlias = Progress | Point | Checkpointed
 Run: TypeAlias = Generator[Event, Command | None, RunResult]

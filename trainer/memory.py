@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-from model.chunks import (
+from model.config import EncoderDecoderConfig, ModelConfig
+from model.cpu.block_sizes import (
     QUERY_BLOCK,
     SAMPLED_CHUNK_TOKENS,
     SLOW_CPU_HEAD_DIM,
@@ -20,24 +21,24 @@ from model.chunks import (
     loss_chunk_tokens,
     query_blocks,
 )
-from model.config import EncoderDecoderConfig, ModelConfig
 from trainer.config import RunConfig
 
 Kind = Literal["cpu", "cuda", "mps"]
 
 LARGEST_RESIDENT_BYTES = 2 << 30
-"""Larger training texts are not kept on a GPU (two bytes a token; `trainer.resident`)."""
+"""Larger training texts are not kept on a GPU (two bytes a token; `trainer.data.device_tokens`)."""
 EVAL_TOKENS = 4096
 """Least tokens of a validation batch: with those of a small training batch it would be slow."""
 
 CPU_PROCESS_BYTES = 267_000_000
 """Memory of Python with PyTorch 2.13 and a tiny model trained, mapped files left out: about 240 MB
-in a fresh process, 310 MB in one that has trained many shapes (`trainer.threads`)."""
+in a fresh process, 310 MB in one that has trained many shapes (`trainer.hardware.environment`)."""
 CUDA_WORKSPACES_BYTES = 4 * (32 << 20)
 """cuBLAS's, one for each of two threads on two streams (*assumption*: 32 MiB each, as on compute
 capability 9.0; elsewhere 8 MiB)."""
 HEAP_BLOCK_BYTES = 32 << 20
-"""Larger blocks are mappings of their own and leave no holes (`trainer.host`)."""
+"""Larger blocks are mappings of their own and leave no holes
+(`trainer.hardware.process_memory`)."""
 HEAP_HOLES = {"bf16": 55e6, "fp32": 10e6}
 """The heap's holes are the geometric mean of this and the saved tensors in it: fitted, with the
 next and the process's size, to the shapes of the benchmark so that the worst error is least."""
@@ -51,7 +52,7 @@ def estimate_memory_bytes(config: RunConfig, kind: Kind, bf16: bool) -> int:
     Args:
         config: its shape and batch.
         kind: `cpu`, `cuda` or `mps`.
-        bf16: whether it computes in bf16 (`trainer.device.uses_bf16`).
+        bf16: whether it computes in bf16 (`trainer.hardware.device.uses_bf16`).
 
     Returns:
         Bytes: of the whole process on a CPU, of the allocator on a GPU.
@@ -171,7 +172,7 @@ def _saved_by_block(
 
 
 def _in_blocks(config: RunConfig, stack: _Stack, kind: Kind, bf16: bool) -> bool:
-    """Whether attention is that of `model.cpu_attention`."""
+    """Whether attention is that of `model.cpu.attention`."""
     pays = attends_in_blocks(stack.length, config.model.head_dim)
     return kind == "cpu" and bf16 and not stack.masked and pays
 

@@ -21,21 +21,21 @@ from model.decoder import DecoderLM
 from model.encoder import CorruptedTokens, EncoderLM, corrupt_tokens
 from model.encoder_decoder import EncoderDecoderLM
 from model.loss import linear_cross_entropy
-from model.sampled_loss import VocabularySample, sampled_cross_entropy
+from model.sampled_softmax import VocabularySample, sampled_cross_entropy
 from trainer.config import RunConfig
-from trainer.memory import EVAL_TOKENS
-from trainer.pairs import (
+from trainer.data.device_tokens import ResidentTokens, resident_tokens
+from trainer.data.pairs import (
     PairBatch,
     PairIndex,
     PairSampler,
     sequential_pairs,
     target_bytes_per_token,
 )
-from trainer.resident import ResidentTokens, resident_tokens
-from trainer.sampler import WindowSampler
-from trainer.tokens import TokenArray, TokenData
-from trainer.validation import Predictions, Validation, sequential_windows, validate, validate_on
-from trainer.vocabulary import VocabularySampler
+from trainer.data.sampler import WindowSampler
+from trainer.data.shards.tokens import TokenArray, TokenData
+from trainer.data.vocabulary_sample import VocabularySampler
+from trainer.evaluation import Predictions, Validation, sequential_windows, validate, validate_on
+from trainer.memory import EVAL_TOKENS
 
 Forward = Callable[..., Tensor]
 """`model.hidden`, compiled or not."""

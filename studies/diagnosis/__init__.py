@@ -1,6 +1,6 @@
 """What a learning curve says about the run that made it: verdicts with their evidence. No torch."""
 
-from studies.curves import Curve
+from studies.diagnosis.curves import Curve
 from studies.diagnosis.diagnose import diagnose
 from studies.diagnosis.facts import CurveFacts
 from studies.diagnosis.steps import Extrapolation, StepsNeeded, steps_needed

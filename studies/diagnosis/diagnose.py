@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from studies.curves import Curve
+from studies.diagnosis.curves import Curve
 from studies.diagnosis.facts import CurveFacts
 from studies.diagnosis.rules import RULES
 from studies.diagnosis.signals import FEWEST_POINTS, MOST_POINTS, Signals

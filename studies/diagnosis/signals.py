@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from studies.curves import Curve, FloatArray
+from studies.diagnosis.curves import Curve, FloatArray
 from studies.diagnosis.facts import CurveFacts
 from studies.diagnosis.steps import smoothed
 

@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 from scipy.stats import f as f_distribution
 
-from studies.curves import Curve, FloatArray
+from studies.diagnosis.curves import Curve, FloatArray
 
 CLOSE_NATS = 0.02
 """`Enough` means: within this of the last loss (seeds alone differ by 0.01 nats and more)."""

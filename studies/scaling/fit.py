@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from budgetsweep.errors import FitRefused
-from studies.curves import FloatArray
-from studies.scaling.observations import Observation, Points, budgets_of, shapes_of
+from studies.diagnosis.curves import FloatArray
+from studies.scaling.fit_data import Observation, Points, budgets_of, shapes_of
+from studies.scaling.likelihood import Centre, log_loss
 from studies.scaling.priors import N_LAW, N_LR, NAMES, Priors
 from studies.scaling.result import ScalingFit, undertrained_sd
-from studies.scaling.terms import Centre, log_loss
 
 HUBER = 1.5
 """Residuals beyond so many standard deviations count linearly."""

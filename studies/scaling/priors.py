@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from studies.curves import FloatArray
-from trainer.laws import steplaw_batch_tokens, steplaw_lr
+from studies.diagnosis.curves import FloatArray
+from studies.scaling.law import steplaw_batch_tokens, steplaw_lr
 
 NAMES = (
     "ln_E", "ln_size", "ln_alpha", "ln_data", "ln_beta", "ln_delta",

@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
-from studies.curves import FloatArray
-from studies.scaling.observations import FLOPS_PER_PARAM_TOKEN, Observation, Points
-from studies.scaling.terms import (
+from studies.diagnosis.curves import FloatArray
+from studies.scaling.fit_data import FLOPS_PER_PARAM_TOKEN, Observation, Points
+from studies.scaling.law import ScalingLaw
+from studies.scaling.likelihood import (
     Centre,
     best_ln_batch,
     best_ln_lr,
     law_of,
     log_loss,
 )
-from trainer.laws import ScalingLaw
 
 MISFIT_SHARE = 0.7
 """How far the law may be off for each factor e beyond the largest budget fitted, over the scatter

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from budgetsweep.config import did_you_mean
 from budgetsweep.errors import DataError
-from studies.scaling.observations import FLOPS_PER_PARAM_TOKEN, Observation
+from studies.scaling.fit_data import FLOPS_PER_PARAM_TOKEN, Observation
 
 ALIASES = {
     "n_params": ("n_params", "params", "parameters", "model_size", "n"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import samplers
-from studies.replay import read_table
+from studies.simulation.replay import read_table
 
 TABLE = Path(__file__).parents[2] / "examples" / "isoflop.csv"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from budgetsweep.cli import main
+from budgetsweep.cli.main import main
 
 
 @pytest.fixture

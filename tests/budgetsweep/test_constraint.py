@@ -142,7 +142,7 @@ def test_fill_without_a_budget_says_what_to_set() -> None:
 
 def test_budget_arithmetic_never_loads_torch() -> None:
     code = (
-        "import sys, budgetsweep.constraint, budgetsweep.cli, model.flops, trainer.config; "
+        "import sys, budgetsweep.constraint, budgetsweep.cli.main, model.flops, trainer.config; "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -24,7 +24,7 @@ from model.flops import (
     macs_per_pair_by_part,
     params_by_group,
 )
-from tests.model.comparing import shapes
+from tests.support.comparing import shapes
 
 
 @st.composite

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.attention import MultiHeadAttention, attend, causal_padding_mask
-from tests.model import reference
+from tests.support import reference_decoder
 
 MASKS = {
     "left": [0, 0, 1, 1, 1, 1],
@@ -37,7 +37,10 @@ def test_forward_and_gradients_equal_loops_over_heads_and_positions(n_head: int)
 
     ours = mha(x)
     expected = torch.stack(
-        [reference.attention(row, named(mha), "mha", n_head, reference.keep_all) for row in x]
+        [
+            reference_decoder.attention(row, named(mha), "mha", n_head, reference_decoder.keep_all)
+            for row in x
+        ]
     )
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
     for a, b in zip(
@@ -57,7 +60,9 @@ def test_content_is_computed_as_if_padding_were_not_there(name: str) -> None:
     direction = torch.randn(int(mask.sum()), 8, dtype=torch.float64)
 
     ours = mha(x, mask[None])[0, content]
-    expected = reference.attention(x[0, content], named(mha), "mha", 2, reference.keep_all)
+    expected = reference_decoder.attention(
+        x[0, content], named(mha), "mha", 2, reference_decoder.keep_all
+    )
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
     inputs = [x, *mha.parameters()]
     for a, b in zip(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import model
 from model.classification import classify_binary_sentiment, positive_probabilities
-from trainer.classify import classify_binary_sentiment as of_trainer
+from trainer.sentiment.classify import classify_binary_sentiment as of_trainer
 
 LOGITS = torch.tensor(
     [

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.decoder import DecoderLM
-from tests.model import reference
-from tests.model.comparing import CapturedDropout, assert_same_gradients, gradients
+from tests.support import reference_decoder
+from tests.support.comparing import CapturedDropout, assert_same_gradients, gradients
 
 V, D, H, P, L = 23, 8, 2, 9, 2
 
@@ -32,12 +32,14 @@ def test_logits_and_all_gradients_equal_the_reference() -> None:
     ids = torch.randint(V, (3, P))
     parameters = dict(model.named_parameters())
     logits = model(ids)
-    expected = torch.stack([reference.logits_of_prompt(parameters, row, H, L) for row in ids])
+    expected = torch.stack(
+        [reference_decoder.logits_of_prompt(parameters, row, H, L) for row in ids]
+    )
     torch.testing.assert_close(logits, expected, rtol=1e-11, atol=1e-12)
 
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     expected_loss = torch.stack(
-        [reference.next_token_loss(a, row) for a, row in zip(expected, ids, strict=True)]
+        [reference_decoder.next_token_loss(a, row) for a, row in zip(expected, ids, strict=True)]
     ).mean()
     torch.testing.assert_close(loss, expected_loss)
     assert_same_gradients(gradients(loss, model), gradients(expected_loss, model))
@@ -57,7 +59,7 @@ def test_padding_anywhere_changes_nothing(mask: list[int], seed: int) -> None:
     ours = model(ids, attention_mask)[0, content]
     alone = ids[0, content]
     parameters = dict(model.named_parameters())
-    expected = reference.logits_of_prompt(parameters, alone, H, L)
+    expected = reference_decoder.logits_of_prompt(parameters, alone, H, L)
     torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(ours, model(alone[None])[0], rtol=1e-11, atol=1e-12)
 
@@ -73,7 +75,7 @@ def test_gradients_with_left_padding_equal_those_of_the_prompts_alone() -> None:
 
     ours = (model(ids, mask)[:, -1] * direction).sum()
     last = [
-        reference.logits_of_prompt(parameters, row[-n:], H, L)[-1]
+        reference_decoder.logits_of_prompt(parameters, row[-n:], H, L)[-1]
         for row, n in zip(ids, lengths, strict=True)
     ]
     expected = (torch.stack(last) * direction).sum()
@@ -159,7 +161,7 @@ def test_dropout_is_where_gpt2_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
             used.append(place)
             return x * places[place]
 
-        rows.append(reference.logits_of_prompt(parameters, ids[b], H, L, drop))
+        rows.append(reference_decoder.logits_of_prompt(parameters, ids[b], H, L, drop))
         assert sorted(used) == sorted(places)
     expected = torch.stack(rows)
     torch.testing.assert_close(logits, expected, rtol=1e-11, atol=1e-12)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.attention import MultiHeadAttention
-from model.cache import KeyValueCache
 from model.config import ModelConfig
 from model.decoder import DecoderLM
+from model.generation.kv_cache import KeyValueCache
 from model.rotary import rotate, rotation_table
-from tests.model import reference
-from tests.model.comparing import (
+from tests.support import reference_decoder
+from tests.support.comparing import (
     ALL_OPTIONS,
     EACH_AND_ALL,
     assert_same_gradients,
@@ -41,7 +41,7 @@ def make(options: dict[str, Any], seed: int = 0) -> DecoderLM:
 
 def expected_logits(model: DecoderLM, ids: Tensor) -> Tensor:
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    return reference.logits_of_prompt(tensors, ids, H, L, options=model.shape.options())
+    return reference_decoder.logits_of_prompt(tensors, ids, H, L, options=model.shape.options())
 
 
 @each_and_all
@@ -60,7 +60,7 @@ def test_logits_and_all_gradients_equal_the_reference(options: dict[str, Any]) -
 
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     expected_loss = torch.stack(
-        [reference.next_token_loss(a, row) for a, row in zip(expected, ids, strict=True)]
+        [reference_decoder.next_token_loss(a, row) for a, row in zip(expected, ids, strict=True)]
     ).mean()
     torch.testing.assert_close(loss, expected_loss)
     assert_same_gradients(gradients(loss, model), gradients(expected_loss, model))

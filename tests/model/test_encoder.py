@@ -12,9 +12,9 @@ from torch import Tensor
 from model import CrossAttention, DecoderLM, EncoderLM, MultiHeadAttention
 from model.config import ModelConfig
 from model.encoder import CorruptedTokens, EncoderBlock, corrupt_tokens, masked_token_loss
-from tests.model import encoder_reference as reference
-from tests.model.comparing import CapturedDropout, assert_same_gradients, gradients
-from tests.model.reference import keep_all, softmax
+from tests.support import reference_encoder as reference
+from tests.support.comparing import CapturedDropout, assert_same_gradients, gradients
+from tests.support.reference_decoder import keep_all, softmax
 
 V, D, H, P, L = 23, 8, 2, 7, 2
 MASK_ID, SEPARATOR = 22, 21

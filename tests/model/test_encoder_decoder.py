@@ -14,9 +14,9 @@ from budgetsweep.errors import CheckpointError
 from model import EncoderDecoderLM
 from model.config import EncoderDecoderConfig
 from model.encoder_decoder import target_loss
-from tests.model import encoder_reference as reference
-from tests.model.comparing import CapturedDropout, assert_same_gradients, gradients, vary
-from tests.model.reference import next_token_loss, softmax
+from tests.support import reference_encoder as reference
+from tests.support.comparing import CapturedDropout, assert_same_gradients, gradients, vary
+from tests.support.reference_decoder import next_token_loss, softmax
 
 V, D, H, PS, PT = 19, 8, 2, 6, 5
 LAYERS = (2, 2)

@@ -30,10 +30,10 @@ from model.flops import (
     params_by_group,
 )
 from model.loss import linear_cross_entropy
-from model.sampled_loss import VocabularySample, sampled_cross_entropy
-from tests.model.comparing import ALL_OPTIONS, decoder_shapes
-from trainer.muon import Muon
-from trainer.optim import MUON_MOMENTUM
+from model.sampled_softmax import VocabularySample, sampled_cross_entropy
+from tests.support.comparing import ALL_OPTIONS, decoder_shapes
+from trainer.optim.muon import Muon
+from trainer.optim.optimizers import MUON_MOMENTUM
 
 
 def whole_logits(model: DecoderLM, ids: Tensor, targets: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import torch
 
 from model.layers import DecoderBlock, FeedForward
-from tests.model import reference
+from tests.support import reference_decoder
 
 
 def test_feed_forward_uses_the_exact_gelu() -> None:
@@ -13,8 +13,8 @@ def test_feed_forward_uses_the_exact_gelu() -> None:
     ff = FeedForward(6, 0.0).double()
     x = torch.randn(5, 6, dtype=torch.float64)
     parameters = dict(ff.named_parameters())
-    middle = reference.gelu(reference.linear(x, parameters, "linear_in"))
-    expected = reference.linear(middle, parameters, "linear_out")
+    middle = reference_decoder.gelu(reference_decoder.linear(x, parameters, "linear_in"))
+    expected = reference_decoder.linear(middle, parameters, "linear_out")
     torch.testing.assert_close(ff(x), expected, rtol=1e-12, atol=1e-12)
     assert ff.linear_in.weight.shape == (24, 6)
 
@@ -40,10 +40,10 @@ def test_block_is_pre_norm_with_two_residuals() -> None:
     x = torch.randn(2, 5, 8, dtype=torch.float64)
     p = dict(block.named_parameters())
     for ours, row in zip(block(x), x, strict=True):
-        normed = reference.layer_norm(row, p, "ln_1")
-        y = row + reference.attention(normed, p, "mha", 2, reference.keep_all)
-        middle = reference.gelu(
-            reference.linear(reference.layer_norm(y, p, "ln_2"), p, "ff.linear_in")
+        normed = reference_decoder.layer_norm(row, p, "ln_1")
+        y = row + reference_decoder.attention(normed, p, "mha", 2, reference_decoder.keep_all)
+        middle = reference_decoder.gelu(
+            reference_decoder.linear(reference_decoder.layer_norm(y, p, "ln_2"), p, "ff.linear_in")
         )
-        expected = y + reference.linear(middle, p, "ff.linear_out")
+        expected = y + reference_decoder.linear(middle, p, "ff.linear_out")
         torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)

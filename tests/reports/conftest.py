@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
-from reports import figures
 from reports.build import FIGURES, ReportFiles, write_report
 from reports.facts import Facts
+from reports.figures import runs
 from reports.read import read_study
-from studies.tables import Run
-from tests.reports.synthetic import fill_database
+from studies.database.tables import Run
+from tests.support.synthetic_study import fill_database
 
 HOSTILE = (
     "<script>alert(1)</script>|`x`\n# h $\\frac{ & \"q\" 's' ]]> --> \x00\x1b漢字😀 "
@@ -84,7 +84,7 @@ def built(
 
     @cache
     def make(variant: str) -> Built:
-        drawn = (figures.learning_curves,) if variant.startswith("promotion") else FIGURES
+        drawn = (runs.learning_curves,) if variant.startswith("promotion") else FIGURES
         files = write_report(facts(variant), folder / variant.replace(" ", "-"), drawn)
         html = files.html.read_text(encoding="utf-8")
         markdown = files.markdown.read_text(encoding="utf-8")

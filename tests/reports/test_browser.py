@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from reports.style import DARK, LIGHT
+from reports.style.theme import DARK, LIGHT
 from tests.reports.test_document import Page
 
 BROWSER = next(

@@ -13,12 +13,13 @@ from budgetsweep import config
 from budgetsweep.config import load_yaml, parse, write_bytes_atomically
 from budgetsweep.errors import StudyError
 from model.flops import count_params
-from reports import build, figures
+from reports import build
 from reports.build import build_report, data_table, write_report
 from reports.facts import Facts
+from reports.figures import runs
 from reports.read import read_study
-from reports.style import NoChart
-from studies.storage import storage_url
+from reports.style.theme import NoChart
+from studies.database.connection import storage_url
 from tests.reports.conftest import HOSTILE
 from tests.reports.test_document import Page, render_markdown
 from trainer.config import RunConfig
@@ -208,7 +209,7 @@ def test_the_same_database_gives_the_same_bytes(built, tmp_path):
     """Read twice, written twice: all texts, and a drawing in all its renditions."""
     for name in ("one", "two"):
         facts = Facts(read_study(str(built("full").database)))
-        write_report(facts, tmp_path / name, (figures.history,))
+        write_report(facts, tmp_path / name, (runs.history,))
     one, two = (
         {p.relative_to(tmp_path / name): p.read_bytes() for p in files_in(tmp_path / name)}
         for name in ("one", "two")
@@ -261,8 +262,9 @@ def test_a_missing_study_writes_nothing(tmp_path):
 def test_reports_never_load_torch_or_the_writers():
     code = (
         "import sys; import reports.build; "
-        "print([m for m in ('torch', 'studies.store', 'studies.search', 'studies.executor', "
-        "'trainer.loop', 'matplotlib.pyplot') if m in sys.modules])"
+        "print([m for m in ('torch', 'studies.database.store', 'studies.search', "
+        "'studies.execution.local_pool', 'trainer.loop', 'matplotlib.pyplot') "
+        "if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,

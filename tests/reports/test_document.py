@@ -18,7 +18,7 @@ from reports.document import (
     to_html,
     to_markdown,
 )
-from reports.style import Chart, NoChart
+from reports.style.theme import Chart, NoChart
 from tests.reports.conftest import HOSTILE
 
 

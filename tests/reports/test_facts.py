@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 
 from reports.facts import Facts, as_number, run_config, tokens_per_param
 from reports.read import read_study
-from studies.tables import LedgerEntry, Run
-from tests.reports.synthetic import FIRST, fill_database
+from studies.database.tables import LedgerEntry, Run
+from tests.support.synthetic_study import FIRST, fill_database
 
 
 @pytest.fixture

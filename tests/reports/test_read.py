@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 from budgetsweep.errors import StudyError
 from reports import read
 from reports.read import read_study
-from studies import storage
-from studies.tables import Base, LedgerEntry, Point, Rejection, Run
-from tests.reports.synthetic import BEGIN, fill_database
+from studies.database import connection as storage
+from studies.database.tables import Base, LedgerEntry, Point, Rejection, Run
+from tests.support.synthetic_study import BEGIN, fill_database
 
 
 @pytest.fixture

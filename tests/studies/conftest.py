@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
-from studies import tables
-from studies.store import Store
+from studies.database import tables
+from studies.database.store import Store
 from trainer.config import RunConfig
 
 POSTGRES = os.environ.get("BUDGETSWEEP_TEST_POSTGRES")

@@ -18,11 +18,11 @@ import pytest
 
 from budgetsweep.constraint import charge_per_step
 from budgetsweep.errors import ConfigError, DataError, StudyError
-from studies.dispatcher import recover
-from studies.observer import RunView
-from studies.store import Store
-from studies.tables import Run
-from tests.studies.sweeping import (
+from studies.database.store import Store
+from studies.database.tables import Run
+from studies.execution.dispatcher import recover
+from studies.execution.observer import RunView
+from tests.support.searches import (
     BUDGET,
     Recorder,
     read,
@@ -166,7 +166,7 @@ def test_stopped_and_continued_equals_uninterrupted(straight: Path, tmp_path: Pa
 PROGRAM = """
 import sys
 from pathlib import Path
-from tests.studies.sweeping import run_search, settings_for
+from tests.support.searches import run_search, settings_for
 import dataclasses
 if __name__ == "__main__":
     settings = settings_for(Path(sys.argv[1]), trials=6)

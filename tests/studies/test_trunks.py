@@ -17,34 +17,35 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from budgetsweep.cli import cli
+from budgetsweep.cli.main import cli
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits
 from budgetsweep.errors import ConfigError, StudyError
-from reports import text_scaling, text_search
 from reports.facts import Facts
 from reports.read import read_study
-from studies.earlier import Earlier
-from studies.objective import Objective
-from studies.observer import RunView
-from studies.rungs import Rungs
+from reports.text import scaling as text_scaling
+from reports.text import search as text_search
+from studies.database.store import Store
+from studies.database.tables import Run, Study
+from studies.execution.observer import RunView
+from studies.prior_studies import Earlier
+from studies.samplers.objective import Objective
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
-from studies.space import space_from_dict
-from studies.store import Store
-from studies.tables import Run, Study
+from studies.simulation.worlds import DEFAULT_WORLD, WORLDS
+from studies.space.rungs import Rungs
+from studies.space.search_space import space_from_dict
 from studies.trials import reconcile
 from studies.trunks import Branches
-from tests.studies.sweeping import BUDGET, PARAMETERS, Recorder, run_search, settings_for
 from tests.studies.test_search import wait_for_trials
+from tests.support.searches import BUDGET, PARAMETERS, Recorder, run_search, settings_for
+from tests.support.tiny_runs import drive
 from tests.trainer.test_branches import trunk_config
-from tests.trainer.tiny_runs import drive
-from trainer import checkpoint
 from trainer.branches import WHOLE, branch_start, kept_files
+from trainer.checkpoints import checkpoint
 from trainer.config import RunConfig
+from trainer.data.prepare import open_prepared
 from trainer.events import RunResult
-from trainer.prepare import open_prepared
-from trainer.worlds import DEFAULT_WORLD, WORLDS
 
 TRUNKS = Rungs.parse("0.1,0.3,1", "0.2")
 
@@ -137,7 +138,7 @@ def test_what_agrees_with_trunks_is_not_refused(tmp_path: Path) -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from tests.studies.sweeping import run_search
+from tests.support.searches import run_search
 from tests.studies.test_trunks import tiny
 if __name__ == "__main__":
     run_search(tiny(Path(sys.argv[1])))

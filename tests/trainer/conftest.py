@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.tiny_runs import drive, tiny_config, tiny_data
-from trainer.tokens import TokenData
+from tests.support.tiny_runs import drive, tiny_config, tiny_data
+from trainer.data.shards.tokens import TokenData
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trainer.tiny_runs import drive, tiny_config, tiny_data, weights
-from trainer import checkpoint, state
+from studies.simulation.simulated_run import simulate_run
+from studies.simulation.worlds import DEFAULT_WORLD, WORLDS
+from tests.support.tiny_runs import drive, tiny_config, tiny_data, weights
+from trainer import run_state
 from trainer.branches import (
     Lineage,
     branch_config,
@@ -21,14 +23,13 @@ from trainer.branches import (
     kept_path,
     remove_kept,
 )
+from trainer.checkpoints import checkpoint
 from trainer.config import RunConfig
+from trainer.data.shards.tokens import TokenData
 from trainer.events import Checkpointed, RunResult
+from trainer.flop_meter import read_executed_steps
 from trainer.loop import train_run
-from trainer.meter import read_executed_steps
-from trainer.schedule import lr_schedule
-from trainer.simulated import simulate_run
-from trainer.tokens import TokenData
-from trainer.worlds import DEFAULT_WORLD, WORLDS
+from trainer.optim.schedules import lr_schedule
 
 SHARES = (Fraction("0.3"), Fraction("0.6"))
 
@@ -157,7 +158,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 def test_an_interrupted_branch_ends_as_the_whole_one(
     data: TokenData, trunk_dir: Path, tmp_path: Path, at_step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "PROGRESS_SECONDS", 0.0)  # an event at each step
+    monkeypatch.setattr(run_state, "PROGRESS_SECONDS", 0.0)  # an event at each step
     config = branch(trunk_config())
     lineage = from_trunk(config, trunk_dir)
     first, _ = drive(config, data, tmp_path / "parts", "interrupt", at_step, lineage)

@@ -7,9 +7,9 @@ import pytest
 
 from model import attention
 from model import loss as loss_module
-from tests.trainer.tiny_runs import assert_same_run, curve, drive, tiny_config, tiny_data
-from trainer import row_threads
+from tests.support.tiny_runs import assert_same_run, curve, drive, tiny_config, tiny_data
 from trainer.config import RunConfig
+from trainer.hardware import sequence_threads
 
 TOLERANCE_NATS = 0.02
 """bf16 keeps 8 bits: a loss of 5.5 nats moves by less than this in 24 steps."""
@@ -18,10 +18,10 @@ TOLERANCE_NATS = 0.02
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads and attention in blocks, however little there is to do."""
-    for module in (loss_module, row_threads):
+    for module in (loss_module, sequence_threads):
         monkeypatch.setattr(module, "team_size", lambda _: 2)
     monkeypatch.setattr(loss_module, "LEAST_SHARED_LOGITS", 0)
-    monkeypatch.setattr(row_threads, "LEAST_ELEMENTS", 0)
+    monkeypatch.setattr(sequence_threads, "LEAST_ELEMENTS", 0)
     monkeypatch.setattr(attention, "attends_in_blocks", lambda *_: True)
 
 

@@ -14,7 +14,7 @@ import yaml
 from budgetsweep.errors import BudgetExceeded, CheckpointError
 from model.decoder import DecoderLM
 from model.flops import flops_per_token
-from tests.trainer.tiny_runs import (
+from tests.support.tiny_runs import (
     assert_same_run,
     child,
     curve,
@@ -22,14 +22,16 @@ from tests.trainer.tiny_runs import (
     tiny_config,
     weights,
 )
-from trainer import checkpoint, compilation, state
-from trainer.artefacts import curve_csv
+from trainer import run_state
+from trainer.checkpoints import checkpoint
+from trainer.checkpoints.artefacts import curve_csv
 from trainer.config import RunConfig
+from trainer.data.sampler import WindowSampler
+from trainer.data.shards.tokens import TokenData
 from trainer.events import Checkpointed, Point, Progress
+from trainer.flop_meter import read_executed_steps
+from trainer.hardware import compilation
 from trainer.loop import train_run
-from trainer.meter import read_executed_steps
-from trainer.sampler import WindowSampler
-from trainer.tokens import TokenData
 
 
 def points_of(events: list[Progress | Point | Checkpointed]) -> list[Point]:
@@ -112,7 +114,7 @@ def test_the_steps_are_those_of_plain_pytorch(data: TokenData, tmp_path: Path) -
 def test_an_interrupted_run_ends_as_the_whole_one(
     data: TokenData, whole: Path, tmp_path: Path, at_step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "PROGRESS_SECONDS", 0.0)  # an event at each step
+    monkeypatch.setattr(run_state, "PROGRESS_SECONDS", 0.0)  # an event at each step
     first, events = drive(tiny_config(), data, tmp_path, "interrupt", at_step)
     assert (first.status, first.step) == ("interrupted", at_step)
     assert events[-1] == Checkpointed(at_step)
@@ -129,7 +131,7 @@ def test_an_interrupted_run_ends_as_the_whole_one(
 def test_a_run_interrupted_at_every_step_ends_as_the_whole_one(
     data: TokenData, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(run_state, "PROGRESS_SECONDS", 0.0)
     for step in range(21):
         result, _ = drive(tiny_config(), data, tmp_path, "interrupt", step)
         assert (result.status, result.step) == ("interrupted", step)
@@ -262,10 +264,10 @@ def test_seeds_differ_in_weights_order_and_dropout(data: TokenData, tmp_path: Pa
 def test_progress_comes_by_the_clock(
     data: TokenData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "PROGRESS_SECONDS", 3600.0)
+    monkeypatch.setattr(run_state, "PROGRESS_SECONDS", 3600.0)
     rare = drive(tiny_config(), data, tmp_path / "rare")[1]
     assert [event for event in rare if isinstance(event, Progress)] == [Progress(0, 20, 0, 0.0)]
-    monkeypatch.setattr(state, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(run_state, "PROGRESS_SECONDS", 0.0)
     often = drive(tiny_config(), data, tmp_path / "often")[1]
     steps = [event.step for event in often if isinstance(event, Progress)]
     assert steps == [0, 1, 2, 4, 7, 8, 12, 13, 16, 18, 19]  # all where no point says it

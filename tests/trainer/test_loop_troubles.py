@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from budgetsweep.errors import CheckpointError, DataError
-from tests.trainer.tiny_runs import (
+from tests.support.tiny_runs import (
     assert_same_run,
     child,
     drive,
@@ -15,9 +15,9 @@ from tests.trainer.tiny_runs import (
     tiny_config,
     tiny_data,
 )
-from trainer import checkpoint
+from trainer.checkpoints import checkpoint
+from trainer.data.shards.tokens import TokenData
 from trainer.loop import train_run
-from trainer.tokens import TokenData
 
 
 @pytest.mark.parametrize("content", ["{}", "not json", "[]", '{"val-loss": 3.0}'])

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from model.decoder import DecoderLM
-from tests.trainer.tiny_runs import drive, tiny_config, tiny_data
-from trainer import host, memory
-from trainer.device import autocast_context
+from tests.support.tiny_runs import drive, tiny_config, tiny_data
+from trainer import memory
+from trainer.hardware import process_memory
+from trainer.hardware.device import autocast_context
 from trainer.memory import estimate_memory_bytes, saved_blocks
 
 
@@ -98,9 +99,9 @@ def test_every_size_costs_memory() -> None:
 def test_the_peak_is_that_of_the_run_and_not_of_the_process(tmp_path: Path) -> None:
     ballast = torch.ones(100_000_000)
     del ballast
-    host.release_freed_memory()
-    host.reset_peak_rss()
-    now = host.peak_resident_bytes()
+    process_memory.release_freed_memory()
+    process_memory.reset_peak_rss()
+    now = process_memory.peak_resident_bytes()
     assert now is not None
     result, _ = drive(tiny_config(), tiny_data(), tmp_path)
     assert result.peak_memory_bytes is not None

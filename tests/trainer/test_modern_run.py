@@ -15,16 +15,16 @@ from budgetsweep.errors import BudgetExceeded
 from model.decoder import DecoderLM
 from model.flops import flops_per_token, muon_flops_per_step
 from model.loss import linear_cross_entropy
-from tests.trainer.tiny_runs import assert_same_run, curve, drive, tiny_config, tiny_data, weights
-from trainer import state
+from tests.support.tiny_runs import assert_same_run, curve, drive, tiny_config, tiny_data, weights
+from trainer import run_state
 from trainer.config import RunConfig
-from trainer.device import autocast_context
+from trainer.data.shards.tokens import TokenArray, TokenData
+from trainer.evaluation import validate
 from trainer.events import Point
-from trainer.formats import open_model
-from trainer.meter import read_executed_steps
+from trainer.export.formats import open_model
+from trainer.flop_meter import read_executed_steps
+from trainer.hardware.device import autocast_context
 from trainer.objectives import NextToken
-from trainer.tokens import TokenArray, TokenData
-from trainer.validation import validate
 
 CPU = torch.device("cpu")
 
@@ -62,7 +62,7 @@ def whole(data: TokenData, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_interrupted_run_ends_as_the_whole_one(
     data: TokenData, whole: Path, tmp_path: Path, at_step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "PROGRESS_SECONDS", 0.0)  # an event at each step
+    monkeypatch.setattr(run_state, "PROGRESS_SECONDS", 0.0)  # an event at each step
     first, events = drive(modern(), data, tmp_path, "interrupt", at_step)
     assert (first.status, first.step) == ("interrupted", at_step)
     second, more = drive(modern(), data, tmp_path)

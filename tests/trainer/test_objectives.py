@@ -19,12 +19,12 @@ from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit, ep
 from budgetsweep.errors import ConfigError, DataError
 from model.encoder import EncoderLM
 from model.encoder_decoder import EncoderDecoderLM, target_loss
-from tests.trainer.tiny_runs import assert_same_run, drive, tiny_config, tiny_data
+from tests.support.tiny_runs import assert_same_run, drive, tiny_config, tiny_data
 from trainer.config import RunConfig
-from trainer.measuring import measure_tokens_per_second
+from trainer.data.pairs import PairBatch
+from trainer.data.shards.tokens import TokenArray, TokenData
 from trainer.objectives import MaskedTokens, TargetOfSource, objective_for
-from trainer.pairs import PairBatch
-from trainer.tokens import TokenArray, TokenData
+from trainer.throughput import measure_tokens_per_second
 
 CPU = torch.device("cpu")
 EOT = 256

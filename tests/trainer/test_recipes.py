@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from budgetsweep.config import dump_yaml, load_yaml, parse, parse_yaml
 from budgetsweep.errors import ConfigError
 from model.flops import muon_flops_per_step
-from tests.model.comparing import ALL_OPTIONS
-from trainer.checkpoint import run_hash
+from tests.support.comparing import ALL_OPTIONS
+from trainer.checkpoints.checkpoint import run_hash
 from trainer.config import RunConfig
 from trainer.recipes import MODEL_OPTIONS, RECIPES, RUN_OPTIONS
 

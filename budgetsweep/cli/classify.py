@@ -1,0 +1,305 @@
+"""`budgetsweep classify`: zero-shot sentiment with a trained model, its table and its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from budgetsweep.cli.display import WorkDisplay
+from budgetsweep.config import write_bytes_atomically, write_text_atomically
+from budgetsweep.errors import ConfigError
+from trainer.hardware.environment import prepare_environment
+
+if TYPE_CHECKING:
+    from trainer.sentiment.accuracy import Decision, Ranking
+    from trainer.sentiment.classify import Prompts
+
+FACTS, PREDICTIONS, FIGURE = "classification.json", "predictions.csv", "histogram"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured."""
+
+    prompts: Prompts
+    probabilities: list[float]
+    """(N,) p(positive)."""
+    without: Decision
+    """At the boundary 0.5."""
+    calibrated: Decision
+    """At the median of p(positive)."""
+    predictions: tuple[list[int], list[int]]
+    """(N,) each: without and with calibration."""
+    ranking: Ranking
+    majority_accuracy: float
+
+
+def classify_command(
+    console: Console,
+    *,
+    model: Path,
+    source: str,
+    words: str,
+    template: str,
+    calibrate: bool,
+    limit: int,
+    seed: int,
+    draw: Literal["all", "fitting"],
+    text_field: str,
+    label_field: str,
+    batch_size: int,
+    out: Path,
+    as_json: bool,
+    n_head: int | None,
+    tokenizer: str | None,
+    device: str,
+) -> None:
+    """Classify reviews with a trained model and say how often it is right."""
+    prepare_environment()
+    check_folder(out)
+    from trainer.data.tokenizers import load_tokenizer
+    from trainer.export.formats import open_model
+    from trainer.hardware.device import enough_memory, torch_device
+    from trainer.sentiment.classify import (
+        TEXT,
+        make_prompts,
+        parse_template,
+        parse_words,
+        score_words,
+        word_tokens,
+    )
+    from trainer.sentiment.labelled import read_labelled
+
+    template = TEXT.join(parse_template(template))
+    two = parse_words(words, template)
+    loaded = open_model(model, n_head, tokenizer)
+    if loaded.tokenizer is None:
+        raise ConfigError(f"{loaded.path}: nothing tells its tokenizer: give --tokenizer")
+    where = torch_device(device)
+    encoding = load_tokenizer(loaded.tokenizer)
+    shape = loaded.shape
+    tokens = word_tokens(encoding, two, shape.n_vocab)
+    data = read_labelled(source, text_field, label_field)
+    prompts = make_prompts(
+        data, template, encoding, shape.n_positions, shape.n_vocab,
+        limit=limit or None, seed=seed, only_fitting=draw == "fitting",
+    )  # fmt: skip
+    quiet = Console(quiet=True) if as_json else console  # nothing but JSON goes to a script
+    smaller = enough_memory(f"give a --batch-size below {batch_size}")
+    progress = WorkDisplay(quiet, total=len(prompts.rows), verb="reading", unit="reviews")
+    with smaller, progress as display:
+        probabilities = score_words(
+            loaded.model.to(where), where, encoding, prompts.texts, tokens, batch_size,
+            on_progress=display.update,
+        ).tolist()  # fmt: skip
+    outcome = measured(prompts, probabilities)
+    chosen = outcome.calibrated if calibrate else outcome.without
+    facts = {
+        "model": str(loaded.path), "tokenizer": loaded.tokenizer,
+        "n_positions": shape.n_positions, "data": data.description,
+        "data_checksum": data.checksum, "n_data": len(data), "limit": limit, "seed": seed,
+        "draw": draw, "n_drawn": prompts.n_drawn, "n_dropped": prompts.n_dropped,
+        "template": template, "words": list(two), "tokens": tokens, "calibrate": calibrate,
+        "accuracy": chosen.accuracy, **figures(outcome),
+    }  # fmt: skip
+    write_files(out, facts, outcome)
+    if as_json:
+        console.print_json(json.dumps(facts))
+        return
+    print_outcome(console, facts, outcome)
+    console.print(
+        f"{escape(str(out))}: {FACTS}, {PREDICTIONS}, {FIGURE}.png, {FIGURE}.svg", highlight=False
+    )
+
+
+def measured(prompts: Prompts, probabilities: list[float]) -> Outcome:
+    """The decisions at both boundaries, and how good they are.
+
+    Args:
+        prompts: N of them.
+        probabilities: (N,) p(positive).
+    """
+    import torch
+
+    from trainer.sentiment.accuracy import majority_accuracy, measure, rank
+    from trainer.sentiment.classify import decide, decision_boundary
+
+    column = torch.tensor(probabilities, dtype=torch.float64)
+    boundaries = [decision_boundary(column, calibrate) for calibrate in (False, True)]
+    without, calibrated = (decide(column, boundary) for boundary in boundaries)
+    return Outcome(
+        prompts=prompts,
+        probabilities=probabilities,
+        without=measure(prompts.labels, without, boundaries[0]),
+        calibrated=measure(prompts.labels, calibrated, boundaries[1]),
+        predictions=(without, calibrated),
+        ranking=rank(prompts.labels, probabilities),
+        majority_accuracy=majority_accuracy(prompts.labels),
+    )
+
+
+def figures(outcome: Outcome) -> dict[str, Any]:
+    """All figures of an outcome, as plain data."""
+    from trainer.sentiment.accuracy import RANDOM_ACCURACY
+
+    labels = outcome.prompts.labels
+    return {
+        "n": len(labels),
+        "n_negative": len(labels) - sum(labels),
+        "n_positive": sum(labels),
+        "random_accuracy": RANDOM_ACCURACY,
+        "majority_accuracy": outcome.majority_accuracy,
+        **dataclasses.asdict(outcome.ranking),
+        "without_calibration": dataclasses.asdict(outcome.without),
+        "with_calibration": dataclasses.asdict(outcome.calibrated),
+    }
+
+
+def check_folder(out: Path) -> None:
+    """Find out before the work whether its result can be written.
+
+    Raises:
+        ConfigError: `out` is a file, or cannot be made or written to.
+    """
+    there = out
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise ConfigError(f"--out {out}: {there} is a file; expected the name of a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out {out}: {there} cannot be written to; give another folder")
+
+
+def write_files(out: Path, facts: Mapping[str, Any], outcome: Outcome) -> None:
+    """Write the four files; older ones stay until all new ones are complete.
+
+    Raises:
+        ConfigError: they cannot be written.
+    """
+    svg, png = histogram(outcome)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out, prefix=".classify.") as name:
+            folder = Path(name)
+            write_text_atomically(folder / PREDICTIONS, predictions_csv(outcome))
+            write_text_atomically(folder / f"{FIGURE}.svg", svg)
+            write_bytes_atomically(folder / f"{FIGURE}.png", png)
+            write_text_atomically(folder / FACTS, json.dumps(facts, indent=1) + "\n")
+            for file in sorted(folder.iterdir(), key=lambda file: file.name == FACTS):
+                file.replace(out / file.name)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from error
+
+
+def predictions_csv(outcome: Outcome) -> str:
+    """A line a review, in the order of the data set; `row` counts from 0."""
+    text = io.StringIO()
+    text.write("row,label,p_positive,prediction,prediction_calibrated\n")
+    columns = (outcome.prompts.rows, outcome.prompts.labels, outcome.probabilities)
+    for row, label, p, plain, calibrated in zip(*columns, *outcome.predictions, strict=True):
+        text.write(f"{row},{label},{p!r},{plain},{calibrated}\n")
+    return text.getvalue()
+
+
+def histogram(outcome: Outcome) -> tuple[str, bytes]:
+    """The figure of p(positive) as SVG and PNG."""
+    import numpy as np
+
+    from reports.figures.sentiment import p_positive_histogram
+    from reports.style.theme import on_paper, svg_and_png
+
+    chart = p_positive_histogram(
+        np.array(outcome.prompts.labels), np.array(outcome.probabilities),
+        outcome.calibrated.boundary, (outcome.without.accuracy, outcome.calibrated.accuracy),
+    )  # fmt: skip
+    svg, png = svg_and_png(chart)
+    return on_paper(svg), png
+
+
+def print_outcome(console: Console, facts: Mapping[str, Any], outcome: Outcome) -> None:
+    """The table, and what it says in a sentence."""
+    prompts = outcome.prompts
+    labels = prompts.labels
+    drawn = f"{prompts.n_drawn:,} of {facts['n_data']:,} reviews of {escape(facts['data'])}"
+    if prompts.n_drawn == facts["n_data"]:
+        drawn = f"{prompts.n_drawn:,} reviews of {escape(facts['data'])}"
+    fitting = prompts.n_drawn - prompts.n_dropped
+    taken = f", the first {len(labels):,} of them" if len(labels) < fitting else ""
+    console.print(
+        f"{drawn} (seed {facts['seed']}), {prompts.n_dropped:,} dropped: longer with the template "
+        f"than {facts['n_positions']} tokens; {fitting:,} fit{taken}: "
+        f"{len(labels) - sum(labels):,} negative, {sum(labels):,} positive",
+        highlight=False,
+    )
+    console.print(_table(console, outcome))
+    ranking = outcome.ranking
+    if ranking.auc is not None:
+        console.print(
+            f"AUC {ranking.auc:.3f} (95 % {ranking.auc_ci95_low:.3f} to "
+            f"{ranking.auc_ci95_high:.3f}; chance is 0.5, no boundary is needed)",
+            highlight=False,
+        )
+    calibrate = bool(facts["calibrate"])
+    decision = outcome.calibrated if calibrate else outcome.without
+    console.print(verdict(decision, outcome.majority_accuracy, calibrate), highlight=False)
+
+
+def verdict(decision: Decision, majority: float, calibrate: bool) -> str:
+    """Whether the accuracy beats that of naming the larger class, in one line."""
+    interval = f"{_percent(decision.ci95_low)} to {_percent(decision.ci95_high)}"
+    words = {
+        "above": "beats the majority class: its 95 % interval lies above",
+        "below": "is worse than the majority class: its 95 % interval lies below",
+        "not distinguishable": "does not significantly beat the majority class: its 95 % interval "
+        "contains",
+    }[decision.against_majority]
+    how = "with" if calibrate else "without"
+    return (
+        f"{_percent(decision.accuracy)} {how} calibration {words} {_percent(majority)} ({interval})"
+    )
+
+
+def _table(console: Console, outcome: Outcome) -> Table:
+    table = Table(box=box.ROUNDED) if console.is_terminal else Table(box=None, pad_edge=False)
+    heads = (
+        "", "accuracy", "95 % interval", "boundary", "negative as negative", "as positive",
+        "positive as negative", "as positive",
+    )  # fmt: skip
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i else "left")
+    labels = outcome.prompts.labels
+    larger = "positive" if 2 * sum(labels) > len(labels) else "negative"
+    table.add_row("random (expected)", _percent(0.5))
+    table.add_row(f"majority class ({larger})", _percent(outcome.majority_accuracy))
+    table.add_row("without calibration", *_cells(outcome.without))
+    table.add_row("with calibration (median)", *_cells(outcome.calibrated))
+    return table
+
+
+def _cells(decision: Decision) -> Sequence[str]:
+    counts = (
+        decision.true_negative, decision.false_positive,
+        decision.false_negative, decision.true_positive,
+    )  # fmt: skip
+    return [
+        _percent(decision.accuracy),
+        f"{_percent(decision.ci95_low)} to {_percent(decision.ci95_high)}",
+        f"{decision.boundary:.4g}",
+        *(f"{count:,}" for count in counts),
+    ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,400 @@
+"""Figures of what made runs good: size, learning rate, all parameters at once, importance."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+from reports.facts import (
+    BEST_FEW,
+    Facts,
+    as_number,
+    charged_flops,
+    final_loss,
+    max_lr,
+    tokens_per_param,
+)
+from reports.figures.runs import LOSS_LABEL, clip_marks, dots, key
+from reports.style import theme
+from reports.style.axes import linear_axis, log_axis, loss_limits, nats, padded_log_limits
+from reports.style.formats import loss, plural, power, rate, setting, short
+from reports.style.theme import BEST, GOOD, LIGHT, MUTED, OTHER, Chart, Layout, NoChart
+from studies.database.tables import Run
+from studies.diagnosis.curves import FloatArray
+from studies.space.search_space import Parameter
+
+IMPORTANCE_MIN_TRIALS = 12
+"""Complete trials under which importances are noise: the best fifth would be one or two trials."""
+
+MOST_LINES = 300
+"""Lines of parallel coordinates beyond which more only make a grey field; the rest are an even
+sample by rank."""
+
+AT_BUDGET = 0.9
+"""Share of the budget that a run must plan to count as a run at the budget."""
+
+
+def isoflop(facts: Facts) -> Chart | NoChart:
+    """Loss against parameters at equal training FLOPs."""
+    budget = facts.study.budget_flops
+    convention = facts.study.convention
+    runs = [r for r in facts.ranked if charged_flops(r, convention) >= AT_BUDGET * budget]
+    if not runs:
+        return NoChart("isoflop", "No complete trial used the whole budget: no view at the budget.")
+    best = runs[0]
+    sizes = np.array([r.n_params for r in runs], dtype=float)
+    losses = np.array([final_loss(r) for r in runs])
+    different = len({r.n_params for r in runs})
+    title = (
+        f"At {power(budget, 3)} FLOPs the lowest loss has {short(best.n_params)} parameters and "
+        f"{tokens_per_param(best):.3g} tokens a parameter"
+    )
+    if different > 2 and best.n_params in (min(sizes), max(sizes)):
+        title += ", at the edge of the sizes tried"
+
+    def draw(figure: Figure, layout: Layout) -> None:
+        axes = figure.subplots()
+        low, high = loss_limits(losses)
+        log_axis(axes, "x", padded_log_limits(sizes), short, 7 if layout == "wide" else 5)
+        linear_axis(axes, "y", (low, high), nats)
+        dots(axes, sizes, losses, color=OTHER)
+        handles = [key(f"{len(runs)} trials at the budget", marker="o", color=OTHER)]
+        edge = _lowest_by_size(sizes, losses)
+        if len(edge[0]) > 2:
+            axes.plot(*edge, color=GOOD, lw=1.8, zorder=1.9)
+            handles.append(key("lowest of each size", linestyle="-", lw=1.8, color=GOOD))
+        axes.plot([best.n_params], [final_loss(best)], "o", ms=8.5, color=BEST, mec=theme.PAPER)
+        handles.append(key(f"trial {best.number}, the best", marker="o", color=BEST))
+        above = clip_marks(axes, sizes, losses, high)
+        if above:
+            handles.append(key(f"{above} above the frame", marker="^", color=OTHER))
+        axes.set_xlabel("parameters (embeddings counted)")
+        axes.set_ylabel(LOSS_LABEL)
+        theme.legend_below(figure, handles, layout)
+
+    alt = (
+        "Validation loss of each complete trial against its number of parameters, all at the same "
+        "training FLOPs; a line joins the lowest loss of each size."
+    )
+    return Chart("isoflop", title, alt, draw)
+
+
+def _lowest_by_size(sizes: FloatArray, losses: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The lowest loss in each class of sizes (a seventh of a decade wide), by size."""
+    classes = np.round(np.log10(sizes) * 7)
+    chosen = [
+        min(np.flatnonzero(classes == one), key=lambda i: losses[i]) for one in np.unique(classes)
+    ]
+    return sizes[chosen], losses[chosen]
+
+
+def learning_rate(facts: Facts) -> Chart | NoChart:
+    """Loss against the peak learning rate, by size class."""
+    runs = [r for r in facts.ranked if max_lr(r)]
+    rates = np.array([max_lr(r) for r in runs], dtype=float)
+    if len(set(rates.tolist())) < 2:
+        why = "All complete trials have one learning rate, so nothing shows what it does."
+        if not runs:
+            why = "No complete trial, so nothing shows what the learning rate does."
+        return NoChart("learning_rate", why)
+    losses = np.array([final_loss(r) for r in runs])
+    few = rates[:BEST_FEW]
+    title = f"The best trial has a peak learning rate of {rate(rates[0])}"
+    if len(runs) > BEST_FEW:
+        title += f"; the best {len(few)} lie between {rate(few.min())} and {rate(few.max())}"
+
+    def draw(figure: Figure, layout: Layout) -> None:
+        axes = figure.subplots()
+        low, high = loss_limits(losses)
+        log_axis(axes, "x", padded_log_limits(rates), rate, 7 if layout == "wide" else 5)
+        linear_axis(axes, "y", (low, high), nats)
+        handles = []
+        for label, members, marker, colour in _size_classes(runs):
+            dots(axes, rates[members], losses[members], marker=marker, color=colour)
+            handles.append(key(label, marker=marker, color=colour))
+        axes.plot(rates[:1], losses[:1], "o", ms=11, mfc="none", mec=BEST, mew=2)
+        handles.append(
+            key(f"trial {runs[0].number}, the best", marker="o", markerfacecolor="none",
+                markeredgecolor=BEST, markeredgewidth=2, markersize=8)
+        )  # fmt: skip
+        above = clip_marks(axes, rates, losses, high)
+        if above:
+            handles.append(key(f"{above} above the frame", marker="^", color=OTHER))
+        axes.set_xlabel("peak learning rate")
+        axes.set_ylabel(LOSS_LABEL)
+        theme.legend_below(figure, handles, layout)
+
+    alt = (
+        "Validation loss of each complete trial against its peak learning rate (log axis), by size."
+    )
+    return Chart("learning_rate", title, alt, draw)
+
+
+def _size_classes(runs: list[Run]) -> list[tuple[str, FloatArray, str, str]]:
+    """Runs by thirds of their parameters: label, mask, marker, colour."""
+    sizes = np.array([r.n_params for r in runs], dtype=float)
+    low, high = np.quantile(sizes, [1 / 3, 2 / 3], method="nearest")
+    everything = np.ones(len(runs), dtype=bool)
+    if len(runs) < 12 or not min(sizes) < low < high < max(sizes):
+        return [("complete trial", everything, "o", OTHER)]
+    return [
+        (f"≤ {short(low)} parameters", sizes <= low, "v", LIGHT["amber"]),
+        (f"≤ {short(high)}", (sizes > low) & (sizes <= high), "o", LIGHT["green"]),
+        (f"> {short(high)}", sizes > high, "s", LIGHT["purple"]),
+    ]
+
+
+def parallel(facts: Facts) -> Chart | NoChart:
+    """Parallel coordinates: a row a parameter, a line a trial, the best ones highlighted."""
+    runs = facts.ranked
+    rows = []
+    if len(runs) >= 3:
+        rows = [row for name in facts.varied if (row := _row(name, facts, runs)) is not None]
+    if len(rows) < 2:
+        why = "Fewer than three complete trials or two varied parameters: nothing to compare."
+        return NoChart("parallel", why)
+    few = max(1, min(BEST_FEW, len(runs) // 3))
+    rows.append(_loss_row(runs))
+
+    def draw(figure: Figure, layout: Layout) -> None:
+        axes = figure.subplots()
+        heights = np.arange(len(rows))[::-1].astype(float)
+        lines = [
+            np.column_stack([[row.places[i] for row in rows], heights]) for i in range(len(runs))
+        ]
+        many = len(runs) > 100
+        others = lines[few :: 1 + (len(lines) - few) // MOST_LINES]
+        axes.add_collection(
+            LineCollection(
+                others, colors=OTHER, linewidths=0.4 if many else 0.8,
+                alpha=0.25 if many else 0.55, rasterized=many,
+            )
+        )  # fmt: skip
+        for line in lines[1:few]:
+            axes.plot(line[:, 0], line[:, 1], color=GOOD, lw=1.6)
+        axes.plot(lines[0][:, 0], lines[0][:, 1], color=BEST, lw=2.4, marker="o", ms=4.5)
+        for row, height in zip(rows, heights, strict=True):
+            axes.plot([0, 1], [height, height], color=MUTED, lw=0.8, zorder=1)
+            for place, text in row.ticks:
+                axes.plot([place], [height], "|", ms=7, color=MUTED, zorder=1.1)
+                side = "left" if place < 0.06 else "right" if place > 0.94 else "center"
+                axes.text(
+                    place, height - 0.16, theme.printable(text, 12), ha=side, va="top", fontsize=8,
+                    color=MUTED, path_effects=theme.halo(),
+                )  # fmt: skip
+        axes.set_yticks(heights, [theme.printable(row.name, 16) for row in rows])
+        axes.tick_params(axis="y", length=0)
+        axes.set_xticks([])
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.6, len(rows) - 0.6)
+        axes.grid(visible=False)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        handles = [
+            key(f"trial {runs[0].number}, the best", linestyle="-", lw=2.4, color=BEST),
+            key(f"next {few - 1}", linestyle="-", lw=1.6, color=GOOD),
+            key(
+                f"{plural(len(runs) - few, 'other')}"
+                if len(others) == len(runs) - few
+                else f"{len(others)} of {len(runs) - few} others",
+                linestyle="-",
+                lw=1,
+                color=OTHER,
+            ),
+        ]
+        if few == 1:
+            del handles[1]
+        theme.legend_below(figure, handles, layout)
+
+    alt = (
+        "Parallel coordinates laid on their side: one row for each varied parameter and one for "
+        "the validation loss, one line for each complete trial, the best ones highlighted."
+    )
+    title = _agreement(rows[:-1], few)
+    return Chart("parallel", title, alt, draw, 0.9 + 0.48 * len(rows))
+
+
+class _Row:
+    """One row of the parallel coordinates: places in [0, 1] of each run, and ticks."""
+
+    def __init__(
+        self, name: str, places: list[float], ticks: list[tuple[float, str]], values: list[Any]
+    ) -> None:
+        self.name, self.places, self.ticks, self.values = name, places, ticks, values
+
+
+def _row(name: str, facts: Facts, runs: list[Run]) -> _Row | None:
+    if not all(name in r.params for r in runs):
+        return None
+    values = [r.params[name] for r in runs]
+    numbers = [as_number(value) for value in values]
+    entry = facts.parameters.get(name)
+    listed = entry is not None and entry.values is not None
+    if listed or any(number is None for number in numbers):
+        return _listed_row(name, values, list(entry.values or ()) if entry else [])
+    found = [number for number in numbers if number is not None]
+    low, high = min(found), max(found)
+    if entry is not None and entry.min is not None and entry.max is not None:
+        low, high = min(low, float(entry.min)), max(high, float(entry.max))
+    if low == high:
+        return None
+    log = entry is not None and entry.is_log and low > 0
+    scale: Callable[[float], float] = math.log if log else float
+    span = scale(high) - scale(low)
+    places = [(scale(number) - scale(low)) / span for number in found]
+    middle = math.sqrt(low * high) if log else (low + high) / 2
+    whole = all(number == int(number) for number in found)
+    middle = float(round(middle)) if whole else float(f"{middle:.1g}")
+    show = (lambda v: setting(int(v))) if whole else rate
+    ticks = [((scale(v) - scale(low)) / span, show(v)) for v in (low, middle, high)]
+    return _Row(name, places, ticks, values)
+
+
+def _listed_row(name: str, values: list[Any], choices: list[Any]) -> _Row | None:
+    order = {repr(choice): choice for choice in [*choices, *values]}
+    if len(order) < 2:
+        return None
+    place = {text: index / (len(order) - 1) for index, text in enumerate(order)}
+    stride = math.ceil(len(order) / 6)
+    ticks = [(place[t], setting(order[t])) for i, t in enumerate(order) if i % stride == 0]
+    return _Row(name, [place[repr(value)] for value in values], ticks, values)
+
+
+def _loss_row(runs: list[Run]) -> _Row:
+    losses = [final_loss(r) for r in runs]
+    low, high = losses[0], loss_limits(losses)[1]
+    span = high - low or 1.0
+    places = [min(1.0, (value - low) / span) for value in losses]
+    worst = ("≥ " if losses[-1] > high else "") + loss(high, 3)
+    return _Row("val loss (nats)", places, [(0.0, loss(low, 3)), (1.0, worst)], losses)
+
+
+def _agreement(rows: list[_Row], few: int) -> str:
+    """The parameter on which the best trials agree most, in words."""
+    if few < 3:
+        return "What the complete trials tried, and what came out"
+    spreads = [max(row.places[:few]) - min(row.places[:few]) for row in rows]
+    row = rows[int(np.argmin(spreads))]
+    if min(spreads) > 0.5:
+        return f"The best {few} trials agree on no single parameter"
+    numbers = [as_number(value) for value in row.values[:few]]
+    if any(number is None for number in numbers) or len(set(numbers)) == 1:
+        return f"The best {few} trials agree most on {row.name}: {setting(row.values[0])}"
+    found = [number for number in numbers if number is not None]
+    show = (lambda v: setting(int(v))) if all(v == int(v) for v in found) else rate
+    return (
+        f"The best {few} trials agree most on {row.name}: {show(min(found))} to {show(max(found))}"
+    )
+
+
+def importance(facts: Facts) -> Chart | NoChart:
+    """Hyperparameter importance by PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255)."""
+    runs = facts.ranked
+    if len(runs) < IMPORTANCE_MIN_TRIALS:
+        why = (
+            f"Too few trials: hyperparameter importance needs {IMPORTANCE_MIN_TRIALS} complete "
+            f"trials or more, this study has {len(runs)}."
+        )
+        return NoChart("importance", why)
+    shares, quantile = importances(facts)
+    if not shares:
+        why = "Importance cannot be told: the complete trials vary in fewer than two parameters."
+        return NoChart("importance", why)
+    names = list(shares)
+    top = max(1, round(quantile * len(runs)))
+    title = (
+        f"{names[0]} tells most about which trials are among the best {top} of {len(runs)} "
+        f"({100 * shares[names[0]]:.0f} %)"
+    )
+
+    def draw(figure: Figure, _: Layout) -> None:
+        axes = figure.subplots()
+        heights = np.arange(len(names))[::-1]
+        values = [100 * shares[name] for name in names]
+        colours = [BEST] + [GOOD] * (len(names) - 1)
+        axes.barh(heights, values, height=0.62, color=colours)
+        for height, value in zip(heights, values, strict=True):
+            axes.annotate(
+                f"{value:.0f} %", (value, height), xytext=(4, 0), textcoords="offset points",
+                va="center", fontsize=9,
+            )  # fmt: skip
+        axes.set_yticks(heights, [theme.printable(name, 16) for name in names])
+        axes.tick_params(axis="y", length=0)
+        linear_axis(axes, "x", (0, 1.13 * max(*values, 1.0)), lambda v: f"{v:.0f} %", 5)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("share of importance (PED-ANOVA)")
+
+    alt = "Bars: the share of importance of each varied parameter, the largest first."
+    return Chart("importance", title, alt, draw, 1.2 + 0.33 * len(names))
+
+
+def importances(facts: Facts) -> tuple[dict[str, float], float]:
+    """Shares of importance, largest first, and the quantile of trials called good.
+
+    The target quantile holds at least five trials, as PED-ANOVA's authors advise, but never more
+    than half of them. No shares: fewer than two parameters vary.
+    """
+    import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    runs = facts.ranked
+    quantile = min(0.5, max(0.1, 5 / len(runs)))
+    columns: dict[str, list[Any]] = {}
+    distributions: dict[str, Any] = {}
+    for name in facts.varied:
+        if all(name in r.params for r in runs):
+            values = [r.params[name] for r in runs]
+            distribution, coded = _distribution(facts.parameters.get(name), values)
+            if distribution is not None:
+                columns[name], distributions[name] = coded, distribution
+    if len(columns) < 2 or len({final_loss(r) for r in runs}) < 2:
+        return {}, quantile
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.create_study(direction="minimize")
+        study.add_trials(
+            [
+                optuna.trial.create_trial(
+                    params={name: column[i] for name, column in columns.items()},
+                    distributions=distributions,
+                    value=final_loss(run),
+                )
+                for i, run in enumerate(runs)
+            ]
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            shares = get_param_importances(
+                study, evaluator=PedAnovaImportanceEvaluator(target_quantile=quantile)
+            )
+    except (ValueError, RuntimeError):
+        return {}, quantile
+    finally:
+        optuna.logging.set_verbosity(level)
+    return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0]))), quantile
+
+
+def _distribution(entry: Parameter | None, values: list[Any]) -> tuple[Any, list[Any]]:
+    """Optuna's distribution of one parameter, and the values coded for it; None: it is constant."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if len({repr(value) for value in values}) < 2:
+        return None, []
+    numbers = [as_number(value) for value in values]
+    if entry is not None and entry.values is not None:
+        numbers = [None]
+    found = [number for number in numbers if number is not None]
+    if len(found) == len(values):
+        log = entry is not None and entry.is_log and min(found) > 0
+        if all(isinstance(value, int) for value in values):
+            return IntDistribution(int(min(found)), int(max(found)), log=log), values
+        return FloatDistribution(min(found), max(found), log=log), found
+    order = sorted({repr(value) for value in values})
+    return CategoricalDistribution(order), [repr(value) for value in values]

@@ -1,0 +1,4 @@
+"""The look of figures and numbers: palette, axes, formats.
+
+No study is known here.
+"""

@@ -1,0 +1,4 @@
+"""Sentences and tables of the report, and its advice.
+
+Nothing here draws.
+"""

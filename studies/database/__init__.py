@@ -1,0 +1,4 @@
+"""The study's database: tables, the only writer, readers, leases, migrations.
+
+Nothing here proposes, trains or fits.
+"""

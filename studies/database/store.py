@@ -1,0 +1,457 @@
+"""The only writer of a study database.
+
+Every method is one committed transaction: whatever is killed, at whatever byte, the database
+holds either all of a change or nothing of it. The life of a run:
+
+    queued -> running -> complete | pruned | failed;  running -> interrupted -> running
+
+Errors that a user can mend (locked, full disk, damaged file) are `StudyError`s of one line; an
+arrow that is not above is a defect of the caller, `IllegalChangeError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from budgetsweep.errors import BudgetExceeded, StudyError
+from model.flops import CONVENTIONS
+from studies.database import leases, lifecycle, provenance
+from studies.database.connection import (
+    BEGIN_OPTION,
+    BUSY_SECONDS,
+    WRITE,
+    clear_errors,
+    open_engine,
+    storage_url,
+)
+from studies.database.ledger import Amount, LedgerTotals, of_steps
+from studies.database.lifecycle import IllegalChangeError
+from studies.database.migrations import migrate
+from studies.database.reader import Reader
+from studies.database.tables import Fit, Prediction, Rejection, Run, Study
+from trainer import events
+from trainer.config import RunConfig
+
+__all__ = ["Amount", "IllegalChangeError", "LedgerTotals", "Store", "config_hash"]
+
+
+def config_hash(config: RunConfig) -> str:
+    """SHA-256 of what decides a training run: what trains the same has the same hash.
+
+    Left out: the seed, folder, device, compilation, graphs and the cadence of reports and
+    checkpoints; the budget too where the number of steps is given. Warm-up and final learning rate
+    count as what they come to, however they are written.
+    """
+    data = config.to_dict()
+    for key in ("output_dir", "device", "seed", "num_reports", "checkpoint_seconds", "compile",
+                "cuda_graph"):  # fmt: skip
+        data.pop(key, None)
+    if config.num_training_steps != "fill":
+        for key in ("budget_flops", "convention", "num_warmup_steps", "warmup_fraction"):
+            data.pop(key, None)
+        data["warmup_steps"] = config.warmup_steps
+    for key in ("min_lr", "min_lr_ratio"):
+        data.pop(key, None)
+    data["final_lr"] = config.final_lr
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+class Store(Reader):
+    """A study database, open for writing. Safe to use from several threads."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._writer = engine.execution_options(**{BEGIN_OPTION: WRITE})
+
+    @classmethod
+    def open(
+        cls,
+        storage: str | Path,
+        *,
+        create: bool = False,
+        busy_seconds: float = BUSY_SECONDS,
+    ) -> Store:
+        """Open a database and bring its tables up to date.
+
+        Args:
+            storage: a file or a SQLAlchemy URL.
+            create: make it where it is missing.
+            busy_seconds: how long to wait for another process's lock (SQLite).
+
+        Raises:
+            StudyError: missing, foreign, damaged, locked, not writable or newer than this program.
+        """
+        engine = open_engine(storage_url(storage), create=create, busy_seconds=busy_seconds)
+        try:
+            migrate(engine)
+        except BaseException:
+            engine.dispose()
+            raise
+        return cls(engine)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with clear_errors(self._where), self._writer.begin() as connection:
+            yield connection
+
+    # Studies ------------------------------------------------------------------------------------
+
+    def create_study(
+        self,
+        *,
+        name: str,
+        budget_flops: int,
+        convention: str,
+        sampler: str,
+        seed: int,
+        space: dict[str, Any],
+        settings: dict[str, Any],
+    ) -> Study:
+        """Enter a new study.
+
+        Raises:
+            StudyError: the name is taken, empty or longer than 200 characters.
+        """
+        if not name.strip() or len(name) > 200 or not name.isprintable():
+            raise StudyError(f"study name {name[:40]!r}: expected 1 to 200 printable characters")
+        try:
+            with self._write() as connection:
+                connection.execute(
+                    insert(Study).values(
+                        name=name,
+                        created_utc=lifecycle.now(),
+                        budget_flops=budget_flops,
+                        convention=convention,
+                        sampler=sampler,
+                        seed=seed,
+                        space=space,
+                        settings=settings,
+                    )
+                )
+        except IntegrityError as error:
+            raise StudyError(
+                f"{self._where} already holds a study {name!r}; resume it or give another name"
+            ) from error
+        return self.study(name)
+
+    def set_study_data(
+        self,
+        study_id: int,
+        *,
+        description: str | None,
+        data_checksum: str | None,
+        val_checksum: str | None,
+        val_tokens: int | None,
+        bytes_per_token: float | None,
+    ) -> None:
+        """Record which text the study trains and is measured on."""
+        self._update_study(
+            study_id,
+            data_description=description,
+            data_checksum=data_checksum,
+            val_checksum=val_checksum,
+            val_tokens=val_tokens,
+            bytes_per_token=bytes_per_token,
+        )
+
+    def update_settings(self, study_id: int, settings: dict[str, Any]) -> None:
+        """Replace the study's settings."""
+        self._update_study(study_id, settings=settings)
+
+    def _update_study(self, study_id: int, **values: Any) -> None:
+        with self._write() as connection:
+            changed = connection.execute(
+                update(Study).where(Study.id == study_id).values(**values)
+            ).rowcount
+            if not changed:
+                raise IllegalChangeError(f"there is no study {study_id}")
+
+    # Leases -------------------------------------------------------------------------------------
+
+    def acquire_lease(self, study_id: int, *, seconds: float = leases.LEASE_SECONDS) -> None:
+        """Become the study's dispatcher for `seconds`.
+
+        Raises:
+            StudyError: another live dispatcher is; names its host, pid and since when it runs.
+        """
+        with self._write() as connection:
+            leases.acquire(connection, study_id, seconds)
+
+    def renew_lease(self, study_id: int, *, seconds: float = leases.LEASE_SECONDS) -> None:
+        """Stay the dispatcher for `seconds` from now.
+
+        Raises:
+            StudyError: another dispatcher has taken over; stop working on the study.
+        """
+        with self._write() as connection:
+            leases.renew(connection, study_id, seconds)
+
+    def release_lease(self, study_id: int) -> None:
+        """Cease to be the dispatcher; nothing happens where another one is."""
+        with self._write() as connection:
+            leases.release(connection, study_id)
+
+    # Runs: the arrows ---------------------------------------------------------------------------
+
+    def add_run(
+        self,
+        *,
+        study_id: int,
+        kind: str,
+        number: int,
+        params: dict[str, Any],
+        config: RunConfig,
+        budget_flops: int,
+        data_checksum: str | None,
+        val_checksum: str | None,
+        epochs: float | None,
+        estimated_memory_bytes: int | None,
+        output_dir: str | None,
+        parent_run_id: int | None = None,
+        scale: float | None = None,
+        inherited_steps: int = 0,
+    ) -> int:
+        """Queue a run that was admitted and enter it in the ledger as planned; returns its id.
+
+        Of a branch (`inherited_steps` of its history are its trunk's) the ledger gets its own part.
+
+        Raises:
+            BudgetExceeded: its steps cost more than `budget_flops` in the config's convention.
+            IllegalChangeError: no such study, or the number is taken.
+            ConfigError: the configuration's number of steps is still open.
+        """
+        total = config.total_tokens
+        planned = {c: config.steps * config.flops_per_step(c) for c in CONVENTIONS}
+        if planned[config.convention] > budget_flops:
+            raise BudgetExceeded(
+                f"run {number} costs {planned[config.convention]} of {budget_flops} FLOPs"
+            )
+        row = {
+            "study_id": study_id,
+            "kind": kind,
+            "number": number,
+            "parent_run_id": parent_run_id,
+            "scale": scale,
+            "status": "queued",
+            "params": params,
+            "config": config.to_dict(),
+            "config_hash": config_hash(config),
+            "seed": config.seed,
+            "git_commit": provenance.git_commit(),
+            "versions": provenance.versions(),
+            "data_checksum": data_checksum,
+            "val_checksum": val_checksum,
+            "budget_flops": budget_flops,
+            "n_params": config.n_params,
+            "num_steps": config.steps,
+            "tokens_per_step": config.tokens_per_step,
+            "planned_tokens": total,
+            "inherited_steps": inherited_steps,
+            "step": inherited_steps,
+            **{f"planned_flops_{convention}": flops for convention, flops in planned.items()},
+            "epochs": epochs,
+            "estimated_memory_bytes": estimated_memory_bytes,
+            "output_dir": output_dir,
+            "created_utc": lifecycle.now(),
+        }
+        try:
+            with self._write() as connection:
+                lifecycle.lock_study(connection, study_id)
+                inserted = connection.execute(insert(Run).values(**row)).inserted_primary_key
+                run_id: int = inserted[0] if inserted else 0
+                own = config.steps - inherited_steps
+                each = list(planned.values())
+                amount = of_steps(own, config.steps, config.tokens_per_step, each)
+                lifecycle.enter(connection, study_id, run_id, "planned", 0, amount)
+        except IntegrityError as error:
+            raise IllegalChangeError(f"{kind} {number} cannot be entered ({error.orig})") from error
+        return run_id
+
+    def start_attempt(self, run_id: int) -> int:
+        """A worker takes the run up (queued or interrupted -> running).
+
+        Returns:
+            The number of the attempt, from 1.
+        """
+        with self._write() as connection:
+            return lifecycle.start(connection, run_id)
+
+    def add_points(self, run_id: int, points: Sequence[events.Point]) -> None:
+        """Record points of the learning curves.
+
+        A step that is there already (a resumed run computes some again) takes the new figures;
+        a figure that the new point lacks stays. Losses that are not finite are stored as missing.
+
+        Raises:
+            IllegalChangeError: the run is not running.
+        """
+        if points:
+            with self._write() as connection:
+                lifecycle.add_points(connection, run_id, points)
+
+    def record_executed(self, run_id: int, steps_executed: int, *, step: int | None = None) -> None:
+        """Enter what the run's meter shows: all optimiser steps computed so far, in all attempts.
+
+        Only what is new goes on the ledger, so the same figure may be reported again.
+
+        Args:
+            run_id: a running or interrupted run.
+            steps_executed: never less than before.
+            step: of its newest checkpoint, where there is a new one: a kill from now on resumes
+                there.
+
+        Raises:
+            IllegalChangeError: the figures do not add up, or the run is queued or finished.
+        """
+        with self._write() as connection:
+            lifecycle.executed(connection, run_id, steps_executed, step)
+
+    def interrupt_run(self, run_id: int, *, step: int, steps_executed: int) -> None:
+        """The run has stopped for now (running -> interrupted); it resumes after `step`.
+
+        Raises:
+            IllegalChangeError: the run is not running, or its steps do not add up.
+        """
+        with self._write() as connection:
+            lifecycle.interrupt(connection, run_id, step, steps_executed)
+
+    def finish_run(self, run_id: int, result: events.RunResult) -> None:
+        """The run has ended (running -> complete, pruned or failed).
+
+        Points after `result.step`, which a kill has left behind, are removed.
+
+        Raises:
+            IllegalChangeError: the run is not running, or its steps do not add up.
+        """
+        with self._write() as connection:
+            lifecycle.finish(connection, run_id, result)
+
+    # Fits and predictions -----------------------------------------------------------------------
+
+    def add_fit(
+        self, study_id: int, *, scale: float, refusal: str | None, record: dict[str, Any]
+    ) -> int:
+        """Record a fitted law, or why there is none; returns its id.
+
+        Equal to the newest one: that one's id, nothing is written.
+        """
+        newest = self.newest_fit(study_id)
+        if newest is not None and (newest.scale, newest.refusal, newest.record) == (
+            scale, refusal, record,
+        ):  # fmt: skip
+            return newest.id
+        with self._write() as connection:
+            lifecycle.lock_study(connection, study_id)
+            inserted = connection.execute(
+                insert(Fit).values(
+                    study_id=study_id,
+                    created_utc=lifecycle.now(),
+                    scale=scale,
+                    refusal=refusal,
+                    record=record,
+                )
+            ).inserted_primary_key
+        return inserted[0] if inserted else 0
+
+    def add_prediction(
+        self,
+        run: Run,
+        *,
+        fit_id: int,
+        selected_by: str,
+        loss_nats: tuple[float, float, float],
+        level: float,
+        extrapolation: float,
+    ) -> None:
+        """Record what is predicted of a promotion; the first prediction stands.
+
+        Args:
+            run: the promotion; it has not trained yet.
+            fit_id: of what it rests on.
+            selected_by: `measured`, `predicted` or `trial`.
+            loss_nats: the loss, and the ends of its interval.
+            level: probability of the interval.
+            extrapolation: FLOPs of the run over those of the largest that was fitted.
+
+        Raises:
+            IllegalChangeError: the run has been trained already, so this would be no prediction.
+        """
+        with self._write() as connection:
+            lifecycle.lock_study(connection, run.study_id)
+            if connection.scalar(select(Prediction.id).where(Prediction.run_id == run.id)):
+                return
+            if connection.scalar(select(Run.attempts).where(Run.id == run.id)):
+                raise IllegalChangeError(f"run {run.id} has begun: too late to predict its loss")
+            loss, low, high = loss_nats
+            connection.execute(
+                insert(Prediction).values(
+                    study_id=run.study_id,
+                    run_id=run.id,
+                    fit_id=fit_id,
+                    created_utc=lifecycle.now(),
+                    selected_by=selected_by,
+                    val_loss_nats=loss,
+                    low_nats=low,
+                    high_nats=high,
+                    level=level,
+                    extrapolation=extrapolation,
+                )
+            )
+
+    # Rejections ---------------------------------------------------------------------------------
+
+    def add_rejection(
+        self,
+        *,
+        study_id: int,
+        number: int,
+        reason: str,
+        detail: str,
+        excess: float | None,
+        params: dict[str, Any],
+        n_params: int | None,
+        tokens: int | None,
+        charge_flops: int | None,
+    ) -> None:
+        """Record a refused proposal; of one number only the first counts."""
+        with self._write() as connection:
+            lifecycle.lock_study(connection, study_id)
+            known = connection.scalar(
+                select(Rejection.id).where(
+                    Rejection.study_id == study_id, Rejection.number == number
+                )
+            )
+            if known is not None:
+                return
+            connection.execute(
+                insert(Rejection).values(
+                    study_id=study_id,
+                    number=number,
+                    created_utc=lifecycle.now(),
+                    reason=reason,
+                    detail=detail,
+                    excess=lifecycle.finite(excess),
+                    params=params,
+                    n_params=n_params,
+                    tokens=tokens,
+                    charge_flops=charge_flops,
+                )
+            )

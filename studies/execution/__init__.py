@@ -1,0 +1,4 @@
+"""Runs carried out: executors, workers, the dispatcher that records what they report.
+
+What to run is decided elsewhere.
+"""

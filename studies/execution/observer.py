@@ -1,0 +1,64 @@
+"""What a search or promotion tells whoever watches. The command line draws it; tests record it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from budgetsweep.constraint import Rejected
+from studies.space.search_space import Value
+from trainer.events import Point, Progress, RunResult
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as a watcher needs it."""
+
+    run_id: int
+    kind: str
+    number: int
+    params: dict[str, Value]
+    n_params: int
+    num_steps: int
+    planned_tokens: int
+    planned_flops: int
+    """In the study's convention."""
+    resumed_at_step: int
+    """0 for a fresh run; of a fresh branch `inherited_steps`."""
+    inherited_steps: int = 0
+    """Of a branch, the steps of its history that its trunk computed."""
+    scale: float | None = None
+    """Its budget, of the study's; None: the study has no rungs."""
+    parent_number: int | None = None
+    """Of a branch or promotion: its trial's."""
+
+    @property
+    def name(self) -> str:
+        """What a watcher calls it."""
+        if self.kind == "branch":
+            return f"branch {self.number} (trial {self.parent_number} at x{self.scale:g})"
+        return f"{self.kind} {self.number}"
+
+
+class Observer:
+    """Does nothing; subclasses override what they show."""
+
+    def message(self, text: str) -> None:
+        """A line worth reading."""
+
+    def run_started(self, run: RunView) -> None:
+        """A worker took a run up."""
+
+    def run_progress(self, run: RunView, progress: Progress) -> None:
+        """Where a run is, about once a second."""
+
+    def run_point(self, run: RunView, point: Point) -> None:
+        """A point of a run's curves."""
+
+    def run_ended(self, run: RunView, result: RunResult, best_val_loss_nats: float | None) -> None:
+        """A run is complete, pruned, failed or interrupted."""
+
+    def rejected(self, number: int, rejection: Rejected) -> None:
+        """A proposal was refused."""
+
+    def tick(self) -> None:
+        """Called several times a second."""

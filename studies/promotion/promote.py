@@ -1,0 +1,385 @@
+"""The promotion: a trial's shape, trained with a multiple of the study's budget.
+
+What changes with the length of the run follows `studies.promotion.rescaling`; the shape never does.
+What is predicted of the run is on record before it trains.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from budgetsweep.config import parse
+from budgetsweep.constraint import (
+    Admitted,
+    Limits,
+    Rejected,
+    admit,
+)
+from budgetsweep.errors import ConfigError, StudyError
+from studies.database.connection import storage_url
+from studies.database.store import Store, config_hash
+from studies.database.tables import FINISHED_STATUSES, Prediction, Run, Study
+from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher, recover
+from studies.execution.local_pool import WorkerPool
+from studies.execution.observer import Observer
+from studies.lr_check import budget_left, check_lr, check_scale, scaled_rates
+from studies.planning import Sample, Speed, measure_speed
+from studies.prior_studies import earlier_runs
+from studies.promotion.rescaling import Rescaling, promoted_config
+from studies.promotion.selection import Select, Selection, record_prediction, select_trial
+from studies.scaling.prediction import fit_study
+from studies.settings import runs_folder
+from studies.simulation.data import SimulatedData
+from studies.simulation.pool import SimulatedPool
+from studies.simulation.regret import Regret, regrets
+from studies.simulation.replay import ReplayTable, table_of
+from studies.simulation.worlds import world_of
+from studies.study_data import stand_in
+from trainer.branches import WHOLE, Lineage
+from trainer.config import RunConfig
+from trainer.events import Point, RunResult
+
+if TYPE_CHECKING:
+    from trainer.data.prepare import PrepareProgress
+    from trainer.data.shards.tokens import TokenData
+
+
+DEFAULT_SCALE = 100.0
+"""The budget of a promotion, as a multiple of the study's, where the user names none."""
+
+
+@dataclass(frozen=True)
+class PromoteSettings:
+    """What the user asked for."""
+
+    storage: str | Path = "budgetsweep.db"
+    study: str | None = None
+    trial: int | None = None
+    """None: chosen by `select`."""
+    select: Select | None = None
+    """None: `predicted` where the study carries a law, else `measured`."""
+    scale: float = DEFAULT_SCALE
+    points_from: tuple[str, ...] = ()
+    """Studies of the database, beside those of the search, whose runs are points of the law."""
+    check_lr: bool = False
+    """Try ½, 1 and 2 times the rule's learning rate at a small share of the budget first."""
+    device: str = "auto"
+    output_dir: Path | None = None
+    overrides: tuple[str, ...] = ()
+    runs_dir: Path | None = None
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ConfigError("--scale: expected a number above 0, such as 100")
+        if self.trial is not None and self.select is not None:
+            raise ConfigError("--trial names the trial to promote: leave out --select")
+
+
+@dataclass(frozen=True)
+class PromotionPlan:
+    """What a promotion will do, said before it starts."""
+
+    selection: Selection
+    predicted: Prediction | None
+    """What is on record of its loss; None: the study carries no law."""
+    config: RunConfig
+    budget_flops: int
+    charge_flops: int
+    rescaling: Rescaling
+    changes: dict[str, Any]
+    """Settings that differ from the trial's, by name."""
+    epochs: float | None
+    memory_bytes: int | None
+    seconds: float | None
+    """Estimated from measured speed; None: it could not be measured."""
+    resumed_at_step: int
+
+
+def _go_ahead(plan: PromotionPlan) -> bool:
+    del plan
+    return True
+
+
+@dataclass
+class PromoteHooks:
+    """How a promotion talks to its caller."""
+
+    observer: Observer = field(default_factory=Observer)
+    should_stop: Callable[[], bool] = lambda: False
+    should_kill: Callable[[], bool] = lambda: False
+    on_plan: Callable[[PromotionPlan], bool] = _go_ahead
+    """Shown before training; False: do not start."""
+    on_prepare: Callable[[PrepareProgress], None] | None = None
+
+
+@dataclass(frozen=True)
+class PromotionOutcome:
+    """How a promotion ended; `run` is None when it was not started."""
+
+    trial: Run
+    run: Run | None
+    predicted: Prediction | None = None
+    """What was predicted of it before it trained."""
+    regret: Regret | None = None
+    """Of a replayed study, what both answers cost by the table."""
+
+
+def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
+    """Train a trial's model with `scale` times the budget, or continue doing so.
+
+    Raises:
+        UserError: no such study or trial, too little data or memory.
+    """
+    store = Store.open(settings.storage)
+    try:
+        study = store.study(settings.study)
+        table = table_of(study)
+        if table is not None and (settings.check_lr or settings.overrides):
+            raise ConfigError(
+                "a replayed study: the table knows sizes and budgets alone; leave out --check-lr "
+                "and --set"
+            )
+        runs = store.runs(study.id)
+        if settings.check_lr:
+            # The checks of this very promotion must not change it when the command is repeated.
+            checks = check_scale(settings.scale)
+            runs = [run for run in runs if run.kind != "promotion" or run.scale != checks]
+        earlier = earlier_runs(store, study, settings.points_from, settings.cache_dir)
+        fit = fit_study(study, runs, settings.scale, earlier)
+        selection = select_trial(store, study, fit, settings.trial, settings.select)
+        store.acquire_lease(study.id, seconds=LEASE_SECONDS)
+        try:
+            with _pool(study, settings, table) as pool:
+                if not settings.check_lr:
+                    done = run_promotion(store, study, selection, settings, pool, hooks)
+                    if table is None:
+                        return done
+                    said = regrets(study, fit, store.best_run(study.id), table)
+                    return dataclasses.replace(done, regret=said)
+                factor = check_lr(store, study, selection, settings, pool, hooks)
+                if factor is None:
+                    return PromotionOutcome(selection.trial, None)
+                return run_promotion(
+                    store, study, selection, settings, pool, hooks, lr_factor=factor
+                )
+        finally:
+            store.release_lease(study.id)
+    finally:
+        store.close()
+
+
+def _pool(
+    study: Study, settings: PromoteSettings, table: ReplayTable | None
+) -> WorkerPool | SimulatedPool:
+    if world_of(study.settings["base"]) is not None:
+        return SimulatedPool(1, artefacts=True, table=table)
+    return WorkerPool(1, device=settings.device, cache_dir=settings.cache_dir)
+
+
+def run_promotion(
+    store: Store,
+    study: Study,
+    selection: Selection,
+    settings: PromoteSettings,
+    pool: WorkerPool | SimulatedPool,
+    hooks: PromoteHooks,
+    lr_factor: float | None = None,
+) -> PromotionOutcome:
+    """Train the promotion of a chosen trial; the study's lease is held.
+
+    Args:
+        store: the study's database.
+        study: its row.
+        selection: what to promote.
+        settings: how far.
+        pool: one worker is enough.
+        hooks: how to talk to the caller.
+        lr_factor: of the rule's learning rate, found by `check_lr`, whose cost is taken off.
+    """
+    trial = selection.trial
+    original = parse(RunConfig, trial.config, f"trial {trial.number}")
+    budget = int(settings.scale * study.budget_flops)
+    limits = Limits(budget, study.convention, pool.device())  # type: ignore[arg-type]
+    overrides = settings.overrides
+    if lr_factor is not None:
+        budget = budget_left(settings.scale, study.budget_flops)
+        limits = dataclasses.replace(limits, budget_flops=budget)
+        rule, _ = promoted_config(original, budget, overrides, limits)
+        overrides = (*overrides, *scaled_rates(rule, lr_factor))
+    wanted, rescaling = promoted_config(original, budget, overrides, limits)
+    wanted = wanted.with_changes(device=settings.device)
+    admitted = _admitted(wanted, limits)
+    if selection.selected_by == "predicted" and lr_factor is None and not _names_lr(overrides):
+        wanted = selection.fit.tuned(wanted, admitted.config)
+    fixed, opened = _with_text(study, wanted, admitted.config.wanted_train_tokens, settings, hooks)
+    if opened.val_checksum != study.val_checksum:
+        raise StudyError(
+            f"the validation text is not that of study {study.name!r} any more (its checksum "
+            "differs), so the promoted loss could not be compared; restore the data"
+        )
+    admitted = _admitted(fixed, limits.with_data(opened))
+    if isinstance(opened, SimulatedData) and isinstance(opened.world, ReplayTable):
+        replayable = opened.world.admitted(admitted)
+        if isinstance(replayable, Rejected):
+            raise ConfigError(
+                f"the promotion of trial {trial.number} is refused: {replayable.detail}; choose "
+                "another --scale, --trial or --select"
+            )
+    run = _find_or_add(store, study, trial, settings, admitted, opened.data_checksum)
+    if run.attempts == 0:
+        record_prediction(store, study, run, admitted.config, selection)
+    predicted = next((p for p in store.predictions(study.id) if p.run_id == run.id), None)
+    plan = PromotionPlan(
+        selection=selection,
+        predicted=predicted,
+        config=parse(RunConfig, run.config, "promotion"),
+        budget_flops=budget,
+        charge_flops=admitted.charge_flops,
+        rescaling=rescaling,
+        changes=run.params,
+        epochs=admitted.epochs,
+        memory_bytes=admitted.memory_bytes,
+        seconds=_seconds(admitted, pool),
+        resumed_at_step=run.step,
+    )
+    if run.status == "complete" or not hooks.on_plan(plan):
+        return PromotionOutcome(trial, run, predicted)
+    pool.start_all()
+    source = _OneRun(run)
+    Dispatcher(
+        store, study, pool, source, hooks.observer,
+        should_stop=hooks.should_stop, should_kill=hooks.should_kill,
+    ).run()  # fmt: skip
+    return PromotionOutcome(trial, store.run(run.id), predicted)
+
+
+def _with_text(
+    study: Study,
+    wanted: RunConfig,
+    train_tokens: int | None,
+    settings: PromoteSettings,
+    hooks: PromoteHooks,
+) -> tuple[RunConfig, TokenData | SimulatedData]:
+    """The configuration with its text fixed, and the text; a simulated run has none."""
+    if wanted.trainer != "torch":
+        return wanted, stand_in(study)
+    from trainer.data.prepare import open_prepared, prepare
+
+    data = prepare(
+        wanted.data,
+        wanted.tokenizer_encoding,
+        train_tokens=train_tokens,
+        val_tokens=study.val_tokens,
+        cache_dir=settings.cache_dir,
+        on_progress=hooks.on_prepare,
+    )
+    fixed = wanted.with_changes(data=wanted.data.fixed_to(data, train_tokens, study.val_tokens))
+    return fixed, open_prepared(fixed.data, fixed.tokenizer_encoding, settings.cache_dir)
+
+
+def _names_lr(overrides: Iterable[str]) -> bool:
+    return any(override.startswith(("max_lr=", "min_lr")) for override in overrides)
+
+
+def _admitted(config: RunConfig, limits: Limits) -> Admitted:
+    answer = admit(config, limits)
+    if isinstance(answer, Rejected):
+        advice = {
+            "too_many_epochs": "give more text, a smaller --scale, or --set data.max_epochs=N",
+            "out_of_memory": "set a smaller batch with --set batch_size=N",
+        }.get(answer.reason.value, "choose another --scale or --set")
+        raise ConfigError(f"the promotion is refused: {answer.detail}; {advice}")
+    return answer
+
+
+def _seconds(admitted: Admitted, pool: WorkerPool | SimulatedPool) -> float | None:
+    if isinstance(pool, SimulatedPool):
+        return None
+    seconds = min(2.0, max(0.05, admitted.charge_flops / 1e12))
+    speed = measure_speed(
+        Sample([admitted], []), pool.measure, pool.device().name, seconds_each=seconds
+    )
+    return speed.seconds(admitted.config) if isinstance(speed, Speed) else None
+
+
+def _find_or_add(
+    store: Store,
+    study: Study,
+    trial: Run,
+    settings: PromoteSettings,
+    admitted: Admitted,
+    data_checksum: str,
+) -> Run:
+    """The unfinished or complete promotion of just this configuration, or a new one."""
+    earlier = store.runs(study.id, kind="promotion")
+    digest = config_hash(admitted.config)
+    for run in earlier:
+        if run.config_hash == digest and run.parent_run_id == trial.id and run.status != "failed":
+            recover(store, study)
+            return store.run(run.id)
+    number = max((run.number for run in earlier), default=-1) + 1
+    folder = runs_folder(storage_url(settings.storage), settings.runs_dir) / study.name
+    output_dir = settings.output_dir or folder / f"promotion-{number:03d}"
+    config = admitted.config.with_changes(output_dir=str(output_dir.absolute()))
+    run_id = store.add_run(
+        study_id=study.id,
+        kind="promotion",
+        number=number,
+        params=_differences(parse(RunConfig, trial.config, "trial"), config),
+        config=config,
+        budget_flops=admitted.config.budget_flops or 0,
+        data_checksum=data_checksum,
+        val_checksum=study.val_checksum,
+        epochs=admitted.epochs,
+        estimated_memory_bytes=admitted.memory_bytes,
+        output_dir=config.output_dir,
+        parent_run_id=trial.id,
+        scale=settings.scale,
+    )
+    return store.run(run_id)
+
+
+def _differences(old: RunConfig, new: RunConfig) -> dict[str, Any]:
+    """Top-level settings of the new configuration that the old one had otherwise."""
+    ignored = ("output_dir", "data", "device", "budget_flops", "model_config")
+    before, after = old.to_dict(), new.to_dict()
+    return {
+        key: value
+        for key, value in after.items()
+        if key not in ignored and before.get(key) != value
+    }
+
+
+class _OneRun:
+    """A run source with a single run."""
+
+    def __init__(self, run: Run) -> None:
+        self._run: Run | None = run if run.status not in FINISHED_STATUSES else None
+
+    def next_run(self) -> Run | None:
+        """The run, once."""
+        run, self._run = self._run, None
+        return run
+
+    def lineage(self, run: Run) -> Lineage:
+        """A promotion has no branches and begins at its first step."""
+        del run
+        return WHOLE
+
+    def meanwhile(self) -> None:
+        """Nothing is kept beside the run's own row."""
+
+    def validated(self, run: Run, fraction: float, point: Point) -> bool:
+        """A promotion is never pruned."""
+        del run, fraction, point
+        return False
+
+    def finished(self, run: Run, result: RunResult) -> None:
+        """Nobody else needs to know."""
+        del run, result

@@ -1,0 +1,88 @@
+"""Which trial to promote: the one that measured best, or the one predicted to be best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from budgetsweep.errors import StudyError
+from studies.database.store import Store
+from studies.database.tables import Run, Study
+from studies.scaling.prediction import StudyFit
+from trainer.config import RunConfig
+
+Select = Literal["measured", "predicted"]
+SELECTS: tuple[Select, ...] = get_args(Select)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The trial to promote, and why this one."""
+
+    trial: Run
+    selected_by: str
+    """`measured`, `predicted` or `trial` (named by the user)."""
+    fit: StudyFit
+
+
+def select_trial(
+    store: Store, study: Study, fit: StudyFit, number: int | None, wanted: Select | None
+) -> Selection:
+    """Choose a complete trial of a study.
+
+    Args:
+        store: the study's database.
+        study: its row.
+        fit: what its runs predict at the budget of the promotion.
+        number: the trial that the user named.
+        wanted: how to choose; None: by the prediction, where there is one.
+
+    Raises:
+        StudyError: no such trial, or none that is complete, or there is no prediction.
+    """
+    trials = {run.number: run for run in store.runs(study.id, kind="trial")}
+    if number is not None:
+        if number not in trials:
+            raise StudyError(
+                f"study {study.name!r} has no trial {number}; `budgetsweep status` lists them"
+            )
+        if trials[number].status != "complete":
+            raise StudyError(f"trial {number} is {trials[number].status}; choose a complete one")
+        return Selection(trials[number], "trial", fit)
+    if wanted != "measured" and fit.candidates:
+        return Selection(trials[fit.candidates[0].number], "predicted", fit)
+    if wanted == "predicted":
+        raise StudyError(f"--select predicted: {fit.refusal or 'no trial can be promoted'}")
+    best = store.best_run(study.id)
+    if best is None:
+        raise StudyError(
+            f"study {study.name!r} has no complete trial yet; run `budgetsweep search` first"
+        )
+    return Selection(best, "measured", fit)
+
+
+def record_prediction(
+    store: Store, study: Study, run: Run, config: RunConfig, selection: Selection
+) -> None:
+    """Put on record what is predicted of a promotion, before it trains; nothing without a law.
+
+    Args:
+        store: the study's database.
+        study: its row.
+        run: the promotion.
+        config: its configuration, filled.
+        selection: why it is made, and the law.
+    """
+    fit = selection.fit
+    fit_id = store.add_fit(study.id, scale=fit.scale, refusal=fit.refusal, record=fit.to_dict())
+    told = fit.predict(config)
+    if told is None:
+        return
+    store.add_prediction(
+        run,
+        fit_id=fit_id,
+        selected_by=selection.selected_by,
+        loss_nats=(told.loss_nats, told.low_nats, told.high_nats),
+        level=told.level,
+        extrapolation=told.extrapolation.flops_ratio,
+    )

@@ -1,0 +1,137 @@
+"""A training run that costs nothing: the events of `trainer.loop.train_run` from a world's law.
+
+No torch, no text, no weights. See `studies.simulation.worlds` for the losses and docs/simulation.md
+for what they must not be used for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from pathlib import Path
+from typing import TypeAlias
+
+from budgetsweep.errors import BudgetExceeded, NonFiniteLoss
+from studies.simulation.worlds import SimulatedWorld, random_of, world_named
+from trainer.checkpoints.artefacts import read_finished, write_untrained
+from trainer.config import RunConfig
+from trainer.events import Checkpointed, Command, Point, Progress, RunResult, Status
+from trainer.optim.schedules import fractions, lr_schedule
+
+Event: TypeAlias = Progress | Point | Checkpointed
+Run: TypeAlias = Generator[Event, Command | None, RunResult]
+
+DEVICE_NAME = "simulated"
+"""What stands where a real run names its device."""
+TRAIN_JITTER_NATS = 0.01
+"""Standard deviation of a training loss around the curve (*assumption*)."""
+REPORTS = 20
+"""Points of a simulated trial's curve unless the user says otherwise: they fill a database."""
+
+
+def simulate_run(config: RunConfig, run_dir: Path | None = None, inherited_steps: int = 0) -> Run:
+    """Simulate one configuration, from its beginning.
+
+    A generator of the events of `trainer.loop.train_run`, checkpoints left out: an interrupted run
+    begins anew, which costs nothing. A learning rate far too high fails as it would in earnest.
+
+    Args:
+        config: a filled configuration whose trainer is `simulated`.
+        run_dir: folder for config.yaml, curve.csv and eval.json of a complete run; None: nothing
+            is written. There is never a model.pt.
+        inherited_steps: of a branch, the steps of its history that are its trunk's.
+
+    Raises:
+        ConfigError: no such world, or the configuration is not filled.
+        CheckpointError: the folder cannot be written or holds another run's result.
+    """
+    world = world_named(config.world or "")
+    if run_dir is not None:
+        finished = read_finished(run_dir, config)
+        if finished is not None:
+            for point in finished.points:  # its caller may have been killed before it saw them
+                _ = yield point  # a verdict comes too late
+            return finished.result
+    run = _SimulatedRun(config, world, inherited_steps)
+    command: Command | None = None
+    for step in sorted(step for step in run.point_steps if step > inherited_steps):
+        if run.diverging_step is not None and step >= run.diverging_step:
+            reason = str(NonFiniteLoss(run.diverging_step, math.nan))
+            return run.result("failed", run.diverging_step, reason)
+        point = run.point(step)
+        if point.val_loss_nats is not None:
+            tokens = point.tokens
+            command = (yield Progress(step, config.steps, tokens, 0.0)) or command
+        command = (yield point) or command
+        if command == "prune" and step < config.steps:
+            return run.result("pruned", step)
+        if command == "interrupt" and step < config.steps:
+            return run.result("interrupted", step)
+    result = run.result("complete", config.steps)
+    return write_untrained(run_dir, config, run.points, result, world.checksum)
+
+
+class _SimulatedRun:
+    """The curve of one run."""
+
+    def __init__(self, config: RunConfig, world: SimulatedWorld, inherited_steps: int) -> None:
+        self.config, self.world, self.inherited_steps = config, world, inherited_steps
+        self.flops_per_step = config.flops_per_step(config.convention)
+        planned = self.flops_per_step * config.steps
+        if planned > (config.budget_flops or planned):
+            raise BudgetExceeded(f"{planned:.6g} training FLOPs of {config.budget_flops:.6g}")
+        # A branch's trunk has come through the rates that it has had before its cooldown.
+        self.diverging_step = None if inherited_steps else world.diverging_step(config)
+        self.eval_steps = fractions(config.steps, config.num_evals)
+        self.point_steps = fractions(config.steps, config.num_reports) | self.eval_steps
+        self.points: list[Point] = []
+        self.val_loss: float | None = None
+        self._get_lr = lr_schedule(config)
+        self._settings_nats = world.settings_nats(config)
+        self._rng = random_of(config)
+        self._luck = float(self._rng.standard_normal())  # the same as `world.luck(config)`
+
+    def loss(self, step: int) -> float:
+        """What this seed would measure after a step."""
+        tokens = float(step * self.config.tokens_per_step)
+        peak = self.config.max_lr
+        rate = self._get_lr(step) / peak if peak > 0.0 else 1.0
+        true = self.world.loss_at(self.config, tokens, rate, self._settings_nats)
+        return true + self._luck * self.world.noise_sd(tokens)
+
+    def point(self, step: int) -> Point:
+        """The point of the curves after a step."""
+        last = self.points[-1].step if self.points else self.inherited_steps
+        jitter = TRAIN_JITTER_NATS * float(self._rng.standard_normal())
+        if step in self.eval_steps:
+            self.val_loss = self.loss(step)
+        point = Point(
+            step=step,
+            tokens=step * self.config.tokens_per_step,
+            flops=step * self.flops_per_step,
+            seconds=0.0,
+            train_loss_nats=self.loss((last + step + 1) // 2) + jitter,
+            val_loss_nats=self.val_loss if step in self.eval_steps else None,
+            lr=self._get_lr(step - 1),
+        )
+        self.points.append(point)
+        return point
+
+    def result(self, status: Status, step: int, reason: str | None = None) -> RunResult:
+        """How it ended; an interrupted run keeps nothing of its steps."""
+        executed, loss = step - self.inherited_steps, self.val_loss
+        if status == "failed":
+            step -= 1  # the step that gave no number was computed and changed nothing
+        if status == "interrupted":
+            step, loss = self.inherited_steps, None
+        return RunResult(
+            status=status,
+            step=step,
+            steps_executed=executed,
+            tokens=step * self.config.tokens_per_step,
+            reason=reason,
+            val_loss_nats=loss,
+            val_ppl=None if loss is None else math.exp(loss),
+            train_loss_nats=self.points[-1].train_loss_nats if self.points else None,
+            device_name=DEVICE_NAME,
+        )

@@ -1,0 +1,152 @@
+"""Encoder and encoder-decoder from the command line: train, measure, write, refuse."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from budgetsweep.cli.main import cli, main
+from budgetsweep.config import dump_yaml
+from model.config import SamplingConfig
+from model.encoder_decoder import EncoderDecoderLM
+from model.generation.targets import write_targets
+from tests.trainer.test_objectives import encoder_config, pair_config
+from trainer.data.tokenizers import ByteTokenizer
+from trainer.export.trained import open_trained
+
+WORDS = ["tea", "dog", "cat", "sun", "hat", "cup", "pen", "map"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small wikihowAll.csv, a run of each architecture trained on it by the command line."""
+    folder = tmp_path_factory.mktemp("architectures")
+    with (folder / "wikihowAll.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+        writer.writerow(["headline", "title", "text"])
+        for i in range(400):
+            word = WORDS[i % len(WORDS)]
+            writer.writerow([f"Use a {word}.", f"How to find a {word} {i} times", f"{word} " * 9])
+    for name, config in (("pairs", pair_config()), ("masked", encoder_config())):
+        data = config.to_dict()
+        data["data"] = {"source": str(folder / "wikihowAll.csv")}
+        data["output_dir"] = str(folder / name)
+        (folder / f"{name}.yaml").write_text(dump_yaml(data), encoding="utf-8")
+        result = run(folder, "train", f"{name}.yaml")
+        assert result.exit_code == 0, result.output
+    return folder
+
+
+def run(folder: Path, *arguments: str) -> Result:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BUDGETSWEEP_CACHE", str(folder / "cache"))
+        patch.chdir(folder)
+        return CliRunner().invoke(cli, arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("pairs", "target tokens"), ("masked", "masked tokens")]
+)
+def test_a_trained_model_is_measured_as_it_was_trained(folder: Path, name: str, what: str) -> None:
+    reported = json.loads((folder / name / "eval.json").read_text())
+    again = run(folder, "evaluate", name, "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.output)["loss_nats"] == pytest.approx(reported["val-loss"], rel=1e-6)
+    assert what in run(folder, "evaluate", name).output
+    whole = run(folder, "evaluate", name, "--data", "wikihowAll.csv", "--json")
+    assert whole.exit_code == 0, whole.output
+    assert json.loads(whole.output)["n_tokens"] > json.loads(again.output)["n_tokens"]
+
+
+def test_the_encoder_decoder_writes_targets(folder: Path) -> None:
+    sources = ["How to find a tea\nUse a tea.", "", "a source that is longer than its positions"]
+    lines = [json.dumps({"prefix": source}) for source in sources]
+    (folder / "sources.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    result = run(
+        folder, "generate", "pairs", "--prefixes", "sources.jsonl", "--max-new-tokens", "8",
+        "--temperature", "0", "--temperature", "1", "--out", "out.jsonl",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    samples = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert len(samples) == 6
+    assert {sample["prefix"] for sample in samples} == set(sources)
+    greedy = [sample["generation"] for sample in samples if sample["temperature"] == 0]
+    model = open_trained(folder / "pairs", CPU).model
+    assert isinstance(model, EncoderDecoderLM)
+    for source, text in zip(sources, greedy, strict=True):
+        ids = ByteTokenizer().encode(source)[:12] or [256]
+        written = model.generate(torch.tensor([ids]), torch.tensor([[256]]), 8, stop_id=256)[
+            0
+        ].tolist()
+        assert text == ByteTokenizer().decode(written[: written.index(256)] if 256 in written
+                                              else written)  # fmt: skip
+
+
+def test_a_target_depends_neither_on_its_batch_nor_on_the_others(folder: Path) -> None:
+    model = open_trained(folder / "pairs", CPU).model.double()
+    assert isinstance(model, EncoderDecoderLM)
+    sources = ["one", "a longer source", "x", "How to find a cat"]
+    sampling = SamplingConfig(temperature=1.0)
+    together = write_targets(model, CPU, ByteTokenizer(), sources, 4, 8, sampling, seed=3)
+    one_by_one = write_targets(model, CPU, ByteTokenizer(), sources, 1, 8, sampling, seed=3)
+    assert together == one_by_one
+    assert len({continuation.ids for continuation in together}) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "masked", "--prefixes", "p.jsonl"], "holds an encoder, which names masked"),
+        (["convert", "pairs", "--to", "gpt2", "-o", "x"], "holds an encoder-decoder, expected a"),
+        (["convert", "masked", "--to", "pt", "-o", "x"], "holds an encoder, expected a decoder"),
+        (["evaluate", "pairs", "--data", "text.txt"], "running text, but an encoder-decoder"),
+        (["evaluate", "pairs", "--seq-len", "4"], "--seq-len: pairs holds an encoder-decoder"),
+        (
+            ["generate", "pairs", "--prefixes", "p.jsonl", "--max-new-tokens", "9"],
+            "--max-new-tokens 9: the model has positions for targets of 8 tokens",
+        ),
+        (["evaluate", "swapped"], "not the weights of the encoder-decoder that config.yaml"),
+        (["train", "bad.yaml"], "an encoder-decoder needs source_len"),
+    ],
+)
+def test_what_an_architecture_cannot_do_is_said_in_a_line(
+    folder: Path,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (folder / "p.jsonl").write_text('{"prefix": "x"}\n')
+    (folder / "text.txt").write_text("running text " * 50)
+    swapped = folder / "swapped"
+    swapped.mkdir(exist_ok=True)
+    (swapped / "config.yaml").write_bytes((folder / "pairs" / "config.yaml").read_bytes())
+    (swapped / "model.pt").write_bytes((folder / "masked" / "model.pt").read_bytes())
+    bad: dict[str, Any] = pair_config().to_dict()
+    del bad["source_len"]
+    (folder / "bad.yaml").write_text(dump_yaml(bad), encoding="utf-8")
+    monkeypatch.setenv("BUDGETSWEEP_CACHE", str(folder / "cache"))
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_the_costs_of_each_architecture_are_explained(folder: Path) -> None:
+    for name, key in (("pairs", "flops_per_pair"), ("masked", "flops_per_sequence")):
+        facts = json.loads(run(folder, "flops", f"{name}.yaml", "--no-measure", "--json").output)
+        per_step = {c: sum(parts.values()) * 8 for c, parts in facts[key].items()}
+        assert facts["train_flops"] == {c: per_step[c] * 20 for c in per_step}
+        text = run(folder, "flops", f"{name}.yaml", "--no-measure").output
+        assert f"FLOPs a {key.removeprefix('flops_per_')}" in text
+        assert ("prepared pairs" in text) == (name == "pairs")

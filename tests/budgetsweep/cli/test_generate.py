@@ -1,0 +1,341 @@
+"""`budgetsweep generate` as a user types it: file in, file and table out, one line for mistakes."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from rich.console import Console
+
+from budgetsweep.cli.display import WorkDisplay
+from budgetsweep.cli.generate import (
+    Sample,
+    print_side_by_side,
+    read_prefixes,
+)
+from budgetsweep.cli.main import cli
+from budgetsweep.config import dump_yaml
+from budgetsweep.errors import DataError
+from model.decoder import DecoderLM
+from model.generation.decoding import generate
+from tests.support.tiny_runs import tiny_config
+from trainer.data.tokenizers import ByteTokenizer
+
+PREFIXES = ["Once upon a time", "", "né [bold]x[/bold]", "a prefix that is longer than the model"]
+KEYS = [
+    "prefix", "temperature", "generation", "n_tokens", "finish_reason", "top_k", "top_p", "seed",
+]  # fmt: skip
+
+
+def write_model(folder: Path, **changes: Any) -> DecoderLM:
+    """A run's folder with a model of 16 positions that says more than one thing."""
+    config = tiny_config(**changes)
+    torch.manual_seed(0)
+    model = DecoderLM.from_config(config.model)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    torch.nn.init.zeros_(model.ln.bias)  # or one token would be likely everywhere
+    folder.mkdir()
+    torch.save(model.state_dict(), folder / "model.pt")
+    (folder / "config.yaml").write_text(dump_yaml(config.to_dict()), encoding="utf-8")
+    return model
+
+
+def write_prefixes(path: Path, prefixes: list[str]) -> None:
+    lines = [json.dumps({"prefix": prefix, "id": i}) for i, prefix in enumerate(prefixes)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with `run` (a model) and `prefixes.jsonl`."""
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "run")
+    write_prefixes(tmp_path / "prefixes.jsonl", PREFIXES)
+    return tmp_path
+
+
+def invoke(*words: str) -> Result:
+    return CliRunner().invoke(
+        cli, ["generate", "run", "--prefixes", "prefixes.jsonl", "--device", "cpu", *words]
+    )
+
+
+def samples(path: str = "generation.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_line_for_each_prefix_and_temperature(here: Path) -> None:
+    result = invoke(
+        "--temperature", "0", "--temperature", "0.7", "--temperature", "1", "--seed", "3",
+        "--max-new-tokens", "24", "--ignore-eot",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    written = samples()
+    assert [(s["prefix"], s["temperature"]) for s in written] == [
+        (prefix, t) for prefix in PREFIXES for t in (0.0, 0.7, 1.0)
+    ]
+    assert all(list(s) == KEYS for s in written)
+    model = write_model(here / "again")
+    for t in (0.0, 0.7, 1.0):
+        expected = generate(model, "cpu", ByteTokenizer(), PREFIXES, 16, 24, t, seed=3)
+        assert [s["generation"] for s in written if s["temperature"] == t] == expected
+    assert {s["n_tokens"] for s in written} == {24}
+    assert {s["finish_reason"] for s in written} == {"length"}
+    assert {s["seed"] for s in written} == {3}
+    assert len({s["generation"] for s in written}) > 8
+
+
+def test_the_table_stands_side_by_side_and_is_plain_in_a_pipe(here: Path) -> None:
+    result = invoke("--temperature", "0", "--temperature", "0.5", "--max-new-tokens", "4")
+    head, *rows = result.output.splitlines()
+    assert head.split() == ["prefix", "temperature", "0", "temperature", "0.5"]
+    assert rows[0].startswith("Once upon a time ")
+    assert [row.split()[0] for row in rows if row.strip()] == ["Once", "(empty)", "né", "a", "8"]
+    assert "[bold]x[/bold]" in result.output
+    assert rows[-1] == "8 continuations in generation.jsonl"
+    assert "\x1b" not in result.output
+
+
+def test_the_same_command_writes_the_same_file_in_any_batch(here: Path) -> None:
+    words = ("--temperature", "1", "--top-k", "40", "--top-p", "0.9")
+    texts = []
+    for batch_size in ("1", "3", "16"):
+        assert invoke(*words, "--batch-size", batch_size).exit_code == 0
+        texts.append(Path("generation.jsonl").read_bytes())
+    assert texts[0] == texts[1] == texts[2]
+    assert (samples()[0]["top_k"], samples()[0]["top_p"]) == (40, 0.9)
+    assert invoke(*words, "--seed", "1").exit_code == 0
+    assert Path("generation.jsonl").read_bytes() != texts[0]
+
+
+def test_continuations_end_at_an_end_of_text_token_unless_told_otherwise(here: Path) -> None:
+    words = ("--temperature", "8", "--max-new-tokens", "200", "--out")
+    assert invoke(*words, "short.jsonl").exit_code == 0
+    assert invoke(*words, "long.jsonl", "--ignore-eot").exit_code == 0
+    ended = 0
+    for short, long in zip(samples("short.jsonl"), samples("long.jsonl"), strict=True):
+        assert long["n_tokens"] == 200
+        if "<|endoftext|>" in long["generation"]:
+            ended += 1
+            assert short["finish_reason"] == "eot"
+            assert short["n_tokens"] < 200
+            assert short["generation"] == long["generation"].split("<|endoftext|>")[0]
+        else:
+            assert short["generation"] == long["generation"]
+    assert ended
+
+
+def test_a_temperature_given_twice_counts_once_and_folders_are_made(here: Path) -> None:
+    words = ("--temperature", "0", "--temperature", "0.0", "--max-new-tokens", "2")
+    assert invoke(*words, "--out", "new/folder/out.jsonl").exit_code == 0
+    assert len(samples("new/folder/out.jsonl")) == len(PREFIXES)
+    assert [path.name for path in Path("new/folder").iterdir()] == ["out.jsonl"]
+
+
+def test_an_instruction_that_changes_nothing_is_said(here: Path) -> None:
+    assert "change nothing at temperature 0" in invoke("--top-k", "3").output
+    assert "change nothing" not in invoke("--top-k", "3", "--temperature", "1").output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--temperature", "-1"), "temperature = -1.0"),
+        (("--temperature", "0.5", "--temperature", "nan"), "temperature = nan"),
+        (("--temperature", "inf"), "temperature = inf"),
+        (("--top-p", "0"), "top_p = 0.0"),
+        (("--top-p", "1.01"), "top_p = 1.01"),
+        (("--top-k", "0"), "top_k = 0"),
+        (("--out", "."), "is a folder"),
+        (("--out", "prefixes.jsonl"), "is the file of the prefixes"),
+        (("--out", "run/model.pt/x"), "cannot be written"),
+        (("--prefixes", "none.jsonl"), "none.jsonl: no such file"),
+        (("--prefixes", "run"), "run: cannot be read"),
+        (("--device", "gpu"), "expected auto, cpu, mps, cuda or cuda:N"),
+    ],
+)
+def test_mistakes_are_one_line(
+    here: Path, refused: Callable[..., str], words: tuple[str, ...], message: str
+) -> None:
+    before = Path("prefixes.jsonl").read_bytes()
+    assert message in refused("generate", "run", "--prefixes", "prefixes.jsonl", *words)
+    assert not Path("generation.jsonl").exists()
+    assert Path("prefixes.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("option", ["--max-new-tokens", "--batch-size"])
+def test_sizes_below_one_are_usage_errors(here: Path, option: str) -> None:
+    result = invoke(option, "0")
+    assert result.exit_code == 2
+    assert option in result.output
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"prefix": "a"', "not JSON (Expecting ',' delimiter, column 15)"),
+        (b"Once upon", "not JSON"),
+        (b'"a"', "found a string"),
+        (b'["a"]', "found a list"),
+        (b"null", "found null"),
+        (b'{"text": "a", "id": 1}', "no key \"prefix\"; expected {\"prefix\": \"...\"}, found the "
+         "keys: 'text', 'id'"),
+        (b"{}", "found the keys: none"),
+        (b'{"prefix": 5}', '"prefix" is a number'),
+        (b'{"prefix": null}', '"prefix" is null'),
+        (b'{"prefix": ["a"]}', '"prefix" is a list'),
+        (b'{"prefix": true}', '"prefix" is true or false'),
+        (b'{"prefix": "\xff"}', "not UTF-8 text (byte 12 of the line)"),
+        (b'{"prefix": "a\\ud800"}', "half of a surrogate pair (character 1)"),
+        (b"[" * 100_000, "cannot be read as JSON"),
+        (b"9" * 10_000, "cannot be read as JSON"),
+    ],
+)  # fmt: skip
+def test_a_bad_line_is_named_by_its_number(
+    here: Path, refused: Callable[..., str], line: bytes, message: str
+) -> None:
+    Path("prefixes.jsonl").write_bytes(b'{"prefix": "fine"}\n\n' + line + b'\n{"prefix": "b"}\n')
+    error = refused("generate", "run", "--prefixes", "prefixes.jsonl")
+    assert "prefixes.jsonl, line 3: " in error
+    assert message in error
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n\r\n"])
+def test_a_file_without_prefixes_is_refused(
+    here: Path, refused: Callable[..., str], content: bytes
+) -> None:
+    Path("prefixes.jsonl").write_bytes(content)
+    assert "no prefixes" in refused("generate", "run", "--prefixes", "prefixes.jsonl")
+
+
+def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(
+        b'\xef\xbb\xbf{"prefix": "a\\nb"}\r\n\r\n'
+        + '{"prefix": "c\u2028d\u0085e"}\n{"id": 1, "prefix": ""}'.encode()
+    )
+    assert read_prefixes(path) == ["a\nb", "c\u2028d\u0085e", ""]
+    path.write_bytes(b'{"prefix": "a"}\r{"prefix": "b"}')
+    with pytest.raises(DataError, match="line 1: not JSON"):
+        read_prefixes(path)
+
+
+def test_the_example_can_be_read() -> None:
+    prefixes = read_prefixes(Path(__file__).parents[3] / "examples" / "prefixes.jsonl")
+    assert prefixes[0] == "Once upon a time"
+    assert prefixes[-1] == ""
+
+
+def test_a_model_that_cannot_be_used_is_one_line(
+    here: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = ("--prefixes", "prefixes.jsonl", "--device", "cpu")
+    assert "nowhere: no such file or folder" in refused("generate", "nowhere", *rest)
+    Path("run/model.pt").write_bytes(b"garbage")
+    assert "model.pt" in refused("generate", "run", *rest)
+    Path("run/model.pt").unlink()
+    assert "no model.pt and no model.safetensors in this folder" in refused(
+        "generate", "run", *rest
+    )
+    model = write_model(here / "nan")
+    with torch.no_grad():
+        model.ln.weight.fill_(torch.nan)
+    torch.save(model.state_dict(), here / "nan" / "model.pt")
+    assert "not finite" in refused("generate", "nan", *rest)
+    assert not Path("generation.jsonl").exists()
+
+    def offline(name: str) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("tiktoken.get_encoding", offline)
+    write_model(here / "gpt", tokenizer_encoding="gpt2")
+    error = refused("generate", "gpt", *rest)
+    assert "tokenizer gpt2: its files could not be fetched (no route to host)" in error
+
+
+def test_an_old_file_stays_when_the_new_one_cannot_be_written(
+    here: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("generation.jsonl").write_text("precious\n")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("budgetsweep.config.os.fsync", full)
+    error = refused("generate", "run", "--prefixes", "prefixes.jsonl", "--device", "cpu")
+    assert "--out generation.jsonl: cannot be written (No space left on device)" in error
+    assert Path("generation.jsonl").read_text() == "precious\n"
+    assert sorted(path.name for path in here.iterdir()) == [
+        "generation.jsonl", "prefixes.jsonl", "run",
+    ]  # fmt: skip
+
+
+def sample(prefix: str, text: str, temperature: float = 0.0) -> Sample:
+    return Sample(prefix, temperature, text, 1, "length", None, None, 0)
+
+
+def test_generated_text_cannot_steer_the_terminal() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=80, color_system=None)
+    print_side_by_side([[sample("a\nb", "\x1b[2J\x07\u202e[red]é")]], console)
+    out = stream.getvalue()
+    assert "\x1b" not in out
+    assert "\x07" not in out
+    assert "\u202e" not in out
+    assert r"a\nb" in out
+    assert r"\x1b[2J\x07\u202e[red]é" in out
+
+
+def test_a_terminal_that_lacks_a_character_shows_a_question_mark() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    print_side_by_side([[sample("a", "é日x")]], Console(file=stream, width=80))
+    stream.seek(0)
+    assert "??x" in stream.read()
+
+
+def test_a_long_table_ends_early_and_says_so() -> None:
+    stream = io.StringIO()
+    rows = [[sample(f"p{i}", "x"), sample(f"p{i}", "y", 1.0)] for i in range(1025)]
+    print_side_by_side(rows, Console(file=stream, width=80))
+    lines = [line for line in stream.getvalue().splitlines() if line.strip()]
+    assert len(lines) == 1 + 20 + 1
+    assert lines[-1] == "... and 1,005 more prefixes"
+
+
+def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("budgetsweep.cli.display.time.monotonic", lambda: now)
+    stream = io.StringIO()
+    console = Console(file=stream, width=80)
+    with WorkDisplay(console, total=4000, verb="generating", unit="tokens") as display:
+        display.update(10)
+        assert stream.getvalue() == ""
+        now = 120.0
+        display.update(500, before=500)
+        display.update(600, before=500)
+        assert stream.getvalue() == "generating: 1,000 of 4,000 tokens, about 60 s left\n"
+
+
+def test_the_command_says_its_rule_and_loads_torch_only_for_work(here: Path) -> None:
+    text = CliRunner().invoke(cli, ["generate", "--help"]).output
+    assert "n_positions" in text
+    code = (
+        "import sys\n"
+        "from budgetsweep.cli.main import main\n"
+        "try: main(['generate', 'run', '--prefixes', 'none.jsonl'])\n"
+        "except SystemExit as e: print(e.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={"PYTHONPATH": str(Path(__file__).parents[3]), "PATH": ""},
+    )  # fmt: skip
+    assert done.stdout.split() == ["2", "False"]

@@ -1,0 +1,226 @@
+import itertools
+import re
+
+import numpy as np
+import optuna
+import pytest
+from matplotlib.text import Text
+
+from model.flops import flops_per_token
+from reports.build import FIGURES
+from reports.facts import final_loss, run_config
+from reports.figures import runs
+from reports.figures import space as figures_space
+from reports.figures.space import IMPORTANCE_MIN_TRIALS, importances
+from reports.style import theme
+from reports.style.theme import Chart, NoChart
+
+SHOWN = (
+    ("full", "wide"), ("full", "narrow"), ("many", "narrow"), ("promotion running", "narrow"),
+    ("hostile", "narrow"), ("one trial", "wide"),
+)  # fmt: skip
+
+
+def charts(facts):
+    return [chart for make in FIGURES if isinstance(chart := make(facts), Chart)]
+
+
+def visible_texts(figure):
+    """The texts that a figure really draws: matplotlib keeps ticks outside the axes as well."""
+    texts = [*figure.texts, *(t for legend in figure.legends for t in legend.get_texts())]
+    for axes in figure.axes:
+        texts += [*axes.texts, axes.title, axes._right_title, axes.xaxis.label, axes.yaxis.label]
+        for axis in (axes.xaxis, axes.yaxis):
+            texts += [tick.label1 for tick in axis._update_ticks()]
+    if figure._suptitle is not None and figure._suptitle not in texts:
+        texts.append(figure._suptitle)
+    return [t for t in texts if isinstance(t, Text) and t.get_visible() and t.get_text().strip()]
+
+
+@pytest.mark.parametrize(("variant", "layout"), SHOWN)
+def test_no_text_overlaps_another_or_leaves_the_figure(facts, variant, layout):
+    for chart in charts(facts(variant)):
+        with theme.drawn(chart, layout) as figure:
+            figure.draw_without_rendering()  # places ticks and titles
+            renderer = figure.canvas.get_renderer()
+            boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in visible_texts(figure)]
+            frame = figure.bbox.padded(1.5)
+        assert len(boxes) >= 5
+        for text, box in boxes:
+            assert frame.x0 <= box.x0, (chart.name, text)
+            assert box.x1 <= frame.x1, (chart.name, text)
+            assert frame.y0 <= box.y0, (chart.name, text)
+            assert box.y1 <= frame.y1, (chart.name, text)
+        for (one, a), (other, b) in itertools.combinations(boxes, 2):
+            apart = a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
+            assert apart, (chart.name, layout, one, other)
+
+
+def test_every_axis_has_a_name_and_ticks_to_read(facts):
+    for chart in charts(facts("many")):
+        if chart.name == "parallel":
+            continue
+        with theme.drawn(chart, "narrow") as figure:
+            (axes,) = figure.axes
+            assert axes.get_xlabel()
+            assert chart.name == "importance" or axes.get_ylabel()
+            for axis in (axes.xaxis, axes.yaxis):
+                labels = [tick.label1.get_text() for tick in axis._update_ticks()]
+                assert 2 <= len([label for label in labels if label]) <= 12, chart.name
+                assert len(set(labels)) == len(labels), (chart.name, labels)
+
+
+def test_a_drawing_has_only_colours_that_have_a_dark_counterpart(facts):
+    for chart in charts(facts("full")):
+        drawing = theme.svg(chart, "narrow")
+        colours = set(re.findall(r"#[0-9a-fA-F]{6}\b", re.sub(r'"[^"]*url[^"]*"', "", drawing)))
+        assert colours <= set(theme.LIGHT.values()), chart.name
+        dark = theme.to_dark(drawing)
+        assert set(re.findall(r"#[0-9a-fA-F]{6}\b", dark)) <= set(theme.DARK.values())
+        # black is matplotlib's default for what has no colour: it would vanish on a dark page
+        assert "black" not in drawing
+
+
+def test_the_palettes_can_be_read():
+    """Contrast after WCAG 2.1: 4.5 for text, 3 for marks."""
+
+    def luminance(colour):
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+    assert theme.LIGHT.keys() == theme.DARK.keys()
+    for palette in (theme.LIGHT, theme.DARK):
+        assert len(set(palette.values())) == len(palette)
+        ground = luminance(palette["paper"])
+        for role, colour in palette.items():
+            low, high = sorted((ground, luminance(colour)))
+            contrast = (high + 0.05) / (low + 0.05)
+            needed = {"paper": 1, "grid": 1, "ink": 4.5, "muted": 4.5}.get(role, 3)
+            assert contrast >= needed, (role, contrast)
+
+
+def test_drawings_are_equal_byte_for_byte(facts):
+    chart = runs.proposals(facts("full"))
+    assert theme.svg_and_png(chart) == theme.svg_and_png(chart)
+    chart = figures_space.parallel(facts("many"))  # with pixels inside
+    assert theme.svg(chart, "narrow") == theme.svg(chart, "narrow")
+
+
+def test_no_setting_of_matplotlib_is_left_changed(facts):
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    theme.svg(runs.history(facts("full")), "narrow")
+    assert dict(mpl.rcParams) == before
+
+
+def test_a_users_matplotlibrc_changes_nothing(facts):
+    import matplotlib as mpl
+
+    chart = runs.history(facts("full"))
+    expected = theme.svg(chart, "narrow")
+    with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "lines.linewidth": 9}):
+        assert theme.svg(chart, "narrow") == expected
+
+
+@pytest.mark.parametrize("variant", ["empty", "all rejected", "all failed"])
+def test_without_data_there_are_words(facts, variant):
+    for make in FIGURES:
+        chart = make(facts(variant))
+        if isinstance(chart, NoChart):
+            assert chart.why.endswith(".")
+            assert len(chart.why) > 30
+    assert isinstance(runs.history(facts(variant)), NoChart)
+    assert isinstance(figures_space.isoflop(facts(variant)), NoChart)
+
+
+def plotted(chart):
+    """The data of every line in a chart."""
+    with theme.drawn(chart, "wide") as figure:
+        return [np.column_stack(line.get_data()) for line in figure.axes[0].get_lines()]
+
+
+def test_the_history_shows_the_best_so_far(facts):
+    study = facts("full")
+    step = plotted(runs.history(study))[0]
+    trials = sorted(study.ranked, key=lambda r: r.number)
+    expected = np.minimum.accumulate([final_loss(r) for r in trials])
+    assert step[:-1, 1].tolist() == expected.tolist()
+    assert step[-1, 1] == final_loss(study.best)
+
+
+def test_the_schedule_is_that_of_the_configuration(facts):
+    study = facts("full")
+    config = study.best.config
+    line = plotted(runs.schedule(study))[0]
+    peak = line[line[:, 1].argmax()]
+    assert peak.tolist() == [config["num_warmup_steps"], config["max_lr"]]
+    assert line[-1].tolist() == [config["num_training_steps"], config["min_lr"]]
+
+
+def test_admitted_proposals_lie_just_under_their_exact_limit(facts):
+    study = facts("full")
+    sizes, limits = runs.exact_limits(study)
+    for run in study.trials:
+        config = run_config(run)
+        per_token = flops_per_token(config.model, config.seq_len, "nanogpt")
+        exact = study.study.budget_flops / per_token
+        at = int(np.argmin(np.abs(limits - exact) + np.abs(sizes - run.n_params)))
+        assert limits[at] == pytest.approx(exact, rel=1e-12)
+        assert sizes[at] == run.n_params
+        # a filled run leaves less than one step of it
+        assert exact - run.tokens_per_step < run.planned_tokens <= exact
+
+
+def test_a_sampled_head_has_no_budget_line_over_all_parameters(facts, monkeypatch):
+    study = facts("full")
+    assert "6·N·D" in legend(runs.proposals(study))
+    run = study.trials[0]
+    monkeypatch.setattr(run, "config", {**run.config, "head_samples": 1024})
+    assert "6·N·D" not in legend(runs.proposals(study))
+
+
+def legend(chart):
+    with theme.drawn(chart, "wide") as figure:
+        return " ".join(t.get_text() for each in figure.legends for t in each.get_texts())
+
+
+def test_the_promoted_run_lies_beyond_the_trials(facts):
+    study = facts("full")
+    trial, _ = runs._val_curve(study, study.best)
+    promoted, losses = runs._val_curve(study, study.promoted)
+    assert promoted[-1] == pytest.approx(100 * trial[-1], rel=0.02)
+    assert losses[-1] == pytest.approx(study.promoted.val_loss_nats, abs=1e-3)
+
+
+def test_importance_needs_enough_trials(facts):
+    study = facts("promotion running")
+    assert len(study.ranked) < IMPORTANCE_MIN_TRIALS
+    assert "Too few trials" in figures_space.importance(study).why
+
+
+def test_importance_finds_what_the_loss_depends_on(facts):
+    """The synthetic loss depends on the learning rate most, and on weight decay not at all."""
+    level = optuna.logging.get_verbosity()
+    shares, quantile = importances(facts("many"))
+    assert optuna.logging.get_verbosity() == level
+    assert quantile == 0.1
+    assert sum(shares.values()) == pytest.approx(1)
+    assert next(iter(shares)) == "max_lr"
+    assert shares["weight_decay"] < 0.1 * shares["max_lr"]
+
+
+def test_titles_break_into_even_lines():
+    broken = theme._balanced("one two three four five six seven eight nine ten", 20)
+    lengths = [len(line) for line in broken.split("\n")]
+    assert len(lengths) == 2
+    assert max(lengths) - min(lengths) <= 6
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("a\nb", "a b"), ("漢字", "??"), ("x\x00y", "x?y"), ("12345678", "1234…"), ("≥ 3", "≥ 3")],
+)
+def test_printable(text, shown):
+    assert theme.printable(text, 5) == shown

@@ -1,0 +1,468 @@
+"""The life of a run against a plain-Python model, under kills and failing statements."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+)
+from sqlalchemy import event, select
+
+from studies.database import tables
+from studies.database.ledger import Amount
+from studies.database.store import IllegalChangeError, Store
+from trainer.config import RunConfig
+from trainer.events import Point, RunResult
+
+ROOT = Path(__file__).parents[3]
+
+STEPS = 20
+SHAPES = ((8, 1), (16, 2))
+
+
+def config(width: int, layers: int) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "tokenizer_encoding": "bytes",
+            "model_config": {
+                "n_embd": width, "n_head": 1, "n_positions": 4, "n_layer": layers,
+            },
+            "batch_size": 3,
+            "seq_len": 4,
+            "num_training_steps": STEPS,
+            "max_lr": 1e-3,
+        }
+    )  # fmt: skip
+
+
+def step_cost(width: int, layers: int) -> Amount:
+    """One optimiser step of `config`, from the formulas of the three conventions."""
+    n_params = 257 * width + 4 * width + layers * (12 * width**2 + 13 * width) + 2 * width
+    macs = 3 * (257 * width + layers * (12 * width**2 + 2 * width * 4))
+    nanogpt = 6 * n_params + 12 * layers * width * 4
+    return Amount(1, 12, 12 * nanogpt, 12 * 2 * macs, 12 * macs)
+
+
+def total(parts: list[tuple[Amount, int]]) -> Amount:
+    rows = [(n, n * a.tokens, n * a.nanogpt, n * a.matmul, n * a.mac) for a, n in parts]
+    return Amount(*(sum(column) for column in zip(*rows, strict=True))) if rows else Amount()
+
+
+@dataclass
+class Model:
+    """What we expect of one run."""
+
+    cost: Amount
+    kind: str
+    inherited: int
+    """Steps of its history that its trunk computed."""
+    status: str = "queued"
+    attempts: int = 0
+    step: int = 0
+    executed: int = 0
+    redone: int = 0
+    points: dict[int, tuple[float | None, float | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.step = self.inherited
+
+    def has(self, step: int, executed: int) -> bool:
+        """Whether a history of `step` steps can come of so many computed ones."""
+        return self.inherited <= step <= min(STEPS, self.inherited + executed)
+
+    def lost(self, step: int, executed: int) -> int:
+        """Computed steps that are not in the history."""
+        return executed - (step - self.inherited)
+
+
+class Fault(Exception):
+    """A statement that fails in the middle of a transaction."""
+
+
+class Lives(RuleBasedStateMachine):
+    """Any sequence of calls, kills and failures keeps the database equal to the model."""
+
+    runs = Bundle("runs")
+    template: Path
+
+    @initialize()
+    def open(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.path = self.folder / "runs.db"
+        shutil.copy(self.template, self.path)
+        self.store = Store.open(self.path, busy_seconds=1.0)
+        self.killed: list[Store] = []
+        self.study_id = self.store.study().id
+        self.model: dict[int, Model] = {}
+        self.countdown = -1
+
+    def teardown(self) -> None:
+        for store in (*self.killed, self.store):
+            store.close()
+        shutil.rmtree(self.folder)
+
+    # What a dispatcher does.
+
+    @rule(
+        target=runs,
+        shape=st.sampled_from(SHAPES),
+        kind=st.sampled_from(["trial", "branch", "promotion"]),
+        inherited=st.integers(1, STEPS - 1),
+    )
+    def add(self, shape: tuple[int, int], kind: str, inherited: int) -> int:
+        number = len(self.model)
+        inherited = inherited if kind == "branch" else 0
+        run_id = self.store.add_run(
+            study_id=self.study_id, kind=kind, number=number, params={}, config=config(*shape),
+            budget_flops=10**12, data_checksum=None, val_checksum=None, epochs=None,
+            estimated_memory_bytes=None, output_dir=None, inherited_steps=inherited,
+        )  # fmt: skip
+        assert run_id not in self.model
+        self.model[run_id] = Model(step_cost(*shape), kind, inherited)
+        return run_id
+
+    @rule(run_id=runs)
+    def start(self, run_id: int) -> None:
+        run = self.model[run_id]
+        if run.status not in ("queued", "interrupted"):
+            self.refused(lambda: self.store.start_attempt(run_id))
+            return
+        run.status, run.attempts = "running", run.attempts + 1
+        assert self.store.start_attempt(run_id) == run.attempts
+
+    @rule(
+        run_id=runs,
+        steps=st.lists(st.integers(1, STEPS), min_size=1, max_size=5),
+        loss=st.floats(0, 10) | st.none(),
+        validated=st.booleans(),
+    )
+    def report(self, run_id: int, steps: list[int], loss: float | None, validated: bool) -> None:
+        run = self.model[run_id]
+        val_loss = loss if validated else None
+        points = [Point(s, 12 * s, 9 * s, 0.1, loss, val_loss) for s in steps]
+        if run.status != "running":
+            self.refused(lambda: self.store.add_points(run_id, points))
+            return
+        self.store.add_points(run_id, points)
+        for step in steps:
+            old = run.points.get(step, (None, None))
+            new = (loss, val_loss)
+            run.points[step] = tuple(o if n is None else n for o, n in zip(old, new, strict=True))  # type: ignore[assignment]
+
+    @rule(
+        run_id=runs,
+        more=st.integers(-2, STEPS),
+        checkpoint=st.none() | st.integers(-1, STEPS + 1),
+    )
+    def meter(self, run_id: int, more: int, checkpoint: int | None) -> None:
+        run = self.model[run_id]
+        executed = run.executed + more
+        step = run.step if checkpoint is None else checkpoint
+        fits = more >= 0 and run.has(step, executed)
+        if run.status not in ("running", "interrupted") or not fits:
+            self.refused(lambda: self.store.record_executed(run_id, executed, step=checkpoint))
+            return
+        self.store.record_executed(run_id, executed, step=checkpoint)
+        run.executed, run.step = executed, step
+        if run.status == "interrupted":
+            run.redone = run.lost(step, executed)
+
+    @rule(run_id=runs, step=st.integers(-1, STEPS + 1), more=st.integers(-1, STEPS))
+    def interrupt(self, run_id: int, step: int, more: int) -> None:
+        run = self.model[run_id]
+        executed = run.executed + more
+        fits = more >= 0 and run.has(step, executed)
+        if run.status != "running" or not fits:
+            self.refused(
+                lambda: self.store.interrupt_run(run_id, step=step, steps_executed=executed)
+            )
+            return
+        self.store.interrupt_run(run_id, step=step, steps_executed=executed)
+        run.status, run.step, run.executed = "interrupted", step, executed
+        run.redone = run.lost(step, executed)
+
+    @rule(
+        run_id=runs,
+        status=st.sampled_from(["complete", "pruned", "failed", "interrupted"]),
+        short=st.sampled_from([0, 0, 0, 1, 5, STEPS, -1]),
+        more=st.integers(-1, 2 * STEPS),
+    )
+    def finish(self, run_id: int, status: Any, short: int, more: int) -> None:
+        run = self.model[run_id]
+        step, executed = STEPS - short, run.executed + more
+        result = RunResult(status, step, executed, 12 * step, reason="why", val_loss_nats=1.5)
+        fits = more >= 0 and run.has(step, executed) and status != "interrupted"
+        if run.status != "running" or not fits or (status == "complete" and step != STEPS):
+            self.refused(lambda: self.store.finish_run(run_id, result))
+            return
+        self.store.finish_run(run_id, result)
+        run.status, run.step, run.executed = status, step, executed
+        run.redone = run.lost(step, executed)
+        run.points = {s: p for s, p in run.points.items() if s <= step}
+
+    # What happens to it.
+
+    @rule()
+    def kill(self) -> None:
+        """The process is gone: nothing is closed, the next one opens the file anew."""
+        self.killed.append(self.store)
+        self.store = Store.open(self.path, busy_seconds=1.0)
+
+    @rule(run_id=runs, nth=st.integers(1, 6), steps=st.integers(0, STEPS))
+    def fail_half_way(self, run_id: int, nth: int, steps: int) -> None:
+        """The n-th statement of a transaction never happens: nothing of it may remain."""
+        run = self.model[run_id]
+        if run.status != "running":
+            return
+        left = nth
+
+        @event.listens_for(self.store.engine, "before_cursor_execute")
+        def _fail(*_: object) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Fault
+
+        executed = run.executed + steps
+        result = RunResult("failed", min(STEPS, run.inherited + executed), executed, 0)
+        try:
+            self.store.finish_run(run_id, result)
+        except Fault:
+            pass
+        else:
+            run.status, run.step, run.executed = "failed", result.step, executed
+            run.redone = run.lost(result.step, executed)
+            run.points = {s: p for s, p in run.points.items() if s <= result.step}
+        finally:
+            event.remove(self.store.engine, "before_cursor_execute", _fail)
+
+    def refused(self, call: Any) -> None:
+        with pytest.raises(IllegalChangeError):
+            call()
+
+    # What must hold.
+
+    @invariant()
+    def database_equals_model(self) -> None:
+        rows = {run.id: run for run in self.store.runs(self.study_id)}
+        points: dict[int, dict[int, tuple[float | None, float | None]]] = {i: {} for i in rows}
+        with self.store.engine.connect() as connection:
+            for p in connection.execute(select(*tables.Point.__table__.columns)):
+                points[p.run_id][p.step] = (p.train_loss_nats, p.val_loss_nats)
+        assert set(rows) == set(self.model)
+        for run_id, run in self.model.items():
+            row = rows[run_id]
+            got = (row.status, row.attempts, row.step, row.steps_executed, row.steps_redone)
+            assert got == (run.status, run.attempts, run.step, run.executed, run.redone)
+            assert (row.started_utc is None) == (run.attempts == 0)
+            finished = run.status in tables.FINISHED_STATUSES
+            assert (row.finished_utc is not None) == finished
+            assert points[run_id] == run.points
+
+    @invariant()
+    def ledger_is_exact(self) -> None:
+        runs = self.model.values()
+        totals = self.store.ledger(self.study_id)
+        assert totals.planned == total([(run.cost, STEPS - run.inherited) for run in runs])
+        left = {"queued", "running", "interrupted"}
+        for kinds in (("trial",), ("trial", "branch")):
+            assert self.store.committed_flops(self.study_id, "matmul", kinds) == sum(
+                run.cost.matmul * (run.executed + (STEPS - run.step if run.status in left else 0))
+                for run in runs
+                if run.kind in kinds
+            )
+        assert totals.spent == total([(run.cost, run.executed) for run in runs])
+        assert totals.redone == total([(run.cost, run.redone) for run in runs])
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty study, made once and copied for each example."""
+    path = tmp_path_factory.mktemp("template") / "runs.db"
+    with Store.open(path, create=True) as store:
+        store.create_study(
+            name="s", budget_flops=10**12, convention="nanogpt", sampler="random", seed=0,
+            space={}, settings={},
+        )  # fmt: skip
+    return path
+
+
+def test_any_life(template: Path) -> None:
+    """What can fail are the assertions in the rules and invariants of `Lives`."""
+    from hypothesis.stateful import run_state_machine_as_test
+
+    Lives.template = template
+    run_state_machine_as_test(
+        Lives,
+        settings=settings(
+            max_examples=15,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+WRITER = """
+import sys
+from tests_helper import config
+from studies.database.store import Store
+from trainer.events import Point, RunResult
+store = Store.open(sys.argv[1])
+study = store.study()
+for number in range(len(store.runs(study.id)), 10**6):
+    run = store.add_run(study_id=study.id, kind="trial", number=number, params={},
+        config=config(8, 1), budget_flops=10**12, data_checksum=None, val_checksum=None,
+        epochs=None, estimated_memory_bytes=None, output_dir=None)
+    store.start_attempt(run)
+    for step in range(5, 25, 5):
+        store.add_points(run, [Point(s, 0, 0, 0.0) for s in range(step - 4, step + 1)])
+        store.record_executed(run, step)
+        if step == 15 and number % 2:
+            store.interrupt_run(run, step=10, steps_executed=15)
+            store.start_attempt(run)
+            store.record_executed(run, 20)
+    store.finish_run(run, RunResult("complete", 20, 20, 240))
+    print("run", flush=True)
+"""
+
+
+def test_sigkill_at_any_moment(template: Path, tmp_path: Path) -> None:
+    """A process that writes as fast as it can is killed again and again."""
+    path = tmp_path / "runs.db"
+    shutil.copy(template, path)
+    source = Path(__file__).read_text()
+    start, end = source.index("STEPS = 20"), source.index("def step_cost")
+    (tmp_path / "tests_helper.py").write_text(
+        "from trainer.config import RunConfig\n" + source[start:end]
+    )
+    dice = random.Random(7)
+    cost = step_cost(8, 1)
+    for _ in range(4):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        ) as process:
+            assert process.stdout is not None
+            for _ in range(dice.randint(1, 3)):
+                assert process.stdout.readline() == "run\n"
+            time.sleep(dice.uniform(0.0, 0.05))
+            process.send_signal(signal.SIGKILL)
+        with Store.open(path) as store:
+            study = store.study()
+            runs = store.runs(study.id)
+            assert [run.number for run in runs] == list(range(len(runs)))
+            totals = store.ledger(study.id)
+            assert totals.planned == total([(cost, STEPS * len(runs))])
+            assert totals.spent == total([(cost, sum(run.steps_executed for run in runs))])
+            for run in runs:
+                steps = [p.step for p in store.points(run.id)]
+                assert len(steps) % 5 == 0, "points of one report come together"
+                assert steps == list(range(1, len(steps) + 1))
+                if run.status == "complete":
+                    assert (run.steps_executed, len(steps)) == (20, 20)
+                    assert run.finished_utc is not None
+            assert [r.number for r in runs if r.status in ("queued", "running", "interrupted")] in (
+                [], [len(runs) - 1],
+            )  # fmt: skip
+            for run in store.runs(study.id, statuses=["queued"]):
+                store.start_attempt(run.id)
+            for run in store.runs(study.id, statuses=["interrupted"]):
+                store.start_attempt(run.id)
+            for run in store.runs(study.id, statuses=["running"]):
+                result = RunResult("complete", 20, max(20, run.steps_executed), 240)
+                store.add_points(run.id, [Point(s, 0, 0, 0.0) for s in range(1, 21)])
+                store.finish_run(run.id, result)
+    assert len(runs) >= 4
+
+
+def test_ledger_entries_add_up_to_their_totals(template: Path, tmp_path: Path) -> None:
+    """The totals come from the entries' own figures, read from the start or step by step."""
+    shutil.copy(template, tmp_path / "runs.db")
+    with Store.open(tmp_path / "runs.db") as store, Store.open(tmp_path / "runs.db") as other:
+        study_id = store.study().id
+        for number, shape in enumerate([*SHAPES, SHAPES[0]]):
+            run_id = store.add_run(
+                study_id=study_id, kind="trial", number=number, params={}, config=config(*shape),
+                budget_flops=10**12, data_checksum=None, val_checksum=None, epochs=None,
+                estimated_memory_bytes=None, output_dir=None,
+            )  # fmt: skip
+            store.start_attempt(run_id)
+            for executed in (3, 3, 11):
+                store.record_executed(run_id, executed)
+                step_by_step = other.ledger(study_id)
+        assert step_by_step == store.ledger(study_id)
+        with store.engine.connect() as connection:
+            entries = connection.execute(select(*tables.LedgerEntry.__table__.columns)).all()
+        for name in ("nanogpt", "matmul", "mac"):
+            spent = sum(getattr(e, f"flops_{name}") for e in entries if e.entry == "spent")
+            assert spent == getattr(step_by_step.spent, name)
+        assert len([e for e in entries if e.entry == "spent"]) == 6, "no entry of nothing"
+
+
+PATHS: dict[str, tuple[str, ...]] = {
+    "queued": (),
+    "running": ("running",),
+    "interrupted": ("running", "interrupted"),
+    "complete": ("running", "complete"),
+    "pruned": ("running", "pruned"),
+    "failed": ("running", "failed"),
+}
+LEGAL = {
+    ("queued", "running"), ("running", "interrupted"), ("interrupted", "running"),
+    ("running", "complete"), ("running", "pruned"), ("running", "failed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("start", tables.TRIAL_STATUSES)
+@pytest.mark.parametrize("end", [s for s in tables.TRIAL_STATUSES if s != "queued"])
+def test_every_arrow(template: Path, tmp_path: Path, start: str, end: Any) -> None:
+    shutil.copy(template, tmp_path / "runs.db")
+    with Store.open(tmp_path / "runs.db") as store:
+        run_id = store.add_run(
+            study_id=store.study().id, kind="trial", number=0, params={}, config=config(8, 1),
+            budget_flops=10**12, data_checksum=None, val_checksum=None, epochs=None,
+            estimated_memory_bytes=None, output_dir=None,
+        )  # fmt: skip
+
+        def go(to: Any) -> None:
+            if to == "running":
+                store.start_attempt(run_id)
+            elif to == "interrupted":
+                store.interrupt_run(run_id, step=STEPS, steps_executed=STEPS)
+            else:
+                store.finish_run(run_id, RunResult(to, STEPS, STEPS, 12 * STEPS))
+
+        for status in PATHS[start]:
+            go(status)
+        before = store.run(run_id)
+        if (start, end) in LEGAL:
+            go(end)
+            assert store.run(run_id).status == end
+            return
+        with pytest.raises(IllegalChangeError, match=f"from {start} to {end}"):
+            go(end)
+        after = store.run(run_id)
+        names = [column.name for column in tables.Run.__table__.columns]
+        assert [getattr(after, n) for n in names] == [getattr(before, n) for n in names]

@@ -1,0 +1,213 @@
+"""Versions of the schema."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from optuna.storages import RDBStorage
+from sqlalchemy import text
+
+from budgetsweep.errors import StudyError
+from reports.read import read_study
+from studies.database import migrations, tables
+from studies.database.connection import open_engine, tune_sqlite
+from studies.database.migrations.__main__ import draft
+from studies.database.store import Store
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_migrated_schema_is_the_one_of_the_tables(store: Store) -> None:
+    with store.engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "version_table": migrations.VERSION_TABLE,
+                "compare_type": True,
+                "compare_server_default": True,
+            },
+        )
+        assert compare_metadata(context, tables.Base.metadata) == []
+
+
+def test_comparison_would_see_a_difference(store: Store) -> None:
+    with store.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE bs_run DROP COLUMN epochs"))
+        context = MigrationContext.configure(
+            connection, opts={"version_table": migrations.VERSION_TABLE}
+        )
+        (difference,) = compare_metadata(context, tables.Base.metadata)
+        assert difference[0] == "add_column"
+
+
+def test_head_is_the_newest_script(store: Store) -> None:
+    with store.engine.connect() as connection:
+        scripts = ScriptDirectory.from_config(migrations.alembic_config(connection))
+        assert scripts.get_heads() == [migrations.HEAD]
+        assert migrations.current_version(connection) == migrations.HEAD
+
+
+def test_a_newer_schema_is_refused_and_left_alone(database: str) -> None:
+    with Store.open(database, create=True) as store, store.engine.begin() as connection:
+        connection.execute(text(f"UPDATE {migrations.VERSION_TABLE} SET version_num = '0999'"))
+    with pytest.raises(StudyError, match=r"newer budgetsweep \(schema 0999, .*pip install"):
+        Store.open(database)
+    engine = open_engine(database, create=False)
+    with engine.connect() as connection:
+        assert migrations.current_version(connection) == "0999"
+    engine.dispose()
+
+
+def test_a_version_table_without_a_version_is_no_crash(tmp_path: Path) -> None:
+    """As a kill between two statements of an unguarded upgrade would leave it."""
+    path = tmp_path / "runs.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"CREATE TABLE {migrations.VERSION_TABLE} (version_num VARCHAR(32))")
+    connection.close()
+    with Store.open(path, create=True) as store:
+        assert store.study_names() == []
+
+
+def test_an_upgrade_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alembic import op
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("killed half-way")
+
+    monkeypatch.setattr(op, "create_index", fail)
+    path = tmp_path / "runs.db"
+    with pytest.raises(RuntimeError, match="killed"):
+        Store.open(path, create=True)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
+    connection.close()
+
+
+def test_downgrade_removes_our_tables_only(store: Store) -> None:
+    from alembic import command
+
+    with store.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE theirs (x INTEGER)"))
+        command.downgrade(migrations.alembic_config(connection), "base")
+        names = store.engine.dialect.get_table_names(connection)
+    assert set(names) == {"theirs", migrations.VERSION_TABLE}
+
+
+def test_a_study_of_the_schema_before_is_read_and_brought_up_to_date(
+    store: Store, study: tables.Study, add_run: Callable[..., int]
+) -> None:
+    """Schema 0002 knew no cooldown branches: its runs have computed all of their history."""
+    from alembic import command
+
+    add_run(store, study.id)
+    with store.engine.begin() as connection:
+        command.downgrade(migrations.alembic_config(connection), "0002")
+    url = store.engine.url.render_as_string(hide_password=False)
+    (run,) = read_study(url).runs
+    assert (run.inherited_steps, run.num_steps) == (0, 12)
+    with store.engine.connect() as connection:
+        assert migrations.current_version(connection) == "0002"  # reading changes nothing
+    with Store.open(url) as opened:
+        (run,) = opened.runs(study.id)
+        assert run.inherited_steps == 0
+
+
+@pytest.mark.parametrize("first", ["optuna", "ours"])
+def test_optuna_lives_in_the_same_database(database: str, first: str) -> None:
+    if first == "ours":
+        Store.open(database, create=True).close()
+    optuna_storage = RDBStorage(database)
+    tune_sqlite(optuna_storage.engine)
+    with Store.open(database, create=True) as store:
+        with store.engine.connect() as connection:
+            ours = connection.scalar(text(f"SELECT version_num FROM {migrations.VERSION_TABLE}"))
+            theirs = connection.scalar(text("SELECT version_num FROM alembic_version"))
+        assert ours == migrations.HEAD
+        assert theirs == optuna_storage.get_head_version()
+        optuna_storage.create_new_study([], "s")
+        assert store.study_names() == []
+    optuna_storage.engine.dispose()
+
+
+def test_opening_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("alembic").setLevel(logging.NOTSET)
+    Store.open(tmp_path / "runs.db", create=True).close()
+    assert [r for r in caplog.records if r.levelno >= logging.INFO] == []
+    assert logging.getLogger("alembic.runtime.migration").level == logging.NOTSET
+
+
+def test_processes_that_open_a_fresh_file_at_once(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, sys, time\n"
+        "from alembic import command, script\n"  # loaded beforehand: they shall collide
+        "from studies.database.store import Store\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "print('ready', flush=True)\n"
+        "while not (folder / 'go').exists(): time.sleep(0.001)\n"
+        "for n in range(3):\n"
+        "    with Store.open(folder / f'{n}.db', create=True) as store:\n"
+        "        store.create_study(name=sys.argv[2], budget_flops=1, convention='mac',\n"
+        "                           sampler='tpe', seed=0, space={}, settings={})\n"
+    )
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path), name],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in "abc"
+    ]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+    (tmp_path / "go").touch()
+    assert [worker.communicate(timeout=60)[1] for worker in workers] == ["", "", ""]
+    for n in range(3):
+        with Store.open(tmp_path / f"{n}.db") as store:
+            assert sorted(store.study_names()) == ["a", "b", "c"]
+
+
+def test_scripts_are_in_the_installed_package() -> None:
+    """Every file under studies/migrations is a module of a package or declared package data."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = settings["package-data"]["studies"]
+    assert "studies*" in settings["packages"]["find"]["include"]
+    folder = ROOT / "studies"
+    declared = {path for pattern in patterns for path in folder.glob(pattern)}
+    for path in (folder / "migrations").rglob("*"):
+        if path.is_dir() or "__pycache__" in path.parts:
+            continue
+        is_module = path.suffix == ".py" and (path.parent / "__init__.py").exists()
+        assert is_module or path in declared, path
+
+
+def test_draft_of_the_next_version(tmp_path: Path) -> None:
+    scripts = tmp_path / "migrations"
+    shutil.copytree(ROOT / "studies" / "migrations", scripts)
+    path = draft("add a column", str(scripts))
+    assert path == scripts / "versions" / f"v{int(migrations.HEAD) + 1:04d}_add_a_column.py"
+    spec = importlib.util.spec_from_file_location("draft", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.down_revision == migrations.HEAD
+    assert int(module.revision) == int(migrations.HEAD) + 1
+    assert "pass" in path.read_text(), "the tables do not differ from the head"

@@ -1,0 +1,156 @@
+"""Which code and libraries made a number."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from studies.database import provenance
+
+ROOT = Path(__file__).parents[3]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-c", "user.name=n", "-c", "user.email=e@e", *arguments],
+        cwd=folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    provenance._git_commit.cache_clear()
+    yield
+    provenance._git_commit.cache_clear()
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As after pip install: the package's own files are in no repository."""
+    folder = tmp_path / "site-packages" / "studies"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(provenance, "__file__", str(folder / "provenance.py"))
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's repository with one commit, tagged, as current directory."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    git(folder, "init", "-q")
+    (folder / "run.yaml").write_text("a: 1\n")
+    git(folder, "add", "run.yaml")
+    git(folder, "commit", "-q", "-m", "first")
+    git(folder, "tag", "-a", "v1", "-m", "v1")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_the_users_repository_where_the_package_is_installed(
+    installed: Path, project: Path
+) -> None:
+    assert provenance.git_commit() == git(project, "rev-parse", "HEAD")
+
+
+def test_changed_files_make_it_dirty_and_new_ones_do_not(installed: Path, project: Path) -> None:
+    (project / "notes.txt").write_text("new")
+    assert provenance.git_commit() == git(project, "rev-parse", "HEAD")
+    provenance._git_commit.cache_clear()
+    (project / "run.yaml").write_text("a: 2\n")
+    assert provenance.git_commit() == git(project, "rev-parse", "HEAD") + "-dirty"
+
+
+def test_an_environment_inside_the_users_repository_is_no_checkout(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`.venv/lib/…/studies` lies in the user's repository, but is not of it."""
+    folder = project / ".venv" / "studies"
+    folder.mkdir(parents=True)
+    (folder / "provenance.py").touch()
+    monkeypatch.setattr(provenance, "__file__", str(folder / "provenance.py"))
+    monkeypatch.chdir(tmp_path)
+    assert provenance.git_commit() is None
+
+
+def test_the_packages_own_checkout_comes_first(
+    tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = tmp_path / "checkout"
+    (checkout / "studies").mkdir(parents=True)
+    source = checkout / "studies" / "provenance.py"
+    shutil.copy(ROOT / "studies" / "provenance.py", source)
+    git(checkout, "init", "-q")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-q", "-m", "package")
+    monkeypatch.setattr(provenance, "__file__", str(source))
+    assert provenance.git_commit() == git(checkout, "rev-parse", "HEAD")
+    assert provenance.git_commit() != git(project, "rev-parse", "HEAD")
+
+
+def test_it_is_read_once(installed: Path, project: Path) -> None:
+    before = provenance.git_commit()
+    (project / "run.yaml").write_text("a: 3\n")
+    assert provenance.git_commit() == before
+
+
+def test_no_repository_no_commit_no_git(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    monkeypatch.chdir(plain)
+    assert provenance.git_commit() is None
+    provenance._git_commit.cache_clear()
+    git(plain, "init", "-q")
+    assert provenance.git_commit() is None, "a repository without a commit"
+    provenance._git_commit.cache_clear()
+    monkeypatch.setenv("PATH", str(plain))
+    assert provenance.git_commit() is None, "git is not installed"
+
+
+def test_a_git_that_hangs_does_not_hang_us(
+    installed: Path, project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    slow = tmp_path / "bin"
+    slow.mkdir()
+    (slow / "git").write_text("#!/bin/sh\nexec sleep 30\n")
+    (slow / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow}:/usr/bin:/bin")
+    monkeypatch.setattr(provenance, "_GIT_SECONDS", 0.1)
+    assert provenance.git_commit() is None
+
+
+def test_it_fits_its_column() -> None:
+    commit = provenance.git_commit()
+    assert commit is None or re.fullmatch(r"[0-9a-f]{40,64}(-dirty)?", commit)
+
+
+def test_versions_are_those_installed() -> None:
+    found = provenance.versions()
+    assert found["python"] == platform.python_version()
+    assert found["torch"] == metadata.version("torch")
+    assert set(found) == {"python", "torch", "optuna", "numpy", "budgetsweep"}
+    found["torch"] = "changed"
+    assert provenance.versions()["torch"] != "changed"
+
+
+def test_torch_in_the_environment_is_not_imported() -> None:
+    code = (
+        "import sys; from studies.database.provenance import versions; versions()\n"
+        "import studies.database.store, studies.database.reader\n"
+        "print([m for m in ('torch', 'optuna', 'numpy', 'alembic') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

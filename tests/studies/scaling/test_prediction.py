@@ -1,0 +1,189 @@
+"""What a study says of a larger budget, which trial it promotes, and what goes on record."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+
+import pytest
+
+from budgetsweep.errors import StudyError
+from studies.database.store import IllegalChangeError, Store
+from studies.database.tables import Study
+from studies.promotion.selection import record_prediction, select_trial
+from studies.samplers.objective import REFIT_EACH_UNTIL, Objective, points_fitted
+from studies.scaling.prediction import fit_study
+from studies.scaling.result import ScalingFit
+from studies.scaling.study_points import Points
+from tests.support.lawful_runs import BUDGET, LAW, enter, fill_study, lawful_loss, trial_config
+
+NewStudy = Callable[..., Study]
+
+
+def test_the_law_is_found_and_the_larger_budget_predicted(
+    store: Store, new_study: NewStudy
+) -> None:
+    study = new_study(store)
+    runs = fill_study(store, study, 36)
+    fit = fit_study(study, runs, 100.0)
+    assert fit.refusal is None
+    assert fit.law is not None
+    assert len(fit.points.runs) == 36
+    best = fit.candidates[0]
+    assert best.low_nats < best.loss_nats < best.high_nats
+    # The truth at the promoted budget, learning rate and batch at their best.
+    truth = float(LAW.loss(float(best.n_params), float(best.tokens)))
+    assert best.low_nats < truth < best.high_nats
+    assert best.loss_nats == pytest.approx(truth, abs=0.2)
+
+
+def test_the_two_answers_differ_and_tell_their_price(store: Store, new_study: NewStudy) -> None:
+    study = new_study(store)
+    fit = fit_study(study, fill_study(store, study, 36), 100.0)
+    choice = fit.choice
+    assert choice is not None
+    sizes = {c.number: c.n_params for c in fit.candidates}
+    assert sizes[choice.predicted] > sizes[choice.measured]
+    assert choice.measured_costs_nats > 0
+    assert choice.measured_costs_low < choice.measured_costs_nats < choice.measured_costs_high
+    assert choice.predicted_costs_nats > 0
+    selected = {
+        how: select_trial(store, study, fit, None, how).trial.number
+        for how in (None, "predicted", "measured")
+    }
+    assert selected == {
+        None: choice.predicted, "predicted": choice.predicted, "measured": choice.measured,
+    }  # fmt: skip
+
+
+def test_measured_best_is_of_the_whole_budget_only(store: Store, new_study: NewStudy) -> None:
+    study = new_study(store)
+    fill_study(store, study, 6)
+    cheat = trial_config(64, BUDGET * 10)
+    enter(store, study, 50, cheat, scale=10.0, loss_nats=1.0)
+    best = store.best_run(study.id)
+    assert best is not None
+    assert best.scale == 1.0
+
+
+def test_few_runs_are_refused_and_the_measured_best_promoted(
+    store: Store, new_study: NewStudy
+) -> None:
+    study = new_study(store)
+    runs = fill_study(store, study, 3)
+    fit = fit_study(study, runs, 100.0)
+    assert fit.refusal is not None
+    assert "\n" not in fit.refusal
+    selection = select_trial(store, study, fit, None, None)
+    assert selection.selected_by == "measured"
+    with pytest.raises(StudyError, match="--select predicted"):
+        select_trial(store, study, fit, None, "predicted")
+
+
+def test_what_is_no_point_is_left_out_with_its_reason(store: Store, new_study: NewStudy) -> None:
+    study = new_study(store)
+    fill_study(store, study, 2)
+    enter(store, study, 10, trial_config(64, BUDGET, min_lr_ratio=0.9))
+    enter(store, study, 11, trial_config(64, BUDGET, max_lr=3e-3), epochs=7.0)
+    points = Points.of(store.runs(study.id))
+    assert len(points.runs) == 2
+    assert points.left_out == {
+        "ended at a high learning rate": ["trial 10"],
+        "saw its text more than 4 times": ["trial 11"],
+    }
+
+
+def test_a_promotion_of_the_budget_does_not_choose_itself_again(
+    store: Store, new_study: NewStudy
+) -> None:
+    study = new_study(store)
+    runs = fill_study(store, study, 24)
+    before = fit_study(study, runs, 100.0)
+    done = trial_config(64, 100 * BUDGET)
+    enter(store, study, 0, done, kind="promotion", scale=100.0, parent_run_id=runs[0].id,
+          loss_nats=1.5)  # fmt: skip
+    after = fit_study(study, store.runs(study.id), 100.0)
+    assert after.to_dict() == before.to_dict()
+
+
+def test_prediction_is_written_before_the_run_and_never_again(
+    store: Store, new_study: NewStudy
+) -> None:
+    study = new_study(store)
+    fit = fit_study(study, fill_study(store, study, 24), 100.0)
+    selection = select_trial(store, study, fit, None, None)
+    config = trial_config(256, 100 * BUDGET)
+    values = {
+        "study_id": study.id, "kind": "promotion", "params": {}, "config": config,
+        "budget_flops": config.budget_flops, "data_checksum": None, "val_checksum": None,
+        "epochs": None, "estimated_memory_bytes": None, "output_dir": None, "scale": 100.0,
+        "parent_run_id": selection.trial.id,
+    }  # fmt: skip
+    run = store.run(store.add_run(number=0, **values))  # type: ignore[arg-type]
+    record_prediction(store, study, run, config, selection)
+    record_prediction(store, study, run, config, selection)
+    (told,) = store.predictions(study.id)
+    assert (told.run_id, told.selected_by) == (run.id, "predicted")
+    assert told.low_nats < told.val_loss_nats < told.high_nats
+    newest = store.newest_fit(study.id)
+    assert newest is not None
+    assert newest.id == told.fit_id
+    assert newest.record == json.loads(json.dumps(newest.record))
+    again = ScalingFit.from_dict(newest.record["fit"])
+    assert fit.law is not None
+    assert pytest.approx(fit.law.main.fit.law.E, rel=1e-4) == again.law.E
+    assert newest.record["counts"] == fit.law.main.counts
+    late = store.run(store.add_run(number=1, **{**values, "epochs": 0.1}))  # type: ignore[arg-type]
+    store.start_attempt(late.id)
+    with pytest.raises(IllegalChangeError, match="too late"):
+        record_prediction(store, study, late, config, selection)
+
+
+def test_equal_fits_are_stored_once(store: Store, new_study: NewStudy) -> None:
+    study = new_study(store)
+    runs = fill_study(store, study, 12)
+    ids = set()
+    for _ in range(2):
+        fit = fit_study(study, runs, 100.0)
+        ids.add(store.add_fit(study.id, scale=100.0, refusal=fit.refusal, record=fit.to_dict()))
+    assert len(ids) == 1
+
+
+def test_objective_is_the_measured_loss_without_rungs(store: Store, new_study: NewStudy) -> None:
+    study = new_study(store)
+    run = enter(store, study, 0, trial_config(64, BUDGET))
+    assert Objective(study, []).value(run) == run.val_loss_nats
+
+
+def test_objective_compares_rungs_at_one_budget(store: Store, new_study: NewStudy) -> None:
+    """A trial of a tenth is worth what its shape would reach with the whole budget."""
+    study = new_study(store, settings={"rungs": "0.1,0.3,1"})
+    runs = fill_study(store, study, 24)
+    objective = Objective(study, runs)
+    for run in runs[-6:]:
+        worth = objective.value(run)
+        assert worth is not None
+        config = trial_config(
+            run.config["model_config"]["n_embd"], BUDGET, max_lr=run.config["max_lr"]
+        )
+        assert worth == pytest.approx(lawful_loss(config), abs=0.12)
+
+
+def test_objective_is_the_same_after_an_interruption(store: Store, new_study: NewStudy) -> None:
+    study = new_study(store, settings={"rungs": "0.1,0.3,1", "for_scale": 100.0})
+    runs = fill_study(store, study, 12)
+    whole = Objective(study, [])
+    values = [whole.value(run) for run in runs]
+    resumed = Objective(study, store.runs(study.id))
+    assert [resumed.value(run) for run in reversed(runs)] == values[::-1]
+    told = [value for value in values if value is not None]
+    assert len(told) >= 6
+    assert all(math.isfinite(value) for value in told)
+
+
+def test_refits_grow_rarer() -> None:
+    assert [points_fitted(n) for n in (0, 3, REFIT_EACH_UNTIL)] == [0, 3, REFIT_EACH_UNTIL]
+    fits = {points_fitted(n) for n in range(10_000)}
+    assert len(fits) < 120
+    assert all(0.9 * n <= points_fitted(n) <= n for n in range(1, 10_000))

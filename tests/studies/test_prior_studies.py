@@ -1,0 +1,225 @@
+"""Earlier studies as points of a law: what they give, what is refused, never candidates."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from budgetsweep.cli.main import main
+from budgetsweep.errors import StudyError
+from reports.facts import Facts
+from reports.read import read_study
+from reports.text import scaling as text_scaling
+from studies.database.store import Store
+from studies.database.tables import Study
+from studies.prior_studies import earlier_runs, settle
+from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
+from studies.samplers.objective import Objective
+from studies.scaling.prediction import fit_study
+from studies.search import Hooks, search
+from studies.settings import SearchSettings
+from studies.simulation.worlds import DEFAULT_WORLD
+from studies.study_data import fix_data
+from tests.support.searches import Recorder, tiny_space, write_text
+
+
+def settings_for(folder: Path, **changes: Any) -> SearchSettings:
+    """A simulated search in `folder`, by default an earlier one at 1e14."""
+    values: dict[str, Any] = {
+        "storage": folder / "s.db", "simulate": DEFAULT_WORLD, "budget_flops": 10**14,
+        "trials": 12, "study": "small", "sampler": "qmc",
+    }  # fmt: skip
+    return SearchSettings(**{**values, **changes})
+
+
+LATER: dict[str, Any] = {"budget_flops": 10**15, "trials": 5, "study": "large"}
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an earlier study and of a later one with its points."""
+    folder = tmp_path_factory.mktemp("earlier")
+    search(settings_for(folder), Hooks())
+    recorder = Recorder()
+    search(settings_for(folder, **LATER, points_from=("small",)), Hooks(observer=recorder))
+    assert recorder.messages[0] == "12 complete runs of small are points of the law too"
+    return folder
+
+
+@pytest.fixture
+def copied(searched: Path, tmp_path: Path) -> Path:
+    """The same database, to go on with."""
+    shutil.copy(searched / "s.db", tmp_path / "s.db")
+    return tmp_path
+
+
+def test_a_few_trials_carry_a_law_with_an_earlier_study(searched: Path) -> None:
+    with Store.open(searched / "s.db") as store:
+        study, small = store.study("large"), store.study("small")
+        runs = store.runs(study.id)
+        alone = fit_study(study, runs, 100.0)
+        fit = fit_study(study, runs, 100.0, earlier_runs(store, study))
+        assert alone.refusal is not None
+        assert fit.refusal is None
+        assert fit.points.earlier == {"small": 12}
+        assert len(fit.points.runs) == 17
+        # Points, never candidates.
+        ids = {run.id for run in runs}
+        assert len(fit.candidates) == 5
+        assert {candidate.run_id for candidate in fit.candidates} == ids
+        assert fit.to_dict()["earlier"] == {"small": 12}
+        stored = store.newest_fit(study.id)
+        assert stored is not None
+        assert stored.record["candidates"] == fit.to_dict()["candidates"]
+        assert earlier_runs(store, small) == {}
+
+
+def test_the_report_says_where_points_are_from(searched: Path) -> None:
+    facts = Facts(read_study(str(searched / "s.db"), "large"))
+    law = text_scaling.answers(facts)[0]
+    assert "Of its points 5 are its own, 12 from study small." in law.text  # type: ignore[union-attr]
+
+
+def test_promote_takes_points_of_studies_that_are_named(copied: Path) -> None:
+    search(settings_for(copied, **{**LATER, "study": "alone"}), Hooks())
+    asked: dict[str, Any] = {"storage": copied / "s.db", "study": "alone", "scale": 10.0}
+    without = promote(PromoteSettings(**asked), PromoteHooks())
+    assert without.predicted is None
+    told = promote(PromoteSettings(**asked, points_from=("small",)), PromoteHooks())
+    assert told.predicted is not None
+    # The study's own choice stays what it is.
+    assert promote(PromoteSettings(**asked), PromoteHooks()).run.id == without.run.id  # type: ignore[union-attr]
+    with Store.open(copied / "s.db") as store:
+        assert store.study("alone").settings["points_from"] == []
+
+
+def test_what_an_earlier_study_finds_later_changes_no_search(copied: Path) -> None:
+    """A search goes on as it was begun; `promote --points-from` sees all there is."""
+    search(settings_for(copied, trials=14), Hooks())
+    with Store.open(copied / "s.db") as store:
+        study = store.study("large")
+        assert len(earlier_runs(store, study)["small"]) == 12
+        assert len(earlier_runs(store, study, ("small",))["small"]) == 14
+
+
+def test_samplers_are_told_predictions_from_the_first_trial_on(copied: Path) -> None:
+    """tpe hears what a shape will reach; with earlier points there is a law at once."""
+    with Store.open(copied / "s.db") as store:
+        study = store.study("large")
+        study.sampler, study.settings = "tpe", {**study.settings, "for_scale": 100.0}
+        first = store.runs(study.id, kind="trial")[0]
+        assert Objective(study, []).value(first) is None
+        value = Objective(study, [], earlier_runs(store, study)).value(first)
+        assert value is not None
+        assert first.val_loss_nats is not None
+        assert value < first.val_loss_nats
+
+
+def test_the_same_command_goes_on_and_another_list_is_refused(copied: Path) -> None:
+    again = settings_for(copied, **{**LATER, "trials": 6}, points_from=("small",))
+    assert search(again, Hooks()).n_finished == 6
+    with pytest.raises(StudyError, match="another list of studies whose runs are points"):
+        search(settings_for(copied, **LATER), Hooks())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--points-from", "smal"), "holds no study 'smal'; did you mean 'small'"),
+        (("--study", "new", "--points-from", "new"), "a study's own runs are points anyway"),
+        (("--simulate", "hoffmann2022"), "another simulated world or table of runs"),
+        (("--convention", "mac"), "another FLOP convention (nanogpt, here mac)"),
+        (("--tokenizer", "r50k_base"), "another tokenizer (gpt2, here r50k_base)"),
+        (("--set", "recipe=gpt2"), "another recipe (modern, here gpt2)"),
+    ],
+)  # fmt: skip
+def test_runs_that_cannot_be_compared_are_refused_in_one_line(
+    copied: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+) -> None:
+    default = ("--simulate", "--study", "other", "--points-from", "small")
+    with pytest.raises(SystemExit) as stopped:
+        main(["search", *default, *words, "--storage", str(copied / "s.db"), "--trials", "1"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.count("\n") == 1
+    assert error.startswith("Error: ")
+    assert message in error
+    with Store.open(copied / "s.db") as store:
+        assert store.study_names() == ["small", "large"]
+
+
+def test_a_missing_database_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["search", "--simulate", "--points-from", "x", "--storage", str(tmp_path / "n.db")])
+    assert "no such study database" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+class Texts:
+    """Studies of real text, their data fixed and nothing trained."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.store = folder, Store.open(folder / "t.db", create=True)
+        self.text = write_text(folder, n_documents=4000)
+
+    def study(self, name: str, budget: int, **data: Any) -> Study:
+        """A study at a budget, with more text the larger it is."""
+        space = tiny_space()
+        base = {
+            "tokenizer_encoding": "bytes",
+            "device": "cpu",
+            "data": {"source": str(self.text), "text_field": "text", **data},
+        }
+        study = self.store.create_study(
+            name=name, budget_flops=budget, convention="nanogpt", sampler="qmc", seed=0,
+            space=space.to_dict(), settings={"base": base},
+        )  # fmt: skip
+        study, _ = fix_data(
+            self.store, study, space, cache_dir=self.folder / "cache", on_prepare=None
+        )
+        return study
+
+    def earlier(self, study: Study, name: str) -> object:
+        """What `--points-from` makes of another study."""
+        return earlier_runs(self.store, study, (name,), self.folder / "cache")
+
+
+def test_a_longer_part_of_the_same_text_is_the_same_text(tmp_path: Path) -> None:
+    texts = Texts(tmp_path)
+    small = texts.study("small", 10**8, val_tokens=4096)
+    large = texts.study("large", 10**9, val_tokens=4096)
+    assert small.data_checksum != large.data_checksum
+    assert texts.earlier(large, "small") == {"small": []}
+    assert texts.earlier(small, "large") == {"large": []}
+    other = texts.study("other", 10**9, val_tokens=2048)
+    with pytest.raises(StudyError, match=r"\(4096 tokens, here 2048\).*measures on as much"):
+        texts.earlier(other, "small")
+
+
+def test_another_training_text_is_refused_by_its_checksum(tmp_path: Path) -> None:
+    """The first documents are others, the validation documents the same."""
+    texts = Texts(tmp_path)
+    held = tmp_path / "held.txt"
+    held.write_text(texts.text.read_text()[:30_000])
+    same = {"validation": str(held), "val_tokens": 4096}
+    texts.study("small", 10**8, **same)
+    texts.text.write_text("another beginning " * 20 + "\n\n" + texts.text.read_text())
+    large = texts.study("large", 10**9, **same)
+    with pytest.raises(StudyError, match="small: another training text, by its checksum"):
+        texts.earlier(large, "small")
+
+
+def test_validation_is_as_long_as_the_earlier_studies(tmp_path: Path) -> None:
+    texts = Texts(tmp_path)
+    texts.study("small", 10**8, val_tokens=4096)
+    data: dict[str, Any] = {"source": str(texts.text), "text_field": "text"}
+    base = {"tokenizer_encoding": "bytes", "device": "cpu", "data": data}
+    kind = (texts.store, "large", "nanogpt", tiny_space())
+    settled = settle(*kind, base, ("small",))
+    assert settled == {**base, "data": {**data, "val_tokens": 4096}}
+    own = {**base, "data": {**data, "val_tokens": 2048}}
+    assert settle(*kind, own, ("small",)) == own  # and refused, once both texts are there
+    assert settle(*kind, base, ()) == base

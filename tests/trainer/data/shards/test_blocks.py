@@ -1,0 +1,179 @@
+"""The split by hash and the cutting into blocks."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from budgetsweep.errors import DataError
+from tests.support.data_files import make_documents, write_jsonl
+from trainer.data.shards import blocks
+from trainer.data.shards.blocks import (
+    HASH_RANGE,
+    SplitRule,
+    block_chars,
+    choose_val_below,
+    cut_blocks,
+    document_hash,
+    encode_block,
+)
+from trainer.data.sources.corpus import open_corpus
+from trainer.data.tokenizers import ByteTokenizer
+
+
+def test_the_hash_is_blake2b_of_the_text():
+    # A constant: another value would silently move documents between the sides.
+    assert document_hash("naïve") == 0xBEF26892EEEB4CDC
+    raw = hashlib.blake2b("naïve".encode(), digest_size=8).digest()
+    assert document_hash("naïve") == int.from_bytes(raw, "big")
+
+
+def test_hashes_are_uniform_enough_to_split_by():
+    n, share = 20_000, 0.03
+    below = sum(document_hash(f"document {i}") < share * HASH_RANGE for i in range(n))
+    deviation = (n * share * (1 - share)) ** 0.5
+    assert abs(below - n * share) < 4 * deviation
+
+
+@pytest.mark.parametrize(
+    ("expected", "wanted", "share"),
+    [
+        (100e6, 2_000_000, 0.02),
+        (5e6, 2_000_000, 1 / 20),
+        (1e9, 2_000_000, 1 / 100),
+        (None, 2_000_000, 1 / 100),
+        (0, 2_000_000, 1 / 100),
+        (100e6, 4_000_000, 0.04),
+    ],
+)
+def test_the_validation_share(expected: float | None, wanted: int, share: float):
+    assert choose_val_below(expected, wanted) / HASH_RANGE == pytest.approx(share)
+
+
+def test_blocks_grow_to_a_limit():
+    sizes = [block_chars(i) for i in range(40)]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[4], sizes[-1]) == (1 << 20, 1 << 21, 1 << 24)
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.sampled_from(["", "x" * 50, "y" * 700, "é" * 90, None]), max_size=40), st.data())
+def test_blocks_can_be_continued_from_any_end(
+    tmp_path: Path, kinds: list[str | None], data: st.DataObject
+):
+    lines = ['{"text": 1}\n' if kind is None else f'{{"text": "{i} {kind}"}}\n'
+             for i, kind in enumerate(kinds)]  # fmt: skip
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(lines))
+    corpus = open_corpus(str(path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "SMALLEST_BLOCK_CHARS", 300)
+        patch.setattr(blocks, "LARGEST_BLOCK_CHARS", 1000)
+        whole = list(cut_blocks(corpus))
+        assert [b.index for b in whole] == list(range(len(whole)))
+        found = [text for block in whole for text in block.texts]
+        assert found == [f"{i} {kind}" for i, kind in enumerate(kinds) if kind is not None]
+        assert sum(block.bad_records for block in whole) == kinds.count(None)
+        for before, after in itertools.pairwise(whole):
+            assert before.end == after.start
+        if whole:
+            block = data.draw(st.sampled_from(whole))
+            assert list(cut_blocks(corpus, block.end, block.index + 1)) == whole[block.index + 1 :]
+
+
+def encode(path: Path, rule: SplitRule, want_val: bool = True):
+    corpus = open_corpus(str(path))
+    (block,) = cut_blocks(corpus)
+    counted = []
+    made = encode_block(
+        block, ByteTokenizer(), rule, want_val, corpus.place, threading.Event(),
+        lambda *numbers: counted.append(numbers),
+    )  # fmt: skip
+    assert made is not None
+    assert np.sum(counted, axis=0).tolist()[1:] == [len(made.train), len(made.val)]
+    return made
+
+
+def decode(ids: np.ndarray) -> list[str]:
+    texts = bytes(np.where(ids == 256, 0, ids).astype(np.uint8)).decode().split("\0")
+    assert texts.pop() == ""  # the last document is ended too
+    return texts
+
+
+def test_duplicates_are_on_one_side(tmp_path: Path):
+    documents = make_documents(200) * 3
+    path = write_jsonl(tmp_path / "a.jsonl", documents)
+    made = encode(path, SplitRule(val_below=HASH_RANGE // 3))
+    train, val = decode(made.train), decode(made.val)
+    assert sorted(train + val) == sorted(documents)
+    assert set(train).isdisjoint(val)
+    assert [t for t in documents if document_hash(t) < HASH_RANGE // 3] == val  # in their order
+    assert (made.documents, made.val_documents, made.dropped_documents) == (
+        len(train), len(val), 0,
+    )  # fmt: skip
+    assert made.lowest_hash == min(map(document_hash, documents))
+
+
+def test_validation_that_is_not_wanted_is_dropped_and_not_trained_on(tmp_path: Path):
+    documents = make_documents(200)
+    path = write_jsonl(tmp_path / "a.jsonl", documents)
+    rule = SplitRule(val_below=HASH_RANGE // 3)
+    with_val, without = encode(path, rule), encode(path, rule, want_val=False)
+    assert without.train.tolist() == with_val.train.tolist()
+    assert len(without.val) == 0
+    assert without.dropped_documents == with_val.val_documents > 0
+
+
+def test_held_out_documents_are_dropped(tmp_path: Path):
+    documents = make_documents(50)
+    path = write_jsonl(tmp_path / "a.jsonl", documents)
+    held_out = frozenset(map(document_hash, documents[10:20]))
+    made = encode(path, SplitRule(held_out=held_out))
+    assert decode(made.train) == documents[:10] + documents[20:]
+    assert made.dropped_documents == 10
+    only_val = encode(path, SplitRule(only_val=True))
+    assert decode(only_val.val) == documents
+    assert only_val.hashes == list(map(document_hash, documents))
+
+
+def test_empty_documents_and_lone_surrogates(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": ""}\n{"text": " \\n"}\n{"text": "x\\ud800"}\n{"text": "good"}\n')
+    made = encode(path, SplitRule())
+    assert decode(made.train) == ["good"]
+    assert made.dropped_documents == 2
+    assert made.bad_examples == [f"{path}:3 not Unicode text (lone surrogate)"]
+
+
+def test_a_stopped_worker_gives_nothing(tmp_path: Path):
+    corpus = open_corpus(str(write_jsonl(tmp_path / "a.jsonl", make_documents(10))))
+    (block,) = cut_blocks(corpus)
+    stop = threading.Event()
+    stop.set()
+    made = encode_block(
+        block, ByteTokenizer(), SplitRule(), True, corpus.place, stop, lambda *_: None
+    )
+    assert made is None
+
+
+def test_a_hopeless_source_is_given_up_early(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"body": "x", "url": "y"}\n' * 1_000_000)
+    with pytest.raises(DataError) as caught:
+        list(cut_blocks(open_corpus(str(path))))
+    assert str(caught.value) == (
+        f"{path}: none of 1000 records can be used; the first: {path}:1 no field 'text'; "
+        "fields: body, url; set data.text_field to one of them"
+    )
+    # One good record among the first thousand, and it goes on.
+    path.write_text('{"body": "x"}\n' * 999 + '{"text": "y"}\n' + '{"body": "x"}\n' * 2000)
+    assert sum(block.bad_records for block in cut_blocks(open_corpus(str(path)))) == 2999

@@ -1,0 +1,198 @@
+"""Where prepared tokens lie, under which name, and who may write there. No torch."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from budgetsweep.errors import DataError
+from trainer.data.config import DataConfig
+from trainer.data.shards.manifest import FORMAT_VERSION, MANIFEST_NAME, load_manifest
+from trainer.data.shards.tokens import open_tokens
+from trainer.data.sources.corpus import hub_name, is_hub, source_identity
+
+CACHE_VARIABLE = "BUDGETSWEEP_CACHE"
+_LOG = logging.getLogger("budgetsweep")
+_WAIT_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class PreparedInfo:
+    """One prepared text, for a list."""
+
+    folder: Path
+    state: str
+    """`ready`, `ready (whole text)`, `unfinished` or `damaged: why`."""
+    size_bytes: int
+    source: str = ""
+    description: str = ""
+    tokenizer_encoding: str = ""
+    train_tokens: int = 0
+    val_tokens: int = 0
+    documents: int = 0
+    """Of both sides; a pair counts as one."""
+    pairs: bool = False
+    """Each document is a pair of source and target."""
+    dropped_documents: int = 0
+    """Read but used for neither side."""
+    bad_records: int = 0
+    exhausted: bool = False
+    """The source has no more text."""
+    updated_utc: str = ""
+
+
+def default_cache_dir() -> Path:
+    """`$BUDGETSWEEP_CACHE`, or the cache folder of the platform."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "budgetsweep"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "budgetsweep"
+
+
+def is_prepared(source: str) -> bool:
+    """Whether a source is a folder of prepared tokens."""
+    named = source == "demo" or is_hub(source)
+    return not named and (Path(source).expanduser() / MANIFEST_NAME).is_file()
+
+
+def is_course_file(source: str) -> bool:
+    """Whether a source is a file like the course's tokens.npz."""
+    path = Path(source).expanduser()
+    return path.suffix.lower() == ".npz" and path.is_file()
+
+
+def data_identity(data: DataConfig, tokenizer_encoding: str) -> str:
+    """Hash of everything that decides the tokens; local files by path, size and time of change.
+
+    Raises:
+        DataError: a local file is not there.
+    """
+    plain: dict[str, Any] = {
+        "format": FORMAT_VERSION,
+        "tokenizer": tokenizer_encoding,
+        "source": _identity(data.source, data.text_field),
+        "validation": data.validation and _identity(data.validation, data.text_field),
+    }
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _identity(source: str, text_field: str) -> dict[str, Any]:
+    if is_course_file(source):
+        path = Path(source).expanduser().absolute()
+        status = path.stat()
+        return {"npz": [str(path), status.st_size, status.st_mtime_ns]}
+    return source_identity(source, text_field)
+
+
+def folder_for(data: DataConfig, tokenizer_encoding: str, cache_dir: Path | None = None) -> Path:
+    """Folder of the prepared tokens of a text, whether it exists or not; needs no network.
+
+    A source that is itself a prepared folder is its own answer.
+
+    Raises:
+        DataError: a local file is not there.
+    """
+    if is_prepared(data.source):
+        return Path(data.source).expanduser()
+    identity = data_identity(data, tokenizer_encoding)
+    if is_hub(data.source):
+        repo, config = hub_name(data.source)
+        short = f"{repo}-{config}" if config else repo
+    else:
+        short = Path(data.source).name
+    words = re.sub(r"[^A-Za-z0-9.]+", "-", short)
+    name = f"{words[-40:].strip('-.') or 'text'}-{tokenizer_encoding}-{identity[:12]}"
+    return (cache_dir or default_cache_dir()) / "tokens" / name
+
+
+def list_prepared(cache_dir: Path | None = None, *, verify: bool = False) -> list[PreparedInfo]:
+    """What is prepared in the cache, by name of folder.
+
+    Args:
+        cache_dir: folder of the cache; None: the default.
+        verify: read all tokens and compare their checksums; else only headers and sizes.
+    """
+    manifests = ((cache_dir or default_cache_dir()) / "tokens").glob(f"*/{MANIFEST_NAME}")
+    return [prepared_info(path.parent, verify=verify) for path in sorted(manifests)]
+
+
+def prepared_info(folder: Path, *, verify: bool = False) -> PreparedInfo:
+    """What is prepared in one folder; a damaged one has a `state` that says why."""
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    try:
+        manifest = load_manifest(folder)
+        state = "unfinished"
+        if manifest.val_frozen:
+            open_tokens(folder, verify=verify)
+            state = "ready (whole text)" if manifest.exhausted else "ready"
+    except DataError as error:
+        return PreparedInfo(folder, f"damaged: {error}", size)
+    return PreparedInfo(
+        folder=folder,
+        state=state,
+        size_bytes=size,
+        source=manifest.source,
+        description=manifest.description,
+        tokenizer_encoding=manifest.tokenizer,
+        train_tokens=manifest.train_tokens,
+        val_tokens=manifest.val_tokens,
+        documents=manifest.documents + manifest.val_documents,
+        pairs=manifest.pairs,
+        dropped_documents=manifest.dropped_documents,
+        bad_records=manifest.bad_records,
+        exhausted=manifest.exhausted,
+        updated_utc=manifest.updated_utc,
+    )
+
+
+@contextmanager
+def locked(folder: Path, say: Callable[[str], None] = _LOG.warning) -> Iterator[None]:
+    """Make `folder` and hold it against other processes that prepare the same text.
+
+    Waits while another holds it, and says so once. The lock goes with its process, however it ends.
+
+    Raises:
+        DataError: the cache folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be written ({error.strerror}); set {CACHE_VARIABLE} to a folder "
+            "of yours"
+        ) from error
+    try:
+        said = False
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not said:
+                    say(f"{folder}: another process is preparing this text; waiting for it")
+                    said = True
+                time.sleep(_WAIT_SECONDS)
+            except OSError as error:
+                raise DataError(
+                    f"{folder}: its file system has no locks ({error.strerror}); set "
+                    f"{CACHE_VARIABLE} to a folder on a local disk"
+                ) from error
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,64 @@
+"""Training tokens on a GPU, as they lie on disk: two bytes each, windows gathered there.
+
+A step then asks the host for nothing but where its windows begin.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.data.shards.tokens import TokenArray
+from trainer.memory import LARGEST_RESIDENT_BYTES
+
+LARGEST_SHARE = 0.25
+"""Of the device's free memory, that the text may take."""
+_UPLOADED_AT_ONCE = 1 << 24
+
+
+class ResidentTokens:
+    """All ids of a `TokenArray` on a device."""
+
+    def __init__(self, tokens: TokenArray, device: torch.device) -> None:
+        """Copy the ids, 16 Mi at a time."""
+        self.ids = torch.empty(len(tokens), dtype=torch.int16, device=device)
+        at = 0
+        for part in tokens.parts:
+            for start in range(0, len(part), _UPLOADED_AT_ONCE):
+                piece = np.array(part[start : start + _UPLOADED_AT_ONCE])  # off the mapped file
+                self.ids[at : at + len(piece)] = torch.from_numpy(piece.view(np.int16))
+                at += len(piece)
+
+    def windows(self, starts: Tensor, length: int) -> Tensor:
+        """Windows of `length` ids, what `TokenArray.gather` gives.
+
+        Args:
+            starts: (B,) int64 first positions, on the device; each window lies within the text.
+            length: ids in a window.
+
+        Returns:
+            (B, length) int64.
+        """
+        places = starts[:, None] + torch.arange(length, device=starts.device)
+        return self.ids[places].long() & 0xFFFF  # int16 has a sign, ids have none
+
+
+_kept: weakref.WeakKeyDictionary[TokenArray, ResidentTokens] = weakref.WeakKeyDictionary()
+"""The next run on the same text finds it there; it goes when the text is closed."""
+
+
+def resident_tokens(tokens: TokenArray, device: torch.device) -> ResidentTokens | None:
+    """The text on a device; None where it would take too much of its memory."""
+    there = _kept.get(tokens)
+    if there is not None and there.ids.device == device:
+        return there
+    n_bytes = 2 * len(tokens)
+    if n_bytes > LARGEST_RESIDENT_BYTES:
+        return None
+    if device.type == "cuda" and n_bytes > LARGEST_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return None
+    _kept[tokens] = there = ResidentTokens(tokens, device)
+    return there

@@ -1,0 +1,271 @@
+"""Pairs of source and target text in prepared tokens, and their batches. Loads torch on use only.
+
+The stream of a pair source is `source ids, eot, target ids, eot` for each article. A batch is a
+pure function of (seed, step, micro-batch), in the manner of `trainer.data.sampler`: each epoch
+visits every pair once, in an order of its own that is not stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from budgetsweep.errors import DataError
+from trainer.data.sampler import permuted
+from trainer.data.shards.tokens import TokenArray
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_CHUNK = 1 << 22  # ids looked at together
+_ROUNDS = 8  # as in trainer.data.sampler
+_BLOCK = 4096  # pairs whose order is worked out at once
+
+
+class PairIndex:
+    """Where each pair lies in a token stream of `source eot target eot`.
+
+    What follows the last whole pair (a stream cut to a number of tokens) is left out.
+
+    Args:
+        tokens: prepared tokens of a pair source (`TokenData.pairs`); they stay memory-mapped.
+        eot: id that ends each source and each target.
+    """
+
+    def __init__(self, tokens: TokenArray, eot: int) -> None:
+        found: list[NDArray[np.int64]] = []
+        first = 0
+        for part in tokens.parts:
+            for begin in range(0, len(part), _CHUNK):
+                piece = part[begin : begin + _CHUNK]
+                found.append(np.flatnonzero(piece == eot) + (first + begin))
+            first += len(part)
+        ends = np.concatenate(found) if found else np.empty(0, np.int64)
+        self._tokens = tokens
+        self._ends = ends[: len(ends) // 2 * 2]
+        """Position of each end-of-text id, those of sources and targets in turn."""
+
+    def __len__(self) -> int:
+        return len(self._ends) // 2
+
+    def pair(self, i: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+        """Source and target of pair `i`: (n,) and (m,) ids without end-of-text; n or m may be 0.
+
+        Raises:
+            IndexError: i is not in 0 … len - 1.
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(f"pair {i}: expected 0 to {len(self) - 1}")
+        begin = int(self._ends[2 * i - 1]) + 1 if i else 0
+        middle, end = self._ends[2 * i : 2 * i + 2].tolist()
+        both = self._tokens[begin:end]
+        return both[: middle - begin], both[middle - begin + 1 :]
+
+    def tokens_of(self, n_pairs: int) -> int:
+        """Tokens of the first so many pairs, end-of-text ids included; of all, if there are fewer.
+
+        Cut there, a stream holds exactly these pairs.
+        """
+        last = min(2 * n_pairs, len(self._ends)) - 1
+        return int(self._ends[last]) + 1 if last > 0 else 0
+
+    @property
+    def source_lengths(self) -> NDArray[np.int64]:
+        """(len,) ids of each source, without end-of-text."""
+        return self._lengths()[0::2]
+
+    @property
+    def target_lengths(self) -> NDArray[np.int64]:
+        """(len,) ids of each target, without end-of-text."""
+        return self._lengths()[1::2]
+
+    def _lengths(self) -> NDArray[np.int64]:
+        return np.diff(self._ends, prepend=-1) - 1
+
+
+class PairBatch(NamedTuple):
+    """Pairs of one shape: the model reads target_ids[:, :-1] and predicts target_ids[:, 1:]."""
+
+    source_ids: Tensor
+    """(B, S) int64, padded with eot on the right."""
+    target_ids: Tensor
+    """(B, T+1) int64: eot (begin), the target's ids, eot (end) if it fits; padded with eot."""
+    source_mask: Tensor
+    """(B, S) float32, 1 for content and 0 for padding."""
+    target_mask: Tensor
+    """(B, T+1) float32, likewise; begin and end are content."""
+
+
+class PairSampler:
+    """Random pairs for training: a pure function of (seed, step, micro-batch)."""
+
+    def __init__(
+        self,
+        index: PairIndex,
+        batch_size: int,
+        source_len: int,
+        target_len: int,
+        seed: int,
+        eot: int,
+        grad_accumulation_steps: int = 1,
+    ) -> None:
+        """Args: the pairs, sizes (B, S, T) and the run's seed.
+
+        Raises:
+            DataError: there is no pair.
+        """
+        if not len(index):
+            raise DataError("the training text has no whole pair: prepare more of it")
+        self._index = index
+        self._batch_size = batch_size
+        self._source_len = source_len
+        self._target_len = target_len
+        self._seed = seed
+        self._eot = eot
+        self._micro_batches = grad_accumulation_steps
+        self._block_of: tuple[int, int, NDArray[np.int64]] = (-1, 0, np.empty(0, np.int64))
+
+    def batch(self, step: int, micro: int, device: torch.device) -> PairBatch:
+        """Micro-batch `micro` of optimiser step `step` (both from 0), of shape (B, S) and (B, T+1).
+
+        A source longer than S loses its end, a target longer than T its end and the end-of-text id.
+        """
+        first = (step * self._micro_batches + micro) * self._batch_size
+        chosen = self.chosen(first, self._batch_size)
+        return _collate(self._index, chosen, self._source_len, self._target_len, self._eot, device)
+
+    def chosen(self, first: int, count: int) -> NDArray[np.int64]:
+        """(count,) numbers of the pairs that are `first` … `first + count - 1` of the run."""
+        parts = []
+        while count:
+            epoch, place = divmod(first, len(self._index))
+            block, offset = divmod(place, _BLOCK)
+            part = self._block(epoch, block)[offset : offset + count]
+            parts.append(part)
+            first += part.size
+            count -= part.size
+        return np.concatenate(parts)
+
+    def _block(self, epoch: int, block: int) -> NDArray[np.int64]:
+        """Pairs `block` * _BLOCK … of an epoch, in its order."""
+        if self._block_of[:2] != (epoch, block):
+            n = len(self._index)
+            keys = np.random.SeedSequence([self._seed, epoch]).generate_state(_ROUNDS, np.uint64)
+            places = np.arange(block * _BLOCK, min(n, (block + 1) * _BLOCK), dtype=np.uint64)
+            order = permuted(places, n, np.asarray(keys, np.uint64)).astype(np.int64)
+            self._block_of = (epoch, block, order)
+        return self._block_of[2]
+
+
+def sequential_pairs(
+    index: PairIndex,
+    batch_size: int,
+    source_len: int,
+    target_len: int,
+    eot: int,
+    device: torch.device,
+    limit: int | None = None,
+) -> Iterator[PairBatch]:
+    """Every pair once, in order; the last batch may be smaller.
+
+    Args:
+        index: the pairs.
+        batch_size: pairs in a batch (B).
+        source_len: ids of a source (S), longer ones are cut.
+        target_len: ids that the decoder reads (T), longer targets are cut.
+        eot: end-of-text id, for begin, end and padding.
+        device: where the batches go.
+        limit: only the first so many pairs; None: all.
+    """
+    n = len(index) if limit is None else min(limit, len(index))
+    for first in range(0, n, batch_size):
+        chosen = np.arange(first, min(first + batch_size, n))
+        yield _collate(index, chosen, source_len, target_len, eot, device)
+
+
+def _collate(
+    index: PairIndex,
+    chosen: NDArray[np.int64],
+    source_len: int,
+    target_len: int,
+    eot: int,
+    device: torch.device,
+) -> PairBatch:
+    import torch
+
+    sources = np.full((len(chosen), source_len), eot, dtype=np.int64)
+    targets = np.full((len(chosen), target_len + 1), eot, dtype=np.int64)
+    n_source = np.empty(len(chosen), dtype=np.int64)
+    n_target = np.empty(len(chosen), dtype=np.int64)
+    for row, number in enumerate(chosen.tolist()):
+        source, target = index.pair(number)
+        source, shown = source[:source_len], target[:target_len]
+        sources[row, : len(source)] = source
+        targets[row, 1 : 1 + len(shown)] = shown
+        n_source[row] = len(source)
+        n_target[row] = 1 + min(len(target) + 1, target_len)
+    arrays = (
+        sources,
+        targets,
+        (np.arange(source_len) < n_source[:, None]).astype(np.float32),
+        (np.arange(target_len + 1) < n_target[:, None]).astype(np.float32),
+    )
+    return PairBatch(*(torch.from_numpy(a).to(device, non_blocking=True) for a in arrays))
+
+
+@dataclass(frozen=True)
+class PairStatistics:
+    """What models of given lengths see of some pairs."""
+
+    n_pairs: int
+    source_tokens: int
+    """Content ids of all sources, cut to source_len."""
+    target_tokens: int
+    """Ids to predict in all targets, cut to target_len; an end-of-text id that fits counts."""
+    sources_cut: float
+    """Share of the sources that lose text (0 to 1)."""
+    targets_cut: float
+    """Share of the targets that lose text (0 to 1)."""
+
+
+def pair_statistics(index: PairIndex, source_len: int, target_len: int) -> PairStatistics:
+    """Count content and cuts for sources of `source_len` and targets of `target_len` ids."""
+    sources, targets = index.source_lengths, index.target_lengths
+    n = len(index)
+    return PairStatistics(
+        n_pairs=n,
+        source_tokens=int(np.minimum(sources, source_len).sum()),
+        target_tokens=int(np.minimum(targets + 1, target_len).sum()),
+        sources_cut=int((sources > source_len).sum()) / n if n else 0.0,
+        targets_cut=int((targets > target_len).sum()) / n if n else 0.0,
+    )
+
+
+def target_bytes_per_token(
+    index: PairIndex, target_len: int, token_bytes: NDArray[np.uint16], limit: int | None = None
+) -> float | None:
+    """UTF-8 bytes of target text for each predicted id, over what `sequential_pairs` predicts.
+
+    Mean loss in nats over the predicted ids divided by (ln 2 times this) is bits per byte of target
+    text. An end-of-text id that fits counts as an id without bytes, as in `TokenData`.
+
+    Args:
+        index: the pairs.
+        target_len: ids that the decoder reads (T).
+        token_bytes: (n_vocab,) bytes of each id (`TokenData.token_bytes`).
+        limit: only the first so many pairs; None: all.
+
+    Returns:
+        None without pairs or without any byte.
+    """
+    n_bytes = n_tokens = 0
+    for i in range(len(index) if limit is None else min(limit, len(index))):
+        target = index.pair(i)[1]
+        n_bytes += int(token_bytes[target[:target_len]].sum(dtype=np.int64))
+        n_tokens += min(len(target) + 1, target_len)
+    return n_bytes / n_tokens if n_bytes else None

@@ -1,0 +1,211 @@
+"""Text to token shards in the cache: in parallel, resumable, extended when more is wanted.
+
+The order of events makes every kill harmless. A worker writes a block's shards, each complete or
+absent; then the manifest, replaced in one step, takes them in, strictly in the order of the source.
+A restart reads on from the manifest's cursor and adopts shards that were finished but not yet
+listed. No torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from budgetsweep.errors import ConfigError, DataError
+from trainer.config import TOKENIZER_VOCABULARIES
+from trainer.data.cache import (
+    data_identity,
+    folder_for,
+    is_course_file,
+    is_prepared,
+    list_prepared,
+    locked,
+    prepared_info,
+)
+from trainer.data.config import DataConfig
+from trainer.data.shards.manifest import MANIFEST_NAME, Manifest, load_manifest
+from trainer.data.shards.progress import PrepareProgress
+from trainer.data.shards.tokens import TokenData, open_tokens
+from trainer.data.sources.corpus import is_hub
+
+__all__ = [
+    "PrepareProgress",
+    "folder_for",
+    "list_prepared",
+    "open_prepared",
+    "prepare",
+    "prepared_info",
+]
+
+_LOG = logging.getLogger("budgetsweep")
+_MOST_WORKERS = 8
+
+
+def prepare(
+    data: DataConfig,
+    tokenizer_encoding: str,
+    *,
+    train_tokens: int | None,
+    val_tokens: int | None,
+    cache_dir: Path | None = None,
+    workers: int | None = None,
+    on_progress: Callable[[PrepareProgress], None] | None = None,
+) -> TokenData:
+    """Make sure that enough tokens of a text are prepared, and open them.
+
+    Nothing is done where enough is there; more is appended where more training tokens are wanted.
+    Validation is decided by the first preparation that completes and never changes afterwards:
+    about 2 M tokens (or `val_tokens`, if more), but from 1/100 to 1/20 of the documents; or all of
+    `data.validation`. A source with less text than wanted gives what it has (`exhausted`).
+
+    Args:
+        data: the text.
+        tokenizer_encoding: a key of `TOKENIZER_VOCABULARIES`.
+        train_tokens: training tokens wanted; None: data.train_tokens, or all that there are.
+        val_tokens: validation tokens wanted; None: data.val_tokens, or what the first preparation
+            decided.
+        cache_dir: folder of the cache; None: `$BUDGETSWEEP_CACHE` or the user's cache folder.
+        workers: tokenising threads; None: one a core, 8 at most.
+        on_progress: called several times a second from this thread.
+
+    Returns:
+        The tokens, cut to what is wanted where there are more.
+
+    Raises:
+        DataError: no such source, nothing usable in it, no network, no space, damaged files, or no
+            number of tokens for a source on the hub.
+    """
+    train_tokens = data.train_tokens if train_tokens is None else train_tokens
+    val_tokens = data.val_tokens if val_tokens is None else val_tokens
+    _check_tokenizer(tokenizer_encoding)
+    folder = folder_for(data, tokenizer_encoding, cache_dir)
+    if is_prepared(data.source):
+        _check_folder(data, tokenizer_encoding, folder)
+        return _open_up_to(folder, train_tokens, val_tokens)
+    if not _is_enough(data, _manifest_of(folder), train_tokens):
+        with locked(folder):
+            manifest = _manifest_of(folder)  # another process may have done it meanwhile
+            if not _is_enough(data, manifest, train_tokens):
+                if train_tokens is None and is_hub(data.source):
+                    raise DataError(
+                        f"{data.source}: read from the network only as far as needed: say how many "
+                        "training tokens you want (data.train_tokens)"
+                    )
+                try:
+                    _run(data, tokenizer_encoding, folder, manifest, train_tokens, val_tokens,
+                         workers, on_progress)  # fmt: skip
+                except DataError:
+                    _forget_empty(folder)
+                    raise
+                if data_identity(data, tokenizer_encoding)[:12] not in folder.name:
+                    raise DataError(
+                        f"{data.source}: changed while it was read; run the same command again"
+                    )
+    return _open_up_to(folder, train_tokens, val_tokens)
+
+
+def _run(
+    data: DataConfig,
+    tokenizer_encoding: str,
+    folder: Path,
+    manifest: Manifest | None,
+    train_tokens: int | None,
+    val_tokens: int | None,
+    workers: int | None,
+    on_progress: Callable[[PrepareProgress], None] | None,
+) -> None:
+    if is_course_file(data.source):
+        from trainer.data.sources.course_npz import import_course_file
+
+        import_course_file(data, tokenizer_encoding, folder, manifest, train_tokens, on_progress)
+        return
+    from trainer.data.shards.writer import Preparation
+
+    count = workers or min(os.cpu_count() or 1, _MOST_WORKERS)
+    job = Preparation(data, tokenizer_encoding, folder, manifest, count, on_progress)
+    manifest = job.run(train_tokens, val_tokens)
+    if manifest.bad_records:
+        _LOG.warning(
+            "%s: %d bad records left out, the first: %s",
+            data.source, manifest.bad_records, "; ".join(manifest.bad_examples),
+        )  # fmt: skip
+
+
+def _forget_empty(folder: Path) -> None:
+    """After a failure, leave no trace of a preparation that has no tokens yet."""
+    manifest = _manifest_of(folder)
+    if manifest is None or manifest.train_tokens + manifest.val_tokens == 0:
+        for path in folder.iterdir():
+            if path.name != ".lock":
+                path.unlink(missing_ok=True)
+
+
+def open_prepared(
+    data: DataConfig, tokenizer_encoding: str, cache_dir: Path | None = None
+) -> TokenData:
+    """Open prepared tokens, cut to data.train_tokens and data.val_tokens; prepares nothing.
+
+    Raises:
+        DataError: not prepared, less prepared than data asks for, or damaged.
+    """
+    _check_tokenizer(tokenizer_encoding)
+    folder = folder_for(data, tokenizer_encoding, cache_dir)
+    if is_prepared(data.source):
+        _check_folder(data, tokenizer_encoding, folder)
+    manifest = _manifest_of(folder)
+    if manifest is None:
+        raise DataError(
+            f"{data.source}: not prepared with tokenizer {tokenizer_encoding} (or changed since); "
+            "run `budgetsweep data prepare`"
+        )
+    if manifest.exhausted and (data.train_tokens or 0) > manifest.train_tokens:
+        raise DataError(
+            f"{data.source}: {data.train_tokens} training tokens asked for, but the whole text has "
+            f"{manifest.train_tokens}; ask for less (data.train_tokens) or give more text"
+        )
+    if (data.val_tokens or 0) > manifest.val_tokens and manifest.val_frozen:
+        raise DataError(
+            f"{data.source}: {data.val_tokens} validation tokens asked for, but its validation set "
+            f"is fixed at {manifest.val_tokens}; ask for less (data.val_tokens)"
+        )
+    return open_tokens(folder, data.train_tokens, data.val_tokens)
+
+
+def _check_tokenizer(name: str) -> None:
+    if name not in TOKENIZER_VOCABULARIES:
+        known = ", ".join(TOKENIZER_VOCABULARIES)
+        raise ConfigError(f"tokenizer_encoding = {name!r}: expected one of {known}")
+
+
+def _check_folder(data: DataConfig, tokenizer_encoding: str, folder: Path) -> None:
+    manifest = load_manifest(folder)
+    if manifest.tokenizer != tokenizer_encoding:
+        raise DataError(
+            f"{folder}: prepared with tokenizer {manifest.tokenizer}, not {tokenizer_encoding}; "
+            f"set tokenizer_encoding: {manifest.tokenizer}"
+        )
+    if data.validation is not None:
+        raise DataError(f"{folder}: prepared tokens have their own validation; no data.validation")
+
+
+def _manifest_of(folder: Path) -> Manifest | None:
+    return load_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+
+
+def _is_enough(data: DataConfig, manifest: Manifest | None, train_tokens: int | None) -> bool:
+    if manifest is None or not manifest.val_frozen:
+        return False
+    if train_tokens is None:  # the hub has no end worth reaching: what is there will do
+        return manifest.exhausted or is_hub(data.source)
+    return manifest.exhausted or manifest.train_tokens >= train_tokens
+
+
+def _open_up_to(folder: Path, train_tokens: int | None, val_tokens: int | None) -> TokenData:
+    manifest = load_manifest(folder)
+    return open_tokens(
+        folder,
+        None if train_tokens is None else min(train_tokens, manifest.train_tokens),
+        None if val_tokens is None else min(val_tokens, manifest.val_tokens),
+    )

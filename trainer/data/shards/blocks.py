@@ -1,0 +1,241 @@
+"""Documents to blocks, blocks to training and validation tokens. No torch.
+
+A block is a run of consecutive records of a source that becomes one shard. Where blocks end depends
+on the source alone, never on how many tokens were asked for, how many threads worked or when a run
+was killed: so an extended or resumed preparation has the same shards as one in a single go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from budgetsweep.errors import DataError
+from trainer.data.shards.tokens import Ids
+from trainer.data.sources.corpus import Corpus
+from trainer.data.sources.records import Cursor
+from trainer.data.sources.wikihow import split_key
+from trainer.data.tokenizers import Tokenizer
+
+HASH_RANGE = 1 << 64
+SMALLEST_BLOCK_CHARS = 1 << 20
+LARGEST_BLOCK_CHARS = 1 << 24
+_BLOCKS_A_SIZE = 4
+_MAX_EXAMPLES = 5
+_HOPELESS_RECORDS = 1000
+_DOCUMENTS_A_CALL = 64
+
+VAL_TOKENS = 2_000_000
+"""Validation tokens aimed at. 2 M tokens are some 2,000 windows of 1,024: about 0.01 nats."""
+LARGEST_VAL_SHARE = 1 / 20
+SMALLEST_VAL_SHARE = 1 / 100
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive documents of a source."""
+
+    index: int
+    start: Cursor
+    end: Cursor
+    texts: list[str]
+    where: list[Cursor]
+    """(file, record) of each text."""
+    n_chars: int
+    bad_records: int
+    bad_examples: list[str]
+    sources: list[str] = field(default_factory=list)
+    """Source of each text, where the texts are the targets of pairs; else empty."""
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """Which side a document is on: a pure function of its text, of a pair of its title."""
+
+    val_below: int | None = None
+    """Hashes below this are validation; None: none are."""
+    held_out: frozenset[int] = frozenset()
+    """Hashes of a separate validation text, kept out of training."""
+    only_val: bool = False
+    """Every document is validation (the separate text itself)."""
+
+
+@dataclass(frozen=True)
+class EncodedBlock:
+    """Tokens of a block, by side."""
+
+    train: Ids
+    val: Ids
+    documents: int
+    """Training documents; a pair counts as one."""
+    val_documents: int
+    dropped_documents: int
+    bad_records: int
+    bad_examples: list[str]
+    lowest_hash: int | None
+    hashes: list[int] = field(default_factory=list)
+    """Hashes of the documents where every one is validation."""
+
+
+def document_hash(text: str) -> int:
+    """64-bit BLAKE2b of the UTF-8 text; the same on every machine and in every version.
+
+    Raises:
+        UnicodeEncodeError: the text has lone surrogates.
+    """
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def choose_val_below(expected_tokens: float | None, wanted_val_tokens: int) -> int:
+    """Threshold of `document_hash` below which documents are validation.
+
+    Args:
+        expected_tokens: tokens that the first preparation will read; None: not known.
+        wanted_val_tokens: validation tokens to aim at.
+
+    Returns:
+        A share of `wanted_val_tokens` of what is read, but from 1/100 to 1/20.
+    """
+    share = wanted_val_tokens / expected_tokens if expected_tokens else SMALLEST_VAL_SHARE
+    share = min(max(share, SMALLEST_VAL_SHARE), LARGEST_VAL_SHARE)
+    return int(share * HASH_RANGE)
+
+
+def block_chars(index: int) -> int:
+    """Characters that close block `index`: 1 Mi for the first four, doubling every four to 16 Mi.
+
+    Small sources then still have work for several threads, large ones few files.
+    """
+    return min(SMALLEST_BLOCK_CHARS << (index // _BLOCKS_A_SIZE), LARGEST_BLOCK_CHARS)
+
+
+def cut_blocks(
+    corpus: Corpus, start: Cursor = (0, 0), index: int = 0, tick: Callable[[], None] | None = None
+) -> Generator[Block]:
+    """Blocks of a source from a block's end on.
+
+    Args:
+        corpus: the documents.
+        start: `end` of the block before.
+        index: number of the first block.
+        tick: called now and then while reading.
+
+    Raises:
+        DataError: the first thousand records are all bad, or the source cannot be read.
+    """
+    texts: list[str] = []
+    sources: list[str] = []
+    where: list[Cursor] = []
+    examples: list[str] = []
+    n_chars = bad = 0
+    hopeless = index == 0
+    cursor = end = start
+    for seen, record in enumerate(corpus.records(start)):
+        if tick is not None and seen % 256 == 0:
+            tick()
+        if record.text is not None:
+            hopeless = False
+            texts.append(record.text)
+            where.append((record.file, record.record))
+            n_chars += len(record.text)
+            if record.source is not None:
+                sources.append(record.source)
+                n_chars += len(record.source)
+        else:
+            bad += 1
+            if len(examples) < _MAX_EXAMPLES:
+                examples.append(f"{corpus.place(record.file, record.record)} {record.problem}")
+            if hopeless and bad >= _HOPELESS_RECORDS:
+                raise nothing_usable(corpus.description, bad, examples)
+        if record.next is not None:
+            end = record.next
+            if n_chars >= block_chars(index):
+                yield Block(index, cursor, end, texts, where, n_chars, bad, examples, sources)
+                texts, sources, where, examples = [], [], [], []
+                n_chars = bad = 0
+                index, cursor = index + 1, end
+    if texts or bad:
+        yield Block(index, cursor, end, texts, where, n_chars, bad, examples, sources)
+
+
+def nothing_usable(what: str, bad_records: int, examples: list[str] | tuple[str, ...]) -> DataError:
+    """The error for a source without a single good record."""
+    if not bad_records:
+        return DataError(f"{what}: no text in it (empty)")
+    hint = "; set data.text_field to one of them" if "; fields: " in examples[0] else ""
+    return DataError(
+        f"{what}: none of {bad_records} records can be used; the first: {examples[0]}{hint}"
+    )
+
+
+def encode_block(
+    block: Block,
+    tokenizer: Tokenizer,
+    rule: SplitRule,
+    want_val: bool,
+    place: Callable[[int, int], str],
+    stop: threading.Event,
+    count: Callable[[int, int, int], None],
+) -> EncodedBlock | None:
+    """Tokens of a block; runs in a worker thread.
+
+    Args:
+        block: the documents.
+        tokenizer: shared between threads.
+        rule: how documents are split.
+        want_val: tokenise validation documents; else they are dropped.
+        place: name of a record for messages.
+        stop: give up and return None when it is set.
+        count: called with documents, training tokens and validation tokens, as they are made.
+    """
+    sides: dict[str, list[str]] = {"train": [], "val": []}
+    bad, examples, dropped = block.bad_records, list(block.bad_examples), 0
+    hashes: list[int] = []
+    documents_each = 2 if block.sources else 1
+    for i, (text, (file, record)) in enumerate(zip(block.texts, block.where, strict=True)):
+        if not text or text.isspace():
+            dropped += 1
+            continue
+        documents = [block.sources[i], text] if block.sources else [text]
+        try:
+            digest = document_hash(split_key(documents[0]) if block.sources else text)
+        except UnicodeEncodeError:
+            bad += 1
+            if len(examples) < _MAX_EXAMPLES:
+                examples.append(f"{place(file, record)} not Unicode text (lone surrogate)")
+            continue
+        hashes.append(digest)
+        is_val = rule.only_val or (rule.val_below is not None and digest < rule.val_below)
+        if digest in rule.held_out or (is_val and not want_val):
+            dropped += 1
+        else:
+            sides["val" if is_val else "train"] += documents
+    ids: dict[str, Ids] = {}
+    for side, texts in sides.items():
+        parts: list[Ids] = []
+        for first in range(0, len(texts), _DOCUMENTS_A_CALL):
+            if stop.is_set():
+                return None
+            chunk = texts[first : first + _DOCUMENTS_A_CALL]
+            made = tokenizer.encode_documents(chunk)
+            n_tokens = sum(map(len, made))
+            count(
+                len(chunk) // documents_each, *((n_tokens, 0) if side == "train" else (0, n_tokens))
+            )
+            parts += made
+        ids[side] = np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
+    return EncodedBlock(
+        train=ids["train"],
+        val=ids["val"],
+        documents=len(sides["train"]) // documents_each,
+        val_documents=len(sides["val"]) // documents_each,
+        dropped_documents=dropped,
+        bad_records=bad,
+        bad_examples=examples,
+        lowest_hash=min(hashes, default=None),
+        hashes=hashes if rule.only_val else [],
+    )

@@ -1,0 +1,393 @@
+"""Run one preparation: read blocks, tokenise them in threads, write shards, keep the manifest.
+
+No torch. See `trainer.data.prepare` for the order of events that makes it safe to kill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from budgetsweep.errors import DataError
+from trainer.data.cache import data_identity
+from trainer.data.config import DataConfig
+from trainer.data.shards.blocks import (
+    VAL_TOKENS,
+    Block,
+    SplitRule,
+    choose_val_below,
+    cut_blocks,
+    encode_block,
+    nothing_usable,
+)
+from trainer.data.shards.manifest import Manifest, ShardEntry, cannot_write, save_manifest, utc_now
+from trainer.data.shards.progress import (
+    TICK_SECONDS,
+    TYPICAL_BYTES_PER_TOKEN,
+    PrepareMeter,
+    PrepareProgress,
+)
+from trainer.data.shards.tokens import read_shard, write_shard
+from trainer.data.sources.corpus import Corpus, open_corpus
+from trainer.data.tokenizers import Tokenizer, load_tokenizer
+
+SEPARATE_VAL_TOKENS = 20_000_000
+"""Most tokens taken from a separate validation text."""
+HELD_OUT_NAME = "held-out.bin"
+TOKEN_BYTES_NAME = "token-bytes.tok"
+_MAX_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What a worker made of a block."""
+
+    train: ShardEntry | None
+    val: ShardEntry | None
+    stats: dict[str, Any]
+    hashes: list[int]
+
+
+class Preparation:
+    """One preparation of one folder; the caller holds the folder's lock.
+
+    Args:
+        data: the text.
+        tokenizer_encoding: name of the tokenizer.
+        folder: where the tokens go; exists.
+        manifest: what is there already.
+        workers: tokenising threads.
+        on_progress: called several times a second from the calling thread.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        tokenizer_encoding: str,
+        folder: Path,
+        manifest: Manifest | None,
+        workers: int,
+        on_progress: Callable[[PrepareProgress], None] | None,
+    ) -> None:
+        self.data = data
+        self.folder = folder
+        self.workers = workers
+        self.tokenizer: Tokenizer = load_tokenizer(tokenizer_encoding)
+        self.corpus = open_corpus(
+            data.source, data.text_field, manifest.revision if manifest else None
+        )
+        if manifest is not None and manifest.pairs != self.corpus.pairs:
+            raise DataError(
+                f"{folder}: prepared from other columns of {data.source}; delete this folder and "
+                "prepare the text again"
+            )
+        remove_leftovers(folder)
+        self.manifest = manifest or self._first_manifest()
+        self._stop = threading.Event()
+        self._meter = PrepareMeter(self.manifest, on_progress, self.corpus.n_bytes)
+
+    def _first_manifest(self) -> Manifest:
+        table = write_shard(
+            self.folder / TOKEN_BYTES_NAME,
+            self.tokenizer.token_bytes(),
+            tokenizer=self.tokenizer.name,
+            split="token_bytes",
+        )
+        return Manifest(
+            source=self.data.source,
+            description=f"{self.corpus.description}, tokenizer {self.tokenizer.name}",
+            identity=data_identity(self.data, self.tokenizer.name),
+            tokenizer=self.tokenizer.name,
+            n_vocab=self.tokenizer.n_vocab,
+            eot=self.tokenizer.eot,
+            text_field=self.data.text_field,
+            validation=self.data.validation,
+            pairs=self.corpus.pairs,
+            revision=self.corpus.revision,
+            token_bytes=table,
+            created_utc=utc_now(),
+            versions={name: version(name) for name in ("datasets", "tiktoken", "numpy")},
+        )
+
+    def run(self, train_tokens: int | None, val_tokens: int | None) -> Manifest:
+        """Prepare until there are so many training tokens, or no more text.
+
+        Args:
+            train_tokens: training tokens wanted; None: all.
+            val_tokens: validation tokens wanted by the first preparation; None: the default.
+
+        Raises:
+            DataError: nothing usable, no space, or the network is gone. What was finished stays.
+        """
+        self._meter.wanted = train_tokens
+        if self.data.validation is not None and self.manifest.held_out_sha256 is None:
+            self._prepare_validation(self.data.validation)
+        target = max(val_tokens or 0, VAL_TOKENS)
+        if self.data.validation is None and self.manifest.val_below is None:
+            expected = self._expected_tokens(train_tokens)
+            self._save(val_below=choose_val_below(expected, target))
+        exhausted = self._prepare_train(train_tokens, val_tokens, target)
+        if exhausted and self._one_side_is_empty():
+            # Few documents, and chance put them all on one side: the lowest hash is validation.
+            self._start_again(val_below=self._threshold_of_one_document())
+            exhausted = self._prepare_train(train_tokens, val_tokens, target)
+            if self._one_side_is_empty():
+                raise self._too_few_documents()
+        self._save(val_frozen=True, exhausted=exhausted)
+        self._meter.tick(self.manifest, force=True)
+        return self.manifest
+
+    def _expected_tokens(self, train_tokens: int | None) -> float | None:
+        if self.corpus.n_bytes is None:
+            return train_tokens
+        per_token = 1.0 if self.tokenizer.name == "bytes" else TYPICAL_BYTES_PER_TOKEN
+        whole = self.corpus.n_bytes / per_token
+        return whole if train_tokens is None else min(whole, train_tokens)
+
+    def _prepare_train(self, train_tokens: int | None, val_tokens: int | None, target: int) -> bool:
+        """Append training blocks until there are enough; True: the source has no more."""
+        rule = SplitRule(self.manifest.val_below, self._held_out())
+        separate = self.data.validation is not None
+
+        def wants_val() -> bool:
+            frozen = separate or self.manifest.val_frozen
+            return not frozen and self.manifest.val_tokens < target
+
+        def enough(pending_chars: int) -> bool:
+            m = self.manifest
+            coming = pending_chars * self._meter.tokens_per_char(self.tokenizer.name)
+            if train_tokens is None or m.train_tokens + coming < train_tokens:
+                return False
+            return not wants_val() or m.val_tokens >= max(val_tokens or 0, 1)
+
+        def commit(block: Block, written: _Written) -> None:
+            keep_val = written.val is not None and wants_val()
+            self._commit(block, written, keep_val)
+
+        blocks = cut_blocks(self.corpus, self.manifest.cursor, len(self.manifest.train), self._tick)
+        return self._pipeline(self.corpus, blocks, rule, wants_val, enough, commit)
+
+    def _commit(self, block: Block, written: _Written, keep_val: bool) -> None:
+        m, stats = self.manifest, written.stats
+        assert written.train is not None
+        lowest = [h for h in (m.lowest_hash, stats["lowest_hash"]) if h is not None]
+        dropped = stats["dropped_documents"] + (0 if keep_val else stats["val_documents"])
+        self._save(
+            train=(*m.train, written.train),
+            val=(*m.val, written.val) if keep_val else m.val,
+            cursor=block.end,
+            documents=m.documents + stats["documents"],
+            val_documents=m.val_documents + (stats["val_documents"] if keep_val else 0),
+            dropped_documents=m.dropped_documents + dropped,
+            bad_records=m.bad_records + stats["bad_records"],
+            bad_examples=(*m.bad_examples, *stats["bad_examples"])[:_MAX_EXAMPLES],
+            lowest_hash=min(lowest, default=None),
+        )
+
+    def _prepare_validation(self, source: str) -> None:
+        """Tokenise a separate validation text; its documents are then kept out of training."""
+        corpus = open_corpus(source, self.data.text_field)
+        if corpus.pairs != self.corpus.pairs:
+            training = self.corpus.description
+            with_pairs, without = (source, training) if corpus.pairs else (training, source)
+            raise DataError(
+                f"{without}: no pairs, but {with_pairs} has them; training and validation text "
+                "both need the columns headline, title, text (.csv), or neither"
+            )
+        entries: list[ShardEntry] = []
+        hashes: set[int] = set()
+        totals = {"val_documents": 0, "bad_records": 0, "dropped_documents": 0}
+        examples: list[str] = []
+
+        def commit(_block: Block, written: _Written) -> None:
+            if written.val is not None:
+                entries.append(written.val)
+            hashes.update(written.hashes)
+            for name in totals:
+                totals[name] += written.stats[name]
+            examples.extend(written.stats["bad_examples"])
+
+        def enough(_pending_chars: int) -> bool:
+            return sum(entry.n_tokens for entry in entries) >= SEPARATE_VAL_TOKENS
+
+        self._pipeline(
+            corpus, cut_blocks(corpus, tick=self._tick), SplitRule(only_val=True),
+            lambda: True, enough, commit,
+        )  # fmt: skip
+        if not entries:
+            raise nothing_usable(source, totals["bad_records"], examples)
+        raw = np.array(sorted(hashes), dtype="<u8").tobytes()
+        try:
+            (self.folder / HELD_OUT_NAME).write_bytes(raw)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
+        self._save(
+            val=tuple(entries),
+            held_out_sha256=hashlib.sha256(raw).hexdigest(),
+            bad_examples=tuple(examples[:_MAX_EXAMPLES]),
+            **totals,
+        )
+
+    def _held_out(self) -> frozenset[int]:
+        if self.manifest.held_out_sha256 is None:
+            return frozenset()
+        path = self.folder / HELD_OUT_NAME
+        raw = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(raw).hexdigest() != self.manifest.held_out_sha256:
+            raise DataError(f"{path}: missing or damaged; delete {self.folder} and prepare again")
+        return frozenset(np.frombuffer(raw, dtype="<u8").tolist())
+
+    def _one_side_is_empty(self) -> bool:
+        m = self.manifest
+        separate = self.data.validation is not None
+        if m.documents == 0 and (m.dropped_documents == 0 if separate else m.val_documents == 0):
+            raise nothing_usable(self.corpus.description, m.bad_records, m.bad_examples)
+        return m.train_tokens == 0 or m.val_tokens == 0
+
+    def _threshold_of_one_document(self) -> int:
+        if self.manifest.val_below is None or self.manifest.lowest_hash is None:
+            raise self._too_few_documents()
+        return self.manifest.lowest_hash + 1
+
+    def _too_few_documents(self) -> DataError:
+        what = "title" if self.corpus.pairs else "document"
+        if self.data.validation is not None:
+            return DataError(
+                f"{self.corpus.description}: every {what} is also in {self.data.validation}, so "
+                "nothing is left to train on"
+            )
+        return DataError(
+            f"{self.corpus.description}: only one {what}, so nothing is left to validate on; "
+            "give more text, or a separate one as data.validation"
+        )
+
+    def _start_again(self, val_below: int) -> None:
+        self._save(
+            train=(), val=(), cursor=(0, 0), documents=0, val_documents=0, dropped_documents=0,
+            bad_records=0, bad_examples=(), lowest_hash=None, val_below=val_below,
+        )  # fmt: skip
+
+    def _save(self, **changes: Any) -> None:
+        self.manifest = self.manifest.with_changes(**changes, updated_utc=utc_now())
+        save_manifest(self.folder, self.manifest)
+
+    def _tick(self) -> None:
+        self._meter.tick(self.manifest)
+
+    def _pipeline(
+        self,
+        corpus: Corpus,
+        blocks: Generator[Block],
+        rule: SplitRule,
+        wants_val: Callable[[], bool],
+        enough: Callable[[int], bool],
+        commit: Callable[[Block, _Written], None],
+    ) -> bool:
+        """Blocks through the worker threads; commits in order. True: the source has ended."""
+        pending: deque[tuple[Block, Future[_Written | None]]] = deque()
+        ended = False
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="tokenise")
+        try:
+            while not enough(0):
+                while not ended and len(pending) <= self.workers:
+                    if pending and enough(sum(block.n_chars for block, _ in pending)):
+                        break
+                    block = next(blocks, None)
+                    if block is None:
+                        ended = True
+                        break
+                    pending.append(
+                        (block, pool.submit(self._work, block, corpus, rule, wants_val()))
+                    )
+                if not pending:
+                    return True
+                block, future = pending.popleft()
+                while not future.done():
+                    wait([future], timeout=TICK_SECONDS)
+                    self._tick()
+                written = future.result()
+                assert written is not None
+                commit(block, written)
+                self._meter.add_chars(block.n_chars, written.train, written.val)
+                self._tick()
+            return False
+        finally:
+            self._stop.set()
+            blocks.close()
+            pool.shutdown(cancel_futures=True)
+            self._stop.clear()
+
+    def _work(
+        self, block: Block, corpus: Corpus, rule: SplitRule, want_val: bool
+    ) -> _Written | None:
+        """Tokenise a block and write its shards, validation first. Runs in a worker thread."""
+        what = {
+            "identity": self.manifest.identity,
+            "revision": self.manifest.revision,
+            "val_below": rule.val_below,
+            "only_val": rule.only_val,
+            "start": list(block.start),
+            "end": list(block.end),
+        }
+        train_path = self.folder / f"train-{block.index:05d}.tok"
+        val_path = self.folder / f"val-{block.index:05d}.tok"
+        if not rule.only_val and (found := _adopt(train_path, val_path, what, want_val)):
+            return found
+        made = encode_block(
+            block, self.tokenizer, rule, want_val, corpus.place, self._stop, self._meter.count
+        )
+        if made is None:
+            return None
+        stats = {
+            "documents": made.documents,
+            "val_documents": made.val_documents,
+            "dropped_documents": made.dropped_documents,
+            "bad_records": made.bad_records,
+            "bad_examples": made.bad_examples,
+            "lowest_hash": made.lowest_hash,
+        }
+        extra = {"block": what, "want_val": want_val, "stats": stats}
+        name = self.tokenizer.name
+        val = train = None
+        if len(made.val):
+            val = write_shard(val_path, made.val, tokenizer=name, split="val", extra=extra)
+        if not rule.only_val:
+            train = write_shard(train_path, made.train, tokenizer=name, split="train", extra=extra)
+        return _Written(train, val, stats, made.hashes)
+
+
+def _adopt(train_path: Path, val_path: Path, what: Any, want_val: bool) -> _Written | None:
+    """Shards of just this block that an earlier run finished, payloads checked; None: none."""
+    if not train_path.exists():
+        return None
+    try:
+        header, _ = read_shard(train_path, verify=True)
+        extra = header.extra
+        if extra.get("block") != what or (want_val and not extra["want_val"]):
+            return None
+        val = None
+        if extra["stats"]["val_documents"]:
+            val_header, _ = read_shard(val_path, verify=True)
+            if val_header.extra.get("block") != what:
+                return None
+            val = ShardEntry(val_path.name, val_header.n_tokens, val_header.sha256)
+    except DataError:
+        return None
+    train = ShardEntry(train_path.name, header.n_tokens, header.sha256)
+    return _Written(train, val, extra["stats"], [])
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete half-written files of a killed process; the caller holds the lock."""
+    for path in folder.glob(".*"):
+        if path.is_file() and path.name != ".lock":
+            path.unlink(missing_ok=True)

@@ -1,0 +1,4 @@
+"""Where records come from: the hub, local files, CSV, the course's arrays.
+
+Nothing here tokenises or writes.
+"""

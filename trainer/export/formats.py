@@ -1,0 +1,288 @@
+"""A trained model in the files of others and back: safetensors and `transformers`' GPT-2.
+
+A converted model is a folder, written beside its final name and renamed: it appears whole or not
+at all, and never replaces anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import Field
+from torch import Tensor
+
+from budgetsweep.config import StrictModel, dump_yaml, load_yaml, parse
+from budgetsweep.errors import CheckpointError, ConfigError
+from model.config import ModelConfig
+from model.decoder import DecoderLM
+from studies.simulation.worlds import world_of
+from trainer.checkpoints.artefacts import FILES, write_model
+from trainer.config import TOKENIZER_VOCABULARIES, RunConfig
+from trainer.data.tokenizers import END_OF_TEXT
+from trainer.export.gpt2 import GPT2_CONFIG, from_gpt2, require_gpt2, to_gpt2
+from trainer.export.weights import (
+    model_of_weights,
+    read_safetensors,
+    read_weights,
+    shape_of_weights,
+)
+
+Format = Literal["safetensors", "gpt2", "pt"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+SAFETENSORS = "model.safetensors"
+
+
+class ModelDescription(StrictModel):
+    """A config.yaml that tells a model's shape but not how it was trained."""
+
+    tokenizer_encoding: str | None = None
+    """A key of `TOKENIZER_VOCABULARIES`; None: not known."""
+    model: ModelConfig = Field(alias="model_config")
+    """Shape of the model."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model from a file or folder, and what stands beside it."""
+
+    model: DecoderLM
+    """float32, on the CPU, in training mode."""
+    path: Path
+    """The weights file."""
+    config: RunConfig | None
+    """The run that trained it; None where no config.yaml says so."""
+    tokenizer: str | None
+    """Its tokenizer; None where nothing tells. A vocabulary of 257 or 50257 ids does: `bytes` and
+    `gpt2`."""
+
+    @property
+    def shape(self) -> ModelConfig:
+        """The model's shape."""
+        return self.model.shape
+
+
+def open_model(path: Path, n_head: int | None = None, tokenizer: str | None = None) -> LoadedModel:
+    """A model from any of the formats here.
+
+    A folder holds model.pt, or model.safetensors with names of ours or, beside a config.json, of
+    GPT-2. A config.yaml beside the weights gives shape and tokenizer; without one the shape is
+    read off the tensors.
+
+    Args:
+        path: folder or weights file.
+        n_head: heads, for weights that do not tell.
+        tokenizer: for a model that does not tell; a key of `TOKENIZER_VOCABULARIES`.
+
+    Raises:
+        CheckpointError: nothing there, damaged, of another shape, or a GPT-2 that `DecoderLM`
+            cannot compute.
+        ConfigError: n_head is needed or contradicts, config.yaml is not one, or the tokenizer is
+            unknown or another one.
+    """
+    file = weights_file(path)
+    config, described = _read_config(file.with_name(FILES["config"]))
+    if config is not None and config.architecture != "decoder":
+        raise ConfigError(f"{path}: holds an {config.architecture}, expected a decoder")
+    shape = described.model if described else None
+    if file.name == SAFETENSORS and file.with_name(GPT2_CONFIG).is_file():
+        gpt2 = _read_json(file.with_name(GPT2_CONFIG))
+        shape_of_gpt2, weights = from_gpt2(gpt2, read_weights(file), file)
+        shape = shape or shape_of_gpt2
+    elif file.suffix == ".safetensors":
+        weights, metadata = read_safetensors(file)
+        shape = shape or _shape_in(metadata, file)
+    else:
+        weights = read_weights(file)
+    if shape is None:
+        shape = shape_of_weights(weights, file, n_head)
+    if n_head not in (None, shape.n_head):
+        raise ConfigError(f"--n-head {n_head}: {file} has n_head = {shape.n_head}")
+    known = _tokenizer_of(described, shape, tokenizer)
+    return LoadedModel(model_of_weights(weights, shape, file), file, config, known)
+
+
+def convert(loaded: LoadedModel, to: Format, folder: Path) -> list[Path]:
+    """Write a model as a new folder.
+
+    `safetensors`: model.safetensors with our names, the shape in its metadata. `gpt2`: config.json
+    and model.safetensors for `transformers.GPT2LMHeadModel.from_pretrained`. `pt`: model.pt. Each
+    with a config.yaml; the tied head is stored once.
+
+    Args:
+        loaded: the model.
+        to: the format.
+        folder: must not exist, or be empty.
+
+    Returns:
+        The files, in the order in which they were written.
+
+    Raises:
+        ConfigError: the folder exists and is not empty, or the format cannot hold the model.
+        CheckpointError: it cannot be written.
+    """
+    if to == "gpt2":
+        require_gpt2(loaded.shape, str(loaded.path))
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{folder}: exists already; give a new or empty folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            _write_files(temporary, loaded, to)
+            names = [path.name for path in _synced(temporary)]
+            temporary.chmod(0o755)
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    return [folder / name for name in names]
+
+
+def _write_files(folder: Path, loaded: LoadedModel, to: Format) -> None:
+    weights, shape = loaded.model.state_dict(), loaded.shape
+    if loaded.config is not None:
+        config = loaded.config.to_dict()
+    else:
+        config = {"model_config": _told(shape)}
+        if loaded.tokenizer is not None:
+            config = {"tokenizer_encoding": loaded.tokenizer, **config}
+    (folder / FILES["config"]).write_text(dump_yaml(config), encoding="utf-8")
+    if to == "pt":
+        write_model(folder / FILES["model"], weights)
+    elif to == "gpt2":
+        eot = END_OF_TEXT[loaded.tokenizer] if loaded.tokenizer else None
+        gpt2, tensors = to_gpt2(weights, shape, eot)
+        (folder / GPT2_CONFIG).write_text(json.dumps(gpt2, indent=2) + "\n", encoding="utf-8")
+        _write_safetensors(folder / SAFETENSORS, tensors, {})
+    else:
+        metadata = {"model_config": json.dumps(_told(shape))}
+        _write_safetensors(folder / SAFETENSORS, weights, metadata)
+
+
+def _told(shape: ModelConfig) -> dict[str, Any]:
+    """A shape as plain data; options only where there are some."""
+    return {**shape.sizes(), **shape.options()}
+
+
+def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save
+
+    # `format` is what `transformers` looks for. Bytes first: a full disk is then an OSError.
+    path.write_bytes(save(tensors, metadata={"format": "pt", **metadata}))
+
+
+def _synced(folder: Path) -> list[Path]:
+    """The files of a folder, after they have reached the disk."""
+    paths = sorted(folder.iterdir())
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    return paths
+
+
+def run_beside(path: Path) -> RunConfig | None:
+    """The run that trained a model, from the config.yaml beside it; None where there is none.
+
+    Args:
+        path: folder or weights file.
+
+    Raises:
+        CheckpointError: there are no weights.
+        ConfigError: config.yaml is not one.
+    """
+    return _read_config(weights_file(path).with_name(FILES["config"]))[0]
+
+
+def weights_file(path: Path) -> Path:
+    """The weights that a folder holds, or the file itself.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    if path.is_dir():
+        for name in (FILES["model"], SAFETENSORS):
+            if (path / name).is_file():
+                return path / name
+        world = world_of(load_yaml(path / FILES["config"])) if _has_config(path) else None
+        if world is not None:
+            raise CheckpointError(
+                f"{path}: a simulated run (world {world}) has no weights; search without "
+                "--simulate, or train its config.yaml without the keys trainer and world"
+            )
+        raise CheckpointError(
+            f"{path}: no {FILES['model']} and no {SAFETENSORS} in this folder; expected a run's "
+            "folder, as `train` and `promote` write it, or a converted model"
+        )
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder; expected a model.pt or its folder")
+    return path
+
+
+def _has_config(folder: Path) -> bool:
+    return (folder / FILES["config"]).is_file()
+
+
+def _read_config(path: Path) -> tuple[RunConfig | None, ModelDescription | None]:
+    """What a config.yaml says: the run and the model; None: there is none."""
+    if not path.is_file():
+        return None, None
+    data = load_yaml(path)
+    if data.keys() <= {"tokenizer_encoding", "model_config"}:
+        return None, parse(ModelDescription, data, str(path))
+    run = parse(RunConfig, data, str(path))
+    if run.architecture != "decoder":
+        return run, None
+    described = {"tokenizer_encoding": run.tokenizer_encoding, "model": run.model}
+    return run, ModelDescription.model_validate(described)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged, not JSON") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected the settings of a GPT-2 model")
+    return data
+
+
+def _shape_in(metadata: dict[str, str], path: Path) -> ModelConfig | None:
+    """The shape that `convert` wrote into a safetensors file; None: it is not of ours."""
+    text = metadata.get("model_config")
+    if text is None:
+        return None
+    try:
+        return parse(ModelConfig, json.loads(text), str(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its metadata model_config is not JSON") from error
+
+
+def _tokenizer_of(
+    described: ModelDescription | None, shape: ModelConfig, wanted: str | None
+) -> str | None:
+    own = described.tokenizer_encoding if described else None
+    for name in (own, wanted):
+        if name is not None and name not in TOKENIZER_VOCABULARIES:
+            known = ", ".join(TOKENIZER_VOCABULARIES)
+            raise ConfigError(f"tokenizer {name!r}: expected one of {known}")
+    if own and wanted and own != wanted:
+        raise ConfigError(f"--tokenizer {wanted}: the model was trained with {own}")
+    by_size = {257: "bytes", 50257: "gpt2"}
+    name = own or wanted or by_size.get(shape.n_vocab)
+    if name is not None and TOKENIZER_VOCABULARIES[name] > shape.n_vocab:
+        raise ConfigError(
+            f"tokenizer {name} has {TOKENIZER_VOCABULARIES[name]} ids, but the model only "
+            f"{shape.n_vocab} (n_vocab)"
+        )
+    return name

@@ -1,0 +1,4 @@
+"""Optimisers and learning-rate schedules.
+
+No model, no data: they see parameters and step numbers.
+"""

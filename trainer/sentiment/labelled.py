@@ -1,0 +1,225 @@
+"""Texts with a label, 0 or 1: a data set of the hub, or one CSV, JSON or parquet file. No torch."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from budgetsweep.errors import DataError
+from trainer.data.sources.corpus import Corpus, LocalCorpus, hub_name, is_hub
+from trainer.data.sources.local_files import (
+    COMPRESSIONS,
+    FoundFiles,
+    kind_of,
+    local_file,
+    local_identity,
+)
+from trainer.data.sources.records import Cursor, Record, local_lines
+
+YELP = "yelp_polarity"
+YELP_ON_HUB = "hub:fancyzhx/yelp_polarity"
+SPLIT = "test"
+"""Split of a hub data set that is read."""
+EXPECTED = (
+    f"{YELP}, hub:owner/name[:config], or a .csv, .jsonl, .json (each also .gz, .zst, .xz or .bz2) "
+    "or .parquet file"
+)
+LABELS = "0 (negative) and 1 (positive), or 1 and 2"
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """A data set for classification, in the order of its file."""
+
+    texts: list[str]
+    labels: list[int]
+    """0 = negative, 1 = positive; both occur."""
+    description: str
+    """What was read, for people; of a hub data set with its commit."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 over labels and texts in order: equal data in any kind of file is equal."""
+        digest = hashlib.sha256()
+        for text, label in zip(self.texts, self.labels, strict=True):
+            raw = text.encode()
+            digest.update(f"{label} {len(raw)}\n".encode() + raw)
+        return digest.hexdigest()
+
+
+def shuffled(n: int, seed: int) -> list[int]:
+    """The numbers 0 to n - 1 in an order that depends on (n, seed) alone.
+
+    It is the order of `datasets.Dataset.shuffle(seed=seed)`: `permutation` of NumPy's PCG64
+    generator, the same on every machine.
+    """
+    return np.random.default_rng(seed).permutation(n).tolist()
+
+
+def read_labelled(
+    source: str, text_field: str = "text", label_field: str = "label"
+) -> LabelledTexts:
+    """Read a data set whole.
+
+    Labels are 0 and 1, or, where exactly these occur, 1 and 2 as in the original Yelp files. A CSV
+    file has a header with both fields, or is one of the original files: no header, two columns,
+    the label first. One bad record refuses the file: an accuracy on what was left would be
+    another one.
+
+    Args:
+        source: `yelp_polarity`, `hub:owner/name[:config]` (both: the split `test`), or a file.
+        text_field: field or column with the text.
+        label_field: field or column with the label.
+
+    Raises:
+        DataError: no such source, damaged, empty, no such fields, a record (named by its line)
+            without text or with another label, only one label, or no network.
+    """
+    corpus = _open(source, text_field, label_field)
+    texts: list[str] = []
+    labels: list[int] = []
+    for record in corpus.records():
+        label = _number(record.label)
+        problem = record.problem or _problem(record.text or "")
+        if record.text is None or label is None or problem:
+            problem = problem or f"label {_shown(record.label)}; expected {LABELS}"
+            raise DataError(f"{corpus.place(record.file, record.record)}: {problem}")
+        texts.append(record.text)
+        labels.append(label)
+    if not texts:
+        raise DataError(f"{source}: empty; expected records with {text_field} and {label_field}")
+    found = sorted(set(labels))
+    if len(found) == 1:
+        raise DataError(
+            f"{source}: every {label_field} is {found[0]}; expected texts of both classes, {LABELS}"
+        )
+    if found not in ([0, 1], [1, 2]):
+        raise DataError(f"{source}: labels {', '.join(map(str, found))} occur; expected {LABELS}")
+    commit = f" at {corpus.revision}" if corpus.revision else ""
+    return LabelledTexts(texts, [label - found[0] for label in labels], f"{source}{commit}")
+
+
+def _open(source: str, text_field: str, label_field: str) -> Corpus:
+    if source == YELP or is_hub(source):
+        from trainer.data.sources.hub import HubCorpus
+
+        name = hub_name(YELP_ON_HUB if source == YELP else source)
+        return HubCorpus(source, *name, text_field, None, split=SPLIT, label_field=label_field)
+    path = Path(source).expanduser()
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "no such file"
+        raise DataError(f"{source}: {what}; expected {EXPECTED}")
+    if _is_csv(path):
+        return CsvCorpus(source, path, text_field, label_field)
+    kind = kind_of(path)
+    if kind not in ("json", "parquet"):
+        raise DataError(f"{source}: what kind of file is this? Expected {EXPECTED}")
+    return LocalCorpus(source, FoundFiles([local_file(path, kind)]), text_field, label_field)
+
+
+def _is_csv(path: Path) -> bool:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1:] == [".csv"]
+
+
+def _number(label: Any) -> int | None:
+    """0, 1 or 2 as a number or its digit; None: something else."""
+    if isinstance(label, str):
+        label = {"0": 0, "1": 1, "2": 2}.get(label.strip())
+    if isinstance(label, bool) or label not in (0, 1, 2):
+        return None
+    return int(label)
+
+
+def _problem(text: str) -> str | None:
+    """What is wrong with a text that could be read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half of a surrogate pair (character {error.start}), which is no Unicode text"
+    return None
+
+
+def _shown(label: Any) -> str:
+    text = repr(label)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+@final
+class CsvCorpus(Corpus):
+    """One CSV file with a column for the text and one for the label."""
+
+    def __init__(self, source: str, path: Path, text_field: str, label_field: str) -> None:
+        self.file = local_file(path, "text")
+        self.fields = (text_field, label_field)
+        self.description = source
+        self.n_bytes = self.file.text_bytes
+
+    def identity(self) -> dict[str, Any]:
+        """Path, size and time of change."""
+        return {"files": local_identity([self.file]), "fields": list(self.fields)}
+
+    def place(self, file: int, record: int) -> str:
+        """File and line."""
+        del file
+        return f"{self.file.path}:{record + 1}"
+
+    def records(self, start: Cursor = (0, 0)) -> Iterator[Record]:
+        """One record a row; the header is none."""
+        rows = self._rows()
+        first = next(rows, None)
+        if first is None:
+            return
+        names = [name.strip() for name in first[1]]
+        if set(self.fields) <= set(names):
+            text_at, label_at = (names.index(field) for field in self.fields)
+        elif len(names) == 2 and _number(names[0]) is not None:
+            text_at, label_at = 1, 0
+            rows = itertools.chain([first], rows)
+        else:
+            expected = " and ".join(map(repr, self.fields))
+            raise DataError(
+                f"{self.place(0, first[0])}: columns {_shown(', '.join(names))}; expected a header "
+                f"with {expected}, or two columns without one: a label, then the text"
+            )
+        for line, row in rows:
+            if len(row) != len(names):
+                raise DataError(
+                    f"{self.place(0, line)}: {len(row)} columns, expected {len(names)} as in the "
+                    "first line"
+                )
+            if line >= start[1]:
+                yield Record(0, line, row[text_at], None, (0, line + 1), label=row[label_at])
+
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        """(number of its first line, columns) of each row that is not blank."""
+        reader = csv.reader(self._lines(), strict=True)
+        line = 0
+        try:
+            for row in reader:
+                if row:
+                    yield line, row
+                line = reader.line_num
+        except csv.Error as error:
+            raise DataError(f"{self.place(0, line)}: not CSV ({error})") from error
+
+    def _lines(self) -> Iterator[str]:
+        for number, line in local_lines(self.file, 0):
+            try:
+                yield line.decode("utf-8") + "\n"
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{self.place(0, number)}: not UTF-8 (byte {error.start + 1} of the line)"
+                ) from error
