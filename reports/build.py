@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from budgetsweep.config import dump_yaml, write_bytes_atomically, write_text_atomically
+from budgetsweep.config import dump_yaml
+from budgetsweep.files import write_bytes_atomically, write_text_atomically
 from model.flops import CONVENTIONS
 from reports.document import (
     Block,

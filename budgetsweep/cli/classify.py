@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from budgetsweep.cli.display import WorkDisplay
-from budgetsweep.config import write_bytes_atomically, write_text_atomically
 from budgetsweep.errors import ConfigError
+from budgetsweep.files import write_bytes_atomically, write_text_atomically
 from trainer.hardware.environment import prepare_environment
 
 if TYPE_CHECKING:

@@ -20,15 +20,10 @@ from budgetsweep.cli.display import (
     print_notice,
     settings_text,
 )
-from budgetsweep.config import (
-    apply_overrides,
-    dump_yaml,
-    load_yaml,
-    parse,
-    write_text_atomically,
-)
+from budgetsweep.config import apply_overrides, dump_yaml, load_yaml, parse
 from budgetsweep.constraint import fill
 from budgetsweep.errors import ConfigError
+from budgetsweep.files import write_text_atomically
 from studies.simulation.worlds import is_replayed, world_of
 from trainer.config import RunConfig
 from trainer.hardware.environment import prepare_environment

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from budgetsweep.config import write_bytes_atomically, write_text_atomically
 from budgetsweep.errors import ConfigError, DataError
+from budgetsweep.files import write_bytes_atomically, write_text_atomically
 from reports.style.formats import count, loss, percent, power, short, times
 from studies.scaling import Prediction, Priors, RunsTable, ScalingFit, fit, read_runs
 from studies.scaling.fit_data import FLOPS_PER_PARAM_TOKEN

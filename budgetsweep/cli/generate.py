@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from budgetsweep.config import write_text_atomically
 from budgetsweep.errors import ConfigError, DataError
+from budgetsweep.files import write_text_atomically
 
 if TYPE_CHECKING:
     from model.config import SamplingConfig

@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from budgetsweep.errors import CheckpointError, ConfigError, UserError
+from budgetsweep.files import file_lock
 from trainer.branches import WHOLE, Lineage
 from trainer.config import RunConfig
 from trainer.events import Command, DeviceInfo, Point, Progress, RunResult, Status
@@ -232,27 +232,14 @@ def _asks(message: StartRun, event: object) -> bool:
     )
 
 
-@contextlib.contextmanager
-def _locked(run_dir: Path) -> Iterator[None]:
+def _locked(run_dir: Path) -> contextlib.AbstractContextManager[object]:
     """Hold the run's folder; wait for a worker that outlived its dispatcher."""
     try:
-        import fcntl
-    except ImportError:  # Windows: one dispatcher at a time is kept by the study's lease
-        yield
-        return
-    deadline = time.monotonic() + LOCK_WAIT_SECONDS
-    with (run_dir / ".lock").open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise CheckpointError(
-                        f"{run_dir}: another process still trains in this folder; stop it first"
-                    ) from None
-                time.sleep(0.1)
-        yield
+        return file_lock(run_dir / ".lock", seconds=LOCK_WAIT_SECONDS)
+    except TimeoutError:
+        raise CheckpointError(
+            f"{run_dir}: another process still trains in this folder; stop it first"
+        ) from None
 
 
 def _ended(message: StartRun, status: Status, reason: str) -> RunResult:

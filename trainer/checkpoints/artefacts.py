@@ -10,13 +10,13 @@ import dataclasses
 import io
 import json
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from budgetsweep.config import dump_yaml, write_text_atomically
+from budgetsweep.config import dump_yaml
 from budgetsweep.errors import CheckpointError
+from budgetsweep.files import atomic_file, write_text_atomically
 from trainer.checkpoints.checkpoint import cannot_write, run_hash, write_tensors
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult
@@ -195,13 +195,5 @@ def write_model(path: Path, weights: dict[str, Any]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write_tensors(weights, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic_file(path, path.with_name(f".{path.name}.tmp")) as file:
+        write_tensors(weights, file)

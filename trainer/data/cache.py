@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import re
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from budgetsweep.errors import DataError
+from budgetsweep.files import file_lock
 from trainer.data.config import DataConfig
 from trainer.data.shards.manifest import FORMAT_VERSION, MANIFEST_NAME, load_manifest
 from trainer.data.shards.tokens import open_tokens
@@ -24,6 +24,7 @@ from trainer.data.sources.corpus import hub_name, is_hub, source_identity
 
 CACHE_VARIABLE = "BUDGETSWEEP_CACHE"
 _LOG = logging.getLogger("budgetsweep")
+LOCK_NAME = ".lock"
 _WAIT_SECONDS = 0.2
 
 
@@ -57,10 +58,7 @@ def default_cache_dir() -> Path:
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "budgetsweep"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "budgetsweep"
+    return platformdirs.user_cache_path("budgetsweep", appauthor=False)
 
 
 def is_prepared(source: str) -> bool:
@@ -171,28 +169,24 @@ def locked(folder: Path, say: Callable[[str], None] = _LOG.warning) -> Iterator[
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        (folder / LOCK_NAME).touch()
     except OSError as error:
         raise DataError(
             f"{folder}: cannot be written ({error.strerror}); set {CACHE_VARIABLE} to a folder "
             "of yours"
         ) from error
     try:
-        said = False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not said:
-                    say(f"{folder}: another process is preparing this text; waiting for it")
-                    said = True
-                time.sleep(_WAIT_SECONDS)
-            except OSError as error:
-                raise DataError(
-                    f"{folder}: its file system has no locks ({error.strerror}); set "
-                    f"{CACHE_VARIABLE} to a folder on a local disk"
-                ) from error
+        lock = file_lock(
+            folder / LOCK_NAME,
+            poll_seconds=_WAIT_SECONDS,
+            when_waiting=lambda: say(
+                f"{folder}: another process is preparing this text; waiting for it"
+            ),
+        )
+    except OSError as error:
+        raise DataError(
+            f"{folder}: its file system has no locks ({error.strerror}); set "
+            f"{CACHE_VARIABLE} to a folder on a local disk"
+        ) from error
+    with lock:
         yield
-    finally:
-        os.close(handle)

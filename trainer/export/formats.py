@@ -7,9 +7,6 @@ at all, and never replaces anything.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,6 +16,7 @@ from torch import Tensor
 
 from budgetsweep.config import StrictModel, dump_yaml, load_yaml, parse
 from budgetsweep.errors import CheckpointError, ConfigError
+from budgetsweep.files import atomic_folder
 from model.config import ModelConfig
 from model.decoder import DecoderLM
 from studies.simulation.worlds import world_of
@@ -121,7 +119,7 @@ def convert(loaded: LoadedModel, to: Format, folder: Path) -> list[Path]:
         folder: must not exist, or be empty.
 
     Returns:
-        The files, in the order in which they were written.
+        The files, sorted by name.
 
     Raises:
         ConfigError: the folder exists and is not empty, or the format cannot hold the model.
@@ -132,16 +130,9 @@ def convert(loaded: LoadedModel, to: Format, folder: Path) -> list[Path]:
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: exists already; give a new or empty folder")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
+        with atomic_folder(folder) as temporary:
             _write_files(temporary, loaded, to)
-            names = [path.name for path in _synced(temporary)]
-            temporary.chmod(0o755)
-            temporary.rename(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            names = sorted(path.name for path in temporary.iterdir())
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from error
     return [folder / name for name in names]
@@ -178,15 +169,6 @@ def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[st
 
     # `format` is what `transformers` looks for. Bytes first: a full disk is then an OSError.
     path.write_bytes(save(tensors, metadata={"format": "pt", **metadata}))
-
-
-def _synced(folder: Path) -> list[Path]:
-    """The files of a folder, after they have reached the disk."""
-    paths = sorted(folder.iterdir())
-    for path in paths:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    return paths
 
 
 def run_beside(path: Path) -> RunConfig | None:

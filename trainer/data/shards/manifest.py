@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from budgetsweep.config import write_text_atomically
 from budgetsweep.errors import DataError
+from budgetsweep.files import write_text_atomically
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = "budgetsweep tokens"

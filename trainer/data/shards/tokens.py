@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import struct
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from budgetsweep.errors import DataError
+from budgetsweep.files import atomic_file
 from trainer.data.shards.manifest import (
     FORMAT_VERSION,
     Manifest,
@@ -266,20 +266,10 @@ def write_shard(
     header += b" " * (-(_PREFIX.size + len(header)) % _ALIGNMENT)
     prefix = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(header), hashlib.sha256(header).digest())
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(prefix)
-                file.write(header)
-                file.write(payload)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with atomic_file(path) as file:
+            file.write(prefix)
+            file.write(header)
+            file.write(payload)
     except OSError as error:
         raise cannot_write(path, error) from error
     return ShardEntry(file=path.name, n_tokens=len(array), sha256=digest)
