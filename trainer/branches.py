@@ -15,7 +15,6 @@ from fractions import Fraction
 from pathlib import Path
 
 from trainer.config import RunConfig
-from trainer.optim.schedules import cooldown_steps
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def branch_start(config: RunConfig) -> int | None:
     """
     if config.schedule != "wsd":
         return None
-    start = config.steps - cooldown_steps(config)
+    start = config.steps - config.cooldown_steps
     return start if config.warmup_steps < start < config.steps else None
 
 

@@ -1,7 +1,7 @@
 """Peak memory of a training run, from its configuration alone. No torch.
 
 The tensors that are alive at the fullest moments of a step are counted one by one: parameters,
-gradients and Adam's two moments in float32; what each block saves for its backward pass; what the
+gradients and the optimiser's state in float32; what blocks save for the backward pass; what the
 chunked loss holds. On CUDA their sum is what the allocator shows. On a CPU the resident memory of
 the process is larger: by the interpreter and PyTorch, and by holes in glibc's heap, where the
 tensors of up to 32 MiB lie. Both are measured (`python -m benchmarks.memory`).
@@ -184,9 +184,9 @@ def _resident(config: RunConfig) -> int:
 
 
 def _persistent(config: RunConfig) -> int:
-    """Parameters and two moments; with accumulation the gradients outlive a micro-batch."""
-    tensors = 3 + (config.grad_accumulation_steps > 1)
-    return tensors * 4 * config.n_params
+    """Parameters and the optimiser's state; with accumulation gradients outlive a micro-batch."""
+    tensors = 1 + (config.grad_accumulation_steps > 1)
+    return tensors * 4 * config.n_params + config.optimizer_kind.state_bytes(config.model)
 
 
 def _loss(config: RunConfig, kind: Kind, bf16: bool) -> int:
@@ -220,15 +220,12 @@ def _backward(config: RunConfig, kind: Kind, bf16: bool) -> int:
 def _update(config: RunConfig) -> int:
     """Gradients, where they are not counted yet, and the largest of what comes beside them.
 
-    That is the embedding's two parts before their sum, or Muon's batch of the feed-forward's
-    matrices: in float32 and twice in bf16.
+    That is the embedding's two parts before their sum, or what the optimiser needs while it moves.
     """
     shape = config.model
     grads = 0 if config.grad_accumulation_steps > 1 else 4 * config.n_params
-    batch = 0
-    if config.optimizer == "muon":
-        batch = 8 * config.stack_shape.n_layer * 8 * shape.n_embd**2
-    return grads + max(8 * shape.n_vocab * shape.n_embd, batch)
+    moving = config.optimizer_kind.update_bytes(shape)
+    return grads + max(8 * shape.n_vocab * shape.n_embd, moving)
 
 
 def _evaluation(config: RunConfig, kind: Kind, bf16: bool) -> int:

@@ -31,8 +31,7 @@ from budgetsweep.errors import NonFiniteLoss
 from trainer.config import RunConfig
 from trainer.hardware.device import is_out_of_memory, random_state, set_random_state
 from trainer.objectives import Assembler, Forward, Objective
-from trainer.optim.optimizers import AnyOptimizer, state_tensors
-from trainer.optim.schedules import lr_schedule
+from trainer.optim.joined import AnyOptimizer
 
 LOGGED_STEPS = 64
 """Steps whose losses wait on the device; their inputs are uploaded together too."""
@@ -108,7 +107,7 @@ class Steps(ABC):
 
     def __init__(self, training: Training) -> None:
         self.training = training
-        self.get_lr = lr_schedule(training.config)
+        self.get_lr = training.config.lr_schedule()
         self._losses: list[float] = []
         self._norm: float | None = None
 
@@ -281,7 +280,9 @@ class _Snapshot:
         set_random_state(self._training.device, self._random)
 
     def _tensors(self) -> list[Tensor]:
-        return [*self._training.parameters, *state_tensors(self._training.optimizer)]
+        states = self._training.optimizer.state.values()
+        remembered = [value for state in states for value in state.values()]
+        return [*self._training.parameters, *(t for t in remembered if isinstance(t, Tensor))]
 
 
 def cuda_graph(work: Callable[[], None], device: torch.device) -> Replay:

@@ -38,8 +38,8 @@ from trainer.hardware.device import (
 )
 from trainer.hardware.process_memory import keep_freed_memory, release_freed_memory
 from trainer.objectives import objective_for
-from trainer.optim.optimizers import build_optimizer
-from trainer.optim.schedules import fractions, lr_schedule
+from trainer.optim import build_optimizer
+from trainer.optim.schedules import fractions
 from trainer.optimizer_steps import Steps, Training, steps_of
 
 PROGRESS_SECONDS = 1.0
@@ -96,7 +96,7 @@ class RunState:
         self.objective.read(self.data)
         self.model = self.objective.build_model()
         self.optimizer = build_optimizer(self.model, config, device)
-        self.get_lr = lr_schedule(config)
+        self.get_lr = config.lr_schedule()
         self.autocast = autocast_context(config, device)
         state = checkpoint.load_latest(self.run_dir, self.config_hash)
         if state is None and self.lineage.begins_from is not None:

@@ -13,7 +13,7 @@ from trainer.hardware.compilation import forget_compiled, training_forward, want
 from trainer.hardware.device import autocast_context, flushing_denormals, synchronize, torch_device
 from trainer.hardware.process_memory import keep_freed_memory
 from trainer.objectives import NextToken, objective_for
-from trainer.optim.optimizers import build_optimizer
+from trainer.optim import build_optimizer
 from trainer.optimizer_steps import LOGGED_STEPS, Training, steps_of
 
 

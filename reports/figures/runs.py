@@ -31,7 +31,6 @@ from reports.style.theme import (
 )
 from studies.database.tables import Run
 from studies.diagnosis.curves import Curve, FloatArray
-from trainer.optim.schedules import lr_schedule
 
 LOSS_LABEL = "validation loss (nats a token)"
 
@@ -355,7 +354,7 @@ def schedule(facts: Facts) -> Chart | NoChart:
         why = f"The configuration of trial {best.number} does not say its schedule."
         return NoChart("schedule", why)
     steps, warmup = config.steps, config.warmup_steps
-    get_lr = lr_schedule(config)
+    get_lr = config.lr_schedule()
     rise = f"rose to {rate(config.max_lr)} in {plural(warmup, 'step')}" if warmup else (
         f"began at {rate(config.max_lr)}"
     )  # fmt: skip

@@ -16,7 +16,7 @@ from studies.simulation.worlds import SimulatedWorld, random_of, world_named
 from trainer.checkpoints.artefacts import read_finished, write_untrained
 from trainer.config import RunConfig
 from trainer.events import Checkpointed, Command, Point, Progress, RunResult, Status
-from trainer.optim.schedules import fractions, lr_schedule
+from trainer.optim.schedules import fractions
 
 Event: TypeAlias = Progress | Point | Checkpointed
 Run: TypeAlias = Generator[Event, Command | None, RunResult]
@@ -86,7 +86,7 @@ class _SimulatedRun:
         self.point_steps = fractions(config.steps, config.num_reports) | self.eval_steps
         self.points: list[Point] = []
         self.val_loss: float | None = None
-        self._get_lr = lr_schedule(config)
+        self._get_lr = config.lr_schedule()
         self._settings_nats = world.settings_nats(config)
         self._rng = random_of(config)
         self._luck = float(self._rng.standard_normal())  # the same as `world.luck(config)`

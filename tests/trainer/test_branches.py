@@ -29,7 +29,6 @@ from trainer.data.shards.tokens import TokenData
 from trainer.events import Checkpointed, RunResult
 from trainer.flop_meter import read_executed_steps
 from trainer.loop import train_run
-from trainer.optim.schedules import lr_schedule
 
 SHARES = (Fraction("0.3"), Fraction("0.6"))
 
@@ -100,7 +99,7 @@ def test_a_branch_and_its_trunk_have_the_same_rates_up_to_where_it_begins(
         return
     begins, ends = start(config), config.steps
     assert 0 < begins < ends <= share * steps
-    of_trunk, of_branch = lr_schedule(trunk), lr_schedule(config)
+    of_trunk, of_branch = trunk.lr_schedule(), config.lr_schedule()
     assert [of_trunk(t) for t in range(begins)] == [of_branch(t) for t in range(begins)]
     # The whole cooldown lies in the branch: from the peak to the end of the schedule.
     assert of_branch(begins - 1) == pytest.approx(trunk.max_lr)

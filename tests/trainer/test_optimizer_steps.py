@@ -30,7 +30,7 @@ from trainer.data.shards.tokens import TokenArray, TokenData
 from trainer.hardware.compilation import training_forward
 from trainer.hardware.device import autocast_context
 from trainer.objectives import NextToken
-from trainer.optim.optimizers import build_optimizer
+from trainer.optim import build_optimizer
 from trainer.optimizer_steps import LOGGED_STEPS, DeviceSteps, HostSteps, Replay, Steps, Training
 from trainer.throughput import training_on_noise
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from trainer.config import COOLDOWN_FRACTION, RunConfig
-
 
 def cosine_lr_schedule(
     num_warmup_steps: int, num_training_steps: int, min_lr: float, max_lr: float
@@ -87,23 +85,6 @@ def trapezoid_lr_schedule(
         return float(min_lr + (max_lr - min_lr) * min(1.0, left / cooldown if cooldown else 1.0))
 
     return get_lr
-
-
-def lr_schedule(config: RunConfig) -> Callable[[int], float]:
-    """The schedule of a filled configuration: get_lr(t), t from 0."""
-    warmup, steps = config.warmup_steps, config.steps
-    if config.schedule == "cosine":
-        return cosine_lr_schedule(warmup, steps, config.final_lr, config.max_lr)
-    return trapezoid_lr_schedule(
-        warmup, steps, cooldown_steps(config), config.final_lr, config.max_lr
-    )
-
-
-def cooldown_steps(config: RunConfig) -> int:
-    """Steps of the final line of a filled configuration; the warm-up may cut into them."""
-    if config.schedule != "wsd":
-        return config.steps
-    return round((config.cooldown_fraction or COOLDOWN_FRACTION) * config.steps)
 
 
 def fractions(num_steps: int, parts: int) -> frozenset[int]:
