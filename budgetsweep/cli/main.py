@@ -77,10 +77,11 @@ def _data_config(
 ) -> tuple[DataConfig, str]:
     from budgetsweep.config import parse
     from trainer.data.config import DataConfig
+    from trainer.data.sources import source_class
 
     data = {"source": source, "validation": val_data, "text_field": text_field}
     config = parse(DataConfig, data, "--data")
-    return config, tokenizer or ("bytes" if source == "demo" else "gpt2")
+    return config, tokenizer or source_class(source).default_tokenizer
 
 
 @click.group(context_settings=CONTEXT)

@@ -143,17 +143,16 @@ def _held_out(owner: _Owner, text: _TextWanted) -> HeldOut:
     """A file's tokens; without one the run's own validation text, or that of a named source."""
     from trainer.data.held_out import HeldOut, check_ids, read_held_out
     from trainer.data.prepare import open_prepared, prepare
-    from trainer.data.sources.corpus import is_hub
+    from trainer.data.sources import source_class
 
     source, tokenizer = text.source, owner.tokenizer
     own = owner.config.data if owner.config else None
     text_field = text.text_field or (own.text_field if own else "text")
-    named = source is not None and (source == "demo" or is_hub(source))
-    if source is not None and not named and Path(source).expanduser().is_file():
+    file = None if source is None else source_class(source)(source).file
+    if file is not None:
         return read_held_out(
-            Path(source).expanduser(), tokenizer, owner.n_vocab,
-            text_field=text_field, n_tokens=text.val_tokens,
-        )  # fmt: skip
+            file, tokenizer, owner.n_vocab, text_field=text_field, n_tokens=text.val_tokens
+        )
     if source is not None:
         data = parse(DataConfig, {"source": source, "text_field": text_field}, "--data")
     elif own is not None:

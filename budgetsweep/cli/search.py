@@ -63,6 +63,7 @@ def search_settings(
     from studies.settings import SearchSettings, plans_rungs
     from studies.space.rungs import DEFAULT_RUNGS, Rungs
     from studies.space.search_space import space_from_dict
+    from trainer.data.sources import source_class
 
     space = None
     if space_file is not None:
@@ -99,7 +100,7 @@ def search_settings(
         trials=trials,
         for_scale=for_scale,
         is_default_plan=is_default,
-        tokenizer=tokenizer or ("bytes" if source == "demo" else "gpt2"),
+        tokenizer=tokenizer or source_class(source).default_tokenizer,
         budget_flops=10**15 if budget is None else budget,
         convention=convention or "nanogpt",  # type: ignore[arg-type]
         sampler=sampler or "law",  # type: ignore[arg-type]

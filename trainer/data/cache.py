@@ -20,7 +20,7 @@ from budgetsweep.files import file_lock
 from trainer.data.config import DataConfig
 from trainer.data.shards.manifest import FORMAT_VERSION, MANIFEST_NAME, load_manifest
 from trainer.data.shards.tokens import open_tokens
-from trainer.data.sources.corpus import hub_name, is_hub, source_identity
+from trainer.data.sources import source_class
 
 CACHE_VARIABLE = "BUDGETSWEEP_CACHE"
 _LOG = logging.getLogger("budgetsweep")
@@ -61,40 +61,24 @@ def default_cache_dir() -> Path:
     return platformdirs.user_cache_path("budgetsweep", appauthor=False)
 
 
-def is_prepared(source: str) -> bool:
-    """Whether a source is a folder of prepared tokens."""
-    named = source == "demo" or is_hub(source)
-    return not named and (Path(source).expanduser() / MANIFEST_NAME).is_file()
-
-
-def is_course_file(source: str) -> bool:
-    """Whether a source is a file like the course's tokens.npz."""
-    path = Path(source).expanduser()
-    return path.suffix.lower() == ".npz" and path.is_file()
-
-
 def data_identity(data: DataConfig, tokenizer_encoding: str) -> str:
     """Hash of everything that decides the tokens; local files by path, size and time of change.
 
     Raises:
         DataError: a local file is not there.
     """
-    plain: dict[str, Any] = {
+
+    def identity(name: str) -> dict[str, Any]:
+        return source_class(name)(name, data.text_field).identity()
+
+    plain = {
         "format": FORMAT_VERSION,
         "tokenizer": tokenizer_encoding,
-        "source": _identity(data.source, data.text_field),
-        "validation": data.validation and _identity(data.validation, data.text_field),
+        "source": identity(data.source),
+        "validation": data.validation and identity(data.validation),
     }
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _identity(source: str, text_field: str) -> dict[str, Any]:
-    if is_course_file(source):
-        path = Path(source).expanduser().absolute()
-        status = path.stat()
-        return {"npz": [str(path), status.st_size, status.st_mtime_ns]}
-    return source_identity(source, text_field)
 
 
 def folder_for(data: DataConfig, tokenizer_encoding: str, cache_dir: Path | None = None) -> Path:
@@ -105,15 +89,11 @@ def folder_for(data: DataConfig, tokenizer_encoding: str, cache_dir: Path | None
     Raises:
         DataError: a local file is not there.
     """
-    if is_prepared(data.source):
-        return Path(data.source).expanduser()
+    source = source_class(data.source)(data.source)
+    if source.prepared_folder is not None:
+        return source.prepared_folder
     identity = data_identity(data, tokenizer_encoding)
-    if is_hub(data.source):
-        repo, config = hub_name(data.source)
-        short = f"{repo}-{config}" if config else repo
-    else:
-        short = Path(data.source).name
-    words = re.sub(r"[^A-Za-z0-9.]+", "-", short)
+    words = re.sub(r"[^A-Za-z0-9.]+", "-", source.short_name())
     name = f"{words[-40:].strip('-.') or 'text'}-{tokenizer_encoding}-{identity[:12]}"
     return (cache_dir or default_cache_dir()) / "tokens" / name
 

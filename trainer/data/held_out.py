@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from budgetsweep.errors import DataError
 from trainer.data.shards.tokens import Ids, TokenArray, read_shard
-from trainer.data.sources.corpus import open_corpus
+from trainer.data.sources import open_source
 from trainer.data.sources.local_files import EXPECTED, kind_of
 from trainer.data.tokenizers import Tokenizer, load_tokenizer
 
@@ -85,7 +85,7 @@ def read_held_out(
         raise DataError(f"{path}: text needs the model's tokenizer: give --tokenizer")
     else:
         ids = _read_text(path, load_tokenizer(tokenizer), text_field)
-        pairs = kind_of(path) == "csv" and open_corpus(str(path), text_field).pairs
+        pairs = kind_of(path) == "csv" and open_source(str(path), text_field).pairs
         name += f", tokenizer {tokenizer}"
     ids = ids[:n_tokens]
     check_ids(ids, n_vocab, str(path))
@@ -139,12 +139,12 @@ def _read_text(path: Path, tokenizer: Tokenizer, text_field: str) -> Ids:
 
 def _texts(path: Path, text_field: str) -> Iterator[str]:
     """Texts of the records of a file; bad ones are left out and said."""
-    corpus = open_corpus(str(path), text_field)
+    source = open_source(str(path), text_field)
     n_good, bad = 0, []
-    for record in corpus.records():
+    for record in source.records():
         problem = record.problem if record.text is None else _surrogates(record.text)
         if problem:
-            bad.append(f"{corpus.place(record.file, record.record)}: {problem}")
+            bad.append(f"{source.place(record.file, record.record)}: {problem}")
         elif record.text:
             n_good += 1
             yield from record.documents

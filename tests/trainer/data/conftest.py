@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.data_files import fill_tiktoken_cache, make_documents, real_data, write_jsonl
-from trainer.data.shards import blocks
+from trainer.data import blocks
 
 # Read when `datasets` is imported; keeps its lock files out of the user's home.
 os.environ.setdefault("HF_HOME", tempfile.mkdtemp(prefix="budgetsweep-hf-"))

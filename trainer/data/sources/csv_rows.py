@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from budgetsweep.errors import DataError
-from trainer.data.sources import wikihow
+from trainer.data.sources import Record, wikihow
 from trainer.data.sources.local_files import LocalFile
-from trainer.data.sources.records import BYTE_ORDER_MARK, Record, local_lines
+from trainer.data.sources.records import BYTE_ORDER_MARK, local_lines
 
 LONGEST_ROW_BYTES = 4 << 20
 """A longer row is bad: WikiHow's longest articles are some 100 kB (*assumption*)."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from budgetsweep.errors import DataError
+from trainer.data.sources import known_forms
 
 Kind = Literal["text", "json", "parquet", "csv"]
 
@@ -99,8 +100,7 @@ def find_files(source: str) -> FoundFiles:
             raise DataError(f"{source}: no file matches this pattern")
         return _chosen(source, None, (Path(match) for match in matches))
     raise DataError(
-        f"{source}: no such file or folder; expected c4, demo, hub:owner/name, or a path of "
-        f"{EXPECTED}"
+        f"{source}: no such file or folder; expected {known_forms()}, or a path of {EXPECTED}"
     )
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from budgetsweep.errors import DataError
 from tests.support.data_files import make_documents, write_jsonl
-from trainer.data.shards import blocks
-from trainer.data.shards.blocks import (
+from trainer.data import blocks
+from trainer.data.blocks import (
     HASH_RANGE,
     SplitRule,
     block_chars,
@@ -24,7 +24,7 @@ from trainer.data.shards.blocks import (
     document_hash,
     encode_block,
 )
-from trainer.data.sources.corpus import open_corpus
+from trainer.data.sources import open_source
 from trainer.data.tokenizers import ByteTokenizer
 
 
@@ -74,7 +74,7 @@ def test_blocks_can_be_continued_from_any_end(
              for i, kind in enumerate(kinds)]  # fmt: skip
     path = tmp_path / "a.jsonl"
     path.write_text("".join(lines))
-    corpus = open_corpus(str(path))
+    corpus = open_source(str(path))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "SMALLEST_BLOCK_CHARS", 300)
         patch.setattr(blocks, "LARGEST_BLOCK_CHARS", 1000)
@@ -91,7 +91,7 @@ def test_blocks_can_be_continued_from_any_end(
 
 
 def encode(path: Path, rule: SplitRule, want_val: bool = True):
-    corpus = open_corpus(str(path))
+    corpus = open_source(str(path))
     (block,) = cut_blocks(corpus)
     counted = []
     made = encode_block(
@@ -155,7 +155,7 @@ def test_empty_documents_and_lone_surrogates(tmp_path: Path):
 
 
 def test_a_stopped_worker_gives_nothing(tmp_path: Path):
-    corpus = open_corpus(str(write_jsonl(tmp_path / "a.jsonl", make_documents(10))))
+    corpus = open_source(str(write_jsonl(tmp_path / "a.jsonl", make_documents(10))))
     (block,) = cut_blocks(corpus)
     stop = threading.Event()
     stop.set()
@@ -169,11 +169,11 @@ def test_a_hopeless_source_is_given_up_early(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"body": "x", "url": "y"}\n' * 1_000_000)
     with pytest.raises(DataError) as caught:
-        list(cut_blocks(open_corpus(str(path))))
+        list(cut_blocks(open_source(str(path))))
     assert str(caught.value) == (
         f"{path}: none of 1000 records can be used; the first: {path}:1 no field 'text'; "
         "fields: body, url; set data.text_field to one of them"
     )
     # One good record among the first thousand, and it goes on.
     path.write_text('{"body": "x"}\n' * 999 + '{"text": "y"}\n' + '{"body": "x"}\n' * 2000)
-    assert sum(block.bad_records for block in cut_blocks(open_corpus(str(path)))) == 2999
+    assert sum(block.bad_records for block in cut_blocks(open_source(str(path)))) == 2999

@@ -16,8 +16,7 @@ import numpy as np
 
 from budgetsweep.errors import DataError
 from trainer.data.shards.tokens import Ids
-from trainer.data.sources.corpus import Corpus
-from trainer.data.sources.records import Cursor
+from trainer.data.sources import Cursor, Source
 from trainer.data.sources.wikihow import split_key
 from trainer.data.tokenizers import Tokenizer
 
@@ -25,7 +24,7 @@ HASH_RANGE = 1 << 64
 SMALLEST_BLOCK_CHARS = 1 << 20
 LARGEST_BLOCK_CHARS = 1 << 24
 _BLOCKS_A_SIZE = 4
-_MAX_EXAMPLES = 5
+MAX_EXAMPLES = 5
 _HOPELESS_RECORDS = 1000
 _DOCUMENTS_A_CALL = 64
 
@@ -114,12 +113,12 @@ def block_chars(index: int) -> int:
 
 
 def cut_blocks(
-    corpus: Corpus, start: Cursor = (0, 0), index: int = 0, tick: Callable[[], None] | None = None
+    source: Source, start: Cursor = (0, 0), index: int = 0, tick: Callable[[], None] | None = None
 ) -> Generator[Block]:
     """Blocks of a source from a block's end on.
 
     Args:
-        corpus: the documents.
+        source: the documents.
         start: `end` of the block before.
         index: number of the first block.
         tick: called now and then while reading.
@@ -134,7 +133,7 @@ def cut_blocks(
     n_chars = bad = 0
     hopeless = index == 0
     cursor = end = start
-    for seen, record in enumerate(corpus.records(start)):
+    for seen, record in enumerate(source.records(start)):
         if tick is not None and seen % 256 == 0:
             tick()
         if record.text is not None:
@@ -147,10 +146,10 @@ def cut_blocks(
                 n_chars += len(record.source)
         else:
             bad += 1
-            if len(examples) < _MAX_EXAMPLES:
-                examples.append(f"{corpus.place(record.file, record.record)} {record.problem}")
+            if len(examples) < MAX_EXAMPLES:
+                examples.append(f"{source.place(record.file, record.record)} {record.problem}")
             if hopeless and bad >= _HOPELESS_RECORDS:
-                raise nothing_usable(corpus.description, bad, examples)
+                raise nothing_usable(source.description, bad, examples)
         if record.next is not None:
             end = record.next
             if n_chars >= block_chars(index):
@@ -205,7 +204,7 @@ def encode_block(
             digest = document_hash(split_key(documents[0]) if block.sources else text)
         except UnicodeEncodeError:
             bad += 1
-            if len(examples) < _MAX_EXAMPLES:
+            if len(examples) < MAX_EXAMPLES:
                 examples.append(f"{place(file, record)} not Unicode text (lone surrogate)")
             continue
         hashes.append(digest)

@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 
 from budgetsweep.errors import DataError
-from trainer.data.cache import data_identity
-from trainer.data.config import DataConfig
-from trainer.data.shards.blocks import (
+from trainer.data.blocks import (
+    MAX_EXAMPLES,
     VAL_TOKENS,
     Block,
     SplitRule,
@@ -29,7 +28,16 @@ from trainer.data.shards.blocks import (
     encode_block,
     nothing_usable,
 )
-from trainer.data.shards.manifest import Manifest, ShardEntry, cannot_write, save_manifest, utc_now
+from trainer.data.cache import data_identity
+from trainer.data.config import DataConfig
+from trainer.data.shards.manifest import (
+    TOKEN_BYTES_NAME,
+    Manifest,
+    ShardEntry,
+    cannot_write,
+    save_manifest,
+    utc_now,
+)
 from trainer.data.shards.progress import (
     TICK_SECONDS,
     TYPICAL_BYTES_PER_TOKEN,
@@ -37,14 +45,12 @@ from trainer.data.shards.progress import (
     PrepareProgress,
 )
 from trainer.data.shards.tokens import read_shard, write_shard
-from trainer.data.sources.corpus import Corpus, open_corpus
+from trainer.data.sources import Source, open_source
 from trainer.data.tokenizers import Tokenizer, load_tokenizer
 
 SEPARATE_VAL_TOKENS = 20_000_000
 """Most tokens taken from a separate validation text."""
 HELD_OUT_NAME = "held-out.bin"
-TOKEN_BYTES_NAME = "token-bytes.tok"
-_MAX_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class Preparation:
 
     Args:
         data: the text.
+        source: of the training documents.
         tokenizer_encoding: name of the tokenizer.
         folder: where the tokens go; exists.
         manifest: what is there already.
@@ -72,6 +79,7 @@ class Preparation:
     def __init__(
         self,
         data: DataConfig,
+        source: Source,
         tokenizer_encoding: str,
         folder: Path,
         manifest: Manifest | None,
@@ -82,10 +90,8 @@ class Preparation:
         self.folder = folder
         self.workers = workers
         self.tokenizer: Tokenizer = load_tokenizer(tokenizer_encoding)
-        self.corpus = open_corpus(
-            data.source, data.text_field, manifest.revision if manifest else None
-        )
-        if manifest is not None and manifest.pairs != self.corpus.pairs:
+        self.source = source.open()
+        if manifest is not None and manifest.pairs != self.source.pairs:
             raise DataError(
                 f"{folder}: prepared from other columns of {data.source}; delete this folder and "
                 "prepare the text again"
@@ -93,7 +99,7 @@ class Preparation:
         remove_leftovers(folder)
         self.manifest = manifest or self._first_manifest()
         self._stop = threading.Event()
-        self._meter = PrepareMeter(self.manifest, on_progress, self.corpus.n_bytes)
+        self._meter = PrepareMeter(self.manifest, on_progress, self.source.n_bytes)
 
     def _first_manifest(self) -> Manifest:
         table = write_shard(
@@ -104,15 +110,15 @@ class Preparation:
         )
         return Manifest(
             source=self.data.source,
-            description=f"{self.corpus.description}, tokenizer {self.tokenizer.name}",
+            description=f"{self.source.description}, tokenizer {self.tokenizer.name}",
             identity=data_identity(self.data, self.tokenizer.name),
             tokenizer=self.tokenizer.name,
             n_vocab=self.tokenizer.n_vocab,
             eot=self.tokenizer.eot,
             text_field=self.data.text_field,
             validation=self.data.validation,
-            pairs=self.corpus.pairs,
-            revision=self.corpus.revision,
+            pairs=self.source.pairs,
+            revision=self.source.revision,
             token_bytes=table,
             created_utc=utc_now(),
             versions={name: version(name) for name in ("datasets", "tiktoken", "numpy")},
@@ -147,10 +153,10 @@ class Preparation:
         return self.manifest
 
     def _expected_tokens(self, train_tokens: int | None) -> float | None:
-        if self.corpus.n_bytes is None:
+        if self.source.n_bytes is None:
             return train_tokens
         per_token = 1.0 if self.tokenizer.name == "bytes" else TYPICAL_BYTES_PER_TOKEN
-        whole = self.corpus.n_bytes / per_token
+        whole = self.source.n_bytes / per_token
         return whole if train_tokens is None else min(whole, train_tokens)
 
     def _prepare_train(self, train_tokens: int | None, val_tokens: int | None, target: int) -> bool:
@@ -173,8 +179,8 @@ class Preparation:
             keep_val = written.val is not None and wants_val()
             self._commit(block, written, keep_val)
 
-        blocks = cut_blocks(self.corpus, self.manifest.cursor, len(self.manifest.train), self._tick)
-        return self._pipeline(self.corpus, blocks, rule, wants_val, enough, commit)
+        blocks = cut_blocks(self.source, self.manifest.cursor, len(self.manifest.train), self._tick)
+        return self._pipeline(self.source, blocks, rule, wants_val, enough, commit)
 
     def _commit(self, block: Block, written: _Written, keep_val: bool) -> None:
         m, stats = self.manifest, written.stats
@@ -189,16 +195,16 @@ class Preparation:
             val_documents=m.val_documents + (stats["val_documents"] if keep_val else 0),
             dropped_documents=m.dropped_documents + dropped,
             bad_records=m.bad_records + stats["bad_records"],
-            bad_examples=(*m.bad_examples, *stats["bad_examples"])[:_MAX_EXAMPLES],
+            bad_examples=(*m.bad_examples, *stats["bad_examples"])[:MAX_EXAMPLES],
             lowest_hash=min(lowest, default=None),
         )
 
-    def _prepare_validation(self, source: str) -> None:
+    def _prepare_validation(self, name: str) -> None:
         """Tokenise a separate validation text; its documents are then kept out of training."""
-        corpus = open_corpus(source, self.data.text_field)
-        if corpus.pairs != self.corpus.pairs:
-            training = self.corpus.description
-            with_pairs, without = (source, training) if corpus.pairs else (training, source)
+        source = open_source(name, self.data.text_field)
+        if source.pairs != self.source.pairs:
+            training = self.source.description
+            with_pairs, without = (name, training) if source.pairs else (training, name)
             raise DataError(
                 f"{without}: no pairs, but {with_pairs} has them; training and validation text "
                 "both need the columns headline, title, text (.csv), or neither"
@@ -220,11 +226,11 @@ class Preparation:
             return sum(entry.n_tokens for entry in entries) >= SEPARATE_VAL_TOKENS
 
         self._pipeline(
-            corpus, cut_blocks(corpus, tick=self._tick), SplitRule(only_val=True),
+            source, cut_blocks(source, tick=self._tick), SplitRule(only_val=True),
             lambda: True, enough, commit,
         )  # fmt: skip
         if not entries:
-            raise nothing_usable(source, totals["bad_records"], examples)
+            raise nothing_usable(name, totals["bad_records"], examples)
         raw = np.array(sorted(hashes), dtype="<u8").tobytes()
         try:
             (self.folder / HELD_OUT_NAME).write_bytes(raw)
@@ -233,7 +239,7 @@ class Preparation:
         self._save(
             val=tuple(entries),
             held_out_sha256=hashlib.sha256(raw).hexdigest(),
-            bad_examples=tuple(examples[:_MAX_EXAMPLES]),
+            bad_examples=tuple(examples[:MAX_EXAMPLES]),
             **totals,
         )
 
@@ -250,7 +256,7 @@ class Preparation:
         m = self.manifest
         separate = self.data.validation is not None
         if m.documents == 0 and (m.dropped_documents == 0 if separate else m.val_documents == 0):
-            raise nothing_usable(self.corpus.description, m.bad_records, m.bad_examples)
+            raise nothing_usable(self.source.description, m.bad_records, m.bad_examples)
         return m.train_tokens == 0 or m.val_tokens == 0
 
     def _threshold_of_one_document(self) -> int:
@@ -259,14 +265,14 @@ class Preparation:
         return self.manifest.lowest_hash + 1
 
     def _too_few_documents(self) -> DataError:
-        what = "title" if self.corpus.pairs else "document"
+        what = "title" if self.source.pairs else "document"
         if self.data.validation is not None:
             return DataError(
-                f"{self.corpus.description}: every {what} is also in {self.data.validation}, so "
+                f"{self.source.description}: every {what} is also in {self.data.validation}, so "
                 "nothing is left to train on"
             )
         return DataError(
-            f"{self.corpus.description}: only one {what}, so nothing is left to validate on; "
+            f"{self.source.description}: only one {what}, so nothing is left to validate on; "
             "give more text, or a separate one as data.validation"
         )
 
@@ -285,7 +291,7 @@ class Preparation:
 
     def _pipeline(
         self,
-        corpus: Corpus,
+        source: Source,
         blocks: Generator[Block],
         rule: SplitRule,
         wants_val: Callable[[], bool],
@@ -306,7 +312,7 @@ class Preparation:
                         ended = True
                         break
                     pending.append(
-                        (block, pool.submit(self._work, block, corpus, rule, wants_val()))
+                        (block, pool.submit(self._work, block, source, rule, wants_val()))
                     )
                 if not pending:
                     return True
@@ -327,7 +333,7 @@ class Preparation:
             self._stop.clear()
 
     def _work(
-        self, block: Block, corpus: Corpus, rule: SplitRule, want_val: bool
+        self, block: Block, source: Source, rule: SplitRule, want_val: bool
     ) -> _Written | None:
         """Tokenise a block and write its shards, validation first. Runs in a worker thread."""
         what = {
@@ -343,7 +349,7 @@ class Preparation:
         if not rule.only_val and (found := _adopt(train_path, val_path, what, want_val)):
             return found
         made = encode_block(
-            block, self.tokenizer, rule, want_val, corpus.place, self._stop, self._meter.count
+            block, self.tokenizer, rule, want_val, source.place, self._stop, self._meter.count
         )
         if made is None:
             return None
