@@ -68,8 +68,8 @@ class SearchSettings:
     """Start no trial that would take the study's spending past this, in its convention."""
     workers: int | None = None
     """Trials at a time; None: one, or what `trials_per_gpu` makes."""
-    trials_per_gpu: int | Literal["auto"] | None = None
-    """Trials at a time on each GPU that the device setting allows, 1 to 64; `auto`: measured."""
+    trials_per_gpu: int | None = None
+    """Trials at a time on each GPU that the device setting allows, 1 to 64."""
     threads: int | None = None
     """Arithmetic threads of a worker; None: the cores divided among the workers."""
     device: str = "auto"
@@ -124,17 +124,15 @@ class SearchSettings:
         wanted = self.trials_per_gpu
         if wanted is None:
             return
-        if wanted != "auto" and not 1 <= wanted <= MAX_TRIALS_PER_GPU:
-            raise ConfigError(
-                f"--trials-per-gpu {wanted}: expected 1 to {MAX_TRIALS_PER_GPU}, or auto"
-            )
+        if not 1 <= wanted <= MAX_TRIALS_PER_GPU:
+            raise ConfigError(f"--trials-per-gpu {wanted}: expected 1 to {MAX_TRIALS_PER_GPU}")
         if self.workers is not None:
             raise ConfigError(
                 "--trials-per-gpu and --workers both say how many trials run at a time; give one"
             )
         if self.simulate is not None:
             raise ConfigError("--simulate: leave out --trials-per-gpu: nothing is trained on a GPU")
-        if wanted != "auto" and self.device in ("cpu", "mps"):
+        if self.device in ("cpu", "mps"):
             raise no_gpu_to_share(wanted, self.device)
 
     def _check_world(self) -> None:
@@ -173,7 +171,7 @@ class SearchSettings:
     @property
     def names_device(self) -> bool:
         """A device is asked for that a machine may lack."""
-        missing = self.device not in ("auto", "cpu") or isinstance(self.trials_per_gpu, int)
+        missing = self.device not in ("auto", "cpu") or self.trials_per_gpu is not None
         return self.world is None and missing
 
     @property

@@ -190,8 +190,6 @@ def dry_run_command(settings: SearchSettings, console: Console) -> None:
     result = dry_run(settings, n)
     sample = result.sample
     print_notice(console, settings.world)
-    if result.sharing is not None:
-        console.print(escape(result.sharing), highlight=False)
     console.print(
         f"{n:,} random proposals at {flops(settings.budget_flops)} FLOPs "
         f"({settings.convention}): {100 * sample.admitted_share:.1f} % admitted",

@@ -50,13 +50,6 @@ class Measure:
 
     config: RunConfig
     seconds: float
-    together: bool = False
-    """Whether to say `Warm` before measuring and to wait for `Go`."""
-
-
-@dataclass(frozen=True)
-class Go:
-    """Dispatcher to worker: all others are warm too, measure now."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +72,6 @@ class NoDevice:
     """Worker to dispatcher, in place of `Ready`: there is no such device."""
 
     reason: str
-
-
-@dataclass(frozen=True)
-class Warm:
-    """Worker to dispatcher: ready to measure, waiting for `Go`."""
 
 
 @dataclass(frozen=True)
@@ -140,23 +128,17 @@ def worker_main(
         opened: dict[str, TokenData] = {}
         while (message := connection.recv()) is not None:
             if isinstance(message, Measure):
-                connection.send(_measure(connection, message))
+                connection.send(_measure(message))
             elif isinstance(message, StartRun):
                 _run(connection, message, opened, cache_dir)
 
 
-def _measure(connection: Connection, message: Measure) -> Measured:
+def _measure(message: Measure) -> Measured:
     from trainer.hardware.device import release_gpu_memory
     from trainer.throughput import measure_tokens_per_second
 
-    def wait_for_the_others() -> None:
-        connection.send(Warm())
-        if connection.recv() is None:  # stop for good
-            raise _DispatcherGone
-
-    when_warm = wait_for_the_others if message.together else None
     try:
-        return Measured(measure_tokens_per_second(message.config, message.seconds, when_warm))
+        return Measured(measure_tokens_per_second(message.config, message.seconds))
     except (RuntimeError, MemoryError, UserError) as error:  # RuntimeError: CUDA out of memory
         return Measured(None, _one_line(error))
     finally:

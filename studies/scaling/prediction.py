@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DRAWS = 400
 RATE_REACH = 2.0
-"""*Assumption*: as far as `--check-lr` looks."""
+"""*Assumption*: the fitted rate is believed within this factor of the rule's."""
 
 
 @dataclass(frozen=True)
