@@ -225,7 +225,7 @@ def test_scripts_are_in_the_installed_package() -> None:
 
 def test_draft_of_the_next_version(tmp_path: Path) -> None:
     scripts = tmp_path / "migrations"
-    shutil.copytree(ROOT / "studies" / "migrations", scripts)
+    shutil.copytree(ROOT / "studies" / "database" / "migrations", scripts)
     path = draft("add a column", str(scripts))
     assert path == scripts / "versions" / f"v{int(migrations.HEAD) + 1:04d}_add_a_column.py"
     spec = importlib.util.spec_from_file_location("draft", path)
