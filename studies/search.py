@@ -174,7 +174,6 @@ def _open_study(
         "base": base,
         "pruning": settings.pruning,
         "rungs": str(settings.rungs),
-        "trunks": settings.rungs.cooldown_text,
         "for_scale": settings.for_scale,
         "points_from": list(settings.points_from),
     }
@@ -202,7 +201,6 @@ def _open_study(
         "seed": (study.seed, settings.seed),
         "pruning": (study.settings.get("pruning"), settings.pruning),
         "rungs": (study.settings.get("rungs", "1"), str(settings.rungs)),
-        "cooldown of trunks": (study.settings.get("trunks"), settings.rungs.cooldown_text),
         "list of studies whose runs are points": (
             study.settings.get("points_from", []),
             list(settings.points_from),

@@ -132,11 +132,6 @@ def cli() -> None:
     "for the best at the budget alone [default: 0.1,0.3,1 with --sampler law and 12 trials].",
 )  # fmt: skip
 @click.option(
-    "--trunks", is_flag=False, flag_value="0.2", default=None, metavar="[COOLDOWN]",
-    help="Train the rungs below 1 as cooldown branches of trials at the whole budget; COOLDOWN is "
-    "its share of the steps [0.2].",
-)  # fmt: skip
-@click.option(
     "--for-scale",
     type=float,
     help="Search for the best at so many times the budget, by its predicted loss [default: 100 "

@@ -28,7 +28,6 @@ from studies.execution.worker import (
     Verdict,
     worker_main,
 )
-from trainer.branches import WHOLE, Lineage
 from trainer.config import RunConfig
 from trainer.data.cache import default_cache_dir
 from trainer.events import Command, DeviceInfo, RunResult
@@ -238,18 +237,12 @@ class WorkerPool:
         return {worker.run_id for worker in self._workers if worker.run_id is not None}
 
     def submit(
-        self,
-        run_id: int,
-        config: RunConfig,
-        run_dir: Path,
-        *,
-        wait_for_verdict: bool,
-        lineage: Lineage = WHOLE,
+        self, run_id: int, config: RunConfig, run_dir: Path, *, wait_for_verdict: bool
     ) -> None:
         """Hand a run to an idle worker; there must be one."""
         worker = next(worker for worker in self._workers if worker.run_id is None)
         worker.run_id = run_id
-        message = StartRun(run_id, config, str(run_dir), wait_for_verdict, lineage)
+        message = StartRun(run_id, config, str(run_dir), wait_for_verdict)
         try:
             worker.connection.send(message)
         except OSError:  # it died while idle: take a new one

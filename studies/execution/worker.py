@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from budgetsweep.errors import CheckpointError, ConfigError, UserError
-from trainer.branches import WHOLE, Lineage
 from trainer.config import RunConfig
 from trainer.events import Command, DeviceInfo, Point, Progress, RunResult, Status
 
@@ -41,7 +40,6 @@ class StartRun:
     run_dir: str
     wait_for_verdict: bool
     """Whether to wait after each validation for `Verdict` (pruning)."""
-    lineage: Lineage = WHOLE
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ def _run(
         if key not in opened:
             opened.clear()  # one data set at a time: a study has one
             opened[key] = open_prepared(config.data, config.tokenizer_encoding, cache_dir)
-        run = train_run(config, opened[key], run_dir, message.lineage)
+        run = train_run(config, opened[key], run_dir)
         with _locked(run_dir):
             result = _drive(connection, message, run)
     except _DispatcherGone:
@@ -241,10 +239,10 @@ def _ended(message: StartRun, status: Status, reason: str) -> RunResult:
     """A result with what the meter says; a folder that cannot be read says nothing."""
     from trainer.flop_meter import read_executed_steps
 
-    executed, inherited = 0, message.lineage.inherited_steps
+    executed = 0
     with contextlib.suppress(UserError):
-        executed = read_executed_steps(Path(message.run_dir), inherited)
-    step = min(inherited + executed, message.config.steps)
+        executed = read_executed_steps(Path(message.run_dir))
+    step = min(executed, message.config.steps)
     return RunResult(
         status=status,
         step=step,

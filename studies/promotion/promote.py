@@ -39,7 +39,6 @@ from studies.simulation.regret import Regret, regrets
 from studies.simulation.replay import ReplayTable, table_of
 from studies.simulation.worlds import world_of
 from studies.study_data import stand_in
-from trainer.branches import WHOLE, Lineage
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult
 
@@ -342,11 +341,6 @@ class _OneRun:
         """The run, once."""
         run, self._run = self._run, None
         return run
-
-    def lineage(self, run: Run) -> Lineage:
-        """A promotion has no branches and begins at its first step."""
-        del run
-        return WHOLE
 
     def meanwhile(self) -> None:
         """Nothing is kept beside the run's own row."""

@@ -95,11 +95,11 @@ def lr_schedule(config: RunConfig) -> Callable[[int], float]:
     if config.schedule == "cosine":
         return cosine_lr_schedule(warmup, steps, config.final_lr, config.max_lr)
     return trapezoid_lr_schedule(
-        warmup, steps, cooldown_steps(config), config.final_lr, config.max_lr
+        warmup, steps, _cooldown_steps(config), config.final_lr, config.max_lr
     )
 
 
-def cooldown_steps(config: RunConfig) -> int:
+def _cooldown_steps(config: RunConfig) -> int:
     """Steps of the final line of a filled configuration; the warm-up may cut into them."""
     if config.schedule != "wsd":
         return config.steps

@@ -88,7 +88,7 @@ def test_the_packages_own_checkout_comes_first(
     checkout = tmp_path / "checkout"
     (checkout / "studies").mkdir(parents=True)
     source = checkout / "studies" / "provenance.py"
-    shutil.copy(ROOT / "studies" / "provenance.py", source)
+    shutil.copy(ROOT / "studies" / "database" / "provenance.py", source)
     git(checkout, "init", "-q")
     git(checkout, "add", ".")
     git(checkout, "commit", "-q", "-m", "package")

@@ -241,7 +241,6 @@ THREE = ("1e6,1e9,5.0", "2e6,5e8,4.9", "4e6,2.5e8,5.1")
          "3e+15, 1e+16, 1e+17; as multiples of --budget 0.1, 0.3, 1, 10"),
         (("--replay", str(TABLE), "--prune"), "leave out --prune"),
         (("--replay", str(TABLE), "--trials-per-gpu", "2"), "leave out --trials-per-gpu"),
-        (("--replay", str(TABLE), "--rungs", "0.1,1", "--trunks"), "leave out --trunks"),
         (("--replay", str(TABLE), "--simulate"), "leave out --simulate"),
         (("--replay", str(TABLE), "--set", "max_lr=1"), "leave out --set"),
         (("--replay", str(TABLE), "--convention", "mac"), "leave out --convention"),
