@@ -6,10 +6,9 @@
 1. `tests`: those marked `gpu`;
 2. `throughput` of four shapes: steps queued, captured as a graph, compiled too, modern recipe;
 3. `profile`: where the time of two shapes goes;
-4. `packing`: one shape in one, two, four and eight workers at once;
-5. `trials`: one configuration of the budget, cold and warm in one worker;
-6. `search`: a real one at the budget on the text given (default space, known-good first proposal);
-7. `promote`: the predicted best trial, with the prediction beside the result.
+4. `trials`: one configuration of the budget, cold and warm in one worker;
+5. `search`: a real one at the budget on the text given (default space, known-good first proposal);
+6. `promote`: the predicted best trial, with the prediction beside the result.
 
 `--data` is a folder of text (jsonl, xz allowed) with `validation*` files beside the training files,
 or `demo`. Every stage writes its results before the next begins, and the stages share the minutes,
@@ -37,7 +36,7 @@ from studies.space.rungs import DEFAULT_RUNGS, Rungs
 from trainer.data.config import DataConfig
 from trainer.events import RunResult
 
-STAGES = ("tests", "throughput", "profile", "packing", "trials", "search", "promote")
+STAGES = ("tests", "throughput", "profile", "trials", "search", "promote")
 
 
 class Lines(Observer):
@@ -183,8 +182,6 @@ def main() -> None:
         elif stage == "profile":
             chosen = shapes[1:3] or shapes
             result[stage] = [gpu_speed.profile(options.tokenizer, *each) for each in chosen]
-        elif stage == "packing":
-            result[stage] = gpu_speed.packing(options.tokenizer, shapes[0], 2 * options.seconds)
         elif stage == "trials":
             result[stage] = gpu_speed.trials(
                 options.tokenizer, data_config(options.data), options.work / "cache",

@@ -173,20 +173,6 @@ def trials(
     return rows
 
 
-def packing(tokenizer: str, shape: tuple[int, int], seconds: float) -> dict[str, Any]:
-    """Tokens a second of one, two, four and eight workers that train a shape side by side."""
-    from studies.execution.local_pool import WorkerPool
-    from studies.sharing import COUNTS
-
-    config = run_config(tokenizer, *shape, recipe="modern")
-    totals: dict[str, float | str] = {}
-    with WorkerPool(1) as pool:
-        for count in COUNTS:
-            speeds = pool.measure_together(config, seconds, count)
-            totals[str(count)] = speeds if isinstance(speeds, str) else sum(speeds)
-    return {"shape": f"D{shape[0]} L{shape[1]}, modern", "tokens_per_second": totals}
-
-
 def tables(result: dict[str, Any]) -> list[str]:
     """Markdown of what these stages gave."""
     lines: list[str] = []
@@ -217,14 +203,6 @@ def tables(result: dict[str, Any]) -> list[str]:
         ]  # fmt: skip
         for each in facts["operations"]:
             lines.append(f"| `{each['name']}` | {each['calls']} | {100 * each['share']:.1f} % |")
-        lines.append("")
-    if facts := result.get("packing"):
-        lines += [
-            f"## Workers side by side: {facts['shape']}", "",
-            "| workers | tokens/s together |", "|---:|---:|",
-        ]  # fmt: skip
-        for count, total in facts["tokens_per_second"].items():
-            lines.append(f"| {count} | {total if isinstance(total, str) else f'{total:,.0f}'} |")
         lines.append("")
     if rows := result.get("trials"):
         lines += [

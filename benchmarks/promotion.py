@@ -1,7 +1,7 @@
 """Which trial to promote, on simulated searches: regret of both answers, and of the intervals.
 
     python -m benchmarks.promotion [--world porian2024-refinedweb] [--seeds 20] [--trials 40]
-        [--rungs 0.1,0.3,1] [--trunks [0.2]] [--budget 1e15] [--scale 100] [--sampler tpe]
+        [--rungs 0.1,0.3,1] [--budget 1e15] [--scale 100] [--sampler tpe]
         [--measured-only]
 
 Each seed is a whole simulated search by the real orchestrator. Regret is the noise-free loss at the
@@ -39,7 +39,7 @@ from studies.scaling.prediction import StudyFit, fit_study
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
 from studies.simulation.worlds import SimulatedWorld, world_named
-from studies.space.rungs import COOLDOWN, Rungs
+from studies.space.rungs import Rungs
 from studies.space.search_space import SearchSpace
 from trainer.config import RunConfig
 
@@ -189,7 +189,7 @@ def settings_for(args: argparse.Namespace, folder: Path, seed: int) -> SearchSet
         storage=folder / "study.db",
         budget_flops=int(args.budget),
         trials=args.trials,
-        rungs=Rungs.parse(args.rungs, args.trunks),
+        rungs=Rungs.parse(args.rungs),
         for_scale=None if args.measured_only else args.scale,
         sampler=args.sampler,
         simulate=world_of_seed(args, seed),
@@ -204,11 +204,10 @@ def markdown(rows: list[Row], args: argparse.Namespace, facts: Row) -> str:
     inside = [one for found in held.values() for one in found]
     best = statistics.median(r["best"] for r in rows)
     best_n = statistics.median(r["best_n"] for r in rows) / 1e6
-    trunks = f" as trunks with a cooldown of {args.trunks}" if args.trunks else ""
     lines = [
         f"# Which trial to promote: {args.world}, {args.budget:.0e} to ×{args.scale:g}", "",
         f"`{facts['command']}`; {facts['machine']}, commit {facts['commit']}. {len(rows)} seeds of "
-        f"{args.trials} trials, rungs {args.rungs}{trunks}, sampler {args.sampler}. Best possible: "
+        f"{args.trials} trials, rungs {args.rungs}, sampler {args.sampler}. Best possible: "
         f"{best:.3f} nats with {best_n:.3g} M parameters (medians). Simulated: "
         "nothing was trained.", "",
         "| selection | regret, median | quartiles | worst | parameters, median |",
@@ -239,8 +238,6 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--rungs", default="0.1,0.3,1")
-    parser.add_argument("--trunks", nargs="?", const=COOLDOWN, metavar="COOLDOWN",
-                        help="rungs below 1 are cooldown branches of the trials")  # fmt: skip
     parser.add_argument("--budget", type=float, default=1e15)
     parser.add_argument("--scale", type=float, default=100.0)
     parser.add_argument("--sampler", default="tpe")
@@ -257,8 +254,7 @@ def main() -> int:
         print(seed, r["refusal"] or "", shown, flush=True)
     facts = about("python -m benchmarks.promotion " + " ".join(sys.argv[1:]))
     text = markdown(rows, args, facts)
-    trunks = "_trunks" if args.trunks else ""
-    name = args.name or f"promotion_{args.world.split('-')[0]}_{args.sampler}{trunks}"
+    name = args.name or f"promotion_{args.world.split('-')[0]}_{args.sampler}"
     write_results(args.out, name, {**facts, "rows": rows}, text)
     print(text)
     return 0

@@ -35,10 +35,6 @@ class CheckpointError(UserError):
     """A checkpoint or weights file is missing, damaged or belongs to another run."""
 
 
-class BranchPointLost(CheckpointError):
-    """The checkpoint that a cooldown branch begins from is missing, damaged or of another run."""
-
-
 class StudyError(UserError):
     """The study database is missing, foreign, newer than this program, or in use."""
 

@@ -60,8 +60,6 @@ class Facts:
         self.study: Study = data.study
         self.rejections: list[Rejection] = data.rejections
         self.trials = sorted((r for r in data.runs if r.kind == "trial"), key=lambda r: r.number)
-        self.branches = sorted((r for r in data.runs if r.kind == "branch"), key=lambda r: r.number)
-        """Cooldown branches of trials."""
         self.promotions = sorted(
             (r for r in data.runs if r.kind == "promotion"), key=lambda r: r.number
         )
@@ -126,7 +124,7 @@ class Facts:
         return {run.id: run for run in self.trials}
 
     def trial_of(self, promotion: Run) -> Run | None:
-        """The trial that a promotion or branch came from; None for a trial."""
+        """The trial that a promotion came from; None for a trial."""
         parent = promotion.parent_run_id
         return None if parent is None else self._trial_by_id.get(parent)
 

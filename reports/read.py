@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, inspect, make_url, select
+from sqlalchemy import Connection, Engine, create_engine, make_url, select
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session, defer
-from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from budgetsweep.config import did_you_mean
@@ -44,7 +43,7 @@ class StudyData:
 
     study: Study
     runs: list[Run]
-    """Trials, branches and promotions, in the order of their rows."""
+    """Trials and promotions, in the order of their rows."""
     rejections: list[Rejection]
     spending: dict[int, Spending]
     """By run id; a run without ledger entries is missing."""
@@ -78,7 +77,9 @@ def read_study(storage_url: str, study_name: str | None = None) -> StudyData:
             study = session.scalars(select(Study).where(Study.name == name)).one()
             data = StudyData(
                 study=study,
-                runs=_read_runs(session, study.id),
+                runs=list(
+                    session.scalars(select(Run).where(Run.study_id == study.id).order_by(Run.id))
+                ),
                 rejections=list(
                     session.scalars(
                         select(Rejection)
@@ -152,22 +153,8 @@ def _choose(names: list[str], wanted: str | None, shown: str) -> str:
     return wanted
 
 
-def _read_runs(session: Session, study_id: int) -> list[Run]:
-    """All runs; in a database from before there were branches none has steps of another."""
-    query = select(Run).where(Run.study_id == study_id).order_by(Run.id)
-    columns = inspect(session.connection()).get_columns(Run.__tablename__)
-    if any(column["name"] == Run.inherited_steps.key for column in columns):
-        return list(session.scalars(query))
-    runs = list(session.scalars(query.options(defer(Run.inherited_steps))))
-    for run in runs:
-        set_committed_value(run, Run.inherited_steps.key, 0)
-    return runs
-
-
 def _read_predictions(session: Session, study_id: int) -> dict[str, Any]:
-    """Newest fit and all predictions; none in a database from before there were any."""
-    if not inspect(session.connection()).has_table(Fit.__tablename__):
-        return {}
+    """Newest fit and all predictions."""
     newest = select(Fit).where(Fit.study_id == study_id).order_by(Fit.id.desc()).limit(1)
     told = select(Prediction).where(Prediction.study_id == study_id).order_by(Prediction.id)
     return {"fit": session.scalar(newest), "predictions": list(session.scalars(told))}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from budgetsweep.constraint import Limits
 from studies.planning import (
-    PLAN_SAMPLES,
     Sample,
     Speed,
     TimePlan,
@@ -16,9 +15,8 @@ from studies.planning import (
     plan_time,
     sample_space,
 )
-from studies.search import worker_pool
+from studies.search import share_gpus, worker_pool
 from studies.settings import SearchSettings
-from studies.sharing import share_gpus
 from studies.space.search_space import SearchSpace
 
 
@@ -31,8 +29,6 @@ class DryRun:
     sample: Sample
     speed: Speed | str
     plan: TimePlan | None
-    sharing: str | None = None
-    """What there is to say of the trials per GPU."""
 
 
 def dry_run(
@@ -47,23 +43,17 @@ def dry_run(
         return DryRun(settings, space, sample, "a run that nobody trains takes none", None)
     seconds = measuring_seconds(settings.budget_flops)
     with worker_pool(settings) as pool:
+        share_gpus(settings, pool)
         limits = Limits(
             settings.budget_flops,
             settings.convention,
-            pool.device(),
+            pool.device_per_worker(),
             val_tokens=settings.data.val_tokens,
             train_tokens=settings.data.train_tokens,
         )
-        told = share_gpus(
-            settings,
-            pool,
-            lambda: sample_space(space, base, limits, PLAN_SAMPLES, settings.seed),
-            seconds_each=seconds,
-        )
-        shared = replace(limits, device=pool.device_per_worker())
-        sample = sample_space(space, base, shared, n, settings.seed, on_progress)
+        sample = sample_space(space, base, limits, n, settings.seed, on_progress)
         if not sample.admitted:
-            return DryRun(settings, space, sample, "nothing is admitted", None, told)
+            return DryRun(settings, space, sample, "nothing is admitted", None)
         speed = measure_speed(sample, pool.measure_share, pool.device().name, seconds_each=seconds)
     plan = None
     if isinstance(speed, Speed):
@@ -71,4 +61,4 @@ def dry_run(
             sample, speed, n_trials=settings.trials, n_workers=pool.n_workers,
             budget_flops=settings.budget_flops, rungs=settings.rungs,
         )  # fmt: skip
-    return DryRun(settings, space, sample, speed, plan, told)
+    return DryRun(settings, space, sample, speed, plan)

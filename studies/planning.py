@@ -32,8 +32,6 @@ SENSIBLE_SECONDS = 30 * 60.0
 """A search that takes longer than a day is called absurd; a sensible one takes so long."""
 ABSURD_SECONDS = 24 * 3600.0
 PLAN_SAMPLES = 256
-CHECKPOINT_BYTES_PER_PARAM = 12
-"""Weight and both of AdamW's moments in fp32; Muon has one moment for matrices."""
 
 
 @dataclass(frozen=True)
@@ -200,8 +198,6 @@ class TimePlan:
     n_budgets: float
     """Cost of all runs, in budgets; `n_trials` where there is one rung."""
     n_workers: int
-    kept_bytes: int
-    """Disk that the checkpoints for cooldown branches take at most, 0 without trunks."""
     sensible_budget_flops: int | None
     """Where the search is absurdly long: a budget that takes about half an hour instead."""
 
@@ -236,15 +232,5 @@ def plan_time(
         n_trials=n_trials,
         n_budgets=n_budgets,
         n_workers=n_workers,
-        kept_bytes=kept_bytes(sample, rungs or Rungs(), n_workers),
         sensible_budget_flops=sensible,
     )
-
-
-def kept_bytes(sample: Sample, rungs: Rungs, n_workers: int) -> int:
-    """Disk for the checkpoints that branches begin from, of the largest models of a sample.
-
-    A trunk's are removed with its last branch. By then each worker may be at the next trunk.
-    """
-    largest = max((admitted.config.n_params for admitted in sample.admitted), default=0)
-    return 2 * n_workers * len(rungs.of_branches) * largest * CHECKPOINT_BYTES_PER_PARAM

@@ -25,7 +25,6 @@ from studies.execution.local_pool import WorkerPool
 from studies.execution.observer import Observer
 from studies.planning import (
     PLAN_SAMPLES,
-    Sample,
     Speed,
     TimePlan,
     measure_speed,
@@ -40,9 +39,7 @@ from studies.samplers.law import LawSampler
 from studies.samplers.objective import Objective
 from studies.samplers.proposals import Proposals
 from studies.scaling.prediction import StudyFit, fit_study, promoted
-from studies.settings import SearchSettings
-from studies.sharing import require_device, share_gpus
-from studies.simulation.data import SimulatedData
+from studies.settings import SearchSettings, no_gpu_to_share
 from studies.simulation.pool import SimulatedPool
 from studies.simulation.worlds import is_replayed, world_of
 from studies.space.defaults import first_proposal
@@ -53,7 +50,6 @@ from trainer.config import TOKENIZER_VOCABULARIES
 
 if TYPE_CHECKING:
     from trainer.data.prepare import PrepareProgress
-    from trainer.data.shards.tokens import TokenData
 
 
 def _go_ahead(plan: TimePlan) -> bool:
@@ -104,7 +100,7 @@ def search(settings: SearchSettings, hooks: Hooks) -> SearchOutcome:
         if settings.names_device:  # which may be missing: that leaves no new database behind
             pool = worker_pool(settings)
             stack.enter_context(pool)
-            require_device(settings, pool)
+            share_gpus(settings, pool)
         # So with earlier studies: they are in the database already.
         store = Store.open(settings.storage, create=not settings.points_from)
         stack.callback(store.close)
@@ -135,6 +131,25 @@ def worker_pool(settings: SearchSettings) -> WorkerPool:
     )
 
 
+def share_gpus(settings: SearchSettings, pool: WorkerPool) -> None:
+    """Give each GPU the number of workers asked for, which decides what memory a trial may take.
+
+    Args:
+        settings: what is asked for.
+        pool: not started but for its first worker, which is waited for.
+
+    Raises:
+        ConfigError: there is no such device, or it is no GPU and a number per GPU is asked for.
+        StudyError: the first worker did not start.
+    """
+    wanted, kind = settings.trials_per_gpu, pool.device().kind
+    if wanted is None:
+        return
+    if kind != "cuda":
+        raise no_gpu_to_share(wanted, settings.device)
+    pool.share_gpus(wanted)
+
+
 def _check_base(base: Mapping[str, Any], space: SearchSpace, settings: SearchSettings) -> None:
     """Refuse a wrong `--set` or a space with nothing in it before anything is written."""
     limits = Limits(settings.budget_flops, settings.convention)
@@ -159,7 +174,6 @@ def _open_study(
         "base": base,
         "pruning": settings.pruning,
         "rungs": str(settings.rungs),
-        "trunks": settings.rungs.cooldown_text,
         "for_scale": settings.for_scale,
         "points_from": list(settings.points_from),
     }
@@ -187,7 +201,6 @@ def _open_study(
         "seed": (study.seed, settings.seed),
         "pruning": (study.settings.get("pruning"), settings.pruning),
         "rungs": (study.settings.get("rungs", "1"), str(settings.rungs)),
-        "cooldown of trunks": (study.settings.get("trunks"), settings.rungs.cooldown_text),
         "list of studies whose runs are points": (
             study.settings.get("points_from", []),
             list(settings.points_from),
@@ -245,11 +258,6 @@ def _search(
             hooks.observer.message(f"{len(runs)} complete runs of {name} are points of the law too")
         objective = Objective(study, store.runs(study.id), earlier)
         reconcile(store, study, proposals, objective)
-        finished_trials = store.runs(study.id, kind="trial", statuses=FINISHED_STATUSES)
-        if isinstance(pool, WorkerPool) and len(finished_trials) < settings.trials:
-            told = _share_gpus(study, settings, space, data, pool, hooks.should_stop)
-            if told is not None:
-                hooks.observer.message(told)
         source = TrialSource(
             store,
             study,
@@ -317,27 +325,6 @@ def _law(space: SearchSpace, base: Mapping[str, Any], study: Study) -> LawSample
     if for_scale is None:
         return LawSampler(space, base, limits)
     return LawSampler(space, base, limits, lambda config: promoted(study, config, for_scale))
-
-
-def _share_gpus(
-    study: Study,
-    settings: SearchSettings,
-    space: SearchSpace,
-    data: TokenData | SimulatedData,
-    pool: WorkerPool,
-    should_stop: Callable[[], bool],
-) -> str | None:
-    """Settle how many workers each GPU has, before limits of memory are."""
-
-    def sample() -> Sample:
-        alone = Limits(study.budget_flops, study.convention, pool.device())  # type: ignore[arg-type]
-        base = study.settings["base"]
-        return sample_space(space, base, alone.with_data(data), PLAN_SAMPLES, settings.seed)
-
-    return share_gpus(
-        settings, pool, sample,
-        seconds_each=measuring_seconds(settings.budget_flops), should_stop=should_stop,
-    )  # fmt: skip
 
 
 def _announce(

@@ -68,8 +68,8 @@ class SearchSettings:
     """Start no trial that would take the study's spending past this, in its convention."""
     workers: int | None = None
     """Trials at a time; None: one, or what `trials_per_gpu` makes."""
-    trials_per_gpu: int | Literal["auto"] | None = None
-    """Trials at a time on each GPU that the device setting allows, 1 to 64; `auto`: measured."""
+    trials_per_gpu: int | None = None
+    """Trials at a time on each GPU that the device setting allows, 1 to 64."""
     threads: int | None = None
     """Arithmetic threads of a worker; None: the cores divided among the workers."""
     device: str = "auto"
@@ -124,17 +124,15 @@ class SearchSettings:
         wanted = self.trials_per_gpu
         if wanted is None:
             return
-        if wanted != "auto" and not 1 <= wanted <= MAX_TRIALS_PER_GPU:
-            raise ConfigError(
-                f"--trials-per-gpu {wanted}: expected 1 to {MAX_TRIALS_PER_GPU}, or auto"
-            )
+        if not 1 <= wanted <= MAX_TRIALS_PER_GPU:
+            raise ConfigError(f"--trials-per-gpu {wanted}: expected 1 to {MAX_TRIALS_PER_GPU}")
         if self.workers is not None:
             raise ConfigError(
                 "--trials-per-gpu and --workers both say how many trials run at a time; give one"
             )
         if self.simulate is not None:
             raise ConfigError("--simulate: leave out --trials-per-gpu: nothing is trained on a GPU")
-        if wanted != "auto" and self.device in ("cpu", "mps"):
+        if self.device in ("cpu", "mps"):
             raise no_gpu_to_share(wanted, self.device)
 
     def _check_world(self) -> None:
@@ -156,10 +154,6 @@ class SearchSettings:
             "--space": (self.space is not None, "the space is the sizes of the table"),
             "--set": (bool(self.overrides), "the table knows sizes and budgets, no other setting"),
             "--convention": (self.convention != "nanogpt", "a table counts 6·N·D, as nanogpt does"),
-            "--trunks": (
-                self.rungs.cooldown is not None,
-                "a table has finished runs, none of which can be branched",
-            ),
             "--sampler grid": (
                 self.sampler == "grid" and len(self.rungs.of_trials) > 1,
                 "it tries each size once, on one rung only",
@@ -173,7 +167,7 @@ class SearchSettings:
     @property
     def names_device(self) -> bool:
         """A device is asked for that a machine may lack."""
-        missing = self.device not in ("auto", "cpu") or isinstance(self.trials_per_gpu, int)
+        missing = self.device not in ("auto", "cpu") or self.trials_per_gpu is not None
         return self.world is None and missing
 
     @property
@@ -227,22 +221,13 @@ class SearchSettings:
             base |= self.replay.base()
         if self.simulate is not None:
             base |= {"trainer": "simulated", "world": self.simulate, "num_reports": REPORTS}
-        base |= self._of_trunks
         return apply_overrides(base, self.overrides)
-
-    @property
-    def _of_trunks(self) -> dict[str, Any]:
-        """Run settings that `--trunks` decides."""
-        if self.rungs.cooldown is None:
-            return {}
-        return {"schedule": "wsd", "cooldown_fraction": float(self.rungs.cooldown)}
 
     def resolved_space(self) -> SearchSpace:
         """The space given or the built-in one, without what `--set` fixes.
 
         Raises:
-            ConfigError: no such tokenizer, architecture or recipe; the space or `--set` says
-                otherwise than `--trunks`.
+            ConfigError: no such tokenizer, architecture or recipe.
         """
         if self.replay is not None:
             return self.replay.space(self.budget_flops, self.rungs)
@@ -262,9 +247,8 @@ class SearchSettings:
         if self.simulate is not None and architecture != "decoder":
             raise ConfigError("--simulate: the laws are of decoders; leave architecture out")
         space = self.space or default_space(
-            self.budget_flops, n_vocab, self.convention, architecture, recipe, self.for_scale,
-            shortest_share=float(min(self.rungs.of_branches, default=1)),
-        )  # fmt: skip
+            self.budget_flops, n_vocab, self.convention, architecture, recipe, self.for_scale
+        )
         data = space.to_dict()
         if "architecture" in settings:
             data["parameters"]["architecture"] = {"value": architecture}
@@ -277,15 +261,6 @@ class SearchSettings:
                 data["parameters"][short] = apply_overrides(
                     {}, [f"v={override.partition('=')[2]}"]
                 )["v"]
-        for name, wanted in self._of_trunks.items():
-            entry = data["parameters"].get(name, {"value": settings.get(name, wanted)})
-            said = entry.get("value") if isinstance(entry, dict) else entry
-            if said != wanted:
-                hint = "; --trunks 0.3 makes it 0.3" if name == "cooldown_fraction" else ""
-                raise ConfigError(
-                    f"--trunks: every run has {name} {wanted}; leave {name} out of the space and "
-                    f"of --set{hint}"
-                )
         return space_from_dict(data, "search space")
 
 

@@ -22,7 +22,6 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
     with Store.open(storage) as store:
         study = store.study(name)
         trials = store.runs(study.id, kind="trial")
-        branches = store.runs(study.id, kind="branch")
         promotions = store.runs(study.id, kind="promotion")
         ledger = store.ledger(study.id)
         best = store.best_run(study.id)
@@ -33,7 +32,7 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
             entry["example"] = rejection.detail
         judged = diagnose_runs((*trials, *promotions), study, store.curves(study.id))
         numbers = {run.id: run.number for run in trials}
-        everything = (*trials, *branches, *promotions)
+        everything = (*trials, *promotions)
         unfinished = ("queued", "running", "interrupted")
         return {
             "study": study.name,
@@ -53,10 +52,6 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
             "verdicts": _verdicts(judged, trials),
             "unfinished": [_facts(run) for run in everything if run.status in unfinished],
             "failed": [_facts(run) for run in everything if run.status == "failed"],
-            "branches": [
-                {**_facts(run), "parent_number": numbers.get(run.parent_run_id or -1)}
-                for run in branches
-            ],
             "promotions": [
                 {
                     **_facts(run),

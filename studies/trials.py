@@ -19,8 +19,6 @@ from studies.samplers.proposals import Proposal, Proposals, SpaceExhausted
 from studies.settings import SearchSettings
 from studies.space.rungs import Rungs, rung_budget
 from studies.space.search_space import SearchSpace
-from studies.trunks import Branches
-from trainer.branches import Lineage
 from trainer.events import DeviceInfo, Point, RunResult
 
 if TYPE_CHECKING:
@@ -66,7 +64,7 @@ def tell(proposals: Proposals, run: Run, objective: Objective) -> None:
 
 
 class TrialSource:
-    """Gives the dispatcher interrupted runs, then branches, then new proposals, admitted ones."""
+    """Gives the dispatcher interrupted runs, then new proposals, admitted ones."""
 
     def __init__(
         self,
@@ -101,8 +99,7 @@ class TrialSource:
         self._proposals, self._objective = proposals, objective
         self._observer, self._should_stop = observer, should_stop
         self._started = time.monotonic()
-        kinds = ("trial", "branch")
-        self.recovered = [run for run in recover(store, study) if run.kind in kinds]
+        self.recovered = [run for run in recover(store, study) if run.kind == "trial"]
         known = {run.number for run in store.runs(study.id, kind="trial")}
         known |= {rejection.number for rejection in store.rejections(study.id)}
         self._undecided = [p for p in proposals.open_proposals() if p.number not in known]
@@ -118,7 +115,6 @@ class TrialSource:
             convention=study.convention,  # type: ignore[arg-type]
             device=device,
         ).with_data(data)
-        self.branches = Branches(store, study, settings, self.limits, observer)
 
     def out_of_time(self) -> bool:
         """Whether `--hours` are over."""
@@ -129,10 +125,8 @@ class TrialSource:
         """Why no further trial is started, in words; None: go on."""
         if self.out_of_time():
             return f"--hours {self._settings.hours:g} are over"
-        if self.recovered or self.branches.is_waiting:
+        if self.recovered:
             return None
-        if self.branches.refusal is not None:
-            return self.branches.refusal
         if self._n_started >= self._settings.trials:
             return f"all {self._settings.trials} trials are done"
         return self._ended
@@ -142,12 +136,8 @@ class TrialSource:
         if self.out_of_time():
             return None
         if self.recovered:
-            recovered = self.recovered.pop(0)
-            self._n_started += recovered.kind == "trial"
-            return recovered
-        branch = self.branches.next_run()
-        if branch is not None:
-            return branch
+            self._n_started += 1
+            return self.recovered.pop(0)
         while self.reason_to_stop() is None and not self._should_stop():
             self._ended = self._used_up()
             if self._ended is not None:
@@ -203,19 +193,17 @@ class TrialSource:
             self._reject(proposal, answer)
             return None
         limit = self._settings.total_flops
-        committed = charge = 0
         if limit is not None:
-            committed = self.branches.reserved_flops + self._store.committed_flops(
-                self._study.id, self.limits.convention, ("trial", "branch")
+            committed = self._store.committed_flops(
+                self._study.id, self.limits.convention, kind="trial"
             )
-            charge = answer.charge_flops + self.branches.cost(answer.config)
-        if limit is not None and committed + charge > limit:
-            self._ended = (
-                f"--total-flops {limit:.4g}: {committed:.4g} are spent or under way and the "
-                f"next trial would cost {charge:.4g}"
-            )
-            self._undecided.insert(0, proposal)
-            return None
+            if committed + answer.charge_flops > limit:
+                self._ended = (
+                    f"--total-flops {limit:.4g}: {committed:.4g} are spent or under way and the "
+                    f"next trial would cost {answer.charge_flops:.4g}"
+                )
+                self._undecided.insert(0, proposal)
+                return None
         self._rejected_in_a_row = 0
         self._hashes.add(digest)
         self._n_started += 1
@@ -233,13 +221,7 @@ class TrialSource:
             output_dir=str(run_dir),
             scale=float(rung) if min(self._settings.rungs.multiples) < 1 else None,
         )
-        run = self._store.run(run_id)
-        self.branches.started(run)
-        return run
-
-    def lineage(self, run: Run) -> Lineage:
-        """What a trunk keeps for its branches, and what a branch begins from."""
-        return self.branches.lineage(run)
+        return self._store.run(run_id)
 
     def _reject(self, proposal: Proposal, answer: Rejected) -> None:
         self._store.add_rejection(
@@ -277,12 +259,7 @@ class TrialSource:
     def finished(self, run: Run, result: RunResult) -> None:
         """Tell Optuna, and keep on disk only the weights that are asked for."""
         del result  # it is in the run's row
-        if run.kind == "branch":
-            self._objective.add(run)
-            self.branches.finished(run)
-        else:
-            tell(self._proposals, run, self._objective)
-            self.branches.trunk_finished(run)
+        tell(self._proposals, run, self._objective)
         keep = self._settings.keep
         if keep == "all" or run.status != "complete":
             return

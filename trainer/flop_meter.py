@@ -30,11 +30,11 @@ _COUNT = (1 << 48) - 1
 logger = logging.getLogger("budgetsweep")
 
 
-def read_executed_steps(run_dir: Path, inherited_steps: int = 0) -> int:
+def read_executed_steps(run_dir: Path) -> int:
     """Optimiser steps computed in all attempts at the run in `run_dir`; 0 before the first.
 
     Where meter.bin is damaged: a warning, and the step of the newest checkpoint, which is the
-    least that was executed. A branch did not execute the steps that it has from its trunk.
+    least that was executed.
     """
     path = run_dir / METER_NAME
     try:
@@ -46,8 +46,7 @@ def read_executed_steps(run_dir: Path, inherited_steps: int = 0) -> int:
     steps = _decode(data)
     if steps is not None:
         return steps
-    newest = max((step for step, _ in checkpoint_files(run_dir)), default=0)
-    least = max(0, newest - inherited_steps)
+    least = max((step for step, _ in checkpoint_files(run_dir)), default=0)
     if data or least:
         logger.warning(
             "%s is damaged; counting the %d executed steps that the checkpoints show", path, least
@@ -58,16 +57,13 @@ def read_executed_steps(run_dir: Path, inherited_steps: int = 0) -> int:
 class FlopMeter:
     """Charges each step before it is computed; a context manager that owns the run's folder."""
 
-    def __init__(
-        self, run_dir: Path, flops_per_step: int, budget_flops: int, inherited_steps: int = 0
-    ) -> None:
+    def __init__(self, run_dir: Path, flops_per_step: int, budget_flops: int) -> None:
         """Open or create the counter in `run_dir`.
 
         Args:
             run_dir: the run's folder; exists.
             flops_per_step: training FLOPs of one optimiser step, in the run's convention.
             budget_flops: training FLOPs that the run's history may hold.
-            inherited_steps: steps of that history that a trunk computed.
 
         Raises:
             CheckpointError: the file cannot be written, or another process holds it.
@@ -81,7 +77,7 @@ class FlopMeter:
             raise cannot_write(path, error) from error
         try:
             self._lock(run_dir)
-            steps = read_executed_steps(run_dir, inherited_steps)
+            steps = read_executed_steps(run_dir)
             # Written before it is mapped: on a full disk this fails here and not with SIGBUS.
             os.ftruncate(self._handle, 8)
             os.pwrite(self._handle, (_MARK | steps).to_bytes(8, sys.byteorder), 0)

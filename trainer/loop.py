@@ -9,8 +9,7 @@ from typing import TypeAlias
 
 import torch
 
-from budgetsweep.errors import BranchPointLost, NonFiniteLoss
-from trainer.branches import WHOLE, Lineage
+from budgetsweep.errors import NonFiniteLoss
 from trainer.checkpoints.artefacts import read_finished
 from trainer.config import RunConfig
 from trainer.data.shards.tokens import TokenData
@@ -28,7 +27,7 @@ Event: TypeAlias = Progress | Point | Checkpointed
 Run: TypeAlias = Generator[Event, Command | None, RunResult]
 
 
-def train_run(config: RunConfig, data: TokenData, run_dir: Path, lineage: Lineage = WHOLE) -> Run:
+def train_run(config: RunConfig, data: TokenData, run_dir: Path) -> Run:
     """Train one configuration, from its latest checkpoint if `run_dir` has one.
 
     A generator of events: `Progress` about once a second, `Point` at num_reports and num_evals
@@ -40,8 +39,7 @@ def train_run(config: RunConfig, data: TokenData, run_dir: Path, lineage: Lineag
       A folder whose run is complete gives its points and its result at once;
     * pruned: checkpoints removed;
     * interrupted: the same call continues;
-    * failed, with the reason: loss, gradient or validation loss not finite; out of memory; a
-      branch has nothing to begin from.
+    * failed, with the reason: loss, gradient or validation loss not finite; out of memory.
 
     The caller's random state is the same before and after, and while it handles an event.
 
@@ -49,7 +47,6 @@ def train_run(config: RunConfig, data: TokenData, run_dir: Path, lineage: Lineag
         config: a filled configuration.
         data: its tokens.
         run_dir: folder of checkpoints and results; made if missing.
-        lineage: which checkpoints to keep for branches, and which one to begin from.
 
     Raises:
         CheckpointError: the folder cannot be written (disk full), belongs to another
@@ -63,13 +60,11 @@ def train_run(config: RunConfig, data: TokenData, run_dir: Path, lineage: Lineag
             _ = yield point  # a verdict comes too late
         return finished.result
     device = torch_device(config.device)
-    return (yield from _isolated(_train(config, data, run_dir, device, lineage), device))
+    return (yield from _isolated(_train(config, data, run_dir, device), device))
 
 
-def _train(
-    config: RunConfig, data: TokenData, run_dir: Path, device: torch.device, lineage: Lineage
-) -> Run:
-    run = RunState(config, data, run_dir, device, lineage)
+def _train(config: RunConfig, data: TokenData, run_dir: Path, device: torch.device) -> Run:
+    run = RunState(config, data, run_dir, device)
     command: Command | None = None
     with run.meter:
         try:
@@ -77,7 +72,6 @@ def _train(
             for point in list(run.points):  # of earlier attempts: the caller may have been killed
                 command = (yield point) or command
             while True:
-                run.keep_for_branches()
                 if run.evaluation_is_due():
                     run.evaluate()
                 if run.point_is_due():
@@ -92,7 +86,7 @@ def _train(
                     run.trim_heap()
                 run.meter.charge(run.step)
                 run.train_step()
-        except (NonFiniteLoss, FloatingPointError, BranchPointLost) as error:
+        except (NonFiniteLoss, FloatingPointError) as error:
             return run.result("failed", str(error))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from trainer.branches import WHOLE, Lineage
 from trainer.checkpoints import checkpoint
 from trainer.checkpoints.artefacts import write_artefacts
 from trainer.config import RunConfig
@@ -53,12 +52,7 @@ class RunState:
     """State of a run between two optimiser steps."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        data: TokenData,
-        run_dir: Path,
-        device: torch.device,
-        lineage: Lineage = WHOLE,
+        self, config: RunConfig, data: TokenData, run_dir: Path, device: torch.device
     ) -> None:
         """Claim the folder; nothing large is made yet."""
         self.flops_per_step = config.flops_per_step(config.convention)
@@ -67,18 +61,15 @@ class RunState:
             run_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise checkpoint.cannot_write(run_dir, error) from error
-        self.lineage = lineage
-        budget = config.budget_flops or planned
-        self.meter = FlopMeter(run_dir, self.flops_per_step, budget, lineage.inherited_steps)
+        self.meter = FlopMeter(run_dir, self.flops_per_step, config.budget_flops or planned)
         self.config, self.data, self.run_dir, self.device = config, data, run_dir, device
         self.config_hash = checkpoint.run_hash(config)
         self.compiled = wants_compile(config, device)
-        self.step = lineage.inherited_steps
+        self.step = 0
         self.points: list[Point] = []
         self.validation: Validation | None = None
         self.validated_step = 0
         self.saved_step: int | None = None
-        self.kept_step: int | None = None
         self.train_seconds = self.eval_seconds = 0.0
         self.loss_sum, self.loss_count = 0.0, 0  # since the last point
         self.norm: float | None = None
@@ -99,8 +90,6 @@ class RunState:
         self.get_lr = config.lr_schedule()
         self.autocast = autocast_context(config, device)
         state = checkpoint.load_latest(self.run_dir, self.config_hash)
-        if state is None and self.lineage.begins_from is not None:
-            state = checkpoint.load_kept(self.lineage.begins_from, config)
         if state is not None:
             self._restore(state)
         forward = training_forward(self.model, self.compiled)
@@ -216,14 +205,6 @@ class RunState:
         checkpoint.save(self.run_dir, self._state(), self.step)
         self.saved_at, self.saved_step = time.monotonic(), self.step
         return Checkpointed(self.step)
-
-    def keep_for_branches(self) -> None:
-        """Keep a checkpoint of this step, if branches begin here and this attempt has not."""
-        if self.step not in self.lineage.kept_steps or self.kept_step == self.step:
-            return
-        self.settle()
-        checkpoint.keep(self.run_dir, self._state(), self.config)
-        self.kept_step = self.step
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from statistics import fmean, median
+from statistics import median
 
 import torch
 
@@ -17,9 +17,7 @@ from trainer.optim import build_optimizer
 from trainer.optimizer_steps import LOGGED_STEPS, Training, steps_of
 
 
-def measure_tokens_per_second(
-    config: RunConfig, seconds: float = 1.0, when_warm: Callable[[], None] | None = None
-) -> float:
+def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
     """Training speed of a configuration here, from real optimiser steps on random tokens.
 
     Forward, loss, backward and update are run on this device in the run's precision after a
@@ -31,9 +29,6 @@ def measure_tokens_per_second(
     Args:
         config: a filled configuration.
         seconds: time to measure, warm-up (about as long at most) not counted.
-        when_warm: called between warm-up and measuring; waits there for other processes that
-            measure on the same device. What counts then is the mean of the steps, not their
-            median: a device serves processes in turns, and the median step may not wait at all.
 
     Returns:
         Training tokens a second.
@@ -45,11 +40,11 @@ def measure_tokens_per_second(
         torch.manual_seed(config.seed)
         if device.type == "cuda" and config.architecture == "decoder":
             try:
-                return StepTimer(config, device).tokens_per_second(seconds, when_warm)
+                return StepTimer(config, device).tokens_per_second(seconds)
             finally:
                 if config.compile == "on":
                     forget_compiled()
-        return _measure(config, device, seconds, when_warm)
+        return _measure(config, device, seconds)
 
 
 def training_on_noise(config: RunConfig, device: torch.device) -> Training:
@@ -86,16 +81,9 @@ class StepTimer:
         self._taken = 0
         self.time_steps(1)
 
-    def tokens_per_second(
-        self, seconds: float, when_warm: Callable[[], None] | None = None
-    ) -> float:
-        """Training tokens a second, of whole steps that take so long together or longer.
-
-        `when_warm` as in `measure_tokens_per_second`.
-        """
+    def tokens_per_second(self, seconds: float) -> float:
+        """Training tokens a second, of whole steps that take so long together or longer."""
         at_once = min(LOGGED_STEPS, max(1, int(seconds / 5 / max(self.time_steps(1), 1e-6))))
-        if when_warm is not None:
-            when_warm()
         passed, before = 0.0, self._taken
         while passed < seconds:
             passed += self.time_steps(at_once)
@@ -111,12 +99,7 @@ class StepTimer:
         return time.perf_counter() - start
 
 
-def _measure(
-    config: RunConfig,
-    device: torch.device,
-    seconds: float,
-    when_warm: Callable[[], None] | None,
-) -> float:
+def _measure(config: RunConfig, device: torch.device, seconds: float) -> float:
     objective = objective_for(config, device)
     model = objective.build_model()
     optimizer = build_optimizer(model, config, device)
@@ -144,9 +127,6 @@ def _measure(
             break
         growth = max(2, min(8, int(seconds / 5 / max(took, 1e-6))))
         n_sequences = min(config.batch_size, n_sequences * growth)
-    if when_warm is not None:
-        when_warm()
-    centre = median if when_warm is None else fmean
     passes: list[float] = []
     updates: list[float] = []
     deadline = time.perf_counter() + seconds
@@ -154,6 +134,6 @@ def _measure(
         passes.append(timed(pass_over, n_sequences))
         updates.append(timed(optimizer.step))
         optimizer.zero_grad(set_to_none=True)
-    pass_seconds = centre(passes) * config.batch_size / n_sequences
-    step_seconds = config.grad_accumulation_steps * pass_seconds + centre(updates)
+    pass_seconds = median(passes) * config.batch_size / n_sequences
+    step_seconds = config.grad_accumulation_steps * pass_seconds + median(updates)
     return config.tokens_per_step / step_seconds

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,10 +205,6 @@ def status_command(
     )
     counts = ", ".join(f"{n} {name}" for name, n in status["trials"].items()) or "none yet"
     console.print(f"trials: {counts}", highlight=False)
-    if status["branches"]:
-        states = Counter(run["status"] for run in status["branches"])
-        told = ", ".join(f"{n} {name}" for name, n in states.items())
-        console.print(f"cooldown branches of trials: {told}", highlight=False)
     spent, planned = status["flops_spent"], status["flops_planned"]
     console.print(
         f"FLOPs: {flops(spent)} spent of {flops(planned)} planned, "

@@ -130,7 +130,7 @@ class RunsDisplay(Observer):
     def run_started(self, run: RunView) -> None:
         """Remember the run; say so when it is continued."""
         self._running[run.run_id] = (run, None)
-        resumed = run.resumed_at_step > run.inherited_steps
+        resumed = run.resumed_at_step > 0
         if resumed or run.kind == "promotion":
             how = f"continues from step {run.resumed_at_step:,}" if resumed else "starts"
             self.message(f"{run.name} {how}")
@@ -153,7 +153,7 @@ class RunsDisplay(Observer):
         self._best = best_val_loss_nats
         if result.status == "interrupted":
             return
-        self._n_done += run.kind != "branch"
+        self._n_done += 1
         self._spent += run.planned_flops * result.steps_executed // max(1, run.num_steps)
         if result.val_loss_nats is not None and result.status == "complete":
             outcome = (

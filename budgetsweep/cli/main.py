@@ -25,7 +25,6 @@ from budgetsweep.cli.options import (
     points_from_option,
     set_option,
     storage_options,
-    trials_per_gpu_option,
     yes_option,
 )
 from budgetsweep.cli.scaling import fit
@@ -120,7 +119,10 @@ def cli() -> None:
     "--workers", type=click.IntRange(1, 256),
     help="Trials at a time: spread over the GPUs, or a CPU's cores divided [default: 1].",
 )  # fmt: skip
-@trials_per_gpu_option
+@click.option(
+    "--trials-per-gpu", type=click.IntRange(1, 64), metavar="N",
+    help="Trials at a time on each GPU, in place of --workers.",
+)  # fmt: skip
 @click.option(
     "--threads", type=click.IntRange(1, 1024),
     help="Arithmetic threads of a worker [default: the cores divided among the workers].",
@@ -129,11 +131,6 @@ def cli() -> None:
     "--rungs", metavar="R,R,…",
     help="Budgets of the runs as multiples of --budget: a law of the loss needs several; 1 looks "
     "for the best at the budget alone [default: 0.1,0.3,1 with --sampler law and 12 trials].",
-)  # fmt: skip
-@click.option(
-    "--trunks", is_flag=False, flag_value="0.2", default=None, metavar="[COOLDOWN]",
-    help="Train the rungs below 1 as cooldown branches of trials at the whole budget; COOLDOWN is "
-    "its share of the steps [0.2].",
 )  # fmt: skip
 @click.option(
     "--for-scale",
@@ -191,10 +188,6 @@ def search(dry_run: bool, yes: bool, **options: Any) -> None:
     "--select", type=click.Choice(["measured", "predicted"]),
     help="The trial that measured best, or whose shape is predicted best at the larger budget "
     "[default: predicted, where the trials carry a prediction].",
-)  # fmt: skip
-@click.option(
-    "--check-lr", is_flag=True,
-    help="First try 1/2, 1 and 2 times the learning rate at 3 % of the budget each.",
 )  # fmt: skip
 @click.option(
     "--output-dir", type=click.Path(file_okay=False, path_type=Path), help="Folder for model.pt …"

@@ -37,26 +37,6 @@ class Flops(WholeNumber):
         return int(number)
 
 
-class CountOrAuto(click.ParamType):  # type: ignore[type-arg]
-    """A whole number from 1 to a greatest one, or `auto`."""
-
-    name = "N|auto"
-
-    def __init__(self, greatest: int) -> None:
-        self._greatest = greatest
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | str:
-        """The number or the word."""
-        if value == "auto":
-            return "auto"
-        if not str(value).isdecimal() or not 1 <= int(value) <= self._greatest:
-            expected = f"expected 1 to {self._greatest}, or auto"
-            self.fail(f"{value!r} is no number of trials; {expected}", param, ctx)
-        return int(value)
-
-
 def storage_options(command: F) -> F:
     """--storage and --study."""
     for option in (
@@ -131,11 +111,6 @@ points_from_option = click.option(
     help="An earlier study of this database on the same text: its complete runs are points of the "
     "law too (repeatable).",
 )
-trials_per_gpu_option = click.option(
-    "--trials-per-gpu", type=CountOrAuto(64), metavar="N|auto",
-    help="Trials at a time on each GPU, in place of --workers; auto: as many as measured speed "
-    "gains by.",
-)  # fmt: skip
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask before a very long run.")
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from budgetsweep.cli.display import duration, flops, gib
+from budgetsweep.cli.display import duration, flops
 
 if TYPE_CHECKING:
     from studies.planning import TimePlan
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def print_time_plan(plan: TimePlan, settings: SearchSettings, console: Console) -> None:
-    """How long a trial and the search take here, what all runs cost, what disk they need."""
+    """How long a trial and the search take here, and what all runs cost."""
     low, high = plan.trial_seconds_range
     console.print(
         f"measured here: a trial of {flops(settings.budget_flops)} FLOPs takes about "
@@ -23,12 +23,6 @@ def print_time_plan(plan: TimePlan, settings: SearchSettings, console: Console) 
         highlight=False,
     )
     print_rungs(settings, console)
-    if plan.kept_bytes:
-        console.print(
-            f"checkpoints for the branches need up to {gib(plan.kept_bytes)} of disk; a trial's "
-            "are removed with its last branch",
-            highlight=False,
-        )
     if plan.sensible_budget_flops is not None:
         console.print(
             f"that is very long for this device; --budget {flops(plan.sensible_budget_flops)} "
@@ -45,13 +39,6 @@ def print_rungs(settings: SearchSettings, console: Console) -> None:
     budgets = float(rungs.budgets(n))
     told = f"rungs {rungs}: all runs together cost {budgets:.3g} budgets, "
     told += f"{flops(int(budgets * settings.budget_flops))} FLOPs"
-    if rungs.cooldown is not None:
-        apart = n * float(sum(rungs.of_branches) + 1)
-        told += (
-            f"; {n * len(rungs.of_branches)} of them are cooldown branches of the {n} trials "
-            f"({100 * float(rungs.cooldown):g} % of their steps); trained apart, trials and "
-            f"branches would cost {apart:.3g} budgets"
-        )
     for rung in rungs.of_finalists:
         told += (
             f"; {rungs.finalists(rung, n)} of the best again at {float(rung):g} times the budget"

@@ -50,7 +50,6 @@ def search_settings(
     seed: int | None,
     prune: bool,
     rungs: str | None,
-    trunks: str | None,
     for_scale: float | None,
     trials: int,
     simulate: str | None,
@@ -91,7 +90,7 @@ def search_settings(
         {"source": source, "validation": val_data, "text_field": text_field},
         "--data",
     )
-    is_default = rungs is None and trunks is None
+    is_default = rungs is None
     if is_default and replay is None and not prune and plans_rungs(sampler, trials):
         rungs, for_scale = DEFAULT_RUNGS, for_scale or DEFAULT_SCALE
     return SearchSettings(
@@ -108,7 +107,7 @@ def search_settings(
         simulate=simulate,
         replay=table,
         pruning=prune,
-        rungs=Rungs.parse(rungs or "1", trunks),
+        rungs=Rungs.parse(rungs or "1"),
         overrides=tuple(overrides),
         **rest,
     )
@@ -191,8 +190,6 @@ def dry_run_command(settings: SearchSettings, console: Console) -> None:
     result = dry_run(settings, n)
     sample = result.sample
     print_notice(console, settings.world)
-    if result.sharing is not None:
-        console.print(escape(result.sharing), highlight=False)
     console.print(
         f"{n:,} random proposals at {flops(settings.budget_flops)} FLOPs "
         f"({settings.convention}): {100 * sample.admitted_share:.1f} % admitted",

@@ -62,11 +62,7 @@ def _record(facts: Facts) -> dict[str, Any] | None:
 
 
 def _points(record: dict[str, Any]) -> pd.DataFrame:
-    return (
-        pd.DataFrame(record["points"])
-        .drop(columns=["run_id", "point"], errors="ignore")
-        .astype(float)
-    )
+    return pd.DataFrame(record["points"]).drop(columns=["run_id"]).astype(float)
 
 
 def _promoted(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from typing import Any
 
 from reports.document import Bullets, Table, Text
@@ -65,13 +64,9 @@ def _law(record: dict[str, Any]) -> str:
             f" This count of parameters has {percent(weight)} of the weight; predictions are the "
             "mean of this law and one in the other count."
         )
-    ends = Counter(point.get("point") for point in record["points"])
-    branches = ends["cooldown branch"]
-    branched = f", {branches} of them cooldown branches," if branches else ""
     ranges = {name: fit[f"{name}_range"] for name in ("n_params", "tokens")}
     return (
-        f"fitted to {plural(fit['n_points'], 'run')}{branched} of "
-        f"{plural(fit['n_shapes'], 'size')} "
+        f"fitted to {plural(fit['n_points'], 'run')} of {plural(fit['n_shapes'], 'size')} "
         f"({short(ranges['n_params'][0])} to {short(ranges['n_params'][1])} {COUNTED[counts]}) at "
         f"{plural(fit['n_budgets'], 'budget')}, {short(ranges['tokens'][0])} to "
         f"{short(ranges['tokens'][1])} tokens. A run scatters around it by "

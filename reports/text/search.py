@@ -57,32 +57,9 @@ def tried(facts: Facts) -> list[Text | Table]:
     ]  # fmt: skip
     if facts.first is not None:
         parts.append(f"The first to be admitted, trial {facts.first.number}, is the point to beat.")
-    if facts.branches:
-        done = sum(run.status == "complete" for run in facts.branches)
-        rungs = ", ".join(f"{scale:g}" for scale in branch_scales(facts))
-        named = plural(len(facts.branches), "cooldown branch", "cooldown branches")
-        parts.append(
-            f"{named} of the trials ({done} complete) give losses at {rungs} times the budget for "
-            "the cost of their cooldowns; they are points of the law and compete with no trial."
-        )
     rows = [_space_row(name, entry, facts) for name, entry in facts.parameters.items()]
     table = Table(["parameter", "space", "tried", "best"], rows, caption="Search space")
     return [Text(" ".join(parts)), table] if rows else [Text(" ".join(parts))]
-
-
-def branch_scales(facts: Facts) -> list[float]:
-    """Rungs on which there are cooldown branches, ascending."""
-    return sorted({run.scale for run in facts.branches if run.scale is not None})
-
-
-def _branch_losses(facts: Facts, columns: list[Run]) -> list[list[str]]:
-    """A row a rung: the losses of the trials' branches there."""
-    at = {(run.parent_run_id, run.scale): run.val_loss_nats for run in facts.branches}
-    return [
-        [f"loss of its branch at {scale:g} times the budget",
-         *(loss(at.get((run.id, scale))) for run in columns)]
-        for scale in branch_scales(facts)
-    ]  # fmt: skip
 
 
 def _space_row(name: str, entry: Parameter, facts: Facts) -> list[str]:
@@ -130,7 +107,6 @@ def best_few(facts: Facts) -> list[Text | Table]:
         ["validation loss", *(loss(run.val_loss_nats) for run in columns)],
         ["perplexity", *(perplexity(run.val_ppl) for run in columns)],
         ["bits per byte", *(loss(run.val_bits_per_byte, 3) for run in columns)],
-        *_branch_losses(facts, columns),
         ["parameters", *(short(run.n_params) for run in columns)],
         ["tokens", *(short(run.planned_tokens) for run in columns)],
         ["tokens a parameter", *(f"{tokens_per_param(run):.3g}" for run in columns)],

@@ -248,13 +248,10 @@ def _sampling(facts: Facts, winner: Run) -> str:
 def cost(facts: Facts) -> list[Text | Table]:
     """FLOPs from the ledger, tokens, time, device."""
     groups = [("trials", facts.trials)]
-    if facts.branches:
-        name = plural(len(facts.branches), "cooldown branch", "cooldown branches")
-        groups.append((name, facts.branches))
     if facts.promotions:
         groups.append((plural(len(facts.promotions), "promotion"), facts.promotions))
     if len(groups) > 1:
-        groups.append(("together", [*facts.trials, *facts.branches, *facts.promotions]))
+        groups.append(("together", [*facts.trials, *facts.promotions]))
     costs = [(name, facts.costs(runs)) for name, runs in groups]
     total = costs[-1][1]
     if total.planned is None or total.spent is None:

@@ -44,7 +44,6 @@ class RunState(NamedTuple):
     step: int
     steps_executed: int
     num_steps: int
-    inherited_steps: int
     tokens_per_step: int
     planned_flops_nanogpt: int
     planned_flops_matmul: int
@@ -171,13 +170,12 @@ def _rest(connection: Connection, run: RunState, step: int, steps_executed: int)
     return {
         "step": step,
         "steps_executed": steps_executed,
-        "steps_redone": steps_executed - (step - run.inherited_steps),
+        "steps_redone": steps_executed - step,
     }
 
 
 def _check_step(run: RunState, step: int, steps_executed: int) -> None:
-    first = run.inherited_steps
-    if not first <= step <= min(run.num_steps, first + steps_executed):
+    if not 0 <= step <= min(run.num_steps, steps_executed):
         raise IllegalChangeError(
             f"run {run.id} is at step {step} of {run.num_steps} with {steps_executed} computed"
         )

@@ -134,13 +134,15 @@ class Reader:
             return session.scalar(query)
 
     def committed_flops(
-        self, study_id: int, convention: Convention, kinds: Sequence[str] = ("trial",)
+        self, study_id: int, convention: Convention, *, kind: str | None = None
     ) -> int:
         """Training FLOPs that runs have spent, and that the unfinished ones may still take."""
         planned = getattr(Run, f"planned_flops_{convention}")
         query = select(
             Run.status, Run.step, Run.steps_executed, Run.num_steps, planned.label("planned")
-        ).where(Run.study_id == study_id, Run.kind.in_(kinds))
+        ).where(Run.study_id == study_id)
+        if kind is not None:
+            query = query.where(Run.kind == kind)
         total = 0
         with self._read() as session:
             for run in session.execute(query):

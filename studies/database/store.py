@@ -32,7 +32,7 @@ from studies.database.connection import (
     open_engine,
     storage_url,
 )
-from studies.database.ledger import Amount, LedgerTotals, of_steps
+from studies.database.ledger import Amount, LedgerTotals
 from studies.database.lifecycle import IllegalChangeError
 from studies.database.migrations import migrate
 from studies.database.reader import Reader
@@ -227,11 +227,8 @@ class Store(Reader):
         output_dir: str | None,
         parent_run_id: int | None = None,
         scale: float | None = None,
-        inherited_steps: int = 0,
     ) -> int:
         """Queue a run that was admitted and enter it in the ledger as planned; returns its id.
-
-        Of a branch (`inherited_steps` of its history are its trunk's) the ledger gets its own part.
 
         Raises:
             BudgetExceeded: its steps cost more than `budget_flops` in the config's convention.
@@ -264,8 +261,6 @@ class Store(Reader):
             "num_steps": config.steps,
             "tokens_per_step": config.tokens_per_step,
             "planned_tokens": total,
-            "inherited_steps": inherited_steps,
-            "step": inherited_steps,
             **{f"planned_flops_{convention}": flops for convention, flops in planned.items()},
             "epochs": epochs,
             "estimated_memory_bytes": estimated_memory_bytes,
@@ -277,9 +272,7 @@ class Store(Reader):
                 lifecycle.lock_study(connection, study_id)
                 inserted = connection.execute(insert(Run).values(**row)).inserted_primary_key
                 run_id: int = inserted[0] if inserted else 0
-                own = config.steps - inherited_steps
-                each = list(planned.values())
-                amount = of_steps(own, config.steps, config.tokens_per_step, each)
+                amount = Amount(config.steps, total, **planned)
                 lifecycle.enter(connection, study_id, run_id, "planned", 0, amount)
         except IntegrityError as error:
             raise IllegalChangeError(f"{kind} {number} cannot be entered ({error.orig})") from error

@@ -103,7 +103,7 @@ class Study(Base):
 
 
 class Run(Base):
-    """One training run: a trial of a search, a cooldown branch of one, or a promotion."""
+    """One training run: a trial of a search, or a promotion of one."""
 
     __tablename__ = "bs_run"
     __table_args__ = (
@@ -117,11 +117,11 @@ class Run(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("bs_study.id"))
     kind: Mapped[str] = mapped_column(String(20))
-    """`trial`, `branch` or `promotion`."""
+    """`trial` or `promotion`."""
     number: Mapped[int] = mapped_column(Integer)
-    """Trial: the number of its Optuna trial. Others: 0, 1, … in a study."""
+    """Trial: the number of its Optuna trial. Promotion: 0, 1, … in a study."""
     parent_run_id: Mapped[int | None] = mapped_column(ForeignKey("bs_run.id"))
-    """Promotion: the trial whose shape it trains. Branch: the trial that is its trunk."""
+    """Promotion: the trial whose shape it trains."""
     scale: Mapped[float | None] = mapped_column(Float)
     """Its budget as a multiple of the study's; a trial has one where the study has rungs."""
     status: Mapped[str] = mapped_column(String(20))
@@ -129,8 +129,7 @@ class Run(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     """Why it failed or was pruned, in one line; of a replayed run, which one it stands for."""
     params: Mapped[dict[str, Any]] = mapped_column(JSON)
-    """What the sampler proposed, by name (a branch: as its trunk; a promotion: what the rule
-    changed)."""
+    """What the sampler proposed, by name (a promotion: what the rule changed)."""
     config: Mapped[dict[str, Any]] = mapped_column(JSON)
     """The full run configuration, `RunConfig.to_dict()`; runs again unchanged."""
     config_hash: Mapped[str] = mapped_column(String(64))
@@ -155,9 +154,6 @@ class Run(Base):
     planned_flops_nanogpt: Mapped[int] = mapped_column(ExactInt)
     planned_flops_matmul: Mapped[int] = mapped_column(ExactInt)
     planned_flops_mac: Mapped[int] = mapped_column(ExactInt)
-    """Cost of the history behind its last weights; of a branch the ledger has its own part."""
-    inherited_steps: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    """Branch: steps of its history that its trunk computed. Never on this run's ledger."""
     epochs: Mapped[float | None] = mapped_column(Float)
     """How often the run passes over its training text."""
     estimated_memory_bytes: Mapped[int | None] = mapped_column(ExactInt)
@@ -165,8 +161,7 @@ class Run(Base):
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     """How often a worker took the run up."""
     step: Mapped[int] = mapped_column(BigInteger, default=0)
-    """Optimiser steps in the model's history; of a running run, those in its last checkpoint.
-    A branch begins at `inherited_steps`."""
+    """Optimiser steps in the model's history; of a running run, those in its last checkpoint."""
     steps_executed: Mapped[int] = mapped_column(BigInteger, default=0)
     """Optimiser steps computed in all attempts, those lost to a kill included."""
     steps_redone: Mapped[int] = mapped_column(BigInteger, default=0)

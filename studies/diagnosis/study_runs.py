@@ -30,12 +30,10 @@ def diagnose_runs(
     """Diagnoses by run id, of the runs that ended by themselves.
 
     A run that failed for another reason than its loss is left out: its curve is not to blame. So is
-    a replayed one, which has no curve, and a cooldown branch, whose curve is the end of one.
+    a replayed one, which has no curve.
     """
     found = {}
     for run in runs:
-        if run.kind == "branch":
-            continue
         facts = facts_of_run(run, study)
         if is_replayed(facts.world):
             continue

@@ -22,7 +22,6 @@ from studies.execution.local_pool import WorkerDied, WorkerPool
 from studies.execution.observer import Observer, RunView
 from studies.execution.worker import RunEvent
 from studies.simulation.pool import SimulatedPool
-from trainer.branches import Lineage
 from trainer.config import RunConfig
 from trainer.events import Checkpointed, Point, Progress, RunResult
 from trainer.flop_meter import read_executed_steps
@@ -40,9 +39,6 @@ class RunSource(Protocol):
 
     def next_run(self) -> Run | None:
         """A queued or interrupted run to start now; None: there is none (any more)."""
-
-    def lineage(self, run: Run) -> Lineage:
-        """Which checkpoints the run keeps for branches, and which one it begins from."""
 
     def meanwhile(self) -> None:
         """All workers have work: time for what need not delay the next run."""
@@ -148,20 +144,12 @@ class Dispatcher:
             planned_tokens=run.planned_tokens,
             planned_flops=run.planned_flops(self._study.convention),
             resumed_at_step=run.step,
-            inherited_steps=run.inherited_steps,
-            scale=run.scale,
-            parent_number=(
-                None if run.parent_run_id is None else self._store.run(run.parent_run_id).number
-            ),
         )
         self._views[run.id] = view
         self._lost[run.id] = max(0, run.steps_executed - executed_steps(run))
         self._store.start_attempt(run.id)
         self._flushed[run.id] = time.monotonic()
-        self._pool.submit(
-            run.id, config, self._dirs[run.id], wait_for_verdict=self._pruning,
-            lineage=self._source.lineage(run),
-        )  # fmt: skip
+        self._pool.submit(run.id, config, self._dirs[run.id], wait_for_verdict=self._pruning)
         self._observer.run_started(view)
 
     def _handle(self, happened: RunEvent | WorkerDied, stopping: bool) -> None:
@@ -271,7 +259,7 @@ class Dispatcher:
 def executed_steps(run: Run) -> int:
     """Optimiser steps that the meter in a run's folder shows."""
     assert run.output_dir is not None
-    return read_executed_steps(Path(run.output_dir), run.inherited_steps)
+    return read_executed_steps(Path(run.output_dir))
 
 
 def recover(store: Store, study: Study) -> list[Run]:

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from multiprocessing import connection as mpc
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from statistics import fmean
 
 from budgetsweep.errors import ConfigError, StudyError
 from studies.execution.worker import (
-    Go,
     Measure,
     Measured,
     NoDevice,
@@ -28,10 +26,8 @@ from studies.execution.worker import (
     RunEvent,
     StartRun,
     Verdict,
-    Warm,
     worker_main,
 )
-from trainer.branches import WHOLE, Lineage
 from trainer.config import RunConfig
 from trainer.data.cache import default_cache_dir
 from trainer.events import Command, DeviceInfo, RunResult
@@ -106,15 +102,12 @@ class _Worker:
             self.device = answer.device
         return self.device
 
-    def send(self, message: object) -> None:
-        """Send to a worker that may be dead: then the answer is missing."""
-        with contextlib.suppress(OSError):
-            self.connection.send(message)
-
-    def answer(self, seconds: float) -> Measured | Warm | None:
-        """What comes of a `Measure` of so many seconds; None: it is dead or hangs."""
+    def measure(self, config: RunConfig, seconds: float) -> Measured | None:
+        """Training speed of a configuration; None: the worker is dead or hangs."""
+        with contextlib.suppress(OSError):  # it is dead: then the answer is missing
+            self.connection.send(Measure(config, seconds))
         answer = self._receive(60.0 + 30.0 * seconds)
-        return answer if isinstance(answer, Measured | Warm) else None
+        return answer if isinstance(answer, Measured) else None
 
     def _receive(self, timeout: float) -> object:
         try:
@@ -123,7 +116,8 @@ class _Worker:
             return None
 
     def stop(self) -> None:
-        self.send(None)
+        with contextlib.suppress(OSError):  # it may be dead
+            self.connection.send(None)
 
     def end(self, timeout: float) -> None:
         self.process.join(timeout)
@@ -150,8 +144,6 @@ class WorkerPool:
         self._cache_dir = (cache_dir or default_cache_dir()).absolute()
         self._device = device
         self._workers: list[_Worker] = []
-        self._beside: list[_Worker] = []
-        """Workers on the first one's device that were started to measure beside it."""
         self._has_measured = False
         # The first worker finds the device while the dispatcher prepares; the others follow it.
         self._workers.append(self._spawn(0))
@@ -188,11 +180,7 @@ class WorkerPool:
 
     def device_per_worker(self) -> DeviceInfo:
         """The device as one worker may use it: its memory is shared among the workers on it."""
-        return self.device_shared_by(self._n_sharing())
-
-    def device_shared_by(self, count: int) -> DeviceInfo:
-        """The first device as each of `count` workers on it may use it."""
-        info = self.device()
+        info, count = self.device(), self._n_sharing()
         contexts = CUDA_PROCESS_BYTES * (count - 1) if info.kind == "cuda" else 0
         return dataclasses.replace(info, memory_bytes=max(0, info.memory_bytes - contexts) // count)
 
@@ -210,72 +198,18 @@ class WorkerPool:
         self._has_measured = True
         worker = self._workers[0]
         worker.wait_until_ready()
-        worker.send(Measure(config, seconds))
-        answer = worker.answer(seconds)
-        return answer if isinstance(answer, Measured) else Measured(None, "the worker died")
+        return worker.measure(config, seconds) or Measured(None, "the worker died")
 
     def measure_share(self, config: RunConfig, seconds: float) -> Measured:
-        """Training speed that a worker has while all workers on its GPU train alike.
+        """Training speed of a worker while all workers on its GPU train alike, at the least.
 
-        A CPU's cores are divided among its workers: there one is measured alone.
+        One is measured alone, and what sharing a GPU gains is not counted. A CPU's cores are
+        divided among its workers already.
         """
-        sharing = self._n_sharing() if self.device().kind == "cuda" else 1
-        if sharing == 1:
-            return self.measure(config, seconds)
-        speeds = self.measure_together(config, seconds, sharing)
-        return Measured(None, speeds) if isinstance(speeds, str) else Measured(fmean(speeds))
-
-    def measure_together(self, config: RunConfig, seconds: float, count: int) -> list[float] | str:
-        """Training speed of one configuration in `count` idle workers on the first device at once.
-
-        Each warms up in its own time, then all measure at the same moment. A worker that is missing
-        is started; it stays for `start_all`.
-
-        Returns:
-            Tokens a second of each worker, or in one line why one of them could not measure.
-        """
-        self._has_measured = True
-        self.device()
-        while len(self._beside) < count - 1:
-            self._beside.append(self._spawn(0))
-        workers = [self._workers[0], *self._beside[: count - 1]]
-        missing: dict[_Worker, str] = {}
-        for worker in workers:
-            try:
-                worker.wait_until_ready()
-            except (StudyError, ConfigError) as error:
-                missing[worker] = str(error)
-        if missing:
-            self._drop(list(missing))
-            return next(iter(missing.values()))
-        for worker in workers:
-            worker.send(Measure(config, seconds, together=True))
-        answers = [worker.answer(seconds) for worker in workers]
-        warm = [w for w, answer in zip(workers, answers, strict=True) if isinstance(answer, Warm)]
-        for worker in warm:
-            worker.send(Go())
-        answers = [
-            worker.answer(seconds) if worker in warm else answer
-            for worker, answer in zip(workers, answers, strict=True)
-        ]
-        self._drop([w for w, answer in zip(workers, answers, strict=True) if answer is None])
-        speeds: list[float] = []
-        for answer in answers:
-            if not isinstance(answer, Measured):
-                return "a worker died"
-            if answer.tokens_per_second is None:
-                return answer.reason or "unknown"
-            speeds.append(answer.tokens_per_second)
-        return speeds
-
-    def _drop(self, workers: list[_Worker]) -> None:
-        """End workers that died or hang while measuring; the first one is replaced."""
-        for worker in workers:
-            worker.process.kill()
-            worker.end(5.0)
-        if self._workers[0] in workers:
-            self._workers[0] = self._spawn(0)
-        self._beside = [worker for worker in self._beside if worker not in workers]
+        alone = self.measure(config, seconds)
+        if alone.tokens_per_second is None or self.device().kind != "cuda":
+            return alone
+        return Measured(alone.tokens_per_second / self._n_sharing())
 
     def start_all(self) -> None:
         """Bring up all workers; on a CPU none of them has measured.
@@ -285,19 +219,12 @@ class WorkerPool:
         a CUDA context and gain nothing.
         """
         if self._has_measured and self.device().kind == "cpu":
-            self._end([self._workers[0], *self._beside])
+            self._end(self._workers[:1])
             self._workers[0] = self._spawn(0)
-            self._beside.clear()
             self._has_measured = False
         self.device()
         while len(self._workers) < self._n_workers:
-            place = len(self._workers)
-            if self._beside and self._device_of(place) == self._device_of(0):
-                self._workers.append(self._beside.pop(0))
-            else:
-                self._workers.append(self._spawn(place))
-        self._end(self._beside)  # more were tried than are worth it
-        self._beside.clear()
+            self._workers.append(self._spawn(len(self._workers)))
         for worker in self._workers:
             worker.wait_until_ready()
 
@@ -310,18 +237,12 @@ class WorkerPool:
         return {worker.run_id for worker in self._workers if worker.run_id is not None}
 
     def submit(
-        self,
-        run_id: int,
-        config: RunConfig,
-        run_dir: Path,
-        *,
-        wait_for_verdict: bool,
-        lineage: Lineage = WHOLE,
+        self, run_id: int, config: RunConfig, run_dir: Path, *, wait_for_verdict: bool
     ) -> None:
         """Hand a run to an idle worker; there must be one."""
         worker = next(worker for worker in self._workers if worker.run_id is None)
         worker.run_id = run_id
-        message = StartRun(run_id, config, str(run_dir), wait_for_verdict, lineage)
+        message = StartRun(run_id, config, str(run_dir), wait_for_verdict)
         try:
             worker.connection.send(message)
         except OSError:  # it died while idle: take a new one
@@ -378,9 +299,8 @@ class WorkerPool:
 
     def close(self, grace_seconds: float = 30.0) -> None:
         """Stop all workers; runs in hand write a checkpoint if they can in time."""
-        self._end([*self._workers, *self._beside], grace_seconds)
+        self._end(self._workers, grace_seconds)
         self._workers.clear()
-        self._beside.clear()
 
     def _end(self, workers: list[_Worker], grace_seconds: float = 5.0) -> None:
         for worker in workers:
@@ -391,7 +311,7 @@ class WorkerPool:
 
     def kill(self) -> None:
         """End all workers at once, unsaved work and all."""
-        for worker in [*self._workers, *self._beside]:
+        for worker in self._workers:
             worker.process.kill()
         self.close(1.0)
 

@@ -23,19 +23,11 @@ class RunView:
     planned_flops: int
     """In the study's convention."""
     resumed_at_step: int
-    """0 for a fresh run; of a fresh branch `inherited_steps`."""
-    inherited_steps: int = 0
-    """Of a branch, the steps of its history that its trunk computed."""
-    scale: float | None = None
-    """Its budget, of the study's; None: the study has no rungs."""
-    parent_number: int | None = None
-    """Of a branch or promotion: its trial's."""
+    """0 for a fresh run."""
 
     @property
     def name(self) -> str:
         """What a watcher calls it."""
-        if self.kind == "branch":
-            return f"branch {self.number} (trial {self.parent_number} at x{self.scale:g})"
         return f"{self.kind} {self.number}"
 
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Literal
 
 from budgetsweep.errors import CheckpointError, ConfigError, UserError
 from budgetsweep.files import file_lock
-from trainer.branches import WHOLE, Lineage
 from trainer.config import RunConfig
 from trainer.events import Command, DeviceInfo, Point, Progress, RunResult, Status
 
@@ -41,7 +40,6 @@ class StartRun:
     run_dir: str
     wait_for_verdict: bool
     """Whether to wait after each validation for `Verdict` (pruning)."""
-    lineage: Lineage = WHOLE
 
 
 @dataclass(frozen=True)
@@ -50,13 +48,6 @@ class Measure:
 
     config: RunConfig
     seconds: float
-    together: bool = False
-    """Whether to say `Warm` before measuring and to wait for `Go`."""
-
-
-@dataclass(frozen=True)
-class Go:
-    """Dispatcher to worker: all others are warm too, measure now."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +70,6 @@ class NoDevice:
     """Worker to dispatcher, in place of `Ready`: there is no such device."""
 
     reason: str
-
-
-@dataclass(frozen=True)
-class Warm:
-    """Worker to dispatcher: ready to measure, waiting for `Go`."""
 
 
 @dataclass(frozen=True)
@@ -140,23 +126,17 @@ def worker_main(
         opened: dict[str, TokenData] = {}
         while (message := connection.recv()) is not None:
             if isinstance(message, Measure):
-                connection.send(_measure(connection, message))
+                connection.send(_measure(message))
             elif isinstance(message, StartRun):
                 _run(connection, message, opened, cache_dir)
 
 
-def _measure(connection: Connection, message: Measure) -> Measured:
+def _measure(message: Measure) -> Measured:
     from trainer.hardware.device import release_gpu_memory
     from trainer.throughput import measure_tokens_per_second
 
-    def wait_for_the_others() -> None:
-        connection.send(Warm())
-        if connection.recv() is None:  # stop for good
-            raise _DispatcherGone
-
-    when_warm = wait_for_the_others if message.together else None
     try:
-        return Measured(measure_tokens_per_second(message.config, message.seconds, when_warm))
+        return Measured(measure_tokens_per_second(message.config, message.seconds))
     except (RuntimeError, MemoryError, UserError) as error:  # RuntimeError: CUDA out of memory
         return Measured(None, _one_line(error))
     finally:
@@ -181,7 +161,7 @@ def _run(
         if key not in opened:
             opened.clear()  # one data set at a time: a study has one
             opened[key] = open_prepared(config.data, config.tokenizer_encoding, cache_dir)
-        run = train_run(config, opened[key], run_dir, message.lineage)
+        run = train_run(config, opened[key], run_dir)
         with _locked(run_dir):
             result = _drive(connection, message, run)
     except _DispatcherGone:
@@ -246,10 +226,10 @@ def _ended(message: StartRun, status: Status, reason: str) -> RunResult:
     """A result with what the meter says; a folder that cannot be read says nothing."""
     from trainer.flop_meter import read_executed_steps
 
-    executed, inherited = 0, message.lineage.inherited_steps
+    executed = 0
     with contextlib.suppress(UserError):
-        executed = read_executed_steps(Path(message.run_dir), inherited)
-    step = min(inherited + executed, message.config.steps)
+        executed = read_executed_steps(Path(message.run_dir))
+    step = min(executed, message.config.steps)
     return RunResult(
         status=status,
         step=step,

@@ -55,9 +55,7 @@ def train_finalists(
                 return f"the finalists at {float(rung):g} times the budget are not all trained"
             budget = int(rung * study.budget_flops)
             limit = settings.total_flops
-            spent = store.committed_flops(
-                study.id, settings.convention, ("trial", "branch", "promotion")
-            )
+            spent = store.committed_flops(study.id, settings.convention)
             if earlier is None and limit is not None and spent + budget > limit:
                 return (
                     f"--total-flops {limit:.4g}: {spent:.4g} are spent and a finalist at "

@@ -27,7 +27,6 @@ from studies.database.tables import FINISHED_STATUSES, Prediction, Run, Study
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher, recover
 from studies.execution.local_pool import WorkerPool
 from studies.execution.observer import Observer
-from studies.lr_check import budget_left, check_lr, check_scale, scaled_rates
 from studies.planning import Sample, Speed, measure_speed
 from studies.prior_studies import earlier_runs
 from studies.promotion.rescaling import Rescaling, promoted_config
@@ -40,7 +39,6 @@ from studies.simulation.regret import Regret, regrets
 from studies.simulation.replay import ReplayTable, table_of
 from studies.simulation.worlds import world_of
 from studies.study_data import stand_in
-from trainer.branches import WHOLE, Lineage
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult
 
@@ -66,8 +64,6 @@ class PromoteSettings:
     scale: float = DEFAULT_SCALE
     points_from: tuple[str, ...] = ()
     """Studies of the database, beside those of the search, whose runs are points of the law."""
-    check_lr: bool = False
-    """Try ½, 1 and 2 times the rule's learning rate at a small share of the budget first."""
     device: str = "auto"
     output_dir: Path | None = None
     overrides: tuple[str, ...] = ()
@@ -140,34 +136,21 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
     try:
         study = store.study(settings.study)
         table = table_of(study)
-        if table is not None and (settings.check_lr or settings.overrides):
+        if table is not None and settings.overrides:
             raise ConfigError(
-                "a replayed study: the table knows sizes and budgets alone; leave out --check-lr "
-                "and --set"
+                "a replayed study: the table knows sizes and budgets alone; leave out --set"
             )
-        runs = store.runs(study.id)
-        if settings.check_lr:
-            # The checks of this very promotion must not change it when the command is repeated.
-            checks = check_scale(settings.scale)
-            runs = [run for run in runs if run.kind != "promotion" or run.scale != checks]
         earlier = earlier_runs(store, study, settings.points_from, settings.cache_dir)
-        fit = fit_study(study, runs, settings.scale, earlier)
+        fit = fit_study(study, store.runs(study.id), settings.scale, earlier)
         selection = select_trial(store, study, fit, settings.trial, settings.select)
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
         try:
             with _pool(study, settings, table) as pool:
-                if not settings.check_lr:
-                    done = run_promotion(store, study, selection, settings, pool, hooks)
-                    if table is None:
-                        return done
-                    said = regrets(study, fit, store.best_run(study.id), table)
-                    return dataclasses.replace(done, regret=said)
-                factor = check_lr(store, study, selection, settings, pool, hooks)
-                if factor is None:
-                    return PromotionOutcome(selection.trial, None)
-                return run_promotion(
-                    store, study, selection, settings, pool, hooks, lr_factor=factor
-                )
+                done = run_promotion(store, study, selection, settings, pool, hooks)
+                if table is None:
+                    return done
+                said = regrets(study, fit, store.best_run(study.id), table)
+                return dataclasses.replace(done, regret=said)
         finally:
             store.release_lease(study.id)
     finally:
@@ -189,7 +172,6 @@ def run_promotion(
     settings: PromoteSettings,
     pool: WorkerPool | SimulatedPool,
     hooks: PromoteHooks,
-    lr_factor: float | None = None,
 ) -> PromotionOutcome:
     """Train the promotion of a chosen trial; the study's lease is held.
 
@@ -200,22 +182,15 @@ def run_promotion(
         settings: how far.
         pool: one worker is enough.
         hooks: how to talk to the caller.
-        lr_factor: of the rule's learning rate, found by `check_lr`, whose cost is taken off.
     """
     trial = selection.trial
     original = parse(RunConfig, trial.config, f"trial {trial.number}")
     budget = int(settings.scale * study.budget_flops)
     limits = Limits(budget, study.convention, pool.device())  # type: ignore[arg-type]
-    overrides = settings.overrides
-    if lr_factor is not None:
-        budget = budget_left(settings.scale, study.budget_flops)
-        limits = dataclasses.replace(limits, budget_flops=budget)
-        rule, _ = promoted_config(original, budget, overrides, limits)
-        overrides = (*overrides, *scaled_rates(rule, lr_factor))
-    wanted, rescaling = promoted_config(original, budget, overrides, limits)
+    wanted, rescaling = promoted_config(original, budget, settings.overrides, limits)
     wanted = wanted.with_changes(device=settings.device)
     admitted = _admitted(wanted, limits)
-    if selection.selected_by == "predicted" and lr_factor is None and not _names_lr(overrides):
+    if selection.selected_by == "predicted" and not _names_lr(settings.overrides):
         wanted = selection.fit.tuned(wanted, admitted.config)
     fixed, opened = _with_text(study, wanted, admitted.config.wanted_train_tokens, settings, hooks)
     if opened.val_checksum != study.val_checksum:
@@ -366,11 +341,6 @@ class _OneRun:
         """The run, once."""
         run, self._run = self._run, None
         return run
-
-    def lineage(self, run: Run) -> Lineage:
-        """A promotion has no branches and begins at its first step."""
-        del run
-        return WHOLE
 
     def meanwhile(self) -> None:
         """Nothing is kept beside the run's own row."""

@@ -29,7 +29,7 @@ class Objective:
     """Values finished trials, in the order in which they finished."""
 
     def __init__(self, study: Study, runs: Iterable[Run], earlier: Earlier | None = None) -> None:
-        """Begin with the trials and branches finished already, and runs of earlier studies."""
+        """Begin with the trials finished already, and runs of earlier studies."""
         self._study = study
         for_scale = study.settings.get("for_scale")
         self.scale = 1.0 if for_scale is None else float(for_scale)
@@ -41,13 +41,12 @@ class Objective:
         """Points there were when a run had finished, by its id."""
         self._fits: dict[int, StudyLaw | None] = {}
         """By the number of points."""
-        kinds = ("trial", "branch")
-        finished = [run for run in runs if run.kind in kinds and run.finished_utc is not None]
+        finished = [run for run in runs if run.kind == "trial" and run.finished_utc is not None]
         for run in sorted(finished, key=lambda r: (r.finished_utc, r.id)):
             self.add(run)
 
     def add(self, run: Run) -> None:
-        """A trial or branch has finished: a point of the law for those that come after it."""
+        """A trial has finished: a point of the law for those that come after it."""
         if self.is_predicted and run.id not in self._places:
             self._points.add(run)
             self._places[run.id] = len(self._points.runs)

@@ -17,7 +17,7 @@ from budgetsweep.errors import ConfigError, FitRefused
 from studies.database.tables import Run, Study
 from studies.promotion.rescaling import promoted_config
 from studies.scaling.study_fit import LEVEL, CountedLaw, StudyLaw, counted, fit_points, freed
-from studies.scaling.study_points import Points, kind_of_point
+from studies.scaling.study_points import Points
 from trainer.config import RunConfig
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DRAWS = 400
 RATE_REACH = 2.0
-"""*Assumption*: as far as `--check-lr` looks."""
+"""*Assumption*: the fitted rate is believed within this factor of the rule's."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,6 @@ class StudyFit:
         return [
             {
                 "run_id": run.id,
-                "point": kind_of_point(run),
                 "n_params": one.n_params,
                 "tokens": one.tokens,
                 "val_loss_nats": one.loss_nats,
@@ -141,7 +140,7 @@ def fit_study(
 
     Args:
         study: its row.
-        runs: its runs: trials, branches and promotions.
+        runs: its runs: trials and promotions.
         scale: budget of the promotion, as a multiple of the study's.
         earlier: runs of other studies that are points too, by the names of these.
     """

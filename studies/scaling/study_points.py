@@ -30,11 +30,6 @@ def why_no_point(run: Run, config: RunConfig) -> str | None:
     return None
 
 
-def kind_of_point(run: Run) -> str:
-    """What a point of the law is: where a whole schedule ended, or a branch of another run's."""
-    return "cooldown branch" if run.kind == "branch" else "end of a decayed schedule"
-
-
 NEAR_CHANCE = 0.65
 """Of ln V, the loss of guessing: what a model that knows the frequencies of tokens and nothing else
 has (7.3 of 10.8 nats with GPT-2's vocabulary, 3.1 of 5.5 with bytes)."""

@@ -9,7 +9,6 @@ from typing import Any, Self
 from studies.execution.worker import RunEvent
 from studies.simulation.replay import ReplayTable, replay_run
 from studies.simulation.simulated_run import Run, simulate_run
-from trainer.branches import WHOLE, Lineage
 from trainer.config import RunConfig
 from trainer.events import Command, Point, RunResult
 
@@ -89,18 +88,12 @@ class SimulatedPool:
         return set(self._slots)
 
     def submit(
-        self,
-        run_id: int,
-        config: RunConfig,
-        run_dir: Path,
-        *,
-        wait_for_verdict: bool,
-        lineage: Lineage = WHOLE,
+        self, run_id: int, config: RunConfig, run_dir: Path, *, wait_for_verdict: bool
     ) -> None:
         """Take a run; there must be an idle worker."""
         folder = run_dir if self._artefacts else None
         if self._table is None:
-            run = simulate_run(config, folder, lineage.inherited_steps)
+            run = simulate_run(config, folder)
         else:
             run = replay_run(config, self._table, folder)
         self._slots[run_id] = _Slot(run, config.steps, wait_for_verdict)

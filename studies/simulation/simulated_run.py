@@ -29,7 +29,7 @@ REPORTS = 20
 """Points of a simulated trial's curve unless the user says otherwise: they fill a database."""
 
 
-def simulate_run(config: RunConfig, run_dir: Path | None = None, inherited_steps: int = 0) -> Run:
+def simulate_run(config: RunConfig, run_dir: Path | None = None) -> Run:
     """Simulate one configuration, from its beginning.
 
     A generator of the events of `trainer.loop.train_run`, checkpoints left out: an interrupted run
@@ -39,7 +39,6 @@ def simulate_run(config: RunConfig, run_dir: Path | None = None, inherited_steps
         config: a filled configuration whose trainer is `simulated`.
         run_dir: folder for config.yaml, curve.csv and eval.json of a complete run; None: nothing
             is written. There is never a model.pt.
-        inherited_steps: of a branch, the steps of its history that are its trunk's.
 
     Raises:
         ConfigError: no such world, or the configuration is not filled.
@@ -52,9 +51,9 @@ def simulate_run(config: RunConfig, run_dir: Path | None = None, inherited_steps
             for point in finished.points:  # its caller may have been killed before it saw them
                 _ = yield point  # a verdict comes too late
             return finished.result
-    run = _SimulatedRun(config, world, inherited_steps)
+    run = _SimulatedRun(config, world)
     command: Command | None = None
-    for step in sorted(step for step in run.point_steps if step > inherited_steps):
+    for step in sorted(run.point_steps):
         if run.diverging_step is not None and step >= run.diverging_step:
             reason = str(NonFiniteLoss(run.diverging_step, math.nan))
             return run.result("failed", run.diverging_step, reason)
@@ -74,14 +73,13 @@ def simulate_run(config: RunConfig, run_dir: Path | None = None, inherited_steps
 class _SimulatedRun:
     """The curve of one run."""
 
-    def __init__(self, config: RunConfig, world: SimulatedWorld, inherited_steps: int) -> None:
-        self.config, self.world, self.inherited_steps = config, world, inherited_steps
+    def __init__(self, config: RunConfig, world: SimulatedWorld) -> None:
+        self.config, self.world = config, world
         self.flops_per_step = config.flops_per_step(config.convention)
         planned = self.flops_per_step * config.steps
         if planned > (config.budget_flops or planned):
             raise BudgetExceeded(f"{planned:.6g} training FLOPs of {config.budget_flops:.6g}")
-        # A branch's trunk has come through the rates that it has had before its cooldown.
-        self.diverging_step = None if inherited_steps else world.diverging_step(config)
+        self.diverging_step = world.diverging_step(config)
         self.eval_steps = fractions(config.steps, config.num_evals)
         self.point_steps = fractions(config.steps, config.num_reports) | self.eval_steps
         self.points: list[Point] = []
@@ -101,7 +99,7 @@ class _SimulatedRun:
 
     def point(self, step: int) -> Point:
         """The point of the curves after a step."""
-        last = self.points[-1].step if self.points else self.inherited_steps
+        last = self.points[-1].step if self.points else 0
         jitter = TRAIN_JITTER_NATS * float(self._rng.standard_normal())
         if step in self.eval_steps:
             self.val_loss = self.loss(step)
@@ -119,11 +117,11 @@ class _SimulatedRun:
 
     def result(self, status: Status, step: int, reason: str | None = None) -> RunResult:
         """How it ended; an interrupted run keeps nothing of its steps."""
-        executed, loss = step - self.inherited_steps, self.val_loss
+        executed, loss = step, self.val_loss
         if status == "failed":
             step -= 1  # the step that gave no number was computed and changed nothing
         if status == "interrupted":
-            step, loss = self.inherited_steps, None
+            step, loss = 0, None
         return RunResult(
             status=status,
             step=step,

@@ -46,13 +46,11 @@ def default_space(
     architecture: Architecture = "decoder",
     recipe: Recipe = DEFAULT_RECIPE,
     for_scale: float | None = None,
-    shortest_share: float = 1.0,
 ) -> SearchSpace:
     """The built-in search space for a budget and a vocabulary.
 
     A recipe is the decoder's alone. With `for_scale` sizes go up to those that suit so many times
-    the budget. With cooldown branches, the shortest of them `shortest_share` of a run, the warm-up
-    is at most half of that.
+    the budget.
 
     Sizes are the decoder's for every architecture; an encoder-decoder divides the layers between
     its sides (*assumption*).
@@ -92,11 +90,7 @@ def default_space(
         "num_training_steps": {"value": "fill"},
         "max_lr": {"min": 1e-3, "max": 3e-2, "distribution": "log_uniform_values"},
         "min_lr_ratio": {"values": [0.0, 0.1]},
-        "warmup_fraction": {
-            "min": min(0.01, shortest_share / 4),
-            "max": min(0.1, shortest_share / 2),
-            "distribution": "log_uniform_values",
-        },
+        "warmup_fraction": {"min": 0.01, "max": 0.1, "distribution": "log_uniform_values"},
         "weight_decay": {"values": [0.0, 0.01, 0.1]},
         "beta2": {"values": [0.95, 0.98, 0.99]},
         "p_dropout": {"value": 0.0},

@@ -4,9 +4,6 @@ A law of the loss needs runs of several budgets. With `--rungs 0.1,0.3,1` the tr
 in turn, the whole budget first, so that each rung gets an equal number of them and the search costs
 less than one without. Rungs above 1 are no trials but promotions of the most promising ones: each
 such rung costs about an eighth of what the trials at the whole budget would cost, one run at least.
-
-With `--trunks` every trial has the whole budget, and the rungs below are cooldown branches of it
-(`studies.trunks`).
 """
 
 from __future__ import annotations
@@ -25,8 +22,6 @@ LEAST, MOST = Fraction(1, 1000), Fraction(1000)
 DEFAULT_RUNGS = "0.1,0.3,1"
 """Of a search that names none, with its look at the promotion: in simulated worlds 0.8 nats less at
 100 times the budget for 0.02 more at its own (docs/experiments.md)."""
-COOLDOWN = "0.2"
-"""Share of the steps of a trunk and of its branches (Hägele et al. 2024: as good as a cosine)."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +29,6 @@ class Rungs:
     """Budgets of a study's runs, as exact multiples of its own; ascending, 1 among them."""
 
     multiples: tuple[Fraction, ...] = (Fraction(1),)
-    cooldown: Fraction | None = None
-    """Of trunks and branches, as a share of their steps; None: a run of its own for every rung."""
 
     def __post_init__(self) -> None:
         bad = [multiple for multiple in self.multiples if not LEAST <= multiple <= MOST]
@@ -47,23 +40,10 @@ class Rungs:
             raise ConfigError("--rungs: 1, the budget itself, must be among them, as in 0.1,0.3,1")
         if list(self.multiples) != sorted(set(self.multiples)):
             raise ConfigError("--rungs: expected ascending numbers, none twice, as in 0.1,0.3,1")
-        if self.cooldown is not None and not 0 < self.cooldown < 1:
-            raise ConfigError(
-                f"--trunks {float(self.cooldown):g}: expected the cooldown's share of the steps, "
-                f"above 0 and below 1, such as {COOLDOWN}"
-            )
-        if self.cooldown is not None and not self.of_branches:
-            raise ConfigError(
-                "--trunks: branches are the rungs below 1; name some, as in --rungs 0.1,0.3,1"
-            )
 
     @classmethod
-    def parse(cls, text: str, cooldown: str | None = None) -> Rungs:
+    def parse(cls, text: str) -> Rungs:
         """Rungs as written, `0.1,0.3,1`; exact, without a float's rounding.
-
-        Args:
-            text: the multiples.
-            cooldown: of trunks, `0.2`; None: there are none.
 
         Raises:
             ConfigError: not such a list.
@@ -74,18 +54,12 @@ class Rungs:
             raise ConfigError(
                 f"--rungs {text[:40]!r}: expected multiples of the budget such as 0.1,0.3,1"
             ) from error
-        try:
-            return cls(multiples, None if cooldown is None else Fraction(cooldown.strip()))
-        except (ValueError, ZeroDivisionError) as error:
-            raise ConfigError(
-                f"--trunks {str(cooldown)[:40]!r}: expected the cooldown's share of the steps, "
-                f"such as {COOLDOWN}"
-            ) from error
+        return cls(multiples)
 
     @classmethod
     def of_study(cls, settings: Mapping[str, Any]) -> Rungs:
         """Those of a study's row, from its settings."""
-        return cls.parse(settings.get("rungs", "1"), settings.get("trunks"))
+        return cls.parse(settings.get("rungs", "1"))
 
     def __str__(self) -> str:
         return ",".join(f"{float(multiple):g}" for multiple in self.multiples)
@@ -93,21 +67,7 @@ class Rungs:
     @property
     def of_trials(self) -> tuple[Fraction, ...]:
         """Rungs of proposals, the whole budget first, then the others ascending."""
-        return (Fraction(1),) if self.cooldown is not None else (Fraction(1), *self._below)
-
-    @property
-    def of_branches(self) -> tuple[Fraction, ...]:
-        """Rungs of every trial's cooldown branches, ascending."""
-        return () if self.cooldown is None else self._below
-
-    @property
-    def _below(self) -> tuple[Fraction, ...]:
-        return tuple(multiple for multiple in self.multiples if multiple < 1)
-
-    @property
-    def cooldown_text(self) -> str | None:
-        """The cooldown as `parse` reads it; None: there are no trunks."""
-        return None if self.cooldown is None else str(self.cooldown)
+        return (Fraction(1), *(multiple for multiple in self.multiples if multiple < 1))
 
     @property
     def of_finalists(self) -> tuple[Fraction, ...]:
@@ -123,13 +83,8 @@ class Rungs:
         return max(1, math.floor(n_trials * FINALISTS_SHARE / multiple))
 
     def budgets(self, n_trials: int) -> Fraction:
-        """Cost of all runs in budgets: of `n_trials` trials, branches and finalists, at most.
-
-        Whole steps apart: a branch of few steps may cost a part of one more.
-        """
+        """Cost of all runs in budgets: of `n_trials` trials and their finalists, at most."""
         trials = sum((self.of_trial(number) for number in range(n_trials)), Fraction(0))
-        if self.cooldown is not None:
-            trials += n_trials * self.cooldown * sum(self.of_branches, Fraction(0))
         above = (rung * self.finalists(rung, n_trials) for rung in self.of_finalists)
         return trials + sum(above, Fraction(0))
 

@@ -10,7 +10,7 @@ from benchmarks.promotion import best_in, markdown, one_seed
 def test_regret_is_measured_against_what_nobody_beats() -> None:
     args = argparse.Namespace(
         world="hoffmann2022", budget=1e13, scale=10.0, trials=9, rungs="0.3,1", sampler="qmc",
-        measured_only=False, trunks=None,
+        measured_only=False,
     )  # fmt: skip
     best = best_in("hoffmann2022", 1e13, 10.0)
     assert best.world.true_loss(best.config) == best.loss_nats
@@ -26,7 +26,7 @@ def test_regret_is_measured_against_what_nobody_beats() -> None:
 
 def test_drawn_worlds_are_one_a_seed() -> None:
     args = argparse.Namespace(
-        world="drawn", budget=1e13, scale=10.0, trials=6, rungs="0.3,1", trunks=None, sampler="qmc",
+        world="drawn", budget=1e13, scale=10.0, trials=6, rungs="0.3,1", sampler="qmc",
         measured_only=False,
     )  # fmt: skip
     rows = [one_seed(args, seed) for seed in (0, 1)]

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.branches import WHOLE, Lineage
 from trainer.checkpoints import checkpoint
 from trainer.config import RunConfig
 from trainer.data.shards.tokens import TokenArray, TokenData
@@ -75,10 +74,9 @@ def drive(
     run_dir: Path,
     command: Command | None = None,
     at_step: int = 0,
-    lineage: Lineage = WHOLE,
 ) -> tuple[RunResult, list[Progress | Point | Checkpointed]]:
     """Run to the end; `command` answers the first event at `at_step` or later."""
-    run = train_run(config, data, run_dir, lineage)
+    run = train_run(config, data, run_dir)
     events: list[Progress | Point | Checkpointed] = []
     answer: Command | None = None
     while True:

@@ -21,8 +21,7 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from budgetsweep.errors import BranchPointLost, CheckpointError
-from trainer.branches import branch_start, kept_path
+from budgetsweep.errors import CheckpointError
 from trainer.config import RunConfig
 
 MAGIC = b"BSCKPT01"
@@ -39,21 +38,7 @@ def run_hash(config: RunConfig) -> str:
     The folder, the device, how its steps are launched and how often a checkpoint is written are
     left out.
     """
-    return _hash(config.to_dict())
-
-
-def stem_hash(config: RunConfig) -> str:
-    """Equal for filled configurations that differ in nothing but their number of steps.
-
-    The budget, which it follows from, is left out too, and what `run_hash` leaves out.
-    """
-    data: dict[str, Any] = {**config.to_dict(), "num_warmup_steps": config.warmup_steps}
-    for key in ("num_training_steps", "budget_flops", "warmup_fraction"):
-        data.pop(key, None)
-    return _hash(data)
-
-
-def _hash(data: dict[str, Any]) -> str:
+    data = config.to_dict()
     for key in ("output_dir", "device", "cuda_graph", "checkpoint_seconds"):
         data.pop(key, None)
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
@@ -83,69 +68,6 @@ def save(run_dir: Path, state: dict[str, Any], step: int) -> Path:
             checkpoints stay.
     """
     path = run_dir / f"checkpoint-{step:08d}.pt"
-    _write(path, state)
-    _remove_old(run_dir, step)
-    return path
-
-
-def keep(run_dir: Path, state: dict[str, Any], config: RunConfig) -> Path:
-    """Write a checkpoint that branches begin from; it stays when the run's own are removed.
-
-    Args:
-        run_dir: the trunk's folder; exists.
-        state: as for `save`.
-        config: the trunk's configuration.
-
-    Raises:
-        CheckpointError: it cannot be written; nothing half-written is left.
-    """
-    path = kept_path(run_dir, state["step"])
-    trunk = {"stem_hash": stem_hash(config), "constant_until": branch_start(config)}
-    _write(path, {**state, **trunk})
-    return path
-
-
-def load_kept(path: Path, config: RunConfig) -> dict[str, Any]:
-    """The state that a branch begins with: its trunk's where the branch's cooldown begins.
-
-    Curves and times are left to the trunk, whose steps they are of.
-
-    Args:
-        path: what `keep` has written.
-        config: the branch's configuration.
-
-    Raises:
-        BranchPointLost: it is missing or damaged, or not of this very configuration but for its
-            length, or of another step, or the trunk's rate was not constant up to there.
-    """
-    try:
-        state = _read(path)
-    except CheckpointError as error:
-        raise BranchPointLost(f"{error}: the branch has nothing to begin from") from error
-    until = state.get("constant_until")
-    if (
-        state.get("stem_hash") != stem_hash(config)
-        or state.get("step") != branch_start(config)
-        or until is None
-        or state["step"] > until
-    ):
-        raise BranchPointLost(f"{path} is of another run than this branch's trunk")
-    fresh: dict[str, Any] = {"points": [], "validation": None, "validated_step": 0, "loss_sum": 0.0}
-    return {**state, **fresh, "loss_count": 0, "train_seconds": 0.0, "eval_seconds": 0.0}
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a checkpoint is there and undamaged; read in full, without torch."""
-    try:
-        with path.open("rb") as file:
-            _check(path, file)
-    except (CheckpointError, OSError):
-        return False
-    return True
-
-
-def _write(path: Path, state: dict[str, Any]) -> None:
-    """A checkpoint under its name, whole or not at all."""
     temporary = path.with_name(".checkpoint.tmp")
     try:
         with temporary.open("wb") as file:
@@ -160,6 +82,8 @@ def _write(path: Path, state: dict[str, Any]) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
+    _remove_old(run_dir, step)
+    return path
 
 
 def write_tensors(state: dict[str, Any], file: BinaryIO) -> tuple[int, bytes]:

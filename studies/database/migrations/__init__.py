@@ -19,7 +19,7 @@ from studies.database.connection import BEGIN_OPTION, WRITE, clear_errors, descr
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0003"
+HEAD = "0001"
 """The version that this program reads and writes."""
 
 VERSION_TABLE = "bs_alembic_version"

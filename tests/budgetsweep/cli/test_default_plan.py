@@ -20,7 +20,7 @@ PLANNED = (DEFAULT_RUNGS, 100.0)
 def settings(**given: Any) -> SearchSettings:
     nothing = dict.fromkeys(
         ("space_file", "val_data", "tokenizer", "budget", "convention", "sampler", "seed", "rungs",
-         "trunks", "for_scale", "replay")
+         "for_scale", "replay")
     )  # fmt: skip
     flags = {
         **nothing, "source": "c4", "text_field": "text", "trials": 32, "prune": False,

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
 
 from reports.document import Bullets, Table, Text
 from reports.facts import Facts
@@ -117,13 +116,8 @@ def test_predictions_are_scored(
     )
 
 
-def test_a_database_from_before_there_were_fits_is_read(
-    store: Store, study: Study, tmp_path: Path
-) -> None:
+def test_a_study_without_a_fit_says_so(store: Store, study: Study, tmp_path: Path) -> None:
     fill_study(store, study, 2)
-    with store.engine.begin() as connection:
-        connection.execute(text("DROP TABLE bs_prediction"))
-        connection.execute(text("DROP TABLE bs_fit"))
     facts = facts_of(tmp_path)
     assert "no search or promotion has fitted" in told(text_scaling.answers(facts))
     assert text_scaling.scores(facts) == []

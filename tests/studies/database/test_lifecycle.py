@@ -72,8 +72,6 @@ class Model:
 
     cost: Amount
     kind: str
-    inherited: int
-    """Steps of its history that its trunk computed."""
     status: str = "queued"
     attempts: int = 0
     step: int = 0
@@ -81,16 +79,9 @@ class Model:
     redone: int = 0
     points: dict[int, tuple[float | None, float | None]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.step = self.inherited
-
     def has(self, step: int, executed: int) -> bool:
         """Whether a history of `step` steps can come of so many computed ones."""
-        return self.inherited <= step <= min(STEPS, self.inherited + executed)
-
-    def lost(self, step: int, executed: int) -> int:
-        """Computed steps that are not in the history."""
-        return executed - (step - self.inherited)
+        return 0 <= step <= min(STEPS, executed)
 
 
 class Fault(Exception):
@@ -124,19 +115,17 @@ class Lives(RuleBasedStateMachine):
     @rule(
         target=runs,
         shape=st.sampled_from(SHAPES),
-        kind=st.sampled_from(["trial", "branch", "promotion"]),
-        inherited=st.integers(1, STEPS - 1),
+        kind=st.sampled_from(["trial", "promotion"]),
     )
-    def add(self, shape: tuple[int, int], kind: str, inherited: int) -> int:
+    def add(self, shape: tuple[int, int], kind: str) -> int:
         number = len(self.model)
-        inherited = inherited if kind == "branch" else 0
         run_id = self.store.add_run(
             study_id=self.study_id, kind=kind, number=number, params={}, config=config(*shape),
             budget_flops=10**12, data_checksum=None, val_checksum=None, epochs=None,
-            estimated_memory_bytes=None, output_dir=None, inherited_steps=inherited,
+            estimated_memory_bytes=None, output_dir=None,
         )  # fmt: skip
         assert run_id not in self.model
-        self.model[run_id] = Model(step_cost(*shape), kind, inherited)
+        self.model[run_id] = Model(step_cost(*shape), kind)
         return run_id
 
     @rule(run_id=runs)
@@ -183,7 +172,7 @@ class Lives(RuleBasedStateMachine):
         self.store.record_executed(run_id, executed, step=checkpoint)
         run.executed, run.step = executed, step
         if run.status == "interrupted":
-            run.redone = run.lost(step, executed)
+            run.redone = executed - step
 
     @rule(run_id=runs, step=st.integers(-1, STEPS + 1), more=st.integers(-1, STEPS))
     def interrupt(self, run_id: int, step: int, more: int) -> None:
@@ -197,7 +186,7 @@ class Lives(RuleBasedStateMachine):
             return
         self.store.interrupt_run(run_id, step=step, steps_executed=executed)
         run.status, run.step, run.executed = "interrupted", step, executed
-        run.redone = run.lost(step, executed)
+        run.redone = executed - step
 
     @rule(
         run_id=runs,
@@ -215,7 +204,7 @@ class Lives(RuleBasedStateMachine):
             return
         self.store.finish_run(run_id, result)
         run.status, run.step, run.executed = status, step, executed
-        run.redone = run.lost(step, executed)
+        run.redone = executed - step
         run.points = {s: p for s, p in run.points.items() if s <= step}
 
     # What happens to it.
@@ -242,14 +231,14 @@ class Lives(RuleBasedStateMachine):
                 raise Fault
 
         executed = run.executed + steps
-        result = RunResult("failed", min(STEPS, run.inherited + executed), executed, 0)
+        result = RunResult("failed", min(STEPS, executed), executed, 0)
         try:
             self.store.finish_run(run_id, result)
         except Fault:
             pass
         else:
             run.status, run.step, run.executed = "failed", result.step, executed
-            run.redone = run.lost(result.step, executed)
+            run.redone = executed - result.step
             run.points = {s: p for s, p in run.points.items() if s <= result.step}
         finally:
             event.remove(self.store.engine, "before_cursor_execute", _fail)
@@ -281,13 +270,13 @@ class Lives(RuleBasedStateMachine):
     def ledger_is_exact(self) -> None:
         runs = self.model.values()
         totals = self.store.ledger(self.study_id)
-        assert totals.planned == total([(run.cost, STEPS - run.inherited) for run in runs])
+        assert totals.planned == total([(run.cost, STEPS) for run in runs])
         left = {"queued", "running", "interrupted"}
-        for kinds in (("trial",), ("trial", "branch")):
-            assert self.store.committed_flops(self.study_id, "matmul", kinds) == sum(
+        for kind in ("trial", None):
+            assert self.store.committed_flops(self.study_id, "matmul", kind=kind) == sum(
                 run.cost.matmul * (run.executed + (STEPS - run.step if run.status in left else 0))
                 for run in runs
-                if run.kind in kinds
+                if kind in (run.kind, None)
             )
         assert totals.spent == total([(run.cost, run.executed) for run in runs])
         assert totals.redone == total([(run.cost, run.redone) for run in runs])

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from optuna.storages import RDBStorage
-from sqlalchemy import text
+from sqlalchemy import Connection, inspect, text
 
 from budgetsweep.errors import StudyError
 from reports.read import read_study
@@ -80,7 +81,7 @@ def test_a_version_table_without_a_version_is_no_crash(tmp_path: Path) -> None:
         assert store.study_names() == []
 
 
-def test_an_upgrade_that_fails_leaves_nothing(
+def test_a_first_schema_that_fails_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from alembic import op
@@ -97,33 +98,57 @@ def test_an_upgrade_that_fails_leaves_nothing(
     connection.close()
 
 
-def test_downgrade_removes_our_tables_only(store: Store) -> None:
-    from alembic import command
+def next_version(monkeypatch: pytest.MonkeyPatch, folder: Path, more: str = "") -> None:
+    """From now on there is a version after the head: runs have a mood. Then it does `more`."""
+    scripts = folder / "scripts"
+    shutil.copytree(ROOT / "studies" / "migrations", scripts)
+    (scripts / "versions" / "v0002_mood.py").write_text(
+        "import sqlalchemy as sa\n"
+        "from alembic import op\n"
+        f"revision, down_revision = '0002', '{migrations.HEAD}'\n"
+        "def upgrade():\n"
+        "    mood = sa.Column('mood', sa.Integer(), nullable=False, server_default='7')\n"
+        f"    op.add_column('bs_run', mood)\n    {more}\n"
+    )
+    ours = migrations.alembic_config
 
-    with store.engine.begin() as connection:
-        connection.execute(text("CREATE TABLE theirs (x INTEGER)"))
-        command.downgrade(migrations.alembic_config(connection), "base")
-        names = store.engine.dialect.get_table_names(connection)
-    assert set(names) == {"theirs", migrations.VERSION_TABLE}
+    def config(connection: Connection) -> Config:
+        found = ours(connection)
+        found.set_main_option("script_location", str(scripts))
+        return found
+
+    monkeypatch.setattr(migrations, "alembic_config", config)
+    monkeypatch.setattr(migrations, "HEAD", "0002")
 
 
-def test_a_study_of_the_schema_before_is_read_and_brought_up_to_date(
-    store: Store, study: tables.Study, add_run: Callable[..., int]
+def test_a_study_of_the_schema_before_is_brought_up_to_date(
+    store: Store,
+    study: tables.Study,
+    add_run: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Schema 0002 knew no cooldown branches: its runs have computed all of their history."""
-    from alembic import command
-
-    add_run(store, study.id)
-    with store.engine.begin() as connection:
-        command.downgrade(migrations.alembic_config(connection), "0002")
+    run_id = add_run(store, study.id)
+    next_version(monkeypatch, tmp_path)
     url = store.engine.url.render_as_string(hide_password=False)
-    (run,) = read_study(url).runs
-    assert (run.inherited_steps, run.num_steps) == (0, 12)
+    assert [run.id for run in read_study(url).runs] == [run_id]
     with store.engine.connect() as connection:
-        assert migrations.current_version(connection) == "0002"  # reading changes nothing
-    with Store.open(url) as opened:
-        (run,) = opened.runs(study.id)
-        assert run.inherited_steps == 0
+        assert migrations.current_version(connection) == "0001"  # reading changes nothing
+    with Store.open(url) as opened, opened.engine.connect() as connection:
+        assert migrations.current_version(connection) == "0002"
+        assert connection.scalar(text("SELECT mood FROM bs_run")) == 7
+        assert [run.id for run in opened.runs(study.id)] == [run_id]
+
+
+def test_an_upgrade_that_fails_leaves_the_schema_before(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    next_version(monkeypatch, tmp_path, "raise RuntimeError('killed half-way')")
+    with pytest.raises(RuntimeError, match="killed"):
+        Store.open(store.engine.url.render_as_string(hide_password=False))
+    with store.engine.connect() as connection:
+        assert migrations.current_version(connection) == "0001"
+        assert "mood" not in {c["name"] for c in inspect(connection).get_columns("bs_run")}
 
 
 @pytest.mark.parametrize("first", ["optuna", "ours"])

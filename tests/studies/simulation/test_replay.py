@@ -194,9 +194,9 @@ def test_a_promotion_without_a_run_is_refused_before_it_is_entered(copied: Searc
         wanted = PromoteSettings(storage=copied.storage, scale=scale, trial=smallest.number)
         with pytest.raises(ConfigError, match=f"trial {smallest.number} is refused: .*{message}"):
             promote(wanted, PromoteHooks())
-    for changes in ({"check_lr": True}, {"overrides": ("max_lr=1",)}):
-        with pytest.raises(ConfigError, match="leave out --check-lr and --set"):
-            promote(PromoteSettings(storage=copied.storage, scale=10, **changes), PromoteHooks())  # type: ignore[arg-type]
+    wanted = PromoteSettings(storage=copied.storage, scale=10, overrides=("max_lr=1",))
+    with pytest.raises(ConfigError, match="leave out --set"):
+        promote(wanted, PromoteHooks())
     with Store.open(copied.storage) as store:
         assert store.runs(store.study().id, kind="promotion") == []
 
@@ -240,8 +240,7 @@ THREE = ("1e6,1e9,5.0", "2e6,5e8,4.9", "4e6,2.5e8,5.1")
          "--rungs 0.5: isoflop.csv has no run near 5e+15 FLOPs (6·N·D); its budgets are 1e+15, "
          "3e+15, 1e+16, 1e+17; as multiples of --budget 0.1, 0.3, 1, 10"),
         (("--replay", str(TABLE), "--prune"), "leave out --prune"),
-        (("--replay", str(TABLE), "--trials-per-gpu", "auto"), "leave out --trials-per-gpu"),
-        (("--replay", str(TABLE), "--rungs", "0.1,1", "--trunks"), "leave out --trunks"),
+        (("--replay", str(TABLE), "--trials-per-gpu", "2"), "leave out --trials-per-gpu"),
         (("--replay", str(TABLE), "--simulate"), "leave out --simulate"),
         (("--replay", str(TABLE), "--set", "max_lr=1"), "leave out --set"),
         (("--replay", str(TABLE), "--convention", "mac"), "leave out --convention"),

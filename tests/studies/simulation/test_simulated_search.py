@@ -19,7 +19,7 @@ from reports.read import read_study
 from studies.database.store import Store
 from studies.database.tables import Run
 from studies.execution.observer import Observer, RunView
-from studies.promotion.promote import PromoteHooks, PromoteSettings, PromotionPlan, promote
+from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
 from studies.samplers.law import LawSampler, Result
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
@@ -184,45 +184,6 @@ def test_the_law_sampler_finds_what_random_search_does_not(tmp_path: Path) -> No
         assert best is not None
         found[sampler] = WORLDS[DEFAULT_WORLD].true_loss(RunConfig.model_validate(best.config))
     assert found["law"] < found["random"] - 0.03
-
-
-def test_a_checked_learning_rate_stays_within_the_budget_and_is_found_again(
-    tmp_path: Path,
-) -> None:
-    """The checks are runs of the study too: they must not choose another trial the next time."""
-    settings = settings_for(tmp_path, trials=18, rungs=Rungs.parse("0.1,0.3,1"))
-    search(settings, Hooks())
-    wanted = PromoteSettings(storage=settings.storage, scale=10.0, check_lr=True)
-    plans: list[PromotionPlan] = []
-
-    def on_plan(plan: PromotionPlan) -> bool:
-        plans.append(plan)
-        return len(plans) != 3
-
-    assert promote(wanted, PromoteHooks(on_plan=on_plan)).run is None  # before the third check
-    first = promote(wanted, PromoteHooks(on_plan=on_plan))
-    fitted = [[run.id for run in plan.selection.fit.points.runs] for plan in plans]
-    assert fitted == [fitted[0]] * 5
-    del plans[2]  # the third check was planned twice
-    with Store.open(settings.storage) as store:
-        study = store.study()
-        runs = store.runs(study.id, kind="promotion")
-        told = {p.run_id: p for p in store.predictions(study.id)}
-    assert [run.status for run in runs] == ["complete"] * 4
-    spent = sum(run.planned_flops(study.convention) for run in runs)
-    assert 0.95 * 10 * study.budget_flops < spent <= 10 * study.budget_flops
-    assert len({run.config["max_lr"] for run in runs[:3]}) == 3
-    for run, plan in zip(runs, plans, strict=True):  # what is shown is what is on record
-        on_record = told.get(run.id)
-        assert (plan.predicted is None) == (on_record is None)
-        if plan.predicted is not None and on_record is not None:
-            assert plan.predicted.val_loss_nats == on_record.val_loss_nats
-    again = promote(wanted, PromoteHooks())
-    assert first.run is not None
-    assert again.run is not None
-    assert again.run.id == first.run.id == runs[3].id
-    with Store.open(settings.storage) as store:
-        assert len(store.runs(study.id, kind="promotion")) == 4
 
 
 def test_finalists_are_trained_once_whatever_the_limit(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Studies, runs, points, rejections and the ledger.
+"""The first schema: studies, runs, points, rejections, the ledger, fits and predictions.
 
 The schema is spelt out, not taken from `studies.database.tables`: this version stays what it was.
 """
@@ -10,8 +10,6 @@ from alembic import op
 
 revision = "0001"
 down_revision = None
-branch_labels = None
-depends_on = None
 
 EXACT_INT = sa.String(length=40)
 """A whole number of any size as decimal text."""
@@ -53,14 +51,11 @@ def upgrade() -> None:
         sa.Column("n_params", EXACT_INT, nullable=True),
         sa.Column("tokens", EXACT_INT, nullable=True),
         sa.Column("charge_flops", EXACT_INT, nullable=True),
-        sa.ForeignKeyConstraint(
-            ["study_id"],
-            ["bs_study.id"],
-        ),
+        sa.ForeignKeyConstraint(["study_id"], ["bs_study.id"]),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("study_id", "number"),
     )
-    op.create_index("ix_bs_rejection_reason", "bs_rejection", ["study_id", "reason"], unique=False)
+    op.create_index("ix_bs_rejection_reason", "bs_rejection", ["study_id", "reason"])
     op.create_table(
         "bs_run",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -109,14 +104,8 @@ def upgrade() -> None:
         sa.Column("created_utc", sa.DateTime(), nullable=False),
         sa.Column("started_utc", sa.DateTime(), nullable=True),
         sa.Column("finished_utc", sa.DateTime(), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["parent_run_id"],
-            ["bs_run.id"],
-        ),
-        sa.ForeignKeyConstraint(
-            ["study_id"],
-            ["bs_study.id"],
-        ),
+        sa.ForeignKeyConstraint(["parent_run_id"], ["bs_run.id"]),
+        sa.ForeignKeyConstraint(["study_id"], ["bs_study.id"]),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("study_id", "kind", "number"),
     )
@@ -124,11 +113,10 @@ def upgrade() -> None:
         "ix_bs_run_best",
         "bs_run",
         ["study_id", "kind", "status", "val_loss_nats", "number"],
-        unique=False,
     )
-    op.create_index("ix_bs_run_config_hash", "bs_run", ["study_id", "config_hash"], unique=False)
-    op.create_index("ix_bs_run_redone", "bs_run", ["study_id", "steps_redone"], unique=False)
-    op.create_index("ix_bs_run_study_status", "bs_run", ["study_id", "status"], unique=False)
+    op.create_index("ix_bs_run_config_hash", "bs_run", ["study_id", "config_hash"])
+    op.create_index("ix_bs_run_redone", "bs_run", ["study_id", "steps_redone"])
+    op.create_index("ix_bs_run_study_status", "bs_run", ["study_id", "status"])
     op.create_table(
         "bs_ledger",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -142,17 +130,11 @@ def upgrade() -> None:
         sa.Column("flops_nanogpt", EXACT_INT, nullable=False),
         sa.Column("flops_matmul", EXACT_INT, nullable=False),
         sa.Column("flops_mac", EXACT_INT, nullable=False),
-        sa.ForeignKeyConstraint(
-            ["run_id"],
-            ["bs_run.id"],
-        ),
-        sa.ForeignKeyConstraint(
-            ["study_id"],
-            ["bs_study.id"],
-        ),
+        sa.ForeignKeyConstraint(["run_id"], ["bs_run.id"]),
+        sa.ForeignKeyConstraint(["study_id"], ["bs_study.id"]),
         sa.PrimaryKeyConstraint("id"),
     )
-    op.create_index("ix_bs_ledger_study", "bs_ledger", ["study_id", "id"], unique=False)
+    op.create_index("ix_bs_ledger_study", "bs_ledger", ["study_id", "id"])
     op.create_table(
         "bs_point",
         sa.Column("run_id", sa.Integer(), nullable=False),
@@ -164,15 +146,37 @@ def upgrade() -> None:
         sa.Column("val_loss_nats", sa.Float(), nullable=True),
         sa.Column("lr", sa.Float(), nullable=True),
         sa.Column("grad_norm", sa.Float(), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["run_id"],
-            ["bs_run.id"],
-        ),
+        sa.ForeignKeyConstraint(["run_id"], ["bs_run.id"]),
         sa.PrimaryKeyConstraint("run_id", "step"),
     )
-
-
-def downgrade() -> None:
-    """Remove them."""
-    for name in ("bs_ledger", "bs_point", "bs_rejection", "bs_run", "bs_study"):
-        op.drop_table(name)
+    op.create_table(
+        "bs_fit",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("study_id", sa.Integer(), nullable=False),
+        sa.Column("created_utc", sa.DateTime(), nullable=False),
+        sa.Column("scale", sa.Float(), nullable=False),
+        sa.Column("refusal", sa.Text(), nullable=True),
+        sa.Column("record", sa.JSON(), nullable=False),
+        sa.ForeignKeyConstraint(["study_id"], ["bs_study.id"]),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("ix_bs_fit_study", "bs_fit", ["study_id", "id"])
+    op.create_table(
+        "bs_prediction",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("study_id", sa.Integer(), nullable=False),
+        sa.Column("run_id", sa.Integer(), nullable=False),
+        sa.Column("fit_id", sa.Integer(), nullable=False),
+        sa.Column("created_utc", sa.DateTime(), nullable=False),
+        sa.Column("selected_by", sa.String(length=20), nullable=False),
+        sa.Column("val_loss_nats", sa.Float(), nullable=False),
+        sa.Column("low_nats", sa.Float(), nullable=False),
+        sa.Column("high_nats", sa.Float(), nullable=False),
+        sa.Column("level", sa.Float(), nullable=False),
+        sa.Column("extrapolation", sa.Float(), nullable=False),
+        sa.ForeignKeyConstraint(["fit_id"], ["bs_fit.id"]),
+        sa.ForeignKeyConstraint(["run_id"], ["bs_run.id"]),
+        sa.ForeignKeyConstraint(["study_id"], ["bs_study.id"]),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("run_id"),
+    )
