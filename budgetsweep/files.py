@@ -110,6 +110,7 @@ def file_lock(
     """
     from filelock import FileLock, Timeout
 
+    path.touch()  # of a missing folder the library would make one
     lock = FileLock(path)
     try:
         return lock.acquire(timeout=0)
