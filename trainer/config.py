@@ -355,7 +355,7 @@ class RunConfig(StrictModel):
 
     @property
     def n_charged_params(self) -> int:
-        """Parameters that a token is charged for: of a sampled head only its rows."""
+        """Parameters that a token is charged for: of a sampled softmax only its rows."""
         if self.head_rows is None:
             return self.n_params
         shape = self.stack_shape

@@ -25,11 +25,11 @@ class Validation:
     """Result of one validation pass."""
 
     loss_nats: float
-    """Mean cross-entropy a predicted token."""
+    """Mean cross-entropy per predicted token."""
     ppl: float
     """exp(loss_nats)."""
     bits_per_byte: float | None
-    """Loss a byte of the validation text; None where the text's length is not known."""
+    """Loss per byte of the validation text; None where the text's length is not known."""
     stderr_nats: float | None
     """Standard error of loss_nats from the spread between windows; None with one window."""
     n_tokens: int
@@ -162,7 +162,7 @@ def perplexity(loss_nats: float) -> float:
 
 
 def ratio_estimate(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float | None]:
-    """Mean a token and its standard error, windows being the independent sample.
+    """Mean per token and its standard error, windows being the independent sample.
 
     The linearised variance of a ratio of totals (Cochran 1977, eq. 6.13) with k windows:
     k/(k-1) · Σ(sumᵢ - mean·countᵢ)² / (Σ countᵢ)².

@@ -2,7 +2,7 @@
 
 Two counts, not to be confused. The *history* of a run is the steps that its weights have seen; it
 never passes the budget. The *executed* steps are all that were computed in any attempt, those
-lost to a kill and done again included; they are what was really spent. They live in a memory-mapped
+lost to a kill and recomputed included; they are what was really spent. They live in a memory-mapped
 file of eight bytes, `meter.bin`: counting one costs a store, and the count survives SIGKILL
 because the mapped page belongs to the kernel.
 """

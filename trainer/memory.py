@@ -25,8 +25,8 @@ from trainer.config import RunConfig
 
 Kind = Literal["cpu", "cuda", "mps"]
 
-LARGEST_RESIDENT_BYTES = 2 << 30
-"""Larger training texts are not kept on a GPU (two bytes a token; `trainer.data.device_tokens`)."""
+LARGEST_TEXT_ON_DEVICE_BYTES = 2 << 30
+"""Larger training texts stay off a GPU (two bytes per token; `trainer.data.device_tokens`)."""
 EVAL_TOKENS = 4096
 """Least tokens of a validation batch: with those of a small training batch it would be slow."""
 
@@ -67,7 +67,7 @@ def estimate_memory_bytes(config: RunConfig, kind: Kind, bf16: bool) -> int:
     if kind == "cuda":
         if config.architecture == "decoder" and config.cuda_graph == "auto":
             peak += min(step, evaluation)  # a graph keeps its step's memory for itself
-        return peak + _resident(config) + CUDA_WORKSPACES_BYTES
+        return peak + _device_tokens(config) + CUDA_WORKSPACES_BYTES
     if kind != "cpu":
         return peak
     in_heap = sum(count * size for count, size in saved if size <= HEAP_BLOCK_BYTES)
@@ -177,10 +177,10 @@ def _in_blocks(config: RunConfig, stack: _Stack, kind: Kind, bf16: bool) -> bool
     return kind == "cpu" and bf16 and not stack.masked and pays
 
 
-def _resident(config: RunConfig) -> int:
+def _device_tokens(config: RunConfig) -> int:
     """The training text, which a decoder's run keeps on a GPU; 0 where its length is not known."""
     text = 2 * (config.data.train_tokens or 0) if config.architecture == "decoder" else 0
-    return text if text <= LARGEST_RESIDENT_BYTES else 0
+    return text if text <= LARGEST_TEXT_ON_DEVICE_BYTES else 0
 
 
 def _persistent(config: RunConfig) -> int:

@@ -23,7 +23,7 @@ from model.encoder_decoder import EncoderDecoderLM
 from model.loss import linear_cross_entropy
 from model.sampled_softmax import VocabularySample, sampled_cross_entropy
 from trainer.config import RunConfig
-from trainer.data.device_tokens import ResidentTokens, resident_tokens
+from trainer.data.device_tokens import DeviceTokens, tokens_on_device
 from trainer.data.pairs import (
     PairBatch,
     PairIndex,
@@ -52,10 +52,10 @@ _VALIDATION_SEED = 0
 
 
 class Assembler(Protocol[BatchT_co]):
-    """Makes what `Objective.batch` gives on the device, without the host's help."""
+    """Makes what `Objective.batch` gives on the device, without the CPU's help."""
 
     def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
-        """What tells the batches of so many optimiser steps apart.
+        """What differs between the batches of so many optimiser steps.
 
         Returns:
             Arrays (count, M, ...), M micro-batches a step, of the same shapes for every step.
@@ -189,14 +189,14 @@ class NextToken(_Stream[Windows]):
     """(V,) how often each id occurs in the training text."""
     _vocabulary: VocabularySampler | None = None
     _log_inclusion: Tensor | None = None
-    _resident: ResidentTokens | None = None
+    _device_tokens: DeviceTokens | None = None
 
     def read(self, data: TokenData) -> None:
         """Open both texts; count the training text's ids and keep them, where that is needed."""
         super().read(data)
         config = self.config
         if self.device.type == "cuda":
-            self.keep_resident(data.train)
+            self.keep_on_device(data.train)
         if config.stack_shape.head_bias == "unigram" or config.head_samples is not None:
             self._counts = data.train.counts(config.model.n_vocab)
         if self._counts is not None and config.head_samples is not None:
@@ -220,16 +220,16 @@ class NextToken(_Stream[Windows]):
         )
         if config.head_samples is not None:
             self._sample_by(np.ones(config.model.n_vocab, dtype=np.int64))
-        self.keep_resident(tokens)
+        self.keep_on_device(tokens)
 
-    def keep_resident(self, tokens: TokenArray) -> None:
+    def keep_on_device(self, tokens: TokenArray) -> None:
         """Gather windows on the device from now on, if the text fits there."""
-        self._resident = resident_tokens(tokens, self.device)
+        self._device_tokens = tokens_on_device(tokens, self.device)
 
     @property
     def assembler(self) -> NextToken | None:
         """This, once the text is on the device."""
-        return None if self._resident is None else self
+        return None if self._device_tokens is None else self
 
     def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
         """Where windows begin, (count, M, B), and the sampled ids, (count, M, K)."""
@@ -249,8 +249,8 @@ class NextToken(_Stream[Windows]):
 
     def assemble(self, inputs: Sequence[Tensor]) -> Windows:
         """Windows gathered on the device."""
-        assert self._resident is not None
-        windows = self._resident.windows(inputs[0], self.config.seq_len + 1)
+        assert self._device_tokens is not None
+        windows = self._device_tokens.windows(inputs[0], self.config.seq_len + 1)
         if self._log_inclusion is None:
             return Windows(windows, None)
         return Windows(windows, VocabularySample(inputs[1], self._log_inclusion))

@@ -1,15 +1,15 @@
-"""Optimiser steps: one after the other under the host's eyes, or queued on a GPU.
+"""Optimiser steps: each waited for, or queued on a GPU.
 
 **Finite or not.** A loss or a gradient that is not finite ends the run and names its step. On a CPU
-both reach the host before the weights are touched. On CUDA asking for them would stall the device
+both are known before the weights are touched. On CUDA asking for them would stall the device
 at each step: there they are logged where they are and read every `LOGGED_STEPS` steps and before
-anything is evaluated, reported or saved. Steps may be taken in vain then, never used.
+anything is evaluated, reported or saved. Steps may be taken in vain then, but are never used.
 
 **One launch a step.** A training step of a small model is a thousand kernels of a few microseconds
 each, and launching one takes as long. On CUDA the whole step, from gathering its windows to the
 update, is captured once as a graph and launched as a whole. What differs from step to step lies in
-tensors that are written before the launch: where windows begin, which ids a sampled head draws, the
-learning rate. Shapes are those of the run, so a graph serves for all of it.
+tensors that are written before the launch: where windows begin, which vocabulary entries a sampled
+softmax draws, the learning rate. Shapes are those of the run, so a graph serves for all of it.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-class Settled(NamedTuple):
+class FinishedSteps(NamedTuple):
     """Steps that have been computed and were finite."""
 
     losses: list[float]
@@ -120,10 +120,10 @@ class Steps(ABC):
             FloatingPointError: so with a gradient norm.
         """
 
-    def settle(self) -> Settled:
+    def collect(self) -> FinishedSteps:
         """What the steps since the last call gave; waits for them. Errors as `take`."""
         losses, self._losses = self._losses, []
-        return Settled(losses, self._norm)
+        return FinishedSteps(losses, self._norm)
 
     def _note(self, step: int, loss: float, norm: float) -> None:
         if not math.isfinite(loss):
@@ -134,7 +134,7 @@ class Steps(ABC):
         self._norm = norm
 
 
-class HostSteps(Steps):
+class BlockingSteps(Steps):
     """Each step ends before the next begins."""
 
     def take(self, step: int) -> None:
@@ -148,7 +148,7 @@ class HostSteps(Steps):
         training.update()
 
 
-class DeviceSteps(Steps):
+class QueuedSteps(Steps):
     """Steps are queued on the device; where their inputs can be laid out there, as one graph."""
 
     def __init__(
@@ -197,10 +197,10 @@ class DeviceSteps(Steps):
             (self._replay or self._assembled_work)()
         self._waiting.append(step)
 
-    def settle(self) -> Settled:
-        """See `Steps.settle`."""
+    def collect(self) -> FinishedSteps:
+        """See `Steps.collect`."""
         self._read_log()
-        return super().settle()
+        return super().collect()
 
     def _assembled_work(self) -> None:
         assembler = self.training.objective.assembler
@@ -210,8 +210,8 @@ class DeviceSteps(Steps):
     def _work(self, batches: Callable[[int], Any]) -> None:
         training = self.training
         loss = training.backward(batches).double().mean()
-        facts = torch.stack([loss, training.clip().double()])
-        self._log.index_copy_(1, self._place, facts[:, None])
+        loss_and_norm = torch.stack([loss, training.clip().double()])
+        self._log.index_copy_(1, self._place, loss_and_norm[:, None])
         self._place += 1
         training.update()
 
@@ -263,7 +263,7 @@ class _Snapshot:
 
     def __init__(self, training: Training) -> None:
         self._training = training
-        # On the host: the device has no room beside its step for a second model.
+        # On the CPU: the device has no room beside its step for a second model.
         self._before = [(each, each.detach().to("cpu", copy=True)) for each in self._tensors()]
         self._random = random_state(training.device)
 
@@ -290,7 +290,7 @@ def cuda_graph(work: Callable[[], None], device: torch.device) -> Replay:
 
     `work` is run a few times before, on the stream of the capture (PyTorch's notes on CUDA graphs),
     at last so that waiting for the device is an error: a capture that breaks leaves PyTorch's
-    allocator in a state that nothing mends.
+    allocator in a state that nothing repairs, so none is tried after it.
 
     Raises:
         RuntimeError: something in it cannot be captured, or could not be before in this process.
@@ -344,6 +344,6 @@ def _waiting_is_an_error() -> Iterator[None]:
 def steps_of(training: Training, first_step: int) -> Steps:
     """How steps are taken on the training's device."""
     if training.device.type != "cuda":
-        return HostSteps(training)
+        return BlockingSteps(training)
     wanted = training.config.cuda_graph == "auto"
-    return DeviceSteps(training, first_step, cuda_graph if wanted else None)
+    return QueuedSteps(training, first_step, cuda_graph if wanted else None)

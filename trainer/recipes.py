@@ -35,7 +35,7 @@ _SAME: dict[str, str] = {"min_lr_ratio": "min_lr"}
 
 
 LARGE_VOCABULARY = 16_384
-"""From so many ids on a recipe samples the head: below, the logits are a small part of a step."""
+"""From so many ids on a recipe samples the softmax: below, logits are a small part of a step."""
 
 
 def expanded(

@@ -31,7 +31,7 @@ def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
         seconds: time to measure, warm-up (about as long at most) not counted.
 
     Returns:
-        Training tokens a second.
+        Training tokens per second.
     """
     device = torch_device(config.device)
     keep_freed_memory()
@@ -82,7 +82,7 @@ class StepTimer:
         self.time_steps(1)
 
     def tokens_per_second(self, seconds: float) -> float:
-        """Training tokens a second, of whole steps that take so long together or longer."""
+        """Training tokens per second, of whole steps that take so long together or longer."""
         at_once = min(LOGGED_STEPS, max(1, int(seconds / 5 / max(self.time_steps(1), 1e-6))))
         passed, before = 0.0, self._taken
         while passed < seconds:
@@ -94,7 +94,7 @@ class StepTimer:
         start = time.perf_counter()
         for step in range(self._taken, self._taken + count):
             self._steps.take(step)
-        self._steps.settle()
+        self._steps.collect()
         self._taken += count
         return time.perf_counter() - start
 

@@ -140,7 +140,7 @@ class WorkerPool:
     ) -> None:
         self._n_workers = n_workers
         self._threads = threads
-        # Settled here: workers have the environment of the fork server's first day.
+        # FinishedSteps here: workers have the environment of the fork server's first day.
         self._cache_dir = (cache_dir or default_cache_dir()).absolute()
         self._device = device
         self._workers: list[_Worker] = []

@@ -111,13 +111,13 @@ def worker_main(
     os.chdir(folder)
     for name in (signal.SIGINT, signal.SIGTERM):  # they reach us through the dispatcher
         signal.signal(name, signal.SIG_IGN)
-    from trainer.hardware.device import configure_threads, detect_device, settle_device
+    from trainer.hardware.device import configure_threads, detect_device, use_gpu_for_auto
 
     configure_threads(threads)
     # BrokenPipeError, EOFError, ConnectionResetError: the dispatcher died while we were idle.
     with contextlib.suppress(OSError, EOFError, _DispatcherGone):
         try:
-            settle_device(device)
+            use_gpu_for_auto(device)
             ready = Ready(detect_device(device))
         except ConfigError as error:
             connection.send(NoDevice(str(error)))

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def modern(**changes: Any) -> RunConfig:
-    """A tiny run with all options, a sampled head, Muon, and dropout."""
+    """A tiny run with all options, a sampled softmax, Muon, and dropout."""
     return tiny_config(**{"recipe": "modern", "head_samples": 64, **changes})
 
 

@@ -141,7 +141,7 @@ def remove_checkpoints(run_dir: Path) -> None:
 def cannot_write(path: Path, error: OSError) -> CheckpointError:
     """The one line that a user sees when a run's file cannot be written."""
     return CheckpointError(
-        f"{path}: cannot be written ({error.strerror or error}); make room or mend the "
+        f"{path}: cannot be written ({error.strerror or error}); make room or fix the "
         "permissions, then run the same command again: it continues from the last checkpoint"
     )
 

@@ -38,7 +38,7 @@ SAFETENSORS = "model.safetensors"
 
 
 class ModelDescription(StrictModel):
-    """A config.yaml that tells a model's shape but not how it was trained."""
+    """A config.yaml that has a model's shape but not how it was trained."""
 
     tokenizer_encoding: str | None = None
     """A key of `TOKENIZER_VOCABULARIES`; None: not known."""
@@ -57,7 +57,7 @@ class LoadedModel:
     config: RunConfig | None
     """The run that trained it; None where no config.yaml says so."""
     tokenizer: str | None
-    """Its tokenizer; None where nothing tells. A vocabulary of 257 or 50257 ids does: `bytes` and
+    """Its tokenizer; None where nothing says so. A vocabulary of 257 or 50257 ids does: `bytes` and
     `gpt2`."""
 
     @property
@@ -75,8 +75,8 @@ def open_model(path: Path, n_head: int | None = None, tokenizer: str | None = No
 
     Args:
         path: folder or weights file.
-        n_head: heads, for weights that do not tell.
-        tokenizer: for a model that does not tell; a key of `TOKENIZER_VOCABULARIES`.
+        n_head: heads, for weights that do not show them.
+        tokenizer: for a model without one; a key of `TOKENIZER_VOCABULARIES`.
 
     Raises:
         CheckpointError: nothing there, damaged, of another shape, or a GPT-2 that `DecoderLM`
@@ -143,7 +143,7 @@ def _write_files(folder: Path, loaded: LoadedModel, to: Format) -> None:
     if loaded.config is not None:
         config = loaded.config.to_dict()
     else:
-        config = {"model_config": _told(shape)}
+        config = {"model_config": _shape_data(shape)}
         if loaded.tokenizer is not None:
             config = {"tokenizer_encoding": loaded.tokenizer, **config}
     (folder / FILES["config"]).write_text(dump_yaml(config), encoding="utf-8")
@@ -155,11 +155,11 @@ def _write_files(folder: Path, loaded: LoadedModel, to: Format) -> None:
         (folder / GPT2_CONFIG).write_text(json.dumps(gpt2, indent=2) + "\n", encoding="utf-8")
         _write_safetensors(folder / SAFETENSORS, tensors, {})
     else:
-        metadata = {"model_config": json.dumps(_told(shape))}
+        metadata = {"model_config": json.dumps(_shape_data(shape))}
         _write_safetensors(folder / SAFETENSORS, weights, metadata)
 
 
-def _told(shape: ModelConfig) -> dict[str, Any]:
+def _shape_data(shape: ModelConfig) -> dict[str, Any]:
     """A shape as plain data; options only where there are some."""
     return {**shape.sizes(), **shape.options()}
 

@@ -55,7 +55,7 @@ def open_trained(path: Path, device: torch.device) -> Trained:
     )
     if wrong:
         raise CheckpointError(
-            f"{file}: not the weights of the {config.architecture} that config.yaml tells of "
+            f"{file}: not the weights of the {config.architecture} that config.yaml describes "
             f"({len(wrong)} tensors are missing, unexpected or of another shape: {wrong[0]}, …)"
         )
     model.load_state_dict(weights)
@@ -83,7 +83,7 @@ def held_out_data(trained: Trained, ids: TokenArray, description: str, *, pairs:
     """Tokens of a file as text to validate on.
 
     Args:
-        trained: tells the tokenizer.
+        trained: whose tokenizer it is.
         ids: the tokens.
         description: for messages.
         pairs: whether they are `source eot target eot`.

@@ -87,7 +87,7 @@ def shape_of_weights(
 
     Raises:
         CheckpointError: not weights of a `DecoderLM`, or of one with options (`ModelConfig`), which
-            tensors tell in part only.
+            tensors show in part only.
         ConfigError: n_head is wanted but not given, or does not divide n_embd.
     """
     sizes = _sizes(weights, where)
@@ -163,7 +163,7 @@ def _require_no_options(weights: dict[str, Tensor], where: Path) -> None:
     signs += [name for name in weights if name == _HEAD_BIAS]
     if signs:
         raise CheckpointError(
-            f"{where}: of a model with options ({signs[0]}), which its tensors do not tell in "
+            f"{where}: of a model with options ({signs[0]}), which its tensors do not show in "
             "full: keep the config.yaml of its run beside it"
         )
 

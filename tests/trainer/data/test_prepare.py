@@ -86,7 +86,7 @@ def test_enough_is_left_alone(source: Path, monkeypatch: pytest.MonkeyPatch):
     def nobody_reads(path: str):
         raise AssertionError(f"{path} was read")
 
-    monkeypatch.setattr(records, "read_lines", nobody_reads)
+    monkeypatch.setattr(records, "decompressed", nobody_reads)
     assert same(prepared(source, 20_000), first)
     assert len(prepared(source, 7).train) == 7
     assert {p.name: p.stat().st_mtime_ns for p in first.folder.iterdir()} == before

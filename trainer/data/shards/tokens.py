@@ -85,6 +85,8 @@ class TokenArray:
         self._ends = np.cumsum([len(part) for part in kept], dtype=np.int64)
         self._starts = [0, *self._ends.tolist()]
         self._n_tokens = n_tokens
+        self.on_device: object = None
+        """A copy on a device (`trainer.data.device_tokens`), which goes with this array."""
 
     @classmethod
     def from_arrays(cls, arrays: Iterable[npt.ArrayLike]) -> TokenArray:

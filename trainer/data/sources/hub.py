@@ -14,7 +14,7 @@ from trainer.data.sources.records import (
     datasets_library,
     fields_of,
     json_line_record,
-    read_lines,
+    remote_lines,
     require_fields,
 )
 
@@ -122,7 +122,7 @@ class HubSource(Source):
 
     def _has_pairs(self) -> bool:
         """Whether the first file has the columns of pairs; all else is read as a table."""
-        lines = read_lines(self._urls[0], LONGEST_ROW_BYTES)
+        lines = remote_lines(self._urls[0], LONGEST_ROW_BYTES)
         try:
             return csv_columns(lines, self.text_field, self.name).pair is not None
         except DataError:  # other columns, or another dialect that the data set describes
@@ -131,14 +131,14 @@ class HubSource(Source):
     def _pair_records(self, start: Cursor) -> Iterator[Record]:
         for index in range(start[0], len(self._urls)):
             first = start[1] if index == start[0] else 0
-            lines = read_lines(self._urls[index], LONGEST_ROW_BYTES)
+            lines = remote_lines(self._urls[index], LONGEST_ROW_BYTES)
             where = self.place(index, 0).rpartition(":")[0]
             yield from csv_records(lines, where, index, first, self.text_field, True)
 
     def _line_records(self, start: Cursor) -> Iterator[Record]:
         for index in range(start[0], len(self._urls)):
             first = start[1] if index == start[0] else 0
-            for number, line in enumerate(read_lines(self._urls[index])):
+            for number, line in enumerate(remote_lines(self._urls[index])):
                 if number == 0 and line.lstrip().startswith(b"["):  # one JSON list a file
                     yield from self._table_records((index, first))
                     return

@@ -1,8 +1,8 @@
 """Records of one file through `datasets`: text, JSON lines, JSON and parquet. No torch.
 
-`datasets` opens, unpacks and streams the files, here and on the hub, and reads tables. Lines of
+`datasets` opens and decompresses the files of the hub, and reads tables here and there. Lines of
 text and JSON are split and decoded here, because its own readers give up a file at the first bad
-line, read numbers and text in one field as something else, and drop `encoding` in packed files.
+line, read numbers and text in one field as something else, and drop `encoding` in compressed ones.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from budgetsweep.errors import DataError
 from trainer.data.sources import Cursor, Record
-from trainer.data.sources.local_files import LocalFile
+from trainer.data.sources.local_files import PIECE_BYTES, LocalFile, decompressed
 
 _ROWS = 64
 _PARQUET_ROWS = 512
-_CHUNK_BYTES = 1 << 20
 BYTE_ORDER_MARK = codecs.BOM_UTF8
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -67,7 +66,7 @@ def datasets_library() -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _named_errors(path: str) -> Iterator[None]:
+def named_errors(path: str) -> Iterator[None]:
     """Failures of the libraries below become one line with the name of the file."""
     try:
         yield
@@ -80,26 +79,19 @@ def _named_errors(path: str) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read ({reason})") from error
 
 
-def read_lines(path: str, longest: int | None = None) -> Iterator[bytes]:
-    """Lines of a plain or packed file without their ends.
-
-    Args:
-        path: a local file, or one of the hub (hf://…).
-        longest: a line with more bytes may lose its end, but stays longer than this; None: whole
-            lines, however long.
-    """
+def remote_lines(url: str, longest: int | None = None) -> Iterator[bytes]:
+    """Lines of a file of the hub (hf://…) without their ends; `longest` as in `local_lines`."""
     with datasets_library() as datasets:
-        address = datasets.StreamingDownloadManager().download_and_extract(path)
+        address = datasets.StreamingDownloadManager().download_and_extract(url)
         with datasets.utils.file_utils.xopen(address, "rb") as file:
-            yield from _lines(file, longest)
+            yield from _lines(iter(lambda: file.read(PIECE_BYTES), b""), longest)
 
 
-def _lines(file: BinaryIO, longest: int | None) -> Iterator[bytes]:
-    """Lines of an open file; see `read_lines`."""
+def _lines(pieces: Iterable[bytes], longest: int | None) -> Iterator[bytes]:
     parts: list[bytes] = []
     size = 0
-    while chunk := file.read(_CHUNK_BYTES):
-        head, *rest = chunk.split(b"\n")
+    for piece in pieces:
+        head, *rest = piece.split(b"\n")
         if longest is None or size <= longest:
             parts.append(head)
             size += len(head)
@@ -115,41 +107,25 @@ def _lines(file: BinaryIO, longest: int | None) -> Iterator[bytes]:
 def local_lines(
     file: LocalFile, first: int, longest: int | None = None
 ) -> Iterator[tuple[int, bytes]]:
-    """(number, line without its end) of a local file, packed or not, from line `first` on.
+    """(number, line without its end) of a local file, compressed or not, from line `first` on.
 
-    `longest` is as in `read_lines`.
+    Args:
+        file: the file.
+        first: line to begin at, from 0.
+        longest: a line with more bytes may lose its end, but stays longer than this; None: whole
+            lines, however long.
 
     Raises:
         DataError: the file cannot be read, is damaged or cut, or UTF-16.
     """
-    with _named_errors(str(file.path)):
-        for number, line in enumerate(read_lines(str(file.path), longest)):
+    with named_errors(str(file.path)):
+        for number, line in enumerate(_lines(decompressed(file.path), longest)):
             if number == 0:
                 if line.startswith(_UTF16):
                     raise DataError(f"{file.path}: UTF-16 text; save it as UTF-8")
                 line = line.removeprefix(BYTE_ORDER_MARK)
             if number >= first:
                 yield number, line
-        if file.path.suffix.lower() == ".zst":
-            _check_zstandard(file)
-
-
-def _check_zstandard(file: LocalFile) -> None:
-    """Refuse a cut .zst file: its reader ends quietly where the file ends."""
-    import zstandard
-
-    whole = True
-    frame = None
-    with file.path.open("rb") as raw:
-        while chunk := raw.read(_CHUNK_BYTES):
-            while chunk:
-                if frame is None or frame.eof:
-                    frame = zstandard.ZstdDecompressor().decompressobj()
-                frame.decompress(chunk)
-                whole = frame.eof
-                chunk = frame.unused_data if frame.eof else b""
-    if not whole:
-        raise DataError(f"{file.path}: ends in the middle (truncated); fetch it again")
 
 
 def json_records(
@@ -226,7 +202,7 @@ def _json_list_records(
     file: LocalFile, index: int, field: str, label_field: str | None
 ) -> Iterator[Record]:
     """Records of one JSON list; there is nowhere to go on from but its end."""
-    with _named_errors(str(file.path)), datasets_library() as datasets:
+    with named_errors(str(file.path)), datasets_library() as datasets:
         pending: Record | None = None
         stream = _stream(datasets, file, "json")
         for record in column_records(stream, index, 0, field, str(file.path), label_field):
@@ -242,7 +218,7 @@ def parquet_records(
 ) -> Iterator[Record]:
     """One record a row of a parquet file."""
     wanted = fields_of(field, label_field)
-    with _named_errors(str(file.path)), datasets_library() as datasets:
+    with named_errors(str(file.path)), datasets_library() as datasets:
         names = list(_stream(datasets, file, "parquet").features)
         require_fields(wanted, names, str(file.path))
         stream = _stream(datasets, file, "parquet", columns=wanted, batch_size=_PARQUET_ROWS)

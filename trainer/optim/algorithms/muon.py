@@ -1,8 +1,8 @@
 """Muon for many matrices at once: those of one shape are orthogonalised in one batch of products.
 
 The algorithm is that of Jordan et al. 2024 as `torch.optim.Muon` has it (whose state this one can
-take up), with the scale of Liu et al. 2025. torch's multiplies matrix after matrix: at small widths
-its fifteen products a matrix are a few microseconds each and their calls decide. In batches a step
+load), with the scale of Liu et al. 2025. torch's multiplies matrix after matrix: at small widths
+its fifteen products per matrix take microseconds each and their calls decide. In batches a step
 takes 3.3 ms for 9.4 at D48 L2, 5.1 for 12.7 at D80 L2, 18 for 28 at D128 L4 (Xeon, one thread,
 torch 2.13, mean of 30, in turns). The learning rate may be a tensor, so that a captured step can be
 replayed with another one.
@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
         Args:
             matrices: the parameters (A, B).
             lr: learning rate; a tensor lies where the parameters do.
-            weight_decay: decoupled decay a unit of learning rate.
+            weight_decay: decoupled decay per unit of learning rate.
             momentum: share of the last momentum that is kept.
             ns_steps: iterations of `orthogonalised`.
 

@@ -18,7 +18,7 @@ from trainer.data.held_out import read_held_out
 from trainer.data.sources import csv_rows, open_source
 from trainer.data.sources.csv_rows import csv_records
 from trainer.data.sources.local_files import find_files
-from trainer.data.sources.records import Record, read_lines
+from trainer.data.sources.records import Record, local_lines
 
 HEADER = b"id,text\n"
 
@@ -189,7 +189,8 @@ def test_a_line_without_an_end_is_not_kept(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(csv_rows, "LONGEST_ROW_BYTES", 1 << 20)
     path = tmp_path / "a.csv"
     path.write_bytes(HEADER + b"1," + b"x" * (9 << 20) + b"\n2,good\n")
-    lengths = [len(line) for line in read_lines(str(path), 1 << 20)]
+    (file,) = find_files(str(path)).files
+    lengths = [len(line) for _, line in local_lines(file, 0, 1 << 20)]
     assert 1 << 20 < lengths[1] < 3 << 20
     assert lengths[2] == 6
     corpus = open_source(str(path))
