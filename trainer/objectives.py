@@ -236,7 +236,7 @@ class NextToken(_Stream[Windows]):
         config = self.config
         micro_batches = config.grad_accumulation_steps
         size = (count, micro_batches, config.batch_size)
-        starts = self.sampler.starts(first_step * config.sequences_per_step, math.prod(size))
+        starts = self.sampler.draw(first_step * config.sequences_per_step, math.prod(size))
         inputs = [starts.reshape(size)]
         if self._vocabulary is not None:
             draws = [

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +139,7 @@ def prepared_info(folder: Path, *, verify: bool = False) -> PreparedInfo:
 
 
 @contextmanager
-def locked(folder: Path, say: Callable[[str], None] = _LOG.warning) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Make `folder` and hold it against other processes that prepare the same text.
 
     Waits while another holds it, and says so once. The lock goes with its process, however it ends.
@@ -159,8 +159,8 @@ def locked(folder: Path, say: Callable[[str], None] = _LOG.warning) -> Iterator[
         lock = file_lock(
             folder / LOCK_NAME,
             poll_seconds=_WAIT_SECONDS,
-            when_waiting=lambda: say(
-                f"{folder}: another process is preparing this text; waiting for it"
+            when_waiting=lambda: _LOG.warning(
+                "%s: another process is preparing this text; waiting for it", folder
             ),
         )
     except OSError as error:

@@ -8,14 +8,13 @@ visits every pair once, in an order of its own that is not stored.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from budgetsweep.errors import DataError
-from trainer.data.sampler import permuted
+from trainer.data.sampler import EpochOrder
 from trainer.data.shards.tokens import TokenArray
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CHUNK = 1 << 22  # ids looked at together
-_ROUNDS = 8  # as in trainer.data.sampler
-_BLOCK = 4096  # pairs whose order is worked out at once
 
 
 class PairIndex:
@@ -101,7 +98,7 @@ class PairBatch(NamedTuple):
     """(B, T+1) float32, likewise; begin and end are content."""
 
 
-class PairSampler:
+class PairSampler(EpochOrder):
     """Random pairs for training: a pure function of (seed, step, micro-batch)."""
 
     def __init__(
@@ -121,14 +118,11 @@ class PairSampler:
         """
         if not len(index):
             raise DataError("the training text has no whole pair: prepare more of it")
+        super().__init__(seed)
         self._index = index
         self._batch_size = batch_size
-        self._source_len = source_len
-        self._target_len = target_len
-        self._seed = seed
-        self._eot = eot
+        self._lengths_and_eot = (source_len, target_len, eot)
         self._micro_batches = grad_accumulation_steps
-        self._block_of: tuple[int, int, NDArray[np.int64]] = (-1, 0, np.empty(0, np.int64))
 
     def batch(self, step: int, micro: int, device: torch.device) -> PairBatch:
         """Micro-batch `micro` of optimiser step `step` (both from 0), of shape (B, S) and (B, T+1).
@@ -136,30 +130,13 @@ class PairSampler:
         A source longer than S loses its end, a target longer than T its end and the end-of-text id.
         """
         first = (step * self._micro_batches + micro) * self._batch_size
-        chosen = self.chosen(first, self._batch_size)
-        return _collate(self._index, chosen, self._source_len, self._target_len, self._eot, device)
+        chosen = self.draw(first, self._batch_size)
+        return _collate(self._index, chosen, *self._lengths_and_eot, device)
 
-    def chosen(self, first: int, count: int) -> NDArray[np.int64]:
-        """(count,) numbers of the pairs that are `first` … `first + count - 1` of the run."""
-        parts = []
-        while count:
-            epoch, place = divmod(first, len(self._index))
-            block, offset = divmod(place, _BLOCK)
-            part = self._block(epoch, block)[offset : offset + count]
-            parts.append(part)
-            first += part.size
-            count -= part.size
-        return np.concatenate(parts)
-
-    def _block(self, epoch: int, block: int) -> NDArray[np.int64]:
-        """Pairs `block` * _BLOCK … of an epoch, in its order."""
-        if self._block_of[:2] != (epoch, block):
-            n = len(self._index)
-            keys = np.random.SeedSequence([self._seed, epoch]).generate_state(_ROUNDS, np.uint64)
-            places = np.arange(block * _BLOCK, min(n, (block + 1) * _BLOCK), dtype=np.uint64)
-            order = permuted(places, n, np.asarray(keys, np.uint64)).astype(np.int64)
-            self._block_of = (epoch, block, order)
-        return self._block_of[2]
+    def size(self, epoch: int) -> int:
+        """Pairs."""
+        del epoch
+        return len(self._index)
 
 
 def sequential_pairs(
@@ -169,7 +146,6 @@ def sequential_pairs(
     target_len: int,
     eot: int,
     device: torch.device,
-    limit: int | None = None,
 ) -> Iterator[PairBatch]:
     """Every pair once, in order; the last batch may be smaller.
 
@@ -180,9 +156,8 @@ def sequential_pairs(
         target_len: ids that the decoder reads (T), longer targets are cut.
         eot: end-of-text id, for begin, end and padding.
         device: where the batches go.
-        limit: only the first so many pairs; None: all.
     """
-    n = len(index) if limit is None else min(limit, len(index))
+    n = len(index)
     for first in range(0, n, batch_size):
         chosen = np.arange(first, min(first + batch_size, n))
         yield _collate(index, chosen, source_len, target_len, eot, device)
@@ -218,36 +193,8 @@ def _collate(
     return PairBatch(*(torch.from_numpy(a).to(device, non_blocking=True) for a in arrays))
 
 
-@dataclass(frozen=True)
-class PairStatistics:
-    """What models of given lengths see of some pairs."""
-
-    n_pairs: int
-    source_tokens: int
-    """Content ids of all sources, cut to source_len."""
-    target_tokens: int
-    """Ids to predict in all targets, cut to target_len; an end-of-text id that fits counts."""
-    sources_cut: float
-    """Share of the sources that lose text (0 to 1)."""
-    targets_cut: float
-    """Share of the targets that lose text (0 to 1)."""
-
-
-def pair_statistics(index: PairIndex, source_len: int, target_len: int) -> PairStatistics:
-    """Count content and cuts for sources of `source_len` and targets of `target_len` ids."""
-    sources, targets = index.source_lengths, index.target_lengths
-    n = len(index)
-    return PairStatistics(
-        n_pairs=n,
-        source_tokens=int(np.minimum(sources, source_len).sum()),
-        target_tokens=int(np.minimum(targets + 1, target_len).sum()),
-        sources_cut=int((sources > source_len).sum()) / n if n else 0.0,
-        targets_cut=int((targets > target_len).sum()) / n if n else 0.0,
-    )
-
-
 def target_bytes_per_token(
-    index: PairIndex, target_len: int, token_bytes: NDArray[np.uint16], limit: int | None = None
+    index: PairIndex, target_len: int, token_bytes: NDArray[np.uint16]
 ) -> float | None:
     """UTF-8 bytes of target text for each predicted id, over what `sequential_pairs` predicts.
 
@@ -258,13 +205,12 @@ def target_bytes_per_token(
         index: the pairs.
         target_len: ids that the decoder reads (T).
         token_bytes: (n_vocab,) bytes of each id (`TokenData.token_bytes`).
-        limit: only the first so many pairs; None: all.
 
     Returns:
         None without pairs or without any byte.
     """
     n_bytes = n_tokens = 0
-    for i in range(len(index) if limit is None else min(limit, len(index))):
+    for i in range(len(index)):
         target = index.pair(i)[1]
         n_bytes += int(token_bytes[target[:target_len]].sum(dtype=np.int64))
         n_tokens += min(len(target) + 1, target_len)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -32,7 +32,6 @@ from trainer.export.weights import (
 )
 
 Format = Literal["safetensors", "gpt2", "pt"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 
 SAFETENSORS = "model.safetensors"
 
