@@ -58,8 +58,6 @@ def validate(
         val: anything with a length and slices that are arrays of ids.
         seq_len: tokens in a window (S), at least 2.
         batch_size: windows evaluated at once; decides memory, not the result.
-        device: where the model is.
-        autocast: context of the forward pass.
         bytes_per_token: mean bytes of UTF-8 text a token, for bits_per_byte.
         drop_last: leave out the last incomplete batch, as the course's sampler does.
 
@@ -127,7 +125,6 @@ def validate_on(
     Args:
         model: left in the mode that it came in.
         batches: computed here, one at a time, under autocast.
-        autocast: context of the forward passes.
         bytes_per_token: mean bytes of UTF-8 text a predicted token, for bits_per_byte.
     """
     was_training = model.training

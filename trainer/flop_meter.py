@@ -61,7 +61,6 @@ class FlopMeter:
         """Open or create the counter in `run_dir`.
 
         Args:
-            run_dir: the run's folder; exists.
             flops_per_step: training FLOPs of one optimiser step, in the run's convention.
             budget_flops: training FLOPs that the run's history may hold.
 

@@ -50,8 +50,6 @@ def estimate_memory_bytes(config: RunConfig, kind: Kind, bf16: bool) -> int:
     """Peak memory of a run.
 
     Args:
-        config: its shape and batch.
-        kind: `cpu`, `cuda` or `mps`.
         bf16: whether it computes in bf16 (`trainer.hardware.device.uses_bf16`).
 
     Returns:

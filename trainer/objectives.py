@@ -114,13 +114,7 @@ class Objective(ABC, Generic[BatchT]):
 
     @abstractmethod
     def loss(self, forward: Forward, model: Any, batch: BatchT) -> Tensor:
-        """Mean loss of the predicted tokens in nats, differentiable; a scalar.
-
-        Args:
-            forward: `model.hidden`, compiled or not.
-            model: whose head is used.
-            batch: what to predict from what.
-        """
+        """Mean loss of the predicted tokens in nats, differentiable; a scalar."""
 
     @abstractmethod
     def validate(self, model: Any, autocast: AbstractContextManager[Any]) -> Validation:

@@ -158,7 +158,6 @@ class QueuedSteps(Steps):
 
         Args:
             training: its optimiser has the state to go on from.
-            first_step: steps done.
             capture: makes a step repeatable, as `cuda_graph` does; None: steps are queued
                 operation by operation.
         """

@@ -44,7 +44,6 @@ def expanded(
     """A run's plain data with what its recipe sets and it does not say, under `model_config`.
 
     Args:
-        recipe: its name.
         run: plain data of the run.
         model: plain data of the model's shape, which `run` holds under either name.
         n_vocab: ids of the vocabulary.

@@ -98,11 +98,8 @@ class RunState:
         )
         self.steps = steps_of(training, self.step)
         self.saved_at = self.trimmed_at = time.monotonic()
-        self.reported_at, self.reported_step, self.reported_seconds = (
-            -math.inf,
-            self.step,
-            self.train_seconds,
-        )
+        self.reported_at, self.reported_step = -math.inf, self.step
+        self.reported_seconds = self.train_seconds
 
     def evaluation_is_due(self) -> bool:
         """A validation pass belongs to this step and has not been made."""

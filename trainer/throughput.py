@@ -27,7 +27,6 @@ def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
     kept.
 
     Args:
-        config: a filled configuration.
         seconds: time to measure, warm-up (about as long at most) not counted.
 
     Returns:
@@ -52,7 +51,6 @@ def training_on_noise(config: RunConfig, device: torch.device) -> Training:
 
     Args:
         config: its steps and learning rates are not looked at.
-        device: where it is.
     """
     config = config.with_changes(
         num_training_steps=1 << 30, num_warmup_steps=0, warmup_fraction=None,

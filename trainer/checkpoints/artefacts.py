@@ -66,15 +66,8 @@ def write_artefacts(
     """Write the files of a complete run.
 
     Args:
-        run_dir: the run's folder.
-        config: the filled configuration.
         weights: the model's state dict; None: a simulated run has none, and no model.pt.
-        points: all points of the curves, in order.
-        result: the run's result.
         facts: further plain data for eval.json (checksums of the data).
-
-    Returns:
-        `result` with the files named in it.
 
     Raises:
         CheckpointError: a file cannot be written.

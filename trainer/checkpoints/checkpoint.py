@@ -58,12 +58,7 @@ def save(run_dir: Path, state: dict[str, Any], step: int) -> Path:
     """Write a checkpoint and remove those that are no longer needed.
 
     Args:
-        run_dir: the run's folder; exists.
         state: tensors and plain data; `config_hash` (from `run_hash`) must be among them.
-        step: optimiser steps done.
-
-    Returns:
-        The file written.
 
     Raises:
         CheckpointError: it cannot be written; nothing half-written is left and the earlier
@@ -107,7 +102,6 @@ def load_latest(run_dir: Path, config_hash: str) -> dict[str, Any] | None:
     A damaged one is named in a warning and passed over.
 
     Args:
-        run_dir: the run's folder.
         config_hash: `run_hash` of the configuration that wants to continue.
 
     Raises:

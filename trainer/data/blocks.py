@@ -64,11 +64,9 @@ class SplitRule:
 
 
 @dataclass(frozen=True)
-class EncodedBlock:
-    """Tokens of a block, by side."""
+class BlockCounts:
+    """What was found in a block; kept in the headers of its shards."""
 
-    train: Ids
-    val: Ids
     documents: int
     """Training documents; a pair counts as one."""
     val_documents: int
@@ -76,8 +74,17 @@ class EncodedBlock:
     bad_records: int
     bad_examples: list[str]
     lowest_hash: int | None
-    hashes: list[int] = field(default_factory=list)
-    """Hashes of the documents where every one is validation."""
+
+
+@dataclass(frozen=True)
+class EncodedBlock:
+    """Tokens of a block, by side."""
+
+    train: Ids
+    val: Ids
+    counts: BlockCounts
+    hashes: list[int]
+    """Hashes of the documents where every one is validation; else none."""
 
 
 def document_hash(text: str) -> int:
@@ -118,9 +125,7 @@ def cut_blocks(
     """Blocks of a source from a block's end on.
 
     Args:
-        source: the documents.
         start: `end` of the block before.
-        index: number of the first block.
         tick: called now and then while reading.
 
     Raises:
@@ -183,7 +188,6 @@ def encode_block(
     """Tokens of a block; runs in a worker thread.
 
     Args:
-        block: the documents.
         tokenizer: shared between threads.
         rule: how documents are split.
         want_val: tokenise validation documents; else they are dropped.
@@ -227,14 +231,12 @@ def encode_block(
             )
             parts += made
         ids[side] = np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
-    return EncodedBlock(
-        train=ids["train"],
-        val=ids["val"],
+    counts = BlockCounts(
         documents=len(sides["train"]) // documents_each,
         val_documents=len(sides["val"]) // documents_each,
         dropped_documents=dropped,
         bad_records=bad,
         bad_examples=examples,
         lowest_hash=min(hashes, default=None),
-        hashes=hashes if rule.only_val else [],
     )
+    return EncodedBlock(ids["train"], ids["val"], counts, hashes if rule.only_val else [])

@@ -102,7 +102,6 @@ def list_prepared(cache_dir: Path | None = None, *, verify: bool = False) -> lis
     """What is prepared in the cache, by name of folder.
 
     Args:
-        cache_dir: folder of the cache; None: the default.
         verify: read all tokens and compare their checksums; else only headers and sizes.
     """
     manifests = ((cache_dir or default_cache_dir()) / "tokens").glob(f"*/{MANIFEST_NAME}")

@@ -150,12 +150,8 @@ def sequential_pairs(
     """Every pair once, in order; the last batch may be smaller.
 
     Args:
-        index: the pairs.
-        batch_size: pairs in a batch (B).
         source_len: ids of a source (S), longer ones are cut.
         target_len: ids that the decoder reads (T), longer targets are cut.
-        eot: end-of-text id, for begin, end and padding.
-        device: where the batches go.
     """
     n = len(index)
     for first in range(0, n, batch_size):
@@ -202,8 +198,6 @@ def target_bytes_per_token(
     text. An end-of-text id that fits counts as an id without bytes, as in `TokenData`.
 
     Args:
-        index: the pairs.
-        target_len: ids that the decoder reads (T).
         token_bytes: (n_vocab,) bytes of each id (`TokenData.token_bytes`).
 
     Returns:

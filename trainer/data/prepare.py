@@ -59,12 +59,9 @@ def prepare(
     `data.validation`. A source with less text than wanted gives what it has (`exhausted`).
 
     Args:
-        data: the text.
-        tokenizer_encoding: a key of `TOKENIZER_VOCABULARIES`.
         train_tokens: training tokens wanted; None: data.train_tokens, or all that there are.
         val_tokens: validation tokens wanted; None: data.val_tokens, or what the first preparation
             decided.
-        cache_dir: folder of the cache; None: `$BUDGETSWEEP_CACHE` or the user's cache folder.
         workers: tokenising threads; None: one a core, 8 at most.
         on_progress: called several times a second from this thread.
 

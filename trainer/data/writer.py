@@ -5,6 +5,7 @@ No torch. See `trainer.data.prepare` for the order of events that makes it safe 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 from collections import deque
@@ -22,6 +23,7 @@ from trainer.data.blocks import (
     MAX_EXAMPLES,
     VAL_TOKENS,
     Block,
+    BlockCounts,
     SplitRule,
     choose_val_below,
     cut_blocks,
@@ -59,7 +61,7 @@ class _Written:
 
     train: ShardEntry | None
     val: ShardEntry | None
-    stats: dict[str, Any]
+    counts: BlockCounts
     hashes: list[int]
 
 
@@ -176,26 +178,25 @@ class Preparation:
             return not wants_val() or m.val_tokens >= max(val_tokens or 0, 1)
 
         def commit(block: Block, written: _Written) -> None:
-            keep_val = written.val is not None and wants_val()
-            self._commit(block, written, keep_val)
+            self._commit(block, written, keep_val=written.val is not None and wants_val())
 
         blocks = cut_blocks(self.source, self.manifest.cursor, len(self.manifest.train), self._tick)
         return self._pipeline(self.source, blocks, rule, wants_val, enough, commit)
 
     def _commit(self, block: Block, written: _Written, keep_val: bool) -> None:
-        m, stats = self.manifest, written.stats
+        m, counts = self.manifest, written.counts
         assert written.train is not None
-        lowest = [h for h in (m.lowest_hash, stats["lowest_hash"]) if h is not None]
-        dropped = stats["dropped_documents"] + (0 if keep_val else stats["val_documents"])
+        lowest = [h for h in (m.lowest_hash, counts.lowest_hash) if h is not None]
+        kept, lost = (counts.val_documents, 0) if keep_val else (0, counts.val_documents)
         self._save(
             train=(*m.train, written.train),
             val=(*m.val, written.val) if keep_val else m.val,
             cursor=block.end,
-            documents=m.documents + stats["documents"],
-            val_documents=m.val_documents + (stats["val_documents"] if keep_val else 0),
-            dropped_documents=m.dropped_documents + dropped,
-            bad_records=m.bad_records + stats["bad_records"],
-            bad_examples=(*m.bad_examples, *stats["bad_examples"])[:MAX_EXAMPLES],
+            documents=m.documents + counts.documents,
+            val_documents=m.val_documents + kept,
+            dropped_documents=m.dropped_documents + counts.dropped_documents + lost,
+            bad_records=m.bad_records + counts.bad_records,
+            bad_examples=(*m.bad_examples, *counts.bad_examples)[:MAX_EXAMPLES],
             lowest_hash=min(lowest, default=None),
         )
 
@@ -219,8 +220,8 @@ class Preparation:
                 entries.append(written.val)
             hashes.update(written.hashes)
             for name in totals:
-                totals[name] += written.stats[name]
-            examples.extend(written.stats["bad_examples"])
+                totals[name] += getattr(written.counts, name)
+            examples.extend(written.counts.bad_examples)
 
         def enough(_pending_chars: int) -> bool:
             return sum(entry.n_tokens for entry in entries) >= SEPARATE_VAL_TOKENS
@@ -353,14 +354,7 @@ class Preparation:
         )
         if made is None:
             return None
-        stats = {
-            "documents": made.documents,
-            "val_documents": made.val_documents,
-            "dropped_documents": made.dropped_documents,
-            "bad_records": made.bad_records,
-            "bad_examples": made.bad_examples,
-            "lowest_hash": made.lowest_hash,
-        }
+        stats = dataclasses.asdict(made.counts)
         extra = {"block": what, "want_val": want_val, "stats": stats}
         name = self.tokenizer.name
         val = train = None
@@ -368,7 +362,7 @@ class Preparation:
             val = write_shard(val_path, made.val, tokenizer=name, split="val", extra=extra)
         if not rule.only_val:
             train = write_shard(train_path, made.train, tokenizer=name, split="train", extra=extra)
-        return _Written(train, val, stats, made.hashes)
+        return _Written(train, val, made.counts, made.hashes)
 
 
 def _adopt(train_path: Path, val_path: Path, what: Any, want_val: bool) -> _Written | None:
@@ -389,7 +383,7 @@ def _adopt(train_path: Path, val_path: Path, what: Any, want_val: bool) -> _Writ
     except DataError:
         return None
     train = ShardEntry(train_path.name, header.n_tokens, header.sha256)
-    return _Written(train, val, extra["stats"], [])
+    return _Written(train, val, BlockCounts(**extra["stats"]), [])
 
 
 def remove_leftovers(folder: Path) -> None:

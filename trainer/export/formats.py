@@ -73,7 +73,6 @@ def open_model(path: Path, n_head: int | None = None, tokenizer: str | None = No
     read off the tensors.
 
     Args:
-        path: folder or weights file.
         n_head: heads, for weights that do not show them.
         tokenizer: for a model without one; a key of `TOKENIZER_VOCABULARIES`.
 
@@ -113,8 +112,6 @@ def convert(loaded: LoadedModel, to: Format, folder: Path) -> list[Path]:
     with a config.yaml; the tied head is stored once.
 
     Args:
-        loaded: the model.
-        to: the format.
         folder: must not exist, or be empty.
 
     Returns:
@@ -172,9 +169,6 @@ def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[st
 
 def run_beside(path: Path) -> RunConfig | None:
     """The run that trained a model, from the config.yaml beside it; None where there is none.
-
-    Args:
-        path: folder or weights file.
 
     Raises:
         CheckpointError: there are no weights.

@@ -66,11 +66,6 @@ def open_trained(path: Path, device: torch.device) -> Trained:
 def evaluate_trained(trained: Trained, data: TokenData, device: torch.device) -> Validation:
     """The run's own kind of validation on other text: masked tokens, or targets of sources.
 
-    Args:
-        trained: the model, on `device`.
-        data: its validation part counts.
-        device: where the model is.
-
     Raises:
         DataError: the text is of another kind or too short.
     """
@@ -83,9 +78,6 @@ def held_out_data(trained: Trained, ids: TokenArray, description: str, *, pairs:
     """Tokens of a file as text to validate on.
 
     Args:
-        trained: whose tokenizer it is.
-        ids: the tokens.
-        description: for messages.
         pairs: whether they are `source eot target eot`.
     """
     tokenizer = trained.config.tokenizer_encoding

@@ -81,8 +81,6 @@ def shape_of_weights(
     """The shape of the model that these weights are of.
 
     Args:
-        weights: tensors under the names of `DecoderLM`.
-        where: the file, for messages.
         n_head: heads; None: read from the blocks' `mha.scale_factor`.
 
     Raises:
@@ -108,8 +106,6 @@ def model_of_weights(weights: dict[str, Tensor], shape: ModelConfig, where: Path
 
     Args:
         weights: tensors under the names of `DecoderLM`; the blocks' scale may be left out.
-        shape: the model's shape.
-        where: the file, for messages.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected, misshapen, no floating-point one, or

@@ -74,8 +74,6 @@ def read_labelled(
 
     Args:
         source: `yelp_polarity`, `hub:owner/name[:config]` (both: the split `test`), or a file.
-        text_field: field or column with the text.
-        label_field: field or column with the label.
 
     Raises:
         DataError: no such source, damaged, empty, no such fields, a record (named by its line)

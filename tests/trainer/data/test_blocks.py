@@ -117,10 +117,10 @@ def test_duplicates_are_on_one_side(tmp_path: Path):
     assert sorted(train + val) == sorted(documents)
     assert set(train).isdisjoint(val)
     assert [t for t in documents if document_hash(t) < HASH_RANGE // 3] == val  # in their order
-    assert (made.documents, made.val_documents, made.dropped_documents) == (
+    assert (made.counts.documents, made.counts.val_documents, made.counts.dropped_documents) == (
         len(train), len(val), 0,
     )  # fmt: skip
-    assert made.lowest_hash == min(map(document_hash, documents))
+    assert made.counts.lowest_hash == min(map(document_hash, documents))
 
 
 def test_validation_that_is_not_wanted_is_dropped_and_not_trained_on(tmp_path: Path):
@@ -130,7 +130,7 @@ def test_validation_that_is_not_wanted_is_dropped_and_not_trained_on(tmp_path: P
     with_val, without = encode(path, rule), encode(path, rule, want_val=False)
     assert without.train.tolist() == with_val.train.tolist()
     assert len(without.val) == 0
-    assert without.dropped_documents == with_val.val_documents > 0
+    assert without.counts.dropped_documents == with_val.counts.val_documents > 0
 
 
 def test_held_out_documents_are_dropped(tmp_path: Path):
@@ -139,7 +139,7 @@ def test_held_out_documents_are_dropped(tmp_path: Path):
     held_out = frozenset(map(document_hash, documents[10:20]))
     made = encode(path, SplitRule(held_out=held_out))
     assert decode(made.train) == documents[:10] + documents[20:]
-    assert made.dropped_documents == 10
+    assert made.counts.dropped_documents == 10
     only_val = encode(path, SplitRule(only_val=True))
     assert decode(only_val.val) == documents
     assert only_val.hashes == list(map(document_hash, documents))
@@ -150,8 +150,8 @@ def test_empty_documents_and_lone_surrogates(tmp_path: Path):
     path.write_text('{"text": ""}\n{"text": " \\n"}\n{"text": "x\\ud800"}\n{"text": "good"}\n')
     made = encode(path, SplitRule())
     assert decode(made.train) == ["good"]
-    assert made.dropped_documents == 2
-    assert made.bad_examples == [f"{path}:3 not Unicode text (lone surrogate)"]
+    assert made.counts.dropped_documents == 2
+    assert made.counts.bad_examples == [f"{path}:3 not Unicode text (lone surrogate)"]
 
 
 def test_a_stopped_worker_gives_nothing(tmp_path: Path):

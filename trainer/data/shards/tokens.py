@@ -242,10 +242,7 @@ def write_shard(
     """Write ids as one shard; `path` appears complete and synced, or not at all.
 
     Args:
-        path: file to write; replaced if it exists.
         ids: (N,) uint16.
-        tokenizer: name of the tokenizer.
-        split: `train`, `val` or `token_bytes`.
         extra: plain data kept in the header.
 
     Raises:
@@ -281,7 +278,6 @@ def read_shard(path: Path, *, verify: bool = False) -> tuple[ShardHeader, Ids]:
     """Memory-map a shard.
 
     Args:
-        path: shard file.
         verify: read the payload and compare its SHA-256 too.
 
     Returns:
@@ -351,12 +347,6 @@ def open_tokens(
     """Open a prepared folder, cut to the first `train_tokens` and `val_tokens`.
 
     Headers and sizes of all files used are checked always, payload checksums with `verify`.
-
-    Args:
-        folder: folder with `manifest.json`.
-        train_tokens: use only the first so many; None: all that are prepared.
-        val_tokens: use only the first so many; None: all that are prepared.
-        verify: read everything and compare the checksums.
 
     Raises:
         DataError: not a prepared folder, preparation not finished, a file missing, damaged or

@@ -96,7 +96,6 @@ class Source(ABC):
 
         Args:
             name: as the user gave it.
-            text_field: field of a document that holds its text.
             revision: version of a source that can change elsewhere; None: the newest.
         """
         self.name, self.text_field, self.revision = name, text_field, revision

@@ -107,8 +107,6 @@ def csv_records(
     Args:
         lines: all lines of the file, without their ends, longer ones than `LONGEST_ROW_BYTES` cut
             after as much and a byte more.
-        where: name of the file for messages.
-        index: number of the file.
         first: line to begin at, `next` of an earlier record; 0: after the header.
         field: column that holds the text.
         pairs: whether a file of pairs is expected.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any, Self, TypeVar, final
+from collections.abc import Iterator
+from typing import Any, Self, final
 
 from budgetsweep.errors import DataError
 from trainer.data.sources import Cursor, Record, Source
@@ -17,8 +16,7 @@ from trainer.data.sources.records import (
     remote_lines,
     require_fields,
 )
-
-T = TypeVar("T")
+from trainer.data.time_limit import answer_within
 
 REQUEST_SECONDS = 10.0
 """Time limit of the first request to the hub."""
@@ -49,10 +47,7 @@ class HubSource(Source):
         """Take `c4` or `hub:owner/name[:config]`.
 
         Args:
-            name: as the user gave it.
-            text_field: field with the text.
             revision: commit; None: the newest.
-            split: name of the split.
             label_field: field with a label for each text; None: none is wanted.
 
         Raises:
@@ -88,7 +83,8 @@ class HubSource(Source):
         Raises:
             DataError: no network, no such data set, configuration, split or field.
         """
-        self.revision = _reach(self.name, self.split, lambda: _commit(self.repo, self.revision))
+        with _hub_errors(self.name, self.split):
+            self.revision = answer_within(REACH_SECONDS, lambda: _commit(self.repo, self.revision))
         wanted = fields_of(self.text_field, self.label_field)
         with datasets_library() as datasets, _hub_errors(self.name, self.split):
             at = {"path": self.repo, "name": self.config, "revision": self.revision}
@@ -189,30 +185,6 @@ def _is_json(loader: Any) -> bool:
     from datasets.packaged_modules.json.json import Json
 
     return isinstance(loader, Json)
-
-
-def _reach(source: str, split: str, ask: Callable[[], T]) -> T:
-    """Run the first request to the hub in a thread, so that nothing can make it wait for long."""
-    answers: list[T] = []
-    failures: list[Exception] = []
-
-    def work() -> None:
-        try:
-            answers.append(ask())
-        except Exception as error:  # noqa: BLE001 - reported below, in the caller's thread
-            failures.append(error)
-
-    thread = threading.Thread(target=work, name="reach-hub", daemon=True)
-    thread.start()
-    thread.join(REACH_SECONDS)
-    if answers:
-        return answers[0]
-    if failures:
-        raise _as_data_error(source, failures[0], split) from failures[0]
-    raise DataError(
-        f"{source}: could not be fetched from the Hugging Face hub (no answer within "
-        f"{REACH_SECONDS:.0f} s); {_ways_on(split)}"
-    )
 
 
 class _hub_errors:  # noqa: N801 - a context manager used like a function

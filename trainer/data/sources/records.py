@@ -110,7 +110,6 @@ def local_lines(
     """(number, line without its end) of a local file, compressed or not, from line `first` on.
 
     Args:
-        file: the file.
         first: line to begin at, from 0.
         longest: a line with more bytes may lose its end, but stays longer than this; None: whole
             lines, however long.

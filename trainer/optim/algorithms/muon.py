@@ -32,7 +32,6 @@ def orthogonalised(matrices: Tensor, steps: int) -> Tensor:
 
     Args:
         matrices: (n, A, B), A at most B: the products are then those of the smaller side.
-        steps: iterations.
 
     Returns:
         (n, A, B) in bf16.
@@ -60,11 +59,8 @@ class Muon(torch.optim.Optimizer):
         """Take parameters with two dimensions each.
 
         Args:
-            matrices: the parameters (A, B).
             lr: learning rate; a tensor lies where the parameters do.
             weight_decay: decoupled decay per unit of learning rate.
-            momentum: share of the last momentum that is kept.
-            ns_steps: iterations of `orthogonalised`.
 
         Raises:
             ValueError: a parameter has not two dimensions.
