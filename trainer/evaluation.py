@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -14,10 +14,14 @@ from torch import Tensor
 
 from budgetsweep.errors import ConfigError, DataError
 from model.decoder import DecoderLM
+from model.encoder import EncoderLM
+from model.encoder_decoder import EncoderDecoderLM
 from model.loss import token_losses
 
 if TYPE_CHECKING:
     from trainer.data.shards.tokens import TokenArray
+
+Model: TypeAlias = DecoderLM | EncoderLM | EncoderDecoderLM
 
 
 @dataclass(frozen=True)
@@ -96,26 +100,9 @@ class Predictions(NamedTuple):
     """Predicted tokens of each row: a window or a pair, the independent sample."""
 
 
-class LanguageModel(Protocol):
-    """What validation needs of a model."""
-
-    training: bool
-
-    @property
-    def head_weight(self) -> Tensor:
-        """(V, D)."""
-
-    @property
-    def head_bias(self) -> Tensor | None:
-        """(V,), or None."""
-
-    def train(self, mode: bool = True) -> Any:
-        """Set or leave the training mode."""
-
-
 @torch.no_grad()
 def validate_on(
-    model: LanguageModel,
+    model: Model,
     batches: Iterator[Predictions],
     autocast: AbstractContextManager[Any],
     bytes_per_token: float | None = None,

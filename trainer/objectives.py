@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, final
+from typing import Any, Generic, NamedTuple, TypeVar, final
 
 import numpy as np
 import torch
@@ -34,14 +34,19 @@ from trainer.data.pairs import (
 from trainer.data.sampler import WindowSampler
 from trainer.data.shards.tokens import TokenArray, TokenData
 from trainer.data.vocabulary_sample import VocabularySampler
-from trainer.evaluation import Predictions, Validation, sequential_windows, validate, validate_on
+from trainer.evaluation import (
+    Model,
+    Predictions,
+    Validation,
+    sequential_windows,
+    validate,
+    validate_on,
+)
 from trainer.memory import EVAL_TOKENS
 
 Forward = Callable[..., Tensor]
 """`model.hidden`, compiled or not."""
-Model = DecoderLM | EncoderLM | EncoderDecoderLM
 BatchT = TypeVar("BatchT", bound=tuple[Any, ...])
-BatchT_co = TypeVar("BatchT_co", bound=tuple[Any, ...], covariant=True)
 
 NOISE_TOKENS = 1 << 20
 """Random ids to measure speed with."""
@@ -49,25 +54,6 @@ _CORRUPTION = 1
 """Keeps the draws of the corruption apart from those of the data order."""
 _VALIDATION_SEED = 0
 """Every run is validated on the same masked tokens."""
-
-
-class Assembler(Protocol[BatchT_co]):
-    """Makes what `Objective.batch` gives on the device, without the CPU's help."""
-
-    def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
-        """What differs between the batches of so many optimiser steps.
-
-        Returns:
-            Arrays (count, M, ...), M micro-batches a step, of the same shapes for every step.
-        """
-
-    def assemble(self, inputs: Sequence[Tensor]) -> BatchT_co:
-        """A micro-batch.
-
-        Args:
-            inputs: of each array of `step_inputs` the part of one step and micro-batch, on the
-                device.
-        """
 
 
 class Objective(ABC, Generic[BatchT]):
@@ -104,9 +90,21 @@ class Objective(ABC, Generic[BatchT]):
         """Micro-batch `micro` of optimiser step `step` (both from 0), on the device."""
 
     @property
-    def assembler(self) -> Assembler[BatchT] | None:
-        """What makes batches on the device; None: `batch` does. Known once a text is read."""
-        return None
+    def gathers_on_device(self) -> bool:
+        """Whether `gather` can make batches, with nothing from the CPU but `step_inputs`."""
+        return False
+
+    def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
+        """What differs between the batches of so many optimiser steps.
+
+        Returns:
+            Arrays (count, M, ...), M micro-batches a step, of the same shapes for every step.
+        """
+        raise NotImplementedError
+
+    def gather(self, inputs: Sequence[Tensor]) -> BatchT:
+        """A micro-batch from its part of each array of `step_inputs`, on the device."""
+        raise NotImplementedError
 
     @abstractmethod
     def random_batch(self, n: int) -> BatchT:
@@ -142,14 +140,14 @@ class _Stream(Objective[BatchT]):
 
     def read(self, data: TokenData) -> None:
         """Open both texts; see `Objective.read`."""
-        config = self.config
         self.read_validation(data)
+        self.draw_from(data.train)
+
+    def draw_from(self, tokens: TokenArray) -> None:
+        """Draw training windows from these tokens."""
+        config, micro_batches = self.config, self.config.grad_accumulation_steps
         self.sampler = WindowSampler(
-            data.train,
-            config.batch_size,
-            config.seq_len,
-            config.seed,
-            config.grad_accumulation_steps,
+            tokens, config.batch_size, config.seq_len, config.seed, micro_batches
         )
 
     def read_validation(self, data: TokenData) -> None:
@@ -209,9 +207,7 @@ class NextToken(_Stream[Windows]):
             min(config.model.n_vocab, 1 << 16), size=max(NOISE_TOKENS, 2 * config.seq_len)
         )
         tokens = TokenArray.from_arrays([ids])
-        self.sampler = WindowSampler(
-            tokens, config.batch_size, config.seq_len, config.seed, config.grad_accumulation_steps
-        )
+        self.draw_from(tokens)
         if config.head_samples is not None:
             self._sample_by(np.ones(config.model.n_vocab, dtype=np.int64))
         self.keep_on_device(tokens)
@@ -221,9 +217,9 @@ class NextToken(_Stream[Windows]):
         self._device_tokens = tokens_on_device(tokens, self.device)
 
     @property
-    def assembler(self) -> NextToken | None:
-        """This, once the text is on the device."""
-        return None if self._device_tokens is None else self
+    def gathers_on_device(self) -> bool:
+        """Once the text is there."""
+        return self._device_tokens is not None
 
     def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
         """Where windows begin, (count, M, B), and the sampled ids, (count, M, K)."""
@@ -241,7 +237,7 @@ class NextToken(_Stream[Windows]):
             inputs.append(np.stack(draws).reshape(count, micro_batches, -1))
         return inputs
 
-    def assemble(self, inputs: Sequence[Tensor]) -> Windows:
+    def gather(self, inputs: Sequence[Tensor]) -> Windows:
         """Windows gathered on the device."""
         assert self._device_tokens is not None
         windows = self._device_tokens.windows(inputs[0], self.config.seq_len + 1)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from budgetsweep.errors import NonFiniteLoss
 from trainer.config import RunConfig
 from trainer.hardware.device import is_out_of_memory, random_state, set_random_state
-from trainer.objectives import Assembler, Forward, Objective
+from trainer.objectives import Forward, Objective
 from trainer.optim.joined import AnyOptimizer
 
 LOGGED_STEPS = 64
@@ -187,13 +187,13 @@ class QueuedSteps(Steps):
             self._read_log()
         self._lr.fill_(self.get_lr(step))
         objective = self.training.objective
-        if objective.assembler is None:
-            self._work(lambda micro: objective.batch(step, micro))
-        else:
-            self._lay_out(step, objective.assembler)
+        if objective.gathers_on_device:
+            self._lay_out(step)
             if self._capture is not None:
                 self._replay, self._capture = self._captured(self._capture), None
-            (self._replay or self._assembled_work)()
+            (self._replay or self._gathered_work)()
+        else:
+            self._work(lambda micro: objective.batch(step, micro))
         self._waiting.append(step)
 
     def collect(self) -> FinishedSteps:
@@ -201,10 +201,9 @@ class QueuedSteps(Steps):
         self._read_log()
         return super().collect()
 
-    def _assembled_work(self) -> None:
-        assembler = self.training.objective.assembler
-        assert assembler is not None
-        self._work(lambda micro: assembler.assemble([each[micro] for each in self._inputs]))
+    def _gathered_work(self) -> None:
+        gather = self.training.objective.gather
+        self._work(lambda micro: gather([each[micro] for each in self._inputs]))
 
     def _work(self, batches: Callable[[int], Any]) -> None:
         training = self.training
@@ -214,12 +213,12 @@ class QueuedSteps(Steps):
         self._place += 1
         training.update()
 
-    def _lay_out(self, step: int, assembler: Assembler[Any]) -> None:
+    def _lay_out(self, step: int) -> None:
         """Put what differs from step to step where the step reads it."""
         at = step - self._ahead_from
         if not self._ahead or not 0 <= at < len(self._ahead[0]):
             count = min(LOGGED_STEPS, self.training.config.steps - step)
-            arrays = assembler.step_inputs(step, count)
+            arrays = self.training.objective.step_inputs(step, count)
             self._ahead = [torch.from_numpy(each).to(self.training.device) for each in arrays]
             self._ahead_from, at = step, 0
         if not self._inputs:
@@ -240,7 +239,7 @@ class QueuedSteps(Steps):
         """The step as a graph, everything as it was before; None where that cannot be had."""
         before = _Snapshot(self.training)
         try:
-            return capture(self._assembled_work, self.training.device)
+            return capture(self._gathered_work, self.training.device)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise

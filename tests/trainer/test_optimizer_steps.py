@@ -92,7 +92,7 @@ def test_batches_made_on_the_device_are_those_of_the_host(name: str) -> None:
         inputs = [torch.from_numpy(each) for each in objective.step_inputs(first, count)]
         for step in range(count):
             for micro in range(CONFIGS[name].grad_accumulation_steps):
-                made = objective.assemble([each[step, micro] for each in inputs])
+                made = objective.gather([each[step, micro] for each in inputs])
                 expected = objective.batch(first + step, micro)
                 assert torch.equal(made.ids, expected.ids)
                 assert (made.sample is None) == (expected.sample is None)
@@ -269,7 +269,7 @@ def test_a_text_too_large_for_the_device_stays_on_the_host(monkeypatch: pytest.M
     monkeypatch.setattr("trainer.data.device_tokens.LARGEST_TEXT_ON_DEVICE_BYTES", 5999)
     data = tiny_data()
     training = training_of(tiny_config(num_training_steps=60), data)
-    assert training.objective.assembler is None
+    assert not training.objective.gathers_on_device
     losses, _ = taken(QueuedSteps(training, 0, as_a_graph), 0, 4)
     assert len(losses) == 4
 
