@@ -325,3 +325,24 @@ def test_a_standard_library_in_a_zip_is_explained(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(DemoSource, "root", root)
         with pytest.raises(DataError, match="demo: no Python source files under"):
             open_source("demo")
+
+
+# The library of data sets -------------------------------------------------------------------------
+
+
+def test_the_librarys_settings_come_back_after_each_use(tmp_path: Path):
+    import datasets
+
+    def settings_now() -> tuple[object, ...]:
+        config, bars = datasets.config, datasets.are_progress_bars_disabled()
+        retries = config.STREAMING_READ_MAX_RETRIES, config.STREAMING_OPEN_MAX_RETRIES
+        return *retries, config.TORCH_AVAILABLE, bars, datasets.logging.get_verbosity()
+
+    before = settings_now()
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["one", "two"]}), path)
+    records = open_source(str(path)).records()
+    assert next(records).text == "one"
+    assert settings_now() != before
+    assert [record.text for record in records] == ["two"]
+    assert settings_now() == before
