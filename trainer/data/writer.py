@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from budgetsweep.errors import DataError
+from budgetsweep.files import write_bytes_atomically
 from trainer.data.blocks import (
     MAX_EXAMPLES,
     VAL_TOKENS,
@@ -209,7 +210,7 @@ class Preparation:
             raise nothing_usable(name, totals["bad_records"], examples)
         raw = np.array(sorted(hashes), dtype="<u8").tobytes()
         try:
-            (self.folder / HELD_OUT_NAME).write_bytes(raw)
+            write_bytes_atomically(self.folder / HELD_OUT_NAME, raw)
         except OSError as error:
             raise cannot_write(self.folder, error) from error
         self._save(
