@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Command = Literal["prune", "interrupt"]
+DeviceKind = Literal["cpu", "cuda", "mps"]
 Status = Literal["complete", "pruned", "interrupted", "failed"]
 
 
@@ -80,7 +81,7 @@ class RunResult:
 class DeviceInfo:
     """The device that a run would use."""
 
-    kind: Literal["cpu", "cuda", "mps"]
+    kind: DeviceKind
     name: str
     memory_bytes: int
     """Memory that a run may use (free memory of the GPU, available memory of the machine)."""
