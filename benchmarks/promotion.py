@@ -38,6 +38,7 @@ from studies.promotion.rescaling import promoted_config
 from studies.scaling.prediction import StudyFit, fit_study
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
+from studies.simulation.backend import Simulated
 from studies.simulation.worlds import SimulatedWorld, world_named
 from studies.space.rungs import Rungs
 from studies.space.search_space import SearchSpace
@@ -132,7 +133,7 @@ def best_in(name: str, budget: float, scale: float) -> Best:
     """The best that a search of this budget in a world could be promoted to."""
     world = world_named(name)
     wanted = scale if scale > 1.0 else None
-    settings = SearchSettings(budget_flops=int(budget), simulate=name, for_scale=wanted)
+    settings = SearchSettings(budget_flops=int(budget), backend=Simulated(name), for_scale=wanted)
     limits = Limits(int(scale * budget), settings.convention)
     loss, config = best_possible(world, settings.resolved_space(), settings.base(), limits)
     return Best(world, loss, config)
@@ -192,7 +193,7 @@ def settings_for(args: argparse.Namespace, folder: Path, seed: int) -> SearchSet
         rungs=Rungs.parse(args.rungs),
         for_scale=None if args.measured_only else args.scale,
         sampler=args.sampler,
-        simulate=world_of_seed(args, seed),
+        backend=Simulated(world_of_seed(args, seed)),
         seed=seed,
     )
 

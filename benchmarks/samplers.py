@@ -36,7 +36,7 @@ from budgetsweep.constraint import Admitted, Limits, admit
 from studies.samplers.law import LawSampler, Places
 from studies.samplers.proposals import Proposals
 from studies.settings import SearchSettings
-from studies.simulation.replay import ReplayTable, read_table
+from studies.simulation.replay import Replay
 from studies.simulation.worlds import DEFAULT_WORLD, WORLDS, SimulatedWorld
 from studies.space.defaults import default_space, first_proposal
 from studies.space.search_space import SearchSpace, Value, space_from_dict
@@ -157,8 +157,7 @@ def lowest(space: SearchSpace, loss: Callable[[dict[str, Value]], float], seeds:
 def simulated(world: SimulatedWorld) -> dict[bool, Problem]:
     """The default search in a world, with the budget as an equation or free steps (the key)."""
     base: dict[str, Any] = {
-        "tokenizer_encoding": "gpt2", "trainer": "simulated", "world": world.name,
-        "data": {"source": "simulated"},
+        "tokenizer_encoding": "gpt2", "data": {"source": "simulated"},
     }  # fmt: skip
     limits = Limits(BUDGET)
     space = default_space(BUDGET, TOKENIZER_VOCABULARIES["gpt2"], "nanogpt")
@@ -237,19 +236,19 @@ def summary(arrivals: list[Arrival], cap: int) -> dict[str, Any]:
     }
 
 
-def replayed(table: ReplayTable, budget: int) -> Problem:
+def replayed(table: Replay, budget: int) -> Problem:
     """The sizes that a table has at a budget, with the losses of its runs."""
-    settings = SearchSettings(replay=table, budget_flops=budget)
+    settings = SearchSettings(backend=table, budget_flops=budget)
     space = settings.resolved_space()
 
     def loss(config: RunConfig) -> float:
-        place = table.place(config)
+        place = table.table.place(config)
         assert place is not None
         return place.run.loss_nats
 
-    best = table.lowest(budget)
+    best = table.table.lowest(budget)
     assert best is not None
-    first = table.first(space, budget)
+    first = table.first_proposal(space, budget)
     return Problem(space, settings.base(), Limits(budget), loss, loss, best.loss_nats, first)
 
 
@@ -304,7 +303,7 @@ def main() -> None:
 
 
 def _replay(options: argparse.Namespace, result: dict[str, Any], commit: str) -> None:
-    table = read_table(options.table)
+    table = Replay(options.table)
     result["replay"] = {"table": options.table.name, "commit": commit, "budgets": {}}
     for text in options.budgets.split(","):
         problem = replayed(table, int(float(text)))
@@ -319,7 +318,7 @@ def _replay(options: argparse.Namespace, result: dict[str, Any], commit: str) ->
             print(f"replay {text}: {arm.name}: {_cell(arms[arm.name])}", flush=True)
 
 
-def _loss(table: ReplayTable, n_params: float, budget: float) -> float:
+def _loss(table: Replay, n_params: float, budget: float) -> float:
     """How far a size of the table is above the best of its budget."""
     runs = [one for one in table.table.observations if math.isclose(one.flops, budget, rel_tol=0.1)]
     lowest = min(one.loss_nats for one in runs)

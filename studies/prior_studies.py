@@ -15,7 +15,6 @@ from budgetsweep.config import parse
 from budgetsweep.errors import DataError, StudyError
 from studies.database.store import Store
 from studies.database.tables import Run, Study
-from studies.simulation.worlds import world_of
 from studies.space.search_space import SearchSpace
 from trainer.data.config import DataConfig
 
@@ -31,8 +30,7 @@ def settle(
     name: str,
     convention: str,
     space: SearchSpace,
-    base: dict[str, Any],
-    names: Iterable[str],
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Refuse earlier studies of another kind before a study is entered.
 
@@ -41,18 +39,18 @@ def settle(
         name: of the new study.
         convention: of its budget.
         space: its search space.
-        base: its run settings.
-        names: of the earlier ones.
+        settings: its own, the names of the earlier ones among them.
 
     Returns:
-        `base` with the earlier studies' number of validation tokens, unless it has its own: losses
-        are compared on the same text.
+        Its run settings, with the earlier studies' number of validation tokens unless they have
+        their own: losses are compared on the same text.
 
     Raises:
         StudyError: there is no such study, or its runs cannot be compared.
     """
-    for other in _studies(store, name, names):
-        _refuse(other, convention, space.to_dict()["parameters"], base)
+    base: dict[str, Any] = settings["base"]
+    for other in _studies(store, name, settings["points_from"]):
+        _refuse(other, convention, space.to_dict()["parameters"], settings)
         if base["data"].get("val_tokens") is None and other.val_tokens is not None:
             base = {**base, "data": {**base["data"], "val_tokens": other.val_tokens}}
     return base
@@ -101,7 +99,7 @@ def _studies(store: Store, name: str, names: Iterable[str]) -> list[Study]:
 
 def _check(study: Study, other: Study, cache_dir: Path | None) -> None:
     """Refuse a study whose losses are not comparable with another's."""
-    _refuse(other, study.convention, study.space["parameters"], study.settings["base"])
+    _refuse(other, study.convention, study.space["parameters"], study.settings)
     if other.val_checksum != study.val_checksum:
         tokens, advice = "", ""
         if other.val_tokens != study.val_tokens:
@@ -122,8 +120,6 @@ def _same_training_text(study: Study, other: Study, cache_dir: Path | None) -> b
     """Whether two studies learn from one text, the one perhaps from less of it."""
     if study.data_checksum == other.data_checksum:
         return True
-    if world_of(study.settings["base"]) is not None:
-        return False
     from trainer.data.prepare import open_prepared
 
     texts = {
@@ -143,18 +139,19 @@ def _same_training_text(study: Study, other: Study, cache_dir: Path | None) -> b
 
 
 def _refuse(
-    other: Study, convention: str, parameters: Mapping[str, Any], base: Mapping[str, Any]
+    other: Study, convention: str, parameters: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
     """Refuse a study of another kind, whatever its texts hold."""
     theirs, space = other.settings["base"], other.space["parameters"]
+    base = settings["base"]
     compared = {
         "FLOP convention": (other.convention, convention),
-        "simulated world or table of runs": (world_of(theirs), world_of(base)),
+        "source of losses": (other.settings.get("backend", "training"), settings["backend"]),
         "tokenizer": (theirs["tokenizer_encoding"], base["tokenizer_encoding"]),
         "architecture": (_fixed(space, "architecture"), _fixed(parameters, "architecture")),
         "recipe": (_fixed(space, "recipe"), _fixed(parameters, "recipe")),
     }
-    if world_of(base) is None:
+    if settings.get("location") is None:  # else a file, which its checksum names
         for key, what in TEXT.items():
             compared[what] = (theirs["data"].get(key), base["data"].get(key))
     for what, (before, now) in compared.items():

@@ -10,7 +10,6 @@ from studies.database.store import Store
 from studies.database.tables import Run
 from studies.diagnosis import HEALTHY, NAMES, Diagnosis
 from studies.diagnosis.study_runs import diagnose_runs
-from studies.simulation.worlds import world_of
 
 
 def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
             "sampler": study.sampler,
             "seed": study.seed,
             "data": study.data_description,
-            "simulated": world_of(study.settings.get("base", {})),
+            "backend": study.settings.get("backend", "training"),
             "val_tokens": study.val_tokens,
             "val_checksum": study.val_checksum,
             "trials": dict(Counter(run.status for run in trials)),

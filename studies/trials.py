@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit
 from studies.database.store import Store, config_hash
 from studies.database.tables import FINISHED_STATUSES, Rejection, Run, Study
+from studies.execution.base import Executor
 from studies.execution.dispatcher import recover
 from studies.execution.observer import Observer
 from studies.samplers.objective import Objective
@@ -19,11 +19,8 @@ from studies.samplers.proposals import Proposal, Proposals, SpaceExhausted
 from studies.settings import SearchSettings
 from studies.space.rungs import Rungs, rung_budget
 from studies.space.search_space import SearchSpace
-from trainer.events import DeviceInfo, Point, RunResult
-
-if TYPE_CHECKING:
-    from studies.simulation.data import SimulatedData
-    from trainer.data.shards.tokens import TokenData
+from trainer.data.facts import DataFacts
+from trainer.events import Point, RunResult
 
 MAX_REJECTED_IN_A_ROW = 2_000
 """So many refusals in a row end a search: the space has hardly anything that fits."""
@@ -72,12 +69,12 @@ class TrialSource:
         study: Study,
         settings: SearchSettings,
         space: SearchSpace,
-        data: TokenData | SimulatedData,
+        data: DataFacts,
         proposals: Proposals,
         objective: Objective,
         observer: Observer,
         *,
-        device: DeviceInfo | None,
+        executor: Executor,
         should_stop: Callable[[], bool],
     ) -> None:
         """Find out where the study stands.
@@ -87,11 +84,11 @@ class TrialSource:
             study: its row, data fixed.
             settings: when to stop, what to keep.
             space: what varies.
-            data: the study's tokens.
+            data: the study's.
             proposals: the Optuna side, reconciled.
             objective: what a finished trial is worth.
             observer: hears of refused proposals.
-            device: what one worker may use; None: a simulated run needs none.
+            executor: what carries the runs out.
             should_stop: asked between proposals.
         """
         self._store, self._study, self._settings = store, study, settings
@@ -99,7 +96,7 @@ class TrialSource:
         self._proposals, self._objective = proposals, objective
         self._observer, self._should_stop = observer, should_stop
         self._started = time.monotonic()
-        self.recovered = [run for run in recover(store, study) if run.kind == "trial"]
+        self.recovered = [run for run in recover(store, study, executor) if run.kind == "trial"]
         known = {run.number for run in store.runs(study.id, kind="trial")}
         known |= {rejection.number for rejection in store.rejections(study.id)}
         self._undecided = [p for p in proposals.open_proposals() if p.number not in known]
@@ -113,7 +110,7 @@ class TrialSource:
         self.limits = Limits(
             budget_flops=study.budget_flops,
             convention=study.convention,  # type: ignore[arg-type]
-            device=device,
+            device=executor.device(),
         ).with_data(data)
 
     def out_of_time(self) -> bool:
@@ -164,16 +161,14 @@ class TrialSource:
         return self._settings.rungs.of_trial(self._n_started)
 
     def _used_up(self) -> str | None:
-        """Why there is nothing left to replay for the next trial; None: there is."""
-        table = self._settings.replay
-        if table is None:
-            return None
+        """Why there is nothing left to try for the next trial; None: there is."""
         budget = rung_budget(self._rung(), self._study.budget_flops)
-        there = len(table.widths(self._space, budget))
+        return self._settings.backend.exhausted(self._space, budget, self._tried)
+
+    def _tried(self, budget_flops: int) -> int:
+        """Trials of a budget so far."""
         trials = self._store.runs(self._study.id, kind="trial")
-        if sum(run.budget_flops == budget for run in trials) < there:
-            return None
-        return f"all {there} runs of the table at {budget:.4g} FLOPs have been replayed"
+        return sum(run.budget_flops == budget_flops for run in trials)
 
     def _decide(self, proposal: Proposal) -> Run | None:
         run_dir = self._settings.folder / f"trial-{proposal.number:05d}"
@@ -187,8 +182,8 @@ class TrialSource:
             digest = config_hash(answer.config)
             if digest in self._hashes:
                 answer = Rejected(Reason.DUPLICATE, "this configuration has been tried already")
-            elif self._settings.replay is not None:
-                answer = self._settings.replay.admitted(answer)
+            else:
+                answer = self._settings.backend.refusal(answer) or answer
         if isinstance(answer, Rejected):
             self._reject(proposal, answer)
             return None

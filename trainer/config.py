@@ -76,12 +76,6 @@ class RunConfig(StrictModel):
     """`decoder` learns to predict the next token, `encoder` masked tokens, `encoder-decoder` a
     target from its source."""
 
-    trainer: Literal["torch", "simulated", "replayed"] = "torch"
-    """simulated: nothing is trained, the loss is that of `world` (docs/simulation.md); replayed: it
-    is that of a finished run in a table (docs/replay.md)."""
-    world: str | None = None
-    """simulated: a name that `studies.simulation.worlds.world_named` knows; replayed: `table:`
-    and its checksum."""
     recipe: Recipe = "gpt2"
     """What the options below and those of model_config are where they are not given: `gpt2` the
     course's, `modern` what gives the least loss for the FLOPs (docs/experiments.md)."""
@@ -203,7 +197,6 @@ class RunConfig(StrictModel):
     def _consistent(self) -> RunConfig:
         self._check_lengths()
         self._check_options()
-        self._check_world()
         smallest = TOKENIZER_VOCABULARIES[self.tokenizer_encoding]
         masks = self.architecture == "encoder"
         if self.model.n_vocab < smallest + masks:
@@ -238,28 +231,6 @@ class RunConfig(StrictModel):
         for name, length, limit, positions in lengths:
             if length > positions:
                 raise shape_error(f"{name} = {length} is longer than {limit} = {positions}")
-
-    def _check_world(self) -> None:
-        """A simulated run names its world, which knows decoders; a real one has none."""
-        if self.trainer == "torch":
-            if self.world is not None:
-                raise ValueError("world: only a run with trainer: simulated has one")
-            return
-        from studies.simulation.worlds import (  # NumPy, which a real run need not load
-            TABLE,
-            world_named,
-        )
-
-        if self.trainer == "replayed":
-            if not (self.world or "").startswith(TABLE):
-                raise ValueError(f"world: of a replayed run, expected {TABLE}CHECKSUM")
-        else:
-            try:
-                world_named(self.world or "")
-            except ConfigError as error:
-                raise ValueError(str(error)) from error
-        if self.architecture != "decoder":
-            raise ValueError(f"trainer: {self.trainer}: the laws are of decoders")
 
     def _check_options(self) -> None:
         """What only a decoder has is not asked of others, and what excludes itself is not given."""
@@ -413,8 +384,6 @@ class RunConfig(StrictModel):
             data["grad_clip"] = None
         if self.architecture == "decoder":  # the course's file has none of these keys
             del data["architecture"]
-        if self.trainer == "torch":
-            del data["trainer"]
         if self.cuda_graph == "auto":
             del data["cuda_graph"]
         for name in RUN_OPTIONS[self.recipe]:  # left out, the recipe would speak

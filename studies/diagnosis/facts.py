@@ -31,8 +31,6 @@ class CurveFacts:
     bytes_per_token: float | None = None
     failure: str | None = None
     """Why the run failed, in one line."""
-    world: str | None = None
-    """The simulated world that the curve is from; None: a real one."""
 
     @classmethod
     def of_config(
@@ -59,7 +57,6 @@ class CurveFacts:
             tokens_per_step=run.tokens_per_step,
             grad_clip=run.grad_clip,
             n_vocab=run.model.n_vocab,
-            world=run.world,
             knows_frequencies=getattr(run.model, "head_bias", "none") == "unigram",
             **known,
         )

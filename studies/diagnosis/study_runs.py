@@ -9,7 +9,6 @@ from studies.diagnosis.curves import Curve
 from studies.diagnosis.diagnose import diagnose
 from studies.diagnosis.facts import CurveFacts
 from studies.diagnosis.verdicts import Diagnosis
-from studies.simulation.worlds import is_replayed
 
 JUDGED = ("complete", "failed")
 """Statuses of runs that are judged; the curve of another is not all there."""
@@ -29,14 +28,14 @@ def diagnose_runs(
 ) -> dict[int, Diagnosis]:
     """Diagnoses by run id, of the runs that ended by themselves.
 
-    A run that failed for another reason than its loss is left out: its curve is not to blame. So is
-    a replayed one, which has no curve.
+    A run that failed for another reason than its loss is left out: its curve is not to blame. So
+    are runs that only stand for sizes, which have no curves.
     """
-    found = {}
+    found: dict[int, Diagnosis] = {}
+    if study.settings.get("sizes_only", False):
+        return found
     for run in runs:
         facts = facts_of_run(run, study)
-        if is_replayed(facts.world):
-            continue
         if run.status not in JUDGED or (run.status == "failed" and not facts.diverged):
             continue
         found[run.id] = diagnose(curves.get(run.id, Curve.of_rows([])), facts)

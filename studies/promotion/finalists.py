@@ -8,20 +8,19 @@ from fractions import Fraction
 from budgetsweep.errors import ConfigError
 from studies.database.store import Store
 from studies.database.tables import FINISHED_STATUSES, Run, Study
-from studies.execution.local_pool import WorkerPool
+from studies.execution.base import Executor
 from studies.prior_studies import earlier_runs
 from studies.promotion.promote import PromoteHooks, PromoteSettings, run_promotion
 from studies.promotion.selection import Selection
 from studies.scaling.prediction import StudyFit, fit_study
 from studies.settings import SearchSettings
-from studies.simulation.pool import SimulatedPool
 
 
 def train_finalists(
     store: Store,
     study: Study,
     settings: SearchSettings,
-    pool: WorkerPool | SimulatedPool,
+    executor: Executor,
     hooks: PromoteHooks,
     out_of_time: Callable[[], bool],
 ) -> str | None:
@@ -34,7 +33,7 @@ def train_finalists(
         store: the study's database; its lease is held.
         study: its row, all trials finished.
         settings: rungs, scale, limits of time and FLOPs.
-        pool: started workers.
+        executor: started.
         hooks: how to talk to the caller.
         out_of_time: asked before each run.
 
@@ -71,7 +70,7 @@ def train_finalists(
             )
             try:
                 run_promotion(
-                    store, study, Selection(trial, "predicted", fit), promotion, pool, hooks
+                    store, study, Selection(trial, "predicted", fit), promotion, executor, hooks
                 )
             except ConfigError as refused:
                 hooks.observer.message(f"finalist: trial {trial.number}: {refused}")

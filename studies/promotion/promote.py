@@ -21,30 +21,26 @@ from budgetsweep.constraint import (
     admit,
 )
 from budgetsweep.errors import ConfigError, StudyError
+from studies.backends import backend_of
 from studies.database.connection import storage_url
 from studies.database.store import Store, config_hash
 from studies.database.tables import FINISHED_STATUSES, Prediction, Run, Study
+from studies.execution.base import Executor
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher, recover
-from studies.execution.local_pool import WorkerPool
+from studies.execution.messages import Workers
 from studies.execution.observer import Observer
-from studies.planning import Sample, Speed, measure_speed
+from studies.planning import Speed, measure_speed
 from studies.prior_studies import earlier_runs
 from studies.promotion.rescaling import Rescaling, promoted_config
 from studies.promotion.selection import Select, Selection, record_prediction, select_trial
 from studies.scaling.prediction import fit_study
 from studies.settings import runs_folder
-from studies.simulation.data import SimulatedData
-from studies.simulation.pool import SimulatedPool
-from studies.simulation.regret import Regret, regrets
-from studies.simulation.replay import ReplayTable, table_of
-from studies.simulation.worlds import world_of
-from studies.study_data import stand_in
+from studies.space.sample import Sample
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult
 
 if TYPE_CHECKING:
     from trainer.data.prepare import PrepareProgress
-    from trainer.data.shards.tokens import TokenData
 
 
 DEFAULT_SCALE = 100.0
@@ -69,6 +65,11 @@ class PromoteSettings:
     overrides: tuple[str, ...] = ()
     runs_dir: Path | None = None
     cache_dir: Path | None = None
+
+    @property
+    def asked_workers(self) -> Workers:
+        """What is asked of the executor."""
+        return Workers(device=self.device, cache_dir=self.cache_dir)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale > 0):
@@ -122,8 +123,8 @@ class PromotionOutcome:
     run: Run | None
     predicted: Prediction | None = None
     """What was predicted of it before it trained."""
-    regret: Regret | None = None
-    """Of a replayed study, what both answers cost by the table."""
+    regret: str | None = None
+    """What the choice of this trial costs, in words, where the backend knows."""
 
 
 def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
@@ -135,34 +136,21 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
     store = Store.open(settings.storage)
     try:
         study = store.study(settings.study)
-        table = table_of(study)
-        if table is not None and settings.overrides:
-            raise ConfigError(
-                "a replayed study: the table knows sizes and budgets alone; leave out --set"
-            )
+        backend = backend_of(study)
+        backend.check_promotion(settings.overrides)
         earlier = earlier_runs(store, study, settings.points_from, settings.cache_dir)
         fit = fit_study(study, store.runs(study.id), settings.scale, earlier)
         selection = select_trial(store, study, fit, settings.trial, settings.select)
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
         try:
-            with _pool(study, settings, table) as pool:
-                done = run_promotion(store, study, selection, settings, pool, hooks)
-                if table is None:
-                    return done
-                said = regrets(study, fit, store.best_run(study.id), table)
-                return dataclasses.replace(done, regret=said)
+            with backend.executor(settings.asked_workers, for_promotion=True) as executor:
+                done = run_promotion(store, study, selection, settings, executor, hooks)
+                regret = backend.regret(study, fit, store.best_run(study.id))
+                return dataclasses.replace(done, regret=regret)
         finally:
             store.release_lease(study.id)
     finally:
         store.close()
-
-
-def _pool(
-    study: Study, settings: PromoteSettings, table: ReplayTable | None
-) -> WorkerPool | SimulatedPool:
-    if world_of(study.settings["base"]) is not None:
-        return SimulatedPool(1, artefacts=True, table=table)
-    return WorkerPool(1, device=settings.device, cache_dir=settings.cache_dir)
 
 
 def run_promotion(
@@ -170,7 +158,7 @@ def run_promotion(
     study: Study,
     selection: Selection,
     settings: PromoteSettings,
-    pool: WorkerPool | SimulatedPool,
+    executor: Executor,
     hooks: PromoteHooks,
 ) -> PromotionOutcome:
     """Train the promotion of a chosen trial; the study's lease is held.
@@ -180,33 +168,35 @@ def run_promotion(
         study: its row.
         selection: what to promote.
         settings: how far.
-        pool: one worker is enough.
+        executor: one worker is enough.
         hooks: how to talk to the caller.
     """
-    trial = selection.trial
+    backend, trial = backend_of(study), selection.trial
     original = parse(RunConfig, trial.config, f"trial {trial.number}")
     budget = int(settings.scale * study.budget_flops)
-    limits = Limits(budget, study.convention, pool.device())  # type: ignore[arg-type]
+    limits = Limits(budget, study.convention, executor.device())  # type: ignore[arg-type]
     wanted, rescaling = promoted_config(original, budget, settings.overrides, limits)
     wanted = wanted.with_changes(device=settings.device)
     admitted = _admitted(wanted, limits)
     if selection.selected_by == "predicted" and not _names_lr(settings.overrides):
         wanted = selection.fit.tuned(wanted, admitted.config)
-    fixed, opened = _with_text(study, wanted, admitted.config.wanted_train_tokens, settings, hooks)
-    if opened.val_checksum != study.val_checksum:
+    fixed, facts = backend.promotion_data(
+        study, wanted, admitted.config.wanted_train_tokens, settings.asked_workers,
+        hooks.on_prepare,
+    )  # fmt: skip
+    if facts.val_checksum != study.val_checksum:
         raise StudyError(
-            f"the validation text is not that of study {study.name!r} any more (its checksum "
-            "differs), so the promoted loss could not be compared; restore the data"
+            f"the validation data are not those of study {study.name!r} any more (their checksum "
+            "differs), so the promoted loss could not be compared; restore them"
         )
-    admitted = _admitted(fixed, limits.with_data(opened))
-    if isinstance(opened, SimulatedData) and isinstance(opened.world, ReplayTable):
-        replayable = opened.world.admitted(admitted)
-        if isinstance(replayable, Rejected):
-            raise ConfigError(
-                f"the promotion of trial {trial.number} is refused: {replayable.detail}; choose "
-                "another --scale, --trial or --select"
-            )
-    run = _find_or_add(store, study, trial, settings, admitted, opened.data_checksum)
+    admitted = _admitted(fixed, limits.with_data(facts))
+    refusal = backend.refusal(admitted)
+    if refusal is not None:
+        raise ConfigError(
+            f"the promotion of trial {trial.number} is refused: {refusal.detail}; choose another "
+            "--scale, --trial or --select"
+        )
+    run = _find_or_add(store, study, trial, settings, admitted, facts.data_checksum, executor)
     if run.attempts == 0:
         record_prediction(store, study, run, admitted.config, selection)
     predicted = next((p for p in store.predictions(study.id) if p.run_id == run.id), None)
@@ -220,42 +210,18 @@ def run_promotion(
         changes=run.params,
         epochs=admitted.epochs,
         memory_bytes=admitted.memory_bytes,
-        seconds=_seconds(admitted, pool),
+        seconds=_seconds(admitted, executor),
         resumed_at_step=run.step,
     )
     if run.status == "complete" or not hooks.on_plan(plan):
         return PromotionOutcome(trial, run, predicted)
-    pool.start_all()
+    executor.start_all()
     source = _OneRun(run)
     Dispatcher(
-        store, study, pool, source, hooks.observer,
+        store, study, executor, source, hooks.observer,
         should_stop=hooks.should_stop, should_kill=hooks.should_kill,
     ).run()  # fmt: skip
     return PromotionOutcome(trial, store.run(run.id), predicted)
-
-
-def _with_text(
-    study: Study,
-    wanted: RunConfig,
-    train_tokens: int | None,
-    settings: PromoteSettings,
-    hooks: PromoteHooks,
-) -> tuple[RunConfig, TokenData | SimulatedData]:
-    """The configuration with its text fixed, and the text; a simulated run has none."""
-    if wanted.trainer != "torch":
-        return wanted, stand_in(study)
-    from trainer.data.prepare import open_prepared, prepare
-
-    data = prepare(
-        wanted.data,
-        wanted.tokenizer_encoding,
-        train_tokens=train_tokens,
-        val_tokens=study.val_tokens,
-        cache_dir=settings.cache_dir,
-        on_progress=hooks.on_prepare,
-    )
-    fixed = wanted.with_changes(data=wanted.data.fixed_to(data, train_tokens, study.val_tokens))
-    return fixed, open_prepared(fixed.data, fixed.tokenizer_encoding, settings.cache_dir)
 
 
 def _names_lr(overrides: Iterable[str]) -> bool:
@@ -273,13 +239,9 @@ def _admitted(config: RunConfig, limits: Limits) -> Admitted:
     return answer
 
 
-def _seconds(admitted: Admitted, pool: WorkerPool | SimulatedPool) -> float | None:
-    if isinstance(pool, SimulatedPool):
-        return None
+def _seconds(admitted: Admitted, executor: Executor) -> float | None:
     seconds = min(2.0, max(0.05, admitted.charge_flops / 1e12))
-    speed = measure_speed(
-        Sample([admitted], []), pool.measure, pool.device().name, seconds_each=seconds
-    )
+    speed = measure_speed(Sample([admitted], []), executor, seconds_each=seconds)
     return speed.seconds(admitted.config) if isinstance(speed, Speed) else None
 
 
@@ -290,13 +252,14 @@ def _find_or_add(
     settings: PromoteSettings,
     admitted: Admitted,
     data_checksum: str,
+    executor: Executor,
 ) -> Run:
     """The unfinished or complete promotion of just this configuration, or a new one."""
     earlier = store.runs(study.id, kind="promotion")
     digest = config_hash(admitted.config)
     for run in earlier:
         if run.config_hash == digest and run.parent_run_id == trial.id and run.status != "failed":
-            recover(store, study)
+            recover(store, study, executor)
             return store.run(run.id)
     number = max((run.number for run in earlier), default=-1) + 1
     folder = runs_folder(storage_url(settings.storage), settings.runs_dir) / study.name

@@ -102,8 +102,6 @@ def promoted_config(
             if override.startswith(f"{share}="):
                 data.pop(number, None)
     config = parse(RunConfig, apply_overrides(data, overrides), "promotion")
-    if (config.trainer, config.world) != (trial.trainer, trial.world):
-        raise ConfigError("--set: a promotion is trained as its trial was, simulated or not")
     if config.model.model_copy(update={"p_dropout": trial.model.p_dropout}) != trial.model:
         raise ConfigError("--set: a promotion keeps the model's shape; only p_dropout may change")
     return config, rescaling

@@ -67,6 +67,8 @@ class LawSampler:
         base: Mapping[str, Any],
         limits: Limits,
         promoted: Callable[[RunConfig], RunConfig | None] | None = None,
+        *,
+        sizes_only: bool = False,
     ) -> None:
         """Begin without results.
 
@@ -76,13 +78,14 @@ class LawSampler:
             limits: what a trial must fit into.
             promoted: what becomes of a trial at the budget whose loss is to be lowest; None: that
                 of the limits.
+            sizes_only: a configuration only stands for its size: all else is as it is best.
         """
         self._space, self._base, self._limits = space, base, limits
         self._promoted = promoted
         self._names = [name for name, p in space.parameters.items() if p.count() != 1]
         self._known: dict[int, FloatArray | None] = {}
         """Features of finished trials, by number."""
-        self._features = _Features(space, self._names)
+        self._features = _Features(space, self._names, sizes_only)
 
     def propose(
         self,
@@ -235,7 +238,8 @@ class Places:
 class _Features:
     """A configuration as numbers, and the settings around it."""
 
-    def __init__(self, space: SearchSpace, names: list[str]) -> None:
+    def __init__(self, space: SearchSpace, names: list[str], sizes_only: bool) -> None:
+        self._sizes_only = sizes_only
         self.places = Places(space)
         self._numeric = [name for name in names if self.places.has_order(name)]
         self._choices = [
@@ -259,7 +263,7 @@ class _Features:
         batch = math.log(config.tokens_per_step / steplaw_batch_tokens(tokens))
         lr = math.log(max(config.max_lr, 1e-12) / steplaw_lr(size, tokens)) - 0.5 * batch
         aspect, context = math.log(config.model.n_embd / config.model.depth), 1.0 / config.seq_len
-        if config.trainer == "replayed":  # only the size is known: all else as it is best
+        if self._sizes_only:
             lr, batch, aspect, context = 0.0, 0.0, ASPECT, CONTEXT
         units = [self.places.unit(name, settings[name]) for name in self._numeric]
         choices = [float(settings[name] == value) for name, value in self._choices]

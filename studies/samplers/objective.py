@@ -36,7 +36,11 @@ class Objective:
         rungs = Rungs.of_study(study.settings)
         compares = for_scale is not None or len(rungs.of_trials) > 1
         self.is_predicted = compares and study.sampler != "law"
-        self._points = Points.of((), earlier if self.is_predicted else None)
+        self._points = Points.of(
+            (),
+            earlier if self.is_predicted else None,
+            sizes_only=study.settings.get("sizes_only", False),
+        )
         self._places: dict[int, int] = {}
         """Points there were when a run had finished, by its id."""
         self._fits: dict[int, StudyLaw | None] = {}

@@ -75,8 +75,6 @@ def fit_effects(configs: Sequence[RunConfig], residuals: FloatArray, sds: FloatA
     """
     table = {name: np.array([value(c) for c in configs]) for name, value in SETTINGS.items()}
     names = tuple(name for name, column in table.items() if np.ptp(column) > 1e-9)
-    if any(config.trainer == "replayed" for config in configs):  # shapes only stand for sizes
-        names = ()
     nothing = np.zeros(0)
     if not names:
         return Effects((), nothing, nothing, nothing, np.zeros((0, 0)), nothing, nothing)

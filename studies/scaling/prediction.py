@@ -145,7 +145,11 @@ def fit_study(
         earlier: runs of other studies that are points too, by the names of these.
     """
     # A promotion of this budget is what is predicted: its own loss must not choose it again.
-    points = Points.of((r for r in runs if r.scale is None or r.scale < scale), earlier)
+    points = Points.of(
+        (r for r in runs if r.scale is None or r.scale < scale),
+        earlier,
+        sizes_only=study.settings.get("sizes_only", False),
+    )
     try:
         law = fit_points(points)
     except FitRefused as refused:
@@ -166,7 +170,10 @@ def predict_run(study: Study, law: StudyLaw, run: Run, scale: float) -> float | 
         there: RunConfig | None = config.with_changes(num_training_steps=max(1, steps))
     else:
         there = promoted(study, config, scale, law)
-    return None if there is None else law.predict(there, Points.of([run])).loss_nats
+    if there is None:
+        return None
+    own = Points.of([run], sizes_only=study.settings.get("sizes_only", False))
+    return law.predict(there, own).loss_nats
 
 
 def promoted(

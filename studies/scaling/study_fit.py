@@ -147,8 +147,8 @@ class StudyLaw:
 
 
 def size_of(config: RunConfig, counts: Counts) -> float:
-    """N of a configuration, at least 1; of a replayed one as its table counts."""
-    if counts == "charged" or config.trainer == "replayed":
+    """N of a configuration, at least 1."""
+    if counts == "charged":
         return float(config.n_charged_params)
     return float(max(1, config.n_block_params))
 
@@ -156,7 +156,7 @@ def size_of(config: RunConfig, counts: Counts) -> float:
 def counted(points: Points, counts: Counts) -> list[Observation]:
     """The points with their size in one count."""
     return [
-        observation(run, config, size_of(config, counts))
+        observation(run, config, size_of(config, counts), tuning_known=not points.sizes_only)
         for run, config in zip(points.runs, points.configs, strict=True)
     ]
 
@@ -185,12 +185,7 @@ def fit_points(points: Points, *, must_reach: bool = True) -> StudyLaw:
         check_design(counted(points, "charged"))
     found: list[tuple[Counts, ScalingFit, Effects]] = []
     refused: FitRefused | None = None
-    known: list[list[float]] = []
-    for counts in COUNTS:
-        sizes = [size_of(config, counts) for config in points.configs]
-        if sizes in known:  # of replayed runs both counts are their table's
-            continue
-        known.append(sizes)
+    for counts in COUNTS[:1] if points.sizes_only else COUNTS:
         try:
             found.append((counts, *_fit_counted(points, counts, must_reach)))
         except FitRefused as why:
@@ -234,7 +229,8 @@ def _fit_counted(points: Points, counts: Counts, must_reach: bool) -> tuple[Scal
             )
             residuals.append(one.loss_nats - float(expected[0]))
             spread.append(math.hypot(one.loss_nats * math.hypot(law.noise, off), one.stderr_nats))
-        effects = fit_effects(points.configs, np.array(residuals), np.array(spread))
+        configs = () if points.sizes_only else points.configs  # shapes only stand for sizes
+        effects = fit_effects(configs, np.array(residuals), np.array(spread))
         if not last:
             law = fit(freed(points, counts, effects), must_reach=must_reach)
     return law, effects

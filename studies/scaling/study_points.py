@@ -45,25 +45,25 @@ def near_chance_nats(loss_nats: float, n_vocab: int) -> float:
     return CHANCE_SD * loss_nats * max(0.0, way) ** 2
 
 
-def observation(run: Run, config: RunConfig, n_params: float) -> Observation:
+def observation(run: Run, config: RunConfig, n_params: float, *, tuning_known: bool) -> Observation:
     """A finished run as the fit sees it.
 
     Args:
         run: complete, with a loss.
         config: its configuration.
         n_params: its size, counted as in the fit.
+        tuning_known: whether its learning rate, batch and vocabulary are.
     """
     from studies.scaling.fit_data import Observation
 
     assert run.val_loss_nats is not None
-    told = config.trainer != "replayed"  # of a table's run nobody knows tuning or vocabulary
-    doubt = near_chance_nats(run.val_loss_nats, config.model.n_vocab) if told else 0.0
+    doubt = near_chance_nats(run.val_loss_nats, config.model.n_vocab) if tuning_known else 0.0
     return Observation(
         n_params=n_params,
         tokens=float(run.planned_tokens),
         loss_nats=run.val_loss_nats,
-        max_lr=config.max_lr if told else None,
-        batch_tokens=float(config.tokens_per_step) if told else None,
+        max_lr=config.max_lr if tuning_known else None,
+        batch_tokens=float(config.tokens_per_step) if tuning_known else None,
         stderr_nats=math.hypot(run.val_loss_stderr_nats or 0.0, doubt),
     )
 
@@ -76,6 +76,8 @@ class Points:
     configs: list[RunConfig] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
     """Names of complete runs that are no points, by the reason."""
+    sizes_only: bool = False
+    """The runs stand for sizes and tokens; how they were tuned is not known."""
     earlier: dict[str, int] = field(default_factory=dict)
     """How many points are runs of other studies, by their names."""
 
@@ -98,9 +100,15 @@ class Points:
         self.configs.append(config)
 
     @classmethod
-    def of(cls, runs: Iterable[Run], earlier: Mapping[str, Iterable[Run]] | None = None) -> Points:
+    def of(
+        cls,
+        runs: Iterable[Run],
+        earlier: Mapping[str, Iterable[Run]] | None = None,
+        *,
+        sizes_only: bool = False,
+    ) -> Points:
         """The points of these runs; before them those of earlier studies, by their names."""
-        points = cls()
+        points = cls(sizes_only=sizes_only)
         for name, others in (earlier or {}).items():
             for run in others:
                 points.add(run, name)
@@ -110,9 +118,13 @@ class Points:
 
     def first(self, n: int) -> Points:
         """The first so many of them."""
-        return Points(self.runs[:n], self.configs[:n])
+        return Points(self.runs[:n], self.configs[:n], sizes_only=self.sizes_only)
 
     def of_shape(self, config: RunConfig) -> Points:
         """The points of one model."""
         same = [i for i, other in enumerate(self.configs) if other.model == config.model]
-        return Points([self.runs[i] for i in same], [self.configs[i] for i in same])
+        return Points(
+            [self.runs[i] for i in same],
+            [self.configs[i] for i in same],
+            sizes_only=self.sizes_only,
+        )

@@ -8,7 +8,7 @@ from budgetsweep.config import parse
 from studies.database.tables import Run, Study
 from studies.scaling.fit_data import Observation
 from studies.scaling.prediction import StudyFit, promoted
-from studies.simulation.replay import Place, ReplayTable
+from studies.simulation.run_table import Place, RunTable
 from trainer.config import RunConfig
 
 
@@ -34,7 +34,7 @@ class Regret:
     answers: tuple[Answer, ...]
 
     @property
-    def words(self) -> str:
+    def sentence(self) -> str:
         """One sentence."""
         told = []
         for one in self.answers:
@@ -52,7 +52,7 @@ class Regret:
         )
 
 
-def regrets(study: Study, fit: StudyFit, best: Run | None, table: ReplayTable) -> Regret | None:
+def regrets(study: Study, fit: StudyFit, best: Run | None, table: RunTable) -> Regret | None:
     """Regret of the measured and of the predicted best over the table's best at the larger budget.
 
     Args:

@@ -13,9 +13,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -200,23 +199,22 @@ class SimulatedWorld:
 
     def measured_loss(self, config: RunConfig) -> float:
         """What a run measures: the true loss and the noise of its seed."""
-        return self.true_loss(config) + self.luck(config) * self.noise_sd(config.total_tokens)
+        return self.true_loss(config) + self.seed_noise(config) * self.noise_sd(config.total_tokens)
 
-    def luck(self, config: RunConfig) -> float:
+    def seed_noise(self, config: RunConfig) -> float:
         """Standard normal; a function of the configuration and its seed."""
-        return float(random_of(config).standard_normal())
+        return float(self.random_of(config).standard_normal())
 
+    def random_of(self, config: RunConfig) -> np.random.Generator:
+        """Random numbers that belong to a configuration and its seed.
 
-def random_of(config: RunConfig) -> np.random.Generator:
-    """Random numbers that belong to a configuration and its seed.
-
-    Folder, device and the cadence of reports make no difference.
-    """
-    data = config.to_dict()
-    for key in ("output_dir", "device", "checkpoint_seconds", "num_reports", "num_evals"):
-        data.pop(key, None)
-    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).digest()
-    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+        Folder, device and the cadence of reports make no difference.
+        """
+        data = {**config.to_dict(), "trainer": "simulated", "world": self.name}
+        for key in ("output_dir", "device", "checkpoint_seconds", "num_reports", "num_evals"):
+            data.pop(key, None)
+        digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).digest()
+        return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
 
 def _bowl(distance: float) -> float:
@@ -303,38 +301,6 @@ def drawn_world(seed: int) -> SimulatedWorld:
         beta2=1.0 - times(0.02, 0.5),
         weight_decay=between(0.0, 0.2),
         noise_nats=times(0.01, 0.5),
-    )
-
-
-TABLE = "table:"
-"""Before the checksum of a table of finished runs that stands in a world's place."""
-
-
-def world_of(run: Mapping[str, Any]) -> str | None:
-    """The world of a run's plain settings; None: it is trained in earnest."""
-    return str(run.get("world")) if run.get("trainer", "torch") != "torch" else None
-
-
-def is_replayed(world: str | None) -> bool:
-    """Whether a world is a table of finished runs."""
-    return world is not None and world.startswith(TABLE)
-
-
-def mark(world: str | None) -> str:
-    """What stands behind the name of a study or run: nothing behind a real one's."""
-    return "" if world is None else " (REPLAYED)" if is_replayed(world) else " (SIMULATED)"
-
-
-def notice(world: str) -> str:
-    """What every screen and report says of figures that are not of runs trained here."""
-    if is_replayed(world):
-        return (
-            f"REPLAYED ({world}): nothing was trained; every loss is that of the finished run of a "
-            "table that is nearest in parameters, shapes only stand for sizes"
-        )
-    return (
-        f"SIMULATED (world {world}): nothing was trained; every loss is that of a formula and says "
-        "nothing of a real text"
     )
 
 

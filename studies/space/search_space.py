@@ -41,7 +41,7 @@ MODEL_KEYS = (ModelConfig.model_fields.keys() | EncoderDecoderConfig.model_field
     "n_vocab"
 }
 RUN_KEYS = frozenset(RunConfig.model_fields) - {
-    "model", "data", "output_dir", "budget_flops", "convention", "device", "trainer", "world",
+    "model", "data", "output_dir", "budget_flops", "convention", "device",
 }  # fmt: skip
 DATA_KEYS = frozenset(f"data.{name}" for name in DataConfig.model_fields)
 KNOWN = MODEL_KEYS | RUN_KEYS | {DERIVED}

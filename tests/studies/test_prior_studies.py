@@ -15,6 +15,8 @@ from reports.read import read_study
 from reports.text import scaling as text_scaling
 from studies.database.store import Store
 from studies.database.tables import Study
+from studies.execution.messages import Workers
+from studies.execution.training import Training
 from studies.prior_studies import earlier_runs, settle
 from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
 from studies.samplers.objective import Objective
@@ -22,7 +24,6 @@ from studies.scaling.prediction import fit_study
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
 from studies.simulation.worlds import DEFAULT_WORLD
-from studies.study_data import fix_data
 from tests.support.searches import Recorder, tiny_space, write_text
 
 
@@ -177,10 +178,11 @@ class Texts:
             name=name, budget_flops=budget, convention="nanogpt", sampler="qmc", seed=0,
             space=space.to_dict(), settings={"base": base},
         )  # fmt: skip
-        study, _ = fix_data(
-            self.store, study, space, cache_dir=self.folder / "cache", on_prepare=None
-        )
-        return study
+        workers = Workers(cache_dir=self.folder / "cache")
+        data, facts = Training().fix_data(study, space, workers, None)
+        settings = {**study.settings, "base": {**base, "data": dict(data)}}
+        self.store.set_study_data(study.id, facts, settings)
+        return self.store.study(name)
 
     def earlier(self, study: Study, name: str) -> object:
         """What `--points-from` makes of another study."""

@@ -32,7 +32,7 @@ from studies.scaling.study_fit import counted, fit_points
 from studies.scaling.study_points import Points
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
-from studies.simulation.replay import read_table
+from studies.simulation.replay import Replay
 from studies.space.rungs import Rungs
 from trainer.config import RunConfig
 
@@ -44,7 +44,7 @@ BUDGETS = {10**15: 6, 3 * 10**15: 6, 10**16: 6, 10**17: 7}
 def settings_for(folder: Path, **changes: Any) -> SearchSettings:
     """A replayed search at 1e16 on three rungs."""
     values = {
-        "storage": folder / "s.db", "replay": read_table(TABLE), "budget_flops": 10**16,
+        "storage": folder / "s.db", "backend": Replay(TABLE), "budget_flops": 10**16,
         "rungs": Rungs.parse("0.1,0.3,1"), "trials": 9, "study": "s",
     }  # fmt: skip
     return SearchSettings(**{**values, **changes})
@@ -204,17 +204,17 @@ def test_a_promotion_without_a_run_is_refused_before_it_is_entered(copied: Searc
 def test_a_table_is_known_by_its_checksum(tmp_path: Path) -> None:
     table = tmp_path / "runs.csv"
     shutil.copy(TABLE, table)
-    search(settings_for(tmp_path, replay=read_table(table)), Hooks())
+    search(settings_for(tmp_path, backend=Replay(table)), Hooks())
     moved = table.rename(tmp_path / "moved.csv")
     asked = PromoteSettings(storage=tmp_path / "s.db", scale=10)
     with pytest.raises(DataError, match="is not there any more"):
         promote(asked, PromoteHooks())
-    again = settings_for(tmp_path, replay=read_table(moved), trials=10)
+    again = settings_for(tmp_path, backend=Replay(moved), trials=10)
     assert search(again, Hooks()).n_finished == 10
     assert promote(asked, PromoteHooks()).run is not None
     moved.write_text(moved.read_text().replace("5.6129", "5.6128"))
-    with pytest.raises(StudyError, match="another simulated world or table of runs"):
-        search(settings_for(tmp_path, replay=read_table(moved)), Hooks())
+    with pytest.raises(StudyError, match="another source of losses"):
+        search(settings_for(tmp_path, backend=Replay(moved)), Hooks())
     with pytest.raises(DataError, match="its checksum differs"):
         promote(asked, PromoteHooks())
 
@@ -271,7 +271,7 @@ def test_what_a_table_cannot_answer_is_one_line(
 def test_tables_that_cannot_be_searched(tmp_path: Path) -> None:
     def refused(budget: int, path: str) -> str:
         with pytest.raises((ConfigError, DataError)) as caught:
-            SearchSettings(replay=read_table(Path(path)), budget_flops=budget).resolved_space()
+            SearchSettings(backend=Replay(Path(path)), budget_flops=budget).resolved_space()
         return str(caught.value)
 
     six = 6 * 10**15
@@ -293,7 +293,7 @@ def test_tables_that_cannot_be_searched(tmp_path: Path) -> None:
 def test_of_several_runs_of_one_size_the_best_counts(tmp_path: Path) -> None:
     path = table_of(tmp_path, *THREE, "2e6,5e8,4.8", "2e6,5e8,4.85")
     settings = settings_for(
-        tmp_path, replay=read_table(Path(path)), rungs=Rungs(), budget_flops=6 * 10**15, trials=9
+        tmp_path, backend=Replay(Path(path)), rungs=Rungs(), budget_flops=6 * 10**15, trials=9
     )
     best = search(settings, Hooks()).best
     assert best is not None
@@ -314,7 +314,7 @@ def test_every_size_of_a_table_has_a_shape_that_stands_for_it(
     rows = [f"{n!r},{flops / 6 / n!r},{3 + i / 10}" for i, n in enumerate(sizes)]
     folder = tmp_path_factory.mktemp("table")
     settings = SearchSettings(
-        replay=read_table(Path(table_of(folder, *rows))), budget_flops=int(flops)
+        backend=Replay(Path(table_of(folder, *rows))), budget_flops=int(flops)
     )
     table = settings.replay
     assert table is not None

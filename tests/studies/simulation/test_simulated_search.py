@@ -19,10 +19,12 @@ from reports.read import read_study
 from studies.database.store import Store
 from studies.database.tables import Run
 from studies.execution.observer import Observer, RunView
+from studies.execution.training import Training
 from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
 from studies.samplers.law import LawSampler, Result
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
+from studies.simulation.backend import Simulated
 from studies.simulation.worlds import DEFAULT_WORLD, WORLDS
 from studies.space.rungs import Rungs
 from trainer.events import RunResult
@@ -30,7 +32,12 @@ from trainer.events import RunResult
 
 def settings_for(folder: Path, **changes: Any) -> SearchSettings:
     """A simulated search at 1e15 in `folder`."""
-    values = {"storage": folder / "s.db", "simulate": DEFAULT_WORLD, "sampler": "qmc", "trials": 8}
+    values = {
+        "storage": folder / "s.db",
+        "backend": Simulated(DEFAULT_WORLD),
+        "sampler": "qmc",
+        "trials": 8,
+    }
     return SearchSettings(**{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -100,11 +107,9 @@ def test_workers_and_pruning(tmp_path: Path) -> None:
 def test_a_simulated_study_is_never_mixed(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, trials=1, study="s")
     search(settings, Hooks())
-    for other in (None, "hoffmann2022"):
-        with pytest.raises(StudyError, match="another simulated world or table"):
-            search(settings_for(tmp_path, simulate=other, study="s"), Hooks())
-    with pytest.raises(ConfigError, match="--simulate WORLD"):
-        settings_for(tmp_path, overrides=("trainer=torch",))
+    for other in (Training(), Simulated("hoffmann2022")):
+        with pytest.raises(StudyError, match="another source of losses"):
+            search(settings_for(tmp_path, backend=other, study="s"), Hooks())
     with pytest.raises(ConfigError, match="of decoders"):
         settings_for(tmp_path, overrides=("architecture=encoder",)).resolved_space()
 
@@ -151,7 +156,7 @@ def test_every_screen_says_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_law_sampler_is_a_function_of_seed_and_results() -> None:
-    settings = SearchSettings(simulate=DEFAULT_WORLD)
+    settings = SearchSettings(backend=Simulated(DEFAULT_WORLD))
     space, base = settings.resolved_space(), settings.base()
     import numpy as np
 
