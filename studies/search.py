@@ -22,7 +22,6 @@ from studies.database.store import Store
 from studies.database.tables import FINISHED_STATUSES, Run, Study
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher
 from studies.execution.local_pool import WorkerPool
-from studies.execution.observer import Observer
 from studies.planning import (
     PLAN_SAMPLES,
     Sample,
@@ -48,6 +47,7 @@ from studies.simulation.worlds import is_replayed, world_of
 from studies.space.defaults import first_proposal
 from studies.space.search_space import SearchSpace
 from studies.study_data import fix_data
+from studies.trackers.base import Observer
 from studies.trials import TrialSource, reconcile
 from trainer.config import TOKENIZER_VOCABULARIES
 
@@ -228,6 +228,7 @@ def _search(
     study, data = fix_data(
         store, study, space, cache_dir=settings.cache_dir, on_prepare=hooks.on_prepare
     )
+    hooks.observer.message(f"data: {data.description}")
     base = study.settings["base"]
     proposals = Proposals(
         storage_url(settings.storage) if settings.world is None else None,

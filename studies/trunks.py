@@ -20,9 +20,9 @@ from budgetsweep.config import parse
 from budgetsweep.constraint import Admitted, Limits, admit, charge_per_step
 from studies.database.store import Store
 from studies.database.tables import FINISHED_STATUSES, Run, Study
-from studies.execution.observer import Observer
 from studies.settings import SearchSettings
 from studies.space.rungs import rung_budget
+from studies.trackers.base import Observer
 from trainer.branches import (
     WHOLE,
     Lineage,

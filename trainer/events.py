@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 Command = Literal["prune", "interrupt"]
 Status = Literal["complete", "pruned", "interrupted", "failed"]
@@ -74,6 +75,21 @@ class RunResult:
     compiled: bool | None = None
     artefacts: dict[str, str] = field(default_factory=dict)
     """Files written, by kind (`model`, `config`, `eval`)."""
+
+
+Event: TypeAlias = Progress | Point | Checkpointed
+Run: TypeAlias = Generator[Event, Command | None, RunResult]
+
+
+def drive(run: Run, answer: Callable[[Event], Command | None]) -> RunResult:
+    """Take a run to its end; what `answer` says to an event is sent back to the run."""
+    command: Command | None = None
+    while True:
+        try:
+            event = run.send(command)
+        except StopIteration as stop:
+            return stop.value
+        command = answer(event)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 
@@ -14,7 +12,7 @@ from trainer.branches import WHOLE, Lineage
 from trainer.checkpoints.artefacts import read_finished
 from trainer.config import RunConfig
 from trainer.data.shards.tokens import TokenData
-from trainer.events import Checkpointed, Command, Point, Progress, RunResult
+from trainer.events import Command, Run
 from trainer.hardware.device import (
     flushing_denormals,
     is_out_of_memory,
@@ -23,9 +21,6 @@ from trainer.hardware.device import (
     torch_device,
 )
 from trainer.run_state import RunState
-
-Event: TypeAlias = Progress | Point | Checkpointed
-Run: TypeAlias = Generator[Event, Command | None, RunResult]
 
 
 def train_run(config: RunConfig, data: TokenData, run_dir: Path, lineage: Lineage = WHOLE) -> Run:

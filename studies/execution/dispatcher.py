@@ -19,9 +19,9 @@ from budgetsweep.errors import StudyError
 from studies.database.store import Store
 from studies.database.tables import Run, Study
 from studies.execution.local_pool import WorkerDied, WorkerPool
-from studies.execution.observer import Observer, RunView
 from studies.execution.worker import RunEvent
 from studies.simulation.pool import SimulatedPool
+from studies.trackers.base import Observer, RunView
 from trainer.branches import Lineage
 from trainer.config import RunConfig
 from trainer.events import Checkpointed, Point, Progress, RunResult
@@ -143,16 +143,9 @@ class Dispatcher:
             kind=run.kind,
             number=run.number,
             params=run.params,
-            n_params=run.n_params,
-            num_steps=run.num_steps,
-            planned_tokens=run.planned_tokens,
+            config=config,
             planned_flops=run.planned_flops(self._study.convention),
             resumed_at_step=run.step,
-            inherited_steps=run.inherited_steps,
-            scale=run.scale,
-            parent_number=(
-                None if run.parent_run_id is None else self._store.run(run.parent_run_id).number
-            ),
         )
         self._views[run.id] = view
         self._lost[run.id] = max(0, run.steps_executed - executed_steps(run))

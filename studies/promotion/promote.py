@@ -26,7 +26,6 @@ from studies.database.store import Store, config_hash
 from studies.database.tables import FINISHED_STATUSES, Prediction, Run, Study
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher, recover
 from studies.execution.local_pool import WorkerPool
-from studies.execution.observer import Observer
 from studies.lr_check import budget_left, check_lr, check_scale, scaled_rates
 from studies.planning import Sample, Speed, measure_speed
 from studies.prior_studies import earlier_runs
@@ -40,6 +39,7 @@ from studies.simulation.regret import Regret, regrets
 from studies.simulation.replay import ReplayTable, table_of
 from studies.simulation.worlds import world_of
 from studies.study_data import stand_in
+from studies.trackers.base import Observer
 from trainer.branches import WHOLE, Lineage
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult
@@ -153,6 +153,7 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
         earlier = earlier_runs(store, study, settings.points_from, settings.cache_dir)
         fit = fit_study(study, runs, settings.scale, earlier)
         selection = select_trial(store, study, fit, settings.trial, settings.select)
+        hooks.observer.message(f"data: {study.data_description}")
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
         try:
             with _pool(study, settings, table) as pool:

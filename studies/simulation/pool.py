@@ -8,10 +8,10 @@ from typing import Any, Self
 
 from studies.execution.worker import RunEvent
 from studies.simulation.replay import ReplayTable, replay_run
-from studies.simulation.simulated_run import Run, simulate_run
+from studies.simulation.simulated_run import simulate_run
 from trainer.branches import WHOLE, Lineage
 from trainer.config import RunConfig
-from trainer.events import Command, Point, RunResult
+from trainer.events import Command, Point, Run, RunResult
 
 
 class _Slot:

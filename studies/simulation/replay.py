@@ -24,13 +24,12 @@ from model.flops import count_params
 from studies.database.tables import Study
 from studies.scaling.fit_data import Observation, distinct_budgets
 from studies.scaling.runs_csv import RunsTable, read_runs
-from studies.simulation.simulated_run import Run
 from studies.simulation.worlds import TABLE
 from studies.space.rungs import Rungs, rung_budget
 from studies.space.search_space import SearchSpace, space_from_dict
 from trainer.checkpoints.artefacts import read_finished, write_untrained
 from trainer.config import TOKENIZER_VOCABULARIES, RunConfig
-from trainer.events import Point, RunResult
+from trainer.events import Point, Run, RunResult
 
 TOKENIZER = "bytes"
 """Of the shapes: with a small vocabulary a width can have almost any number of parameters."""

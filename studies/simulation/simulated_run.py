@@ -7,19 +7,14 @@ for what they must not be used for.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
 from pathlib import Path
-from typing import TypeAlias
 
 from budgetsweep.errors import BudgetExceeded, NonFiniteLoss
 from studies.simulation.worlds import SimulatedWorld, random_of, world_named
 from trainer.checkpoints.artefacts import read_finished, write_untrained
 from trainer.config import RunConfig
-from trainer.events import Checkpointed, Command, Point, Progress, RunResult, Status
+from trainer.events import Command, Point, Progress, Run, RunResult, Status
 from trainer.optim.schedules import fractions, lr_schedule
-
-Event: TypeAlias = Progress | Point | Checkpointed
-Run: TypeAlias = Generator[Event, Command | None, RunResult]
 
 DEVICE_NAME = "simulated"
 """What stands where a real run names its device."""

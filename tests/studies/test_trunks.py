@@ -27,7 +27,6 @@ from reports.text import scaling as text_scaling
 from reports.text import search as text_search
 from studies.database.store import Store
 from studies.database.tables import Run, Study
-from studies.execution.observer import RunView
 from studies.prior_studies import Earlier
 from studies.samplers.objective import Objective
 from studies.search import Hooks, search
@@ -35,6 +34,7 @@ from studies.settings import SearchSettings
 from studies.simulation.worlds import DEFAULT_WORLD, WORLDS
 from studies.space.rungs import Rungs
 from studies.space.search_space import space_from_dict
+from studies.trackers.base import RunView
 from studies.trials import reconcile
 from studies.trunks import Branches
 from tests.studies.test_search import wait_for_trials

@@ -18,13 +18,13 @@ from reports.facts import Facts
 from reports.read import read_study
 from studies.database.store import Store
 from studies.database.tables import Run
-from studies.execution.observer import Observer, RunView
 from studies.promotion.promote import PromoteHooks, PromoteSettings, PromotionPlan, promote
 from studies.samplers.law import LawSampler, Result
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
 from studies.simulation.worlds import DEFAULT_WORLD, WORLDS
 from studies.space.rungs import Rungs
+from studies.trackers.base import Observer, RunView
 from trainer.events import RunResult
 
 
