@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import about, write_results
-from studies.execution.observer import Observer, RunView
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
 from studies.simulation.backend import Simulated
 from studies.simulation.worlds import DEFAULT_WORLD
 from studies.space.search_space import space_from_dict
+from studies.trackers.base import Observer, RunView
 from trainer.data.config import DataConfig
 from trainer.events import RunResult
 

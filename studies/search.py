@@ -22,7 +22,6 @@ from studies.database.store import Store
 from studies.database.tables import FINISHED_STATUSES, Run, Study
 from studies.execution.base import Backend, Executor
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher
-from studies.execution.observer import Observer
 from studies.execution.training import check_same_data
 from studies.planning import Speed, TimePlan, measure_speed, measuring_seconds, plan_time
 from studies.prior_studies import earlier_runs, settle
@@ -36,6 +35,7 @@ from studies.settings import SearchSettings
 from studies.space.defaults import first_proposal
 from studies.space.sample import PLAN_SAMPLES, sample_space
 from studies.space.search_space import SearchSpace
+from studies.trackers.base import Observer
 from studies.trials import TrialSource, reconcile
 from trainer.config import TOKENIZER_VOCABULARIES
 from trainer.data.facts import DataFacts
@@ -198,6 +198,7 @@ def _search(
     hooks: Hooks,
 ) -> SearchOutcome:
     study, data = _fix_data(store, study, space, settings, hooks)
+    hooks.observer.message(f"data: {data.description}")
     base = study.settings["base"]
     proposals = Proposals(
         storage_url(settings.storage) if settings.backend.keeps_sampler_state else None,

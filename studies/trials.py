@@ -13,12 +13,12 @@ from studies.database.store import Store, config_hash
 from studies.database.tables import FINISHED_STATUSES, Rejection, Run, Study
 from studies.execution.base import Executor
 from studies.execution.dispatcher import recover
-from studies.execution.observer import Observer
 from studies.samplers.objective import Objective
 from studies.samplers.proposals import Proposal, Proposals, SpaceExhausted
 from studies.settings import SearchSettings
 from studies.space.rungs import Rungs, rung_budget
 from studies.space.search_space import SearchSpace
+from studies.trackers.base import Observer
 from trainer.data.facts import DataFacts
 from trainer.events import Point, RunResult
 

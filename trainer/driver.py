@@ -52,3 +52,11 @@ class RunDriver:
     def close(self) -> None:
         """Let go of the run where it stands."""
         self._run.close()
+
+
+def drive(run: Run, answer: Callable[[Event], Command | None]) -> RunResult:
+    """Take a run to its end; what `answer` says to an event is sent back to the run."""
+    driver = RunDriver(run)
+    while not isinstance(event := driver.advance(), RunResult):
+        driver.answer(answer(event) or "continue")
+    return event

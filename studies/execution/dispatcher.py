@@ -20,7 +20,7 @@ from studies.database.store import Store
 from studies.database.tables import Run, Study
 from studies.execution.base import Executor
 from studies.execution.messages import Job, RunEvent, RunLost
-from studies.execution.observer import Observer, RunView
+from studies.trackers.base import Observer, RunView
 from trainer.config import RunConfig
 from trainer.events import Checkpointed, Point, Progress, RunResult
 
@@ -139,9 +139,7 @@ class Dispatcher:
             kind=run.kind,
             number=run.number,
             params=run.params,
-            n_params=run.n_params,
-            num_steps=run.num_steps,
-            planned_tokens=run.planned_tokens,
+            config=config,
             planned_flops=run.planned_flops(self._study.convention),
             resumed_at_step=run.step,
         )

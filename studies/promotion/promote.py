@@ -28,7 +28,6 @@ from studies.database.tables import FINISHED_STATUSES, Prediction, Run, Study
 from studies.execution.base import Executor
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher, recover
 from studies.execution.messages import Workers
-from studies.execution.observer import Observer
 from studies.planning import Speed, measure_speed
 from studies.prior_studies import earlier_runs
 from studies.promotion.rescaling import Rescaling, promoted_config
@@ -36,6 +35,7 @@ from studies.promotion.selection import Select, Selection, record_prediction, se
 from studies.scaling.prediction import fit_study
 from studies.settings import runs_folder
 from studies.space.sample import Sample
+from studies.trackers.base import Observer
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult
 
@@ -141,6 +141,7 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
         earlier = earlier_runs(store, study, settings.points_from, settings.cache_dir)
         fit = fit_study(study, store.runs(study.id), settings.scale, earlier)
         selection = select_trial(store, study, fit, settings.trial, settings.select)
+        hooks.observer.message(f"data: {study.data_description}")
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
         try:
             with backend.executor(settings.asked_workers, for_promotion=True) as executor:

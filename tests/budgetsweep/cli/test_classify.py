@@ -14,9 +14,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from budgetsweep.cli.classify import verdict
+from budgetsweep.cli.classify import classify_command, verdict
 from budgetsweep.cli.main import cli
-from budgetsweep.cli.models import classify
 from budgetsweep.config import dump_yaml
 from model.classification import classify_binary_sentiment
 from model.decoder import DecoderLM
@@ -180,7 +179,7 @@ def test_the_figure_has_both_boundaries_and_can_be_opened(here: Path) -> None:
 
 
 def test_options_defaults_are_those_of_the_functions() -> None:
-    defaults = {option.name: option.default for option in classify.params}
+    defaults = {option.name: option.default for option in classify_command.params}
     assert "{text}".join(parse_template(defaults["template"])) == TEMPLATE
     assert parse_words(defaults["words"], TEMPLATE) == WORDS
     assert (defaults["limit"], defaults["seed"]) == (1000, 42)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from budgetsweep.cli.main import cli, main
+from budgetsweep.cli.main import cli
 
 ROWS = [
     "headline,title,text",
@@ -52,14 +53,10 @@ def test_the_source_is_given_once(source: Path) -> None:
     assert f"Error: give the source once: {source} or --data demo" in done.output
 
 
-def test_wrong_columns_are_one_line(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_columns_are_one_line(source: Path, refused: Callable[..., str]) -> None:
     source.write_text("summary,body\n1,2\n")
-    with pytest.raises(SystemExit) as caught:
-        main(["data", "prepare", "--data", str(source), "--tokenizer", "bytes"])
-    assert caught.value.code == 2
-    error = capsys.readouterr().err.strip()
+    error = refused("data", "prepare", "--data", str(source), "--tokenizer", "bytes")
     assert error.endswith(
         f"{source}: columns 'summary', 'body'; expected headline, title and text (pairs), or a "
         "column 'text' (data.text_field)"
     )
-    assert "\n" not in error

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
-from budgetsweep.cli.diagnose import print_diagnosis
-from budgetsweep.cli.main import cli, main
+from budgetsweep.cli.display import new_console
+from budgetsweep.cli.main import cli
+from budgetsweep.cli.status import print_diagnosis
 from studies.database.store import Store
 from studies.database.tables import Point, Run
 from studies.diagnosis import diagnose
@@ -85,7 +86,7 @@ def test_json_holds_the_same(spiked: Path) -> None:
 def test_a_terminal_gets_panels_and_markup_in_names_stays_text(spiked: Path) -> None:
     source = read_curve(spiked)
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=100, color_system=None)
+    console = new_console(file=screen, force_terminal=True, width=100, color_system=None)
     print_diagnosis(source, diagnose(source.curve, source.facts), console)
     text = screen.getvalue()
     assert "─ learning rate too high ─" in text
@@ -117,7 +118,7 @@ def test_trials_of_a_study_and_status(study: Path) -> None:
     assert status["best"]["verdicts"]
     assert status["promotions"][0]["verdicts"]
     plain = CliRunner().invoke(cli, ["status", *words]).output
-    assert "curves: learning rate too high: 2 trials (1, 4)" in plain
+    assert "detected problem: learning rate too high: 2 trials (1, 4)" in plain
 
 
 @pytest.mark.parametrize(
@@ -131,14 +132,9 @@ def test_trials_of_a_study_and_status(study: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line(
-    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    words: tuple[str, ...], message: str, refused: Callable[..., str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        main(["diagnose", *words])
-    assert caught.value.code == 2
-    error = capsys.readouterr().err.strip()
-    assert len(error.splitlines()) == 1
-    assert message in error
+    assert message in refused("diagnose", *words)
     assert not list(tmp_path.iterdir())

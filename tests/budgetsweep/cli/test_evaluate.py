@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 import yaml
 from click.testing import CliRunner
 
-from budgetsweep.cli.main import cli, main
-from budgetsweep.cli.models import FORMAT_NAMES
+from budgetsweep.cli.evaluate import FORMAT_NAMES
+from budgetsweep.cli.main import cli
 from budgetsweep.errors import DataError
 from tests.support.reference_course import CourseLM
 from tests.support.tiny_runs import tiny_config
@@ -54,17 +54,6 @@ def evaluate(*words: str) -> dict:
     result = CliRunner().invoke(cli, ["evaluate", *words, "--device", "cpu", "--json"])
     assert result.exit_code == 0, result.output
     return json.loads(result.output)
-
-
-def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Run through the real entry point; the one line on stderr."""
-    with pytest.raises(SystemExit) as caught:
-        main([words[0], *(["--device", "cpu"] if words[0] == "evaluate" else []), *words[1:]])
-    assert caught.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("Error: ")
-    return lines[0]
 
 
 @torch.no_grad()
@@ -121,13 +110,13 @@ def test_every_kind_of_file_gives_the_same_loss(course: CourseLM) -> None:
 
 
 def test_the_heads_come_from_the_flag_where_no_buffer_tells(
-    course: CourseLM, capsys: pytest.CaptureFixture[str]
+    course: CourseLM, refused: Callable[..., str]
 ) -> None:
     Path("held.txt").write_text(TEXT)
     expected = evaluate("model", "--data", "held.txt")
     weights = {k: t for k, t in course.state_dict().items() if "scale_factor" not in k}
     torch.save(weights, "model/model.pt")
-    error = fails(capsys, "evaluate", "model", "--data", "held.txt")
+    error = refused("evaluate", "model", "--data", "held.txt", "--device", "cpu")
     assert "give --n-head, a divisor of n_embd = 12" in error
     assert evaluate("model", "--data", "held.txt", "--n-head", str(H)) == expected
     assert evaluate("model", "--data", "held.txt", "--n-head", "4") != expected
@@ -233,7 +222,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("words", "message"), MISTAKES)
 def test_mistakes_are_one_line_and_exit_code_2(
-    course: CourseLM, capsys: pytest.CaptureFixture[str], words: str, message: str
+    course: CourseLM, refused: Callable[..., str], words: str, message: str
 ) -> None:
     Path("held.txt").write_text(TEXT)
     Path("empty.txt").touch()
@@ -244,12 +233,12 @@ def test_mistakes_are_one_line_and_exit_code_2(
     Path("nan").mkdir()
     broken = {k: t * math.nan if k == "ln.bias" else t for k, t in course.state_dict().items()}
     torch.save(broken, "nan/model.pt")
-    assert message in fails(capsys, *words.split())
+    assert message in refused(*words.split())
     assert not Path("out").exists()
 
 
 def test_a_broken_config_beside_the_weights_is_named(
-    course: CourseLM, capsys: pytest.CaptureFixture[str]
+    course: CourseLM, refused: Callable[..., str]
 ) -> None:
     Path("held.txt").write_text(TEXT)
     shape = {"n_vocab": 257, "n_embd": D, "n_head": H, "n_positions": P, "n_layer": L}
@@ -259,6 +248,6 @@ def test_a_broken_config_beside_the_weights_is_named(
         (yaml.safe_dump({"model_config": {**shape, "n_head": 2}}), "not trained with n_head = 2"),
     ):
         Path("model/config.yaml").write_text(config)
-        assert message in fails(capsys, "evaluate", "model", "--data", "held.txt")
+        assert message in refused("evaluate", "model", "--data", "held.txt", "--device", "cpu")
     Path("model/config.yaml").write_text(yaml.safe_dump({"model_config": shape}))
     assert evaluate("model", "--data", "held.txt")["tokenizer"] == "bytes"

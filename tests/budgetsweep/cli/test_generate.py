@@ -16,11 +16,7 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from budgetsweep.cli.display import WorkDisplay
-from budgetsweep.cli.generate import (
-    Sample,
-    print_side_by_side,
-    read_prefixes,
-)
+from budgetsweep.cli.generate import Sample, print_side_by_side, read_prefixes
 from budgetsweep.cli.main import cli
 from budgetsweep.config import dump_yaml
 from budgetsweep.errors import DataError

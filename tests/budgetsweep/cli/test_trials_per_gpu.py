@@ -56,7 +56,7 @@ def test_a_device_that_is_not_there_is_one_line_and_leaves_no_database(
     command = ["search", "--budget", "1e10", "--data", "demo", "--trials", "1", *words]
     root = Path(__file__).parents[3]
     done = subprocess.run(
-        [sys.executable, "-m", "budgetsweep.cli.main", *command], cwd=tmp_path, capture_output=True,
+        [sys.executable, "-m", "budgetsweep", *command], cwd=tmp_path, capture_output=True,
         text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip

@@ -26,7 +26,6 @@ from reports.figures import study_scaling
 from reports.read import read_study
 from studies.database.store import Store
 from studies.database.tables import Run
-from studies.execution.observer import Observer, RunView
 from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
 from studies.scaling.study_fit import counted, fit_points
 from studies.scaling.study_points import Points
@@ -34,6 +33,7 @@ from studies.search import Hooks, search
 from studies.settings import SearchSettings
 from studies.simulation.replay import Replay
 from studies.space.rungs import Rungs
+from studies.trackers.base import Observer, RunView
 from trainer.config import RunConfig
 
 TABLE = Path(__file__).parents[3] / "examples" / "isoflop.csv"

@@ -18,7 +18,6 @@ from reports.facts import Facts
 from reports.read import read_study
 from studies.database.store import Store
 from studies.database.tables import Run
-from studies.execution.observer import Observer, RunView
 from studies.execution.training import Training
 from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
 from studies.samplers.law import LawSampler, Result
@@ -27,6 +26,7 @@ from studies.settings import SearchSettings
 from studies.simulation.backend import Simulated
 from studies.simulation.worlds import DEFAULT_WORLD, WORLDS
 from studies.space.rungs import Rungs
+from studies.trackers.base import Observer, RunView
 from trainer.events import RunResult
 
 

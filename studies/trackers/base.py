@@ -1,4 +1,4 @@
-"""What a search or promotion tells whoever watches. The command line draws it; tests record it."""
+"""What a search, a promotion or a training run tells whoever watches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,21 @@ from dataclasses import dataclass
 
 from budgetsweep.constraint import Rejected
 from studies.space.search_space import Value
+from trainer.config import RunConfig
 from trainer.events import Point, Progress, RunResult
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is watched: a search, or a single run."""
+
+    title: str
+    budget_flops: int | None = None
+    """Of a trial at most, in the study's convention; None: no search."""
+    n_trials: int | None = None
+    """Of the search in all; None: no search."""
+    n_done: int = 0
+    """Trials that earlier sessions finished."""
 
 
 @dataclass(frozen=True)
@@ -15,24 +29,25 @@ class RunView:
 
     run_id: int
     kind: str
-    number: int
+    number: int | None
+    """Within its kind; None: a run of no study."""
     params: dict[str, Value]
-    n_params: int
-    num_steps: int
-    planned_tokens: int
+    """What was proposed."""
+    config: RunConfig
+    """All of its settings."""
     planned_flops: int
     """In the study's convention."""
-    resumed_at_step: int
-    """0 for a fresh run."""
+    resumed_at_step: int = 0
+    """0: a fresh run."""
 
     @property
     def name(self) -> str:
         """What a watcher calls it."""
-        return f"{self.kind} {self.number}"
+        return self.config.output_dir if self.number is None else f"{self.kind} {self.number}"
 
 
 class Observer:
-    """Does nothing; subclasses override what they show."""
+    """Does nothing; subclasses override what they track."""
 
     def message(self, text: str) -> None:
         """A line worth reading."""
@@ -54,3 +69,6 @@ class Observer:
 
     def tick(self) -> None:
         """Called several times a second."""
+
+    def close(self) -> None:
+        """Nothing more comes."""
