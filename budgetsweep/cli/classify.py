@@ -20,6 +20,7 @@ from rich.table import Table
 from budgetsweep.cli.display import WorkDisplay
 from budgetsweep.config import write_bytes_atomically, write_text_atomically
 from budgetsweep.errors import ConfigError
+from budgetsweep.formats import percent
 from trainer.hardware.environment import prepare_environment
 
 if TYPE_CHECKING:
@@ -258,7 +259,7 @@ def print_outcome(console: Console, facts: Mapping[str, Any], outcome: Outcome) 
 
 def verdict(decision: Decision, majority: float, calibrate: bool) -> str:
     """Whether the accuracy beats that of naming the larger class, in one line."""
-    interval = f"{_percent(decision.ci95_low)} to {_percent(decision.ci95_high)}"
+    interval = f"{percent(decision.ci95_low, 1)} to {percent(decision.ci95_high, 1)}"
     words = {
         "above": "beats the majority class: its 95 % interval lies above",
         "below": "is worse than the majority class: its 95 % interval lies below",
@@ -267,7 +268,8 @@ def verdict(decision: Decision, majority: float, calibrate: bool) -> str:
     }[decision.against_majority]
     how = "with" if calibrate else "without"
     return (
-        f"{_percent(decision.accuracy)} {how} calibration {words} {_percent(majority)} ({interval})"
+        f"{percent(decision.accuracy, 1)} {how} calibration {words} {percent(majority, 1)} "
+        f"({interval})"
     )
 
 
@@ -281,8 +283,8 @@ def _table(console: Console, outcome: Outcome) -> Table:
         table.add_column(head, justify="right" if i else "left")
     labels = outcome.prompts.labels
     larger = "positive" if 2 * sum(labels) > len(labels) else "negative"
-    table.add_row("random (expected)", _percent(0.5))
-    table.add_row(f"majority class ({larger})", _percent(outcome.majority_accuracy))
+    table.add_row("random (expected)", percent(0.5, 1))
+    table.add_row(f"majority class ({larger})", percent(outcome.majority_accuracy, 1))
     table.add_row("without calibration", *_cells(outcome.without))
     table.add_row("with calibration (median)", *_cells(outcome.calibrated))
     return table
@@ -294,12 +296,8 @@ def _cells(decision: Decision) -> Sequence[str]:
         decision.false_negative, decision.true_positive,
     )  # fmt: skip
     return [
-        _percent(decision.accuracy),
-        f"{_percent(decision.ci95_low)} to {_percent(decision.ci95_high)}",
+        percent(decision.accuracy, 1),
+        f"{percent(decision.ci95_low, 1)} to {percent(decision.ci95_high, 1)}",
         f"{decision.boundary:.4g}",
         *(f"{count:,}" for count in counts),
     ]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

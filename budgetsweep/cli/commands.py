@@ -11,15 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from budgetsweep.cli.display import (
-    PrepareDisplay,
-    Stopper,
-    count,
-    duration,
-    flops,
-    print_notice,
-    settings_text,
-)
+from budgetsweep.cli.display import PrepareDisplay, Stopper, print_notice, settings_text
 from budgetsweep.config import (
     apply_overrides,
     dump_yaml,
@@ -29,6 +21,7 @@ from budgetsweep.config import (
 )
 from budgetsweep.constraint import fill
 from budgetsweep.errors import ConfigError
+from budgetsweep.formats import count, duration, flops
 from studies.simulation.worlds import is_replayed, world_of
 from trainer.config import RunConfig
 from trainer.hardware.environment import prepare_environment

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from budgetsweep.config import write_bytes_atomically, write_text_atomically
 from budgetsweep.errors import ConfigError, DataError
-from reports.style.formats import count, loss, percent, power, short, times
+from budgetsweep.formats import count, flops, loss, percent, times, whole
 from studies.scaling import Prediction, Priors, RunsTable, ScalingFit, fit, read_runs
 from studies.scaling.fit_data import FLOPS_PER_PARAM_TOKEN
 from studies.scaling.held_out_score import Score, score
@@ -107,8 +107,8 @@ def _divided(table: RunsTable, max_flops: int | None) -> tuple[list[int], list[i
     fitted = [i for i in every if table.flops[i] <= 1.001 * max_flops]
     if not fitted:
         raise DataError(
-            f"{table.name}: no run of at most {power(max_flops)} FLOPs; the smallest has "
-            f"{power(min(table.flops))}"
+            f"{table.name}: no run of at most {flops(max_flops)} FLOPs; the smallest has "
+            f"{flops(min(table.flops))}"
         )
     return fitted, [i for i in every if i not in set(fitted)]
 
@@ -168,7 +168,7 @@ def _write(
     from reports.figures.scaling import compute_frontier, isoflop_fit, lr_optimum, regret
     from reports.style.theme import Chart, on_paper, svg_and_png
 
-    points, plain = frame(table), found.to_dict()
+    points = frame(table)
     small = found.flops_range[1]
     large = max([one.flops for one in asked if one.flops > 2 * small], default=10 * small)
     single = asked[0] if len(asked) == 1 else None
@@ -180,10 +180,10 @@ def _write(
             "low_nats": told.low_nats, "high_nats": told.high_nats,
         }  # fmt: skip
     charts = (
-        isoflop_fit(points, plain),
-        compute_frontier(points, plain, prediction),
-        regret(points, plain, small, large),
-        lr_optimum(points, plain),
+        isoflop_fit(points, found),
+        compute_frontier(points, found, prediction),
+        regret(points, found, small, large),
+        lr_optimum(points, found),
     )
     drawn = [(c.name, *svg_and_png(c)) for c in charts if isinstance(c, Chart)]
     files = [FIT_FILE]
@@ -219,8 +219,8 @@ def _print(
 
     line(
         f"{_clean(table.name)}: {found.n_points} runs of {found.n_shapes} sizes at "
-        f"{found.n_budgets} budgets, {_range(found.flops_range, power3)} FLOPs, "
-        f"{_range(found.n_params_range, short)} parameters, {_range(found.tokens_range, short)} "
+        f"{found.n_budgets} budgets, {_range(found.flops_range, flops)} FLOPs, "
+        f"{_range(found.n_params_range, count)} parameters, {_range(found.tokens_range, count)} "
         "tokens"
     )
     for note in table.notes:
@@ -299,13 +299,13 @@ def _predictions_table(console: Console, asked: Sequence[Asked]) -> Table:
         told, beyond = one.prediction, one.prediction.extrapolation
         best = "–"
         if one.n_params_low is not None and one.n_params_high is not None:
-            best = f"{short(one.n_params_low)} to {short(one.n_params_high)}"
+            best = f"{count(one.n_params_low)} to {count(one.n_params_high)}"
         per_param = one.tokens / one.n_params
         table.add_row(
-            power(one.flops, 3), times(beyond.flops_ratio),
-            short(one.n_params) + ("*" if beyond.n_params_outside else ""), best,
-            short(one.tokens) + ("*" if beyond.tokens_outside else ""),
-            count(per_param) if per_param >= 10 else f"{per_param:.2g}", loss(told.loss_nats, 3),
+            flops(one.flops), times(beyond.flops_ratio),
+            count(one.n_params) + ("*" if beyond.n_params_outside else ""), best,
+            count(one.tokens) + ("*" if beyond.tokens_outside else ""),
+            whole(per_param) if per_param >= 10 else f"{per_param:.2g}", loss(told.loss_nats, 3),
             f"{loss(told.low_nats, 3)} to {loss(told.high_nats, 3)}",
             f"{math.exp(told.loss_nats):.3g}",
         )  # fmt: skip
@@ -314,11 +314,6 @@ def _predictions_table(console: Console, asked: Sequence[Asked]) -> Table:
 
 def _empty_table(console: Console) -> Table:
     return Table(box=box.ROUNDED) if console.is_terminal else Table(box=None, pad_edge=False)
-
-
-def power3(value: float) -> str:
-    """`1.25e16`."""
-    return power(value, 3)
 
 
 def _range(limits: tuple[float, float], show: Any) -> str:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from budgetsweep.cli.display import count, duration, flops, gib
 from budgetsweep.constraint import affordable_steps, epochs, fill, planned_flops
+from budgetsweep.formats import count, duration, flops, gib
 from model.config import EncoderDecoderConfig
 from model.flops import (
     CONVENTIONS,

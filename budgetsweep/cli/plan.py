@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from budgetsweep.cli.display import duration, flops, gib
+from budgetsweep.formats import duration, flops, gib
 
 if TYPE_CHECKING:
     from studies.planning import TimePlan

@@ -13,13 +13,10 @@ from budgetsweep.cli.display import (
     PrepareDisplay,
     RunsDisplay,
     Stopper,
-    count,
-    duration,
-    flops,
-    gib,
     print_notice,
     settings_text,
 )
+from budgetsweep.formats import count, duration, flops, gib
 from studies.simulation.worlds import is_replayed, mark, world_of
 
 if TYPE_CHECKING:

@@ -13,10 +13,6 @@ from budgetsweep.cli.display import (
     PrepareDisplay,
     RunsDisplay,
     Stopper,
-    count,
-    duration,
-    flops,
-    gib,
     print_notice,
     settings_text,
 )
@@ -27,6 +23,7 @@ from budgetsweep.config import (
     parse,
 )
 from budgetsweep.errors import ConfigError
+from budgetsweep.formats import count, duration, flops, gib
 from studies.simulation.worlds import mark
 from trainer.data.config import DataConfig
 

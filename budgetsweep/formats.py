@@ -1,4 +1,7 @@
-"""Numbers as people read them. A missing or non-finite value is a dash, never a number."""
+"""Numbers as people read them: the one formatter of screens, reports and benchmarks.
+
+A missing or non-finite value is a dash, never a number.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ def known(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
-def count(value: float | None) -> str:
+def whole(value: float | None) -> str:
     """`1,234`."""
     return f"{value:,.0f}" if known(value) else DASH
 
 
-def short(value: float | None) -> str:
+def count(value: float | None) -> str:
     """Three digits with k, M, G or T: `3.42 M`."""
     if not known(value):
         return DASH
@@ -30,11 +33,11 @@ def short(value: float | None) -> str:
 
 
 def _three_digits(value: float) -> str:
-    text = f"{value:#.3g}" if abs(value) < 100 else f"{value:.0f}"
+    text = f"{value:#.3g}" if abs(value) < 100 else f"{value:,.0f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def power(value: float | None, digits: int = 4) -> str:
+def flops(value: float | None, digits: int = 3) -> str:
     """`9.87e14`, as budgets are typed on the command line."""
     if not known(value):
         return DASH
@@ -51,7 +54,7 @@ def rate(value: float | None) -> str:
         return DASH
     if value == 0:
         return "0"
-    return power(value, 3) if abs(value) < 1e-3 or abs(value) >= 1e6 else f"{value:.3g}"
+    return flops(value) if abs(value) < 1e-3 or abs(value) >= 1e6 else f"{value:.3g}"
 
 
 def loss(value: float | None, digits: int = 4) -> str:
@@ -64,15 +67,17 @@ def perplexity(value: float | None) -> str:
     if not known(value):
         return DASH
     if value >= 999.95:
-        return f"{value:,.0f}" if value < 1e6 else power(value, 3)
+        return f"{value:,.0f}" if value < 1e6 else flops(value)
     return f"{value:#.4g}" if value >= 10 else f"{value:.3f}"
 
 
-def percent(share: float | None) -> str:
-    """`12 %`, with one digit below ten."""
+def percent(share: float | None, digits: int | None = None) -> str:
+    """`12 %`; without `digits` one decimal below ten."""
     if not known(share):
         return DASH
     value = 100 * share
+    if digits is not None:
+        return f"{value:.{digits}f} %"
     if 0 < abs(value) < 0.1:
         return "< 0.1 %"
     return f"{value:.1f} %" if abs(value) < 9.95 and value != round(value) else f"{value:.0f} %"
@@ -91,22 +96,22 @@ def duration(seconds: float | None) -> str:
         return DASH
     if seconds < 59.95:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    whole = round(seconds)
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    whole_seconds = round(seconds)
+    minutes, hours, days = (whole_seconds // unit for unit in (60, 3600, 86400))
     if hours == 0:
-        return f"{minutes} min {whole % 60} s"
+        return f"{minutes} min {whole_seconds % 60} s"
     if days == 0:
         return f"{hours} h {minutes % 60} min"
-    return f"{days} d {hours % 24} h"
+    return f"{days:,} d {hours % 24} h"
 
 
-def memory(n_bytes: float | None) -> str:
+def gib(n_bytes: float | None) -> str:
     """`1.24 GiB` or `356 MiB`."""
     if not known(n_bytes):
         return DASH
     if n_bytes >= 1 << 30:
-        return f"{n_bytes / (1 << 30):.3g} GiB"
-    return f"{n_bytes / (1 << 20):.3g} MiB"
+        return f"{_three_digits(n_bytes / (1 << 30))} GiB"
+    return f"{_three_digits(n_bytes / (1 << 20))} MiB"
 
 
 def moment(time: dt.datetime | None) -> str:
@@ -122,13 +127,11 @@ def setting(value: object) -> str:
         return str(value).lower()
     if isinstance(value, int):
         return f"{value:,}"
-    if isinstance(value, float):
-        return rate(value)
-    return str(value)
+    return rate(value) if isinstance(value, float) else str(value)
 
 
-def plural(number: int, word: str, words: str | None = None) -> str:
+def plural(number: int, word: str) -> str:
     """`1 trial`, `2 trials`, `no trials`."""
     if number == 1:
         return f"1 {word}"
-    return f"{number:,} {words or word + 's'}" if number else f"no {words or word + 's'}"
+    return f"{number:,} {word}s" if number else f"no {word}s"
