@@ -23,6 +23,7 @@ import numpy as np
 
 from benchmarks.common import ROOT, about, write_results
 from budgetsweep.errors import FitRefused
+from budgetsweep.formats import loss, percent
 from studies.scaling import Observation, Prior, Priors, RunsTable, ScalingFit, read_runs, result
 from studies.scaling import fit as fit_law
 from studies.scaling.fit_data import SAME_BUDGET, budgets_of
@@ -171,11 +172,11 @@ def to_markdown(outcome: dict[str, Any]) -> str:
         for part in PARTS:
             one = pooled[part]
             cells += [
-                f"{_percent(one['mean_error'])} ({_percent(one['largest_mean_error'])})",
-                f"{_percent(one['coverage'], 0)} of {one['n']}",
+                f"{percent(one['mean_error'], 2)} ({percent(one['largest_mean_error'], 2)})",
+                f"{percent(one['coverage'], 0)} of {one['n']}",
             ]
         nats = pooled["regret_nats"]
-        cells.append(f"{_nats(nats['mean'])} (largest {_nats(nats['largest'])})")
+        cells.append(f"{loss(nats['mean'], 3)} (largest {loss(nats['largest'], 3)})")
         lines.append(f"| {' | '.join(cells)} |")
     if chosen["refused"]:
         lines += ["", "Refused: " + "; ".join(chosen["refused"]) + "."]
@@ -194,19 +195,11 @@ def to_markdown(outcome: dict[str, Any]) -> str:
             for ratio in RATIOS:
                 for part in ("valid", "best"):
                     one = tried["by_ratio"][str(ratio)][part]
-                    cells.append(f"{_percent(one['mean_error'])}, {_percent(one['coverage'], 0)}")
+                    cells.append(f"{percent(one['mean_error'], 2)}, {percent(one['coverage'], 0)}")
             for ratio in (RATIOS[0], RATIOS[-1]):
-                cells.append(_nats(tried["by_ratio"][str(ratio)]["regret_nats"]["mean"]))
+                cells.append(loss(tried["by_ratio"][str(ratio)]["regret_nats"]["mean"], 3))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
-
-
-def _percent(share: float | None, digits: int = 2) -> str:
-    return "–" if share is None else f"{100 * share:.{digits}f} %"
-
-
-def _nats(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
 
 
 def _table(path: Path, group: str | None) -> RunsTable:

@@ -217,7 +217,7 @@ def _write(
     from reports.figures.scaling import compute_frontier, isoflop_fit, lr_optimum, regret
     from reports.style.theme import Chart, on_paper, svg_and_png
 
-    points, plain = _frame(table), found.to_dict()
+    points = _frame(table)
     small = found.flops_range[1]
     large = max([one.flops for one in asked if one.flops > 2 * small], default=10 * small)
     prediction = None
@@ -229,10 +229,10 @@ def _write(
             "high_nats": predicted.high_nats,
         }  # fmt: skip
     charts = (
-        isoflop_fit(points, plain),
-        compute_frontier(points, plain, prediction),
-        regret(points, plain, small, large),
-        lr_optimum(points, plain),
+        isoflop_fit(points, found),
+        compute_frontier(points, found, prediction),
+        regret(points, found, small, large),
+        lr_optimum(points, found),
     )
     drawn = [(c.name, *svg_and_png(c)) for c in charts if isinstance(c, Chart)]
     files = [FIT_FILE]
@@ -264,7 +264,7 @@ def _print(
     scored: Score | None,
 ) -> None:  # fmt: skip
     from budgetsweep.cli.display import number_table
-    from reports.style.formats import loss, percent
+    from budgetsweep.formats import loss, percent
 
     name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in table.name)
     console.print(
@@ -303,7 +303,7 @@ def _print(
 
 def _warnings(asked: Sequence[Asked]) -> list[str]:
     """What a reader of the predictions must know."""
-    from reports.style.formats import times
+    from budgetsweep.formats import times
     from studies.scaling.result import UNDERTRAINED_BELOW
 
     said = []
@@ -333,8 +333,8 @@ def _warnings(asked: Sequence[Asked]) -> list[str]:
 
 def _predictions_table(console: Console, asked: Sequence[Asked]) -> Table:
     from budgetsweep.cli.display import number_table
-    from reports.style.formats import count as whole
-    from reports.style.formats import loss, times
+    from budgetsweep.formats import count as whole
+    from budgetsweep.formats import loss, times
 
     table = number_table(
         console, "FLOPs", "over fitted", "parameters", "80 %", "tokens", "per parameter", "loss",

@@ -17,7 +17,7 @@ def advised(study):
 
     def make(change=None, **plan):
         facts = study(change, **({"trials": 14} | plan))
-        return "\n".join(f"{remark.lead} {remark.text}" for remark in advice(facts))
+        return "\n".join(f"{remark.lead} {remark.text}" for remark in advice(facts)[0].items)
 
     return make
 
@@ -101,7 +101,7 @@ def test_only_rejections(advised):
 
 
 def test_nothing_yet(advised):
-    assert "goes on where it stopped" in advised(trials=0)
+    assert "continues where it stopped" in advised(trials=0)
 
 
 def test_too_few_trials(advised):
@@ -138,7 +138,7 @@ def test_known_noise_replaces_the_assumed_one(advised):
     assert "within what the repeats may differ by" in advised(noisy)
 
 
-def test_a_small_validation_text(advised):
+def test_a_small_validation_set(advised):
     def small(session, runs):
         for run in runs:
             run.val_loss_stderr_nats = 0.06
@@ -146,7 +146,7 @@ def test_a_small_validation_text(advised):
     assert "a sampling error of 0.0600 nats on each loss" in advised(small)
 
 
-def test_a_large_validation_text_is_no_cause(advised):
+def test_a_large_validation_set_is_no_cause(advised):
     assert "sampling error" not in advised()
 
 
@@ -161,10 +161,10 @@ def test_leftover_budget(advised):
 def test_small_budget_shapes_are_warned_about_before_a_promotion(advised):
     text = advised()
     assert "usually too small for 100 times as many" in text
-    assert "tokens a parameter" in text
+    assert "tokens per parameter" in text
 
 
-def test_a_sampled_head_is_not_judged_by_tokens_a_parameter(advised):
+def test_a_sampled_softmax_is_not_judged_by_tokens_a_parameter(advised):
     """Most of its parameters cost a token nothing, so Hoffmann's ratio does not hold."""
 
     def sampled(session, runs):
@@ -173,11 +173,11 @@ def test_a_sampled_head_is_not_judged_by_tokens_a_parameter(advised):
 
     text = advised(sampled)
     assert "usually too small for 100 times as many" in text
-    assert "tokens a parameter" not in text
+    assert "tokens per parameter" not in text
 
 
 def test_promotions_that_are_not_done(advised):
-    assert "the same budgetsweep promote command goes on" in advised(promotion="running")
+    assert "the same budgetsweep promote command continues" in advised(promotion="running")
 
 
 def test_promotions_that_failed(advised):
@@ -187,7 +187,7 @@ def test_promotions_that_failed(advised):
 def test_a_promotion_that_is_too_small_for_its_budget(advised):
     text = advised(promotion="complete")
     assert "the shape chosen at the small budget is too small for this one" in text
-    assert "beyond four passes" in text
+    assert "beyond four, repeated data" in text
 
 
 def test_a_promotion_that_is_undertrained(advised):
@@ -196,7 +196,7 @@ def test_a_promotion_that_is_undertrained(advised):
 
     text = advised(huge, promotion="complete")
     assert "undertrained" in text
-    assert "four passes" not in text
+    assert "beyond four" not in text
 
 
 def test_a_promotion_that_did_worse_than_its_trial(advised):
@@ -218,7 +218,7 @@ def test_memory(advised):
 
     text = advised(out_of_memory, failed=2)
     assert "2 trials ran out of memory" in text
-    assert "no number" not in text
+    assert "diverged" not in text
 
 
 def test_other_failures(advised):

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.style import formats
+from budgetsweep import formats
 
 NUMBERS = (
-    formats.count, formats.short, formats.power, formats.rate, formats.loss, formats.perplexity,
-    formats.percent, formats.times, formats.duration, formats.memory,
+    formats.whole, formats.count, formats.flops, formats.rate, formats.loss, formats.perplexity,
+    formats.percent, formats.times, formats.duration, formats.gib,
 )  # fmt: skip
 
 
@@ -29,8 +29,8 @@ def test_every_number_is_shown_as_one_and_never_ends_in_a_point(show, value):
 
 
 @given(st.floats(1e-30, 1e30))
-def test_power_reads_back_to_four_digits(value):
-    assert float(formats.power(value)) == pytest.approx(value, rel=6e-4)
+def test_flops_read_back_to_three_digits(value):
+    assert float(formats.flops(value)) == pytest.approx(value, rel=6e-3)
 
 
 @given(st.floats(1e-9, 1e9))
@@ -39,8 +39,8 @@ def test_rates_read_back_to_three_digits(value):
 
 
 @given(st.floats(1, 9e14))
-def test_short_reads_back_to_three_digits(value):
-    number, _, unit = formats.short(value).partition(" ")
+def test_counts_read_back_to_three_digits(value):
+    number, _, unit = formats.count(value).partition(" ")
     factor = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[unit]
     assert float(number) * factor == pytest.approx(value, rel=6e-3)
 
