@@ -176,10 +176,10 @@ def measure_speed(
     return Speed(sorted(found), [found[key] for key in sorted(found)], device_name)
 
 
-def cheap_to_dear(sample: Sample, count: int = 3) -> list[Admitted]:
-    """At most `count` configurations of a sample, evenly from cheap to dear by FLOPs a token."""
+def cheap_to_dear(sample: Sample) -> list[Admitted]:
+    """At most three configurations of a sample, evenly from cheap to dear by FLOPs a token."""
     ordered = sorted(sample.admitted, key=lambda a: charge_per_token(a.config))
-    count = min(count, len(ordered))
+    count = min(3, len(ordered))
     return [ordered[round(q)] for q in np.linspace(0, len(ordered) - 1, count)]
 
 
