@@ -49,11 +49,11 @@ class RecordedRun:
     """The fields of `trainer.events.Point`."""
 
 
-def demo_tokens(cache_dir: Path | None = None) -> TokenData:
+def demo_tokens() -> TokenData:
     """Python's own standard library as bytes; nothing is downloaded."""
     data = DataConfig(source="demo")
-    prepare(data, "bytes", train_tokens=None, val_tokens=None, cache_dir=cache_dir)
-    return open_prepared(data, "bytes", cache_dir)
+    prepare(data, "bytes", train_tokens=None, val_tokens=None)
+    return open_prepared(data, "bytes")
 
 
 def draw(kind: str, seed: int, n_train: int) -> tuple[dict[str, Any], tuple[int, int], int]:

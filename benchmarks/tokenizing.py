@@ -39,7 +39,7 @@ from trainer.data.shards.blocks import (
     encode_block,
 )
 from trainer.data.shards.tokens import write_shard
-from trainer.data.sources.corpus import Corpus, iter_documents, open_corpus
+from trainer.data.sources.corpus import Corpus, open_corpus
 from trainer.data.tokenizers import load_tokenizer
 
 TARGET = 0.9
@@ -49,12 +49,11 @@ RAW = ("encode_ordinary_batch", "encode_to_numpy")
 def first_documents(source: str, n: int) -> list[str]:
     """The first `n` documents that are not empty."""
     texts: list[str] = []
-    for text in iter_documents(DataConfig(source=source)):
-        if len(texts) == n:
+    for record in open_corpus(source).records():
+        texts += [text for text in record.documents if not text.isspace()]
+        if len(texts) >= n:
             break
-        if not text.isspace():
-            texts.append(text)
-    return texts
+    return texts[:n]
 
 
 def block_ways(name: str, corpus: Corpus, folder: Path) -> dict[str, Callable[[Block], Any]]:

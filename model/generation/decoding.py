@@ -233,7 +233,7 @@ def score(
     logits = torch.empty(len(prompts), model.shape.n_vocab, dtype=model.head_weight.dtype)
     with evaluating(model):
         for rows in batches_by_length(prompts, batch_size):
-            reader = _Reader(model, device, tokenizer.eot_token)
+            reader = _Reader(model, device, tokenizer.eot_token, 0)
             logits[rows] = reader([prompts[i] for i in rows]).to(logits)
     return logits
 
@@ -241,7 +241,7 @@ def score(
 class _Reader:
     """Logits (B, V) of the token after each text, from its whole context."""
 
-    def __init__(self, model: DecoderLM, device: Device, pad: int, max_new_tokens: int = 0) -> None:
+    def __init__(self, model: DecoderLM, device: Device, pad: int, max_new_tokens: int) -> None:
         self.model = model
         self.device = device
         self.pad = pad

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Engine, func, or_, select
+from sqlalchemy import Engine, or_, select
 from sqlalchemy.orm import Session
 
 from budgetsweep.config import did_you_mean
@@ -167,16 +167,6 @@ class Reader:
         query = select(Rejection).where(Rejection.study_id == study_id).order_by(Rejection.number)
         with self._read() as session:
             return list(session.scalars(query))
-
-    def rejection_counts(self, study_id: int) -> dict[str, int]:
-        """How many proposals each reason refused."""
-        query = (
-            select(Rejection.reason, func.count().label("proposals"))
-            .where(Rejection.study_id == study_id)
-            .group_by(Rejection.reason)
-        )
-        with self._read() as session:
-            return {row.reason: row.proposals for row in session.execute(query)}
 
     def ledger(self, study_id: int) -> LedgerTotals:
         """What the study planned, spent and lost so far; exact."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from budgetsweep.errors import StudyError
 from studies.database.store import Store
@@ -12,7 +12,6 @@ from studies.scaling.prediction import StudyFit
 from trainer.config import RunConfig
 
 Select = Literal["measured", "predicted"]
-SELECTS: tuple[Select, ...] = get_args(Select)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Proposals:
                 a simulated search, and `restore` brings back from our own tables what it holds.
             study_name: name shared with our own study row.
             space: what varies.
-            sampler: one of `SAMPLERS`.
+            sampler: one of `SamplerName`.
             seed: seed of the search.
             first: settings of proposal 0; None: the sampler's own.
             pruning: whether `report` may say to stop.

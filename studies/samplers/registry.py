@@ -18,7 +18,6 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 SamplerName = Literal["tpe", "gp", "random", "qmc", "grid", "law"]
-SAMPLERS: tuple[SamplerName, ...] = ("tpe", "gp", "random", "qmc", "grid", "law")
 
 WINDOW_TRIALS = 200
 """Trials that a sampler looks at, at least, once there are so many (*assumption*; TPE's group of

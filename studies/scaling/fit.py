@@ -201,9 +201,9 @@ def _huber(n_points: int, n_all: int) -> object:
     return rho
 
 
-def _climb(problem: _Problem, start: FloatArray, spread: FloatArray, most: int = 60) -> FloatArray:
+def _climb(problem: _Problem, start: FloatArray, spread: FloatArray) -> FloatArray:
     """The most probable parameters near `start`."""
-    return _solve(problem, start, spread, most)[0]
+    return _solve(problem, start, spread, 60)[0]
 
 
 def _solve(

@@ -110,10 +110,13 @@ def eval_cost(config: RunConfig) -> float:
     return whole.flops_per_step("matmul") / (3.0 * config.flops_per_step("matmul"))
 
 
-def evenly_by_cost(sample: Sample, count: int = 3) -> list[Admitted]:
-    """At most `count` configurations of a sample, evenly from cheap to dear by FLOPs a token."""
+def evenly_by_cost(sample: Sample) -> list[Admitted]:
+    """At most three configurations of a sample: the cheapest, the median, the most expensive.
+
+    By FLOPs per token.
+    """
     ordered = sorted(sample.admitted, key=lambda a: charge_per_token(a.config))
-    count = min(count, len(ordered))
+    count = min(3, len(ordered))
     return [ordered[round(q)] for q in np.linspace(0, len(ordered) - 1, count)]
 
 

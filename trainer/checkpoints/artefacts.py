@@ -22,8 +22,7 @@ from trainer.config import RunConfig
 from trainer.events import Point, RunResult
 
 if TYPE_CHECKING:
-    from model.config import ModelConfig
-    from model.decoder import DecoderLM
+    pass
 
 FILES = {"model": "model.pt", "config": "config.yaml", "curve": "curve.csv", "eval": "eval.json"}
 logger = logging.getLogger("budgetsweep")
@@ -141,24 +140,6 @@ def read_finished(run_dir: Path, config: RunConfig) -> FinishedRun | None:
     present = {kind: str(file) for kind, file in files.items() if file.exists()}
     points = _read_points(run_dir / FILES["curve"])
     return FinishedRun(dataclasses.replace(result, artefacts=present), points)
-
-
-def load_model(path: Path, shape: ModelConfig) -> DecoderLM:
-    """A model with the weights of a model.pt, on the CPU.
-
-    Args:
-        path: a state dict as `write_artefacts` or the course's trainer writes it.
-        shape: the model's shape, from the config.yaml beside it.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, of another shape or number of heads.
-    """
-    from trainer.export.weights import (  # torch, which a folder's facts need not
-        model_of_weights,
-        read_weights,
-    )
-
-    return model_of_weights(read_weights(path), shape, path)
 
 
 def curve_csv(points: Iterable[Point]) -> str:

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +161,7 @@ def prepared_info(folder: Path, *, verify: bool = False) -> PreparedInfo:
 
 
 @contextmanager
-def locked(folder: Path, say: Callable[[str], None] = _LOG.warning) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Make `folder` and hold it against other processes that prepare the same text.
 
     Waits while another holds it, and says so once. The lock goes with its process, however it ends.
@@ -185,7 +185,9 @@ def locked(folder: Path, say: Callable[[str], None] = _LOG.warning) -> Iterator[
                 break
             except BlockingIOError:
                 if not said:
-                    say(f"{folder}: another process is preparing this text; waiting for it")
+                    _LOG.warning(
+                        "%s: another process is preparing this text; waiting for it", folder
+                    )
                     said = True
                 time.sleep(_WAIT_SECONDS)
             except OSError as error:

@@ -8,7 +8,6 @@ visits every pair once, in an order of its own that is not stored.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -169,7 +168,6 @@ def sequential_pairs(
     target_len: int,
     eot: int,
     device: torch.device,
-    limit: int | None = None,
 ) -> Iterator[PairBatch]:
     """Every pair once, in order; the last batch may be smaller.
 
@@ -180,9 +178,8 @@ def sequential_pairs(
         target_len: ids that the decoder reads (T), longer targets are cut.
         eot: end-of-text id, for begin, end and padding.
         device: where the batches go.
-        limit: only the first so many pairs; None: all.
     """
-    n = len(index) if limit is None else min(limit, len(index))
+    n = len(index)
     for first in range(0, n, batch_size):
         chosen = np.arange(first, min(first + batch_size, n))
         yield _collate(index, chosen, source_len, target_len, eot, device)
@@ -218,36 +215,8 @@ def _collate(
     return PairBatch(*(torch.from_numpy(a).to(device, non_blocking=True) for a in arrays))
 
 
-@dataclass(frozen=True)
-class PairStatistics:
-    """What models of given lengths see of some pairs."""
-
-    n_pairs: int
-    source_tokens: int
-    """Content ids of all sources, cut to source_len."""
-    target_tokens: int
-    """Ids to predict in all targets, cut to target_len; an end-of-text id that fits counts."""
-    sources_cut: float
-    """Share of the sources that lose text (0 to 1)."""
-    targets_cut: float
-    """Share of the targets that lose text (0 to 1)."""
-
-
-def pair_statistics(index: PairIndex, source_len: int, target_len: int) -> PairStatistics:
-    """Count content and cuts for sources of `source_len` and targets of `target_len` ids."""
-    sources, targets = index.source_lengths, index.target_lengths
-    n = len(index)
-    return PairStatistics(
-        n_pairs=n,
-        source_tokens=int(np.minimum(sources, source_len).sum()),
-        target_tokens=int(np.minimum(targets + 1, target_len).sum()),
-        sources_cut=int((sources > source_len).sum()) / n if n else 0.0,
-        targets_cut=int((targets > target_len).sum()) / n if n else 0.0,
-    )
-
-
 def target_bytes_per_token(
-    index: PairIndex, target_len: int, token_bytes: NDArray[np.uint16], limit: int | None = None
+    index: PairIndex, target_len: int, token_bytes: NDArray[np.uint16]
 ) -> float | None:
     """UTF-8 bytes of target text for each predicted id, over what `sequential_pairs` predicts.
 
@@ -258,13 +227,12 @@ def target_bytes_per_token(
         index: the pairs.
         target_len: ids that the decoder reads (T).
         token_bytes: (n_vocab,) bytes of each id (`TokenData.token_bytes`).
-        limit: only the first so many pairs; None: all.
 
     Returns:
         None without pairs or without any byte.
     """
     n_bytes = n_tokens = 0
-    for i in range(len(index) if limit is None else min(limit, len(index))):
+    for i in range(len(index)):
         target = index.pair(i)[1]
         n_bytes += int(token_bytes[target[:target_len]].sum(dtype=np.int64))
         n_tokens += min(len(target) + 1, target_len)

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -33,7 +33,6 @@ from trainer.export.weights import (
 )
 
 Format = Literal["safetensors", "gpt2", "pt"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 
 SAFETENSORS = "model.safetensors"
 

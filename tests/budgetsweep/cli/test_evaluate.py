@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tests.support.reference_course import CourseLM
 from tests.support.tiny_runs import tiny_config
 from trainer.data.prepare import prepare
 from trainer.data.shards.tokens import write_shard
-from trainer.export.formats import FORMATS
+from trainer.export.formats import Format
 
 D, H, P, L = 12, 3, 9, 2
 TEXT = "Held-out text, naïve and 日本, " * 9 + "end.\n"
@@ -181,7 +182,7 @@ def test_the_courses_model_beside_the_courses_configuration(
     assert measured["tokenizer"] == "gpt2"
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", get_args(Format))
 def test_a_converted_model_gives_the_same_loss(course: CourseLM, to: str) -> None:
     Path("held.txt").write_text(TEXT)
     expected = evaluate("model", "--data", "held.txt")
@@ -193,7 +194,7 @@ def test_a_converted_model_gives_the_same_loss(course: CourseLM, to: str) -> Non
 
 
 def test_the_formats_on_the_command_line_are_all() -> None:
-    assert FORMAT_NAMES == FORMATS
+    assert get_args(Format) == FORMAT_NAMES
 
 
 MISTAKES = [

@@ -16,7 +16,6 @@ from trainer.data.pairs import (
     PairBatch,
     PairIndex,
     PairSampler,
-    pair_statistics,
     sequential_pairs,
     target_bytes_per_token,
 )
@@ -92,16 +91,13 @@ def test_the_index_finds_every_pair(
             index.pair(wrong)
 
 
-@given(
-    documents=DOCUMENTS, size=st.integers(1, 4), s=st.integers(1, 7), t=st.integers(1, 8),
-    limit=st.none() | st.integers(0, 12),
-)  # fmt: skip
+@given(documents=DOCUMENTS, size=st.integers(1, 4), s=st.integers(1, 7), t=st.integers(1, 8))
 def test_a_sequential_pass_gives_every_pair_once_in_order(
-    documents: Documents, size: int, s: int, t: int, limit: int | None
+    documents: Documents, size: int, s: int, t: int
 ) -> None:
     index = index_of(documents)
-    batches = list(sequential_pairs(index, size, s, t, EOT, CPU, limit))
-    expected = naive(documents, s, t)[:limit]
+    batches = list(sequential_pairs(index, size, s, t, EOT, CPU))
+    expected = naive(documents, s, t)
     assert [len(batch.source_ids) for batch in batches[:-1]] == [size] * max(len(batches) - 1, 0)
     found = [
         tuple(part[row].tolist() for part in batch)
@@ -182,31 +178,16 @@ def test_no_pair_is_a_clear_error() -> None:
         assert list(sequential_pairs(index_of(documents), 2, 3, 3, EOT, CPU)) == []
 
 
-@given(documents=DOCUMENTS, s=st.integers(1, 7), t=st.integers(1, 8))
-def test_statistics_count_what_the_batches_hold(documents: Documents, s: int, t: int) -> None:
-    index = index_of(documents)
-    statistics = pair_statistics(index, s, t)
-    batches = list(sequential_pairs(index, 3, s, t, EOT, CPU))
-    assert statistics.n_pairs == len(documents) // 2
-    assert statistics.source_tokens == sum(int(b.source_mask.sum()) for b in batches)
-    assert statistics.target_tokens == sum(int(b.target_mask[:, 1:].sum()) for b in batches)
-    n = len(index) or 1
-    cut = [(len(a) > s, len(b) > t)
-           for a, b in zip(documents[0::2], documents[1::2], strict=False)]  # fmt: skip
-    assert statistics.sources_cut == sum(a for a, _ in cut) / n
-    assert statistics.targets_cut == sum(b for _, b in cut) / n
-
-
-@given(documents=DOCUMENTS, t=st.integers(1, 8), limit=st.none() | st.integers(0, 5))
+@given(documents=DOCUMENTS, t=st.integers(1, 8))
 def test_bytes_of_the_target_text_are_those_of_the_predicted_ids(
-    documents: Documents, t: int, limit: int | None
+    documents: Documents, t: int
 ) -> None:
     table = np.array([1, 2, 3, 1, 2, 3, 1, 2, 3, 0], np.uint16)
     index = index_of(documents)
     n_bytes = n_tokens = 0
-    for batch in sequential_pairs(index, 2, 3, t, EOT, CPU, limit):
+    for batch in sequential_pairs(index, 2, 3, t, EOT, CPU):
         predicted = batch.target_ids[:, 1:][batch.target_mask[:, 1:] == 1]
         n_bytes += sum(int(table[i]) for i in predicted)
         n_tokens += len(predicted)
     expected = n_bytes / n_tokens if n_bytes else None
-    assert target_bytes_per_token(index, t, table, limit) == expected
+    assert target_bytes_per_token(index, t, table) == expected

@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from tests.support.comparing import ALL_OPTIONS, EACH_AND_ALL, named
 from tests.support.reference_course import CourseLM
 from tests.support.tiny_runs import tiny_config
 from trainer.export import formats
-from trainer.export.formats import FORMATS, Format, convert, open_model
+from trainer.export.formats import Format, convert, open_model
 from trainer.export.gpt2 import to_gpt2
 
 V, D, H, P, L = 31, 12, 3, 7, 2
@@ -116,7 +116,7 @@ def test_a_gpt2_of_transformers_comes_in(hf: Any, tmp_path: Path) -> None:
     assert torch.equal(again.model.eval()(ids), model(ids))
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", get_args(Format))
 @pytest.mark.parametrize("source", ["bare", "run_dir"])
 def test_there_and_back_changes_no_bit(
     tmp_path: Path, to: Format, source: str, request: pytest.FixtureRequest

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, final
 
 from budgetsweep.errors import DataError
-from trainer.data.config import DataConfig
 from trainer.data.sources.csv_rows import csv_file_columns, csv_file_records, mixed_columns
 from trainer.data.sources.local_files import FoundFiles, find_files, local_identity, piece_bytes
 from trainer.data.sources.records import Cursor, Record, json_records, parquet_records, text_records
@@ -199,26 +198,3 @@ def open_corpus(source: str, text_field: str = "text", revision: str | None = No
     if source == "demo":
         return DemoCorpus()
     return LocalCorpus(source, find_files(source), text_field)
-
-
-def iter_documents(data: DataConfig, split: str = "train", skip: int = 0) -> Iterator[str]:
-    """Texts of a source in their order, bad records left out; of a pair its source, its target.
-
-    Args:
-        data: the source.
-        split: `train` for `data.source`, `validation` for `data.validation`. The split by hash is
-            made when tokens are prepared, not here.
-        skip: leave out the first so many documents.
-
-    Raises:
-        DataError: the source cannot be read, or there is no separate validation text.
-    """
-    source = data.source if split == "train" else data.validation
-    if source is None:
-        raise DataError("no separate validation text: give data.validation")
-    for record in open_corpus(source, data.text_field).records():
-        for text in record.documents:
-            if skip > 0:
-                skip -= 1
-            else:
-                yield text

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 from budgetsweep.errors import DataError
 from tests.support.data_files import make_documents, write_jsonl
-from trainer.data.config import DataConfig
-from trainer.data.sources.corpus import Corpus, DemoCorpus, hub_name, iter_documents, open_corpus
+from trainer.data.sources.corpus import Corpus, DemoCorpus, hub_name, open_corpus
 from trainer.data.sources.local_files import find_files, kind_of
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
@@ -320,14 +319,3 @@ def test_a_standard_library_in_a_zip_is_explained(tmp_path: Path):
     for root in (archive, tmp_path / "nowhere"):
         with pytest.raises(DataError, match="demo: no Python source files under"):
             DemoCorpus(root)
-
-
-def test_iter_documents(tmp_path: Path):
-    path = write_jsonl(tmp_path / "a.jsonl", ["one", "", "two", "three"])
-    other = write_jsonl(tmp_path / "b.jsonl", ["val"])
-    data = DataConfig(source=str(path), validation=str(other))
-    assert list(iter_documents(data)) == ["one", "two", "three"]
-    assert list(iter_documents(data, skip=1)) == ["two", "three"]
-    assert list(iter_documents(data, "validation")) == ["val"]
-    with pytest.raises(DataError, match="no separate validation"):
-        next(iter_documents(DataConfig(source=str(path)), "validation"))
