@@ -69,12 +69,12 @@ def fit_effects(configs: Sequence[RunConfig], residuals: FloatArray, sds: FloatA
     """Explain residuals by settings.
 
     Args:
-        configs: of the runs.
+        configs: of the runs; none where they only stand for sizes.
         residuals: measured less expected loss of each, nats.
         sds: how far each may lie off all the same, nats.
     """
     table = {name: np.array([value(c) for c in configs]) for name, value in SETTINGS.items()}
-    names = tuple(name for name, column in table.items() if np.ptp(column) > 1e-9)
+    names = tuple(n for n, column in table.items() if len(column) and np.ptp(column) > 1e-9)
     nothing = np.zeros(0)
     if not names:
         return Effects((), nothing, nothing, nothing, np.zeros((0, 0)), nothing, nothing)

@@ -23,6 +23,7 @@ from studies.samplers.objective import Objective
 from studies.scaling.prediction import fit_study
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
+from studies.simulation.backend import Simulated
 from studies.simulation.worlds import DEFAULT_WORLD
 from tests.support.searches import Recorder, tiny_space, write_text
 
@@ -30,7 +31,7 @@ from tests.support.searches import Recorder, tiny_space, write_text
 def settings_for(folder: Path, **changes: Any) -> SearchSettings:
     """A simulated search in `folder`, by default an earlier one at 1e14."""
     values: dict[str, Any] = {
-        "storage": folder / "s.db", "simulate": DEFAULT_WORLD, "budget_flops": 10**14,
+        "storage": folder / "s.db", "backend": Simulated(DEFAULT_WORLD), "budget_flops": 10**14,
         "trials": 12, "study": "small", "sampler": "qmc",
     }  # fmt: skip
     return SearchSettings(**{**values, **changes})
@@ -131,7 +132,7 @@ def test_the_same_command_goes_on_and_another_list_is_refused(copied: Path) -> N
     [
         (("--points-from", "smal"), "holds no study 'smal'; did you mean 'small'"),
         (("--study", "new", "--points-from", "new"), "a study's own runs are points anyway"),
-        (("--simulate", "hoffmann2022"), "another simulated world or table of runs"),
+        (("--simulate", "hoffmann2022"), "another source of losses"),
         (("--convention", "mac"), "another FLOP convention (nanogpt, here mac)"),
         (("--tokenizer", "r50k_base"), "another tokenizer (gpt2, here r50k_base)"),
         (("--set", "recipe=gpt2"), "another recipe (modern, here gpt2)"),
