@@ -14,13 +14,12 @@ from budgetsweep.errors import ConfigError
 from model.flops import CONVENTIONS, Convention
 from studies.database.connection import storage_url
 from studies.database.tables import Study
-from studies.samplers.registry import SamplerName
 from studies.simulation.replay import ReplayTable
 from studies.simulation.simulated_run import REPORTS
 from studies.simulation.worlds import world_named
 from studies.space.defaults import DEFAULT_RECIPE, default_space
 from studies.space.rungs import Rungs
-from studies.space.search_space import SearchSpace, space_from_dict
+from studies.space.search_space import SamplerName, SearchSpace, space_from_dict
 from trainer.config import ARCHITECTURES, TOKENIZER_VOCABULARIES
 from trainer.data.config import DataConfig
 from trainer.recipes import RECIPES
