@@ -16,7 +16,6 @@ import numpy as np
 
 from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit
 from budgetsweep.errors import ConfigError, StudyError
-from model.flops import Convention
 from studies.database.connection import storage_url
 from studies.database.store import Store
 from studies.database.tables import FINISHED_STATUSES, Run, Study
@@ -27,7 +26,7 @@ from studies.planning import Speed, TimePlan, measure_speed, measuring_seconds, 
 from studies.prior_studies import earlier_runs, settle
 from studies.promotion.finalists import train_finalists
 from studies.promotion.promote import DEFAULT_SCALE, PromoteHooks
-from studies.samplers.law import LawSampler
+from studies.samplers.base import SearchProblem
 from studies.samplers.objective import Objective
 from studies.samplers.proposals import Proposals
 from studies.scaling.prediction import StudyFit, fit_study, promoted
@@ -203,12 +202,9 @@ def _search(
     proposals = Proposals(
         storage_url(settings.storage) if settings.backend.keeps_sampler_state else None,
         study.name,
-        space,
+        _problem(space, study, settings),
         settings.sampler,
-        settings.seed,
-        _first(space, base, study, settings),
         settings.pruning,
-        _law(space, base, study) if settings.sampler == "law" else None,
     )
     try:
         earlier = earlier_runs(store, study, cache_dir=settings.cache_dir)
@@ -277,29 +273,32 @@ def _fix_data(
     return store.study(study.name), facts
 
 
+def _problem(space: SearchSpace, study: Study, settings: SearchSettings) -> SearchProblem:
+    """What a sampler is told of the search."""
+    limits = Limits(study.budget_flops, study.convention)  # type: ignore[arg-type]
+    base, scale = study.settings["base"], study.settings.get("for_scale")
+    return SearchProblem(
+        space=space,
+        limits=limits,
+        base=base,
+        seed=settings.seed,
+        first=_first(space, base, limits, settings),
+        promoted=None if scale is None else lambda config: promoted(study, config, scale),
+        sizes_only=settings.backend.sizes_only,
+    )
+
+
 def _first(
-    space: SearchSpace, base: Mapping[str, Any], study: Study, settings: SearchSettings
+    space: SearchSpace, base: Mapping[str, Any], limits: Limits, settings: SearchSettings
 ) -> dict[str, Any] | None:
     """The known-good first proposal, unless the constraint refuses it."""
-    own = settings.backend.first_proposal(space, study.budget_flops)
+    own = settings.backend.first_proposal(space, limits.budget_flops)
     if own is not None:
         return own
     n_vocab = TOKENIZER_VOCABULARIES[base["tokenizer_encoding"]]
-    convention: Convention = study.convention  # type: ignore[assignment]
-    first = first_proposal(space, study.budget_flops, n_vocab, convention)
-    answer = admit(space.run_data(first, base), Limits(study.budget_flops, convention))
+    first = first_proposal(space, limits.budget_flops, n_vocab, limits.convention)
+    answer = admit(space.run_data(first, base), limits)
     return first if isinstance(answer, Admitted) else None
-
-
-def _law(space: SearchSpace, base: Mapping[str, Any], study: Study) -> LawSampler:
-    limits = Limits(study.budget_flops, study.convention)  # type: ignore[arg-type]
-    for_scale, sizes_only = study.settings.get("for_scale"), study.settings.get("sizes_only", False)
-    if for_scale is None:
-        return LawSampler(space, base, limits, sizes_only=sizes_only)
-    return LawSampler(
-        space, base, limits, lambda config: promoted(study, config, for_scale),
-        sizes_only=sizes_only,
-    )  # fmt: skip
 
 
 def _announce(

@@ -18,10 +18,9 @@ from studies.execution.base import Backend
 from studies.execution.local_pool import no_gpu_to_share
 from studies.execution.messages import Workers
 from studies.execution.training import Training
-from studies.samplers.registry import SamplerName
 from studies.space.defaults import DEFAULT_RECIPE, default_space
 from studies.space.rungs import Rungs
-from studies.space.search_space import SearchSpace, space_from_dict
+from studies.space.search_space import SamplerName, SearchSpace, space_from_dict
 from trainer.config import ARCHITECTURES, TOKENIZER_VOCABULARIES
 from trainer.data.config import DataConfig
 from trainer.recipes import RECIPES

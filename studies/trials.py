@@ -13,8 +13,9 @@ from studies.database.store import Store, config_hash
 from studies.database.tables import FINISHED_STATUSES, Rejection, Run, Study
 from studies.execution.base import Executor
 from studies.execution.dispatcher import recover
+from studies.samplers.grid import SpaceExhausted
 from studies.samplers.objective import Objective
-from studies.samplers.proposals import Proposal, Proposals, SpaceExhausted
+from studies.samplers.proposals import Proposal, Proposals
 from studies.settings import SearchSettings
 from studies.space.rungs import Rungs, rung_budget
 from studies.space.search_space import SearchSpace
@@ -32,15 +33,13 @@ def reconcile(store: Store, study: Study, proposals: Proposals, objective: Objec
     rejections = store.rejections(study.id)
     rejected = {rejection.number for rejection in rejections}
     rows: list[Run | Rejection] = [*runs.values(), *rejections]
-    decided = {row.number: row.params for row in rows}
-    for number in sorted(decided):
-        proposals.restore(number, decided[number])
     rungs, n_runs = Rungs.of_study(study.settings), 0
-    for number in sorted(decided):  # a refused one had the rung of the next run
+    for row in sorted(rows, key=lambda row: row.number):
+        # A refused one had the rung of the next run.
         budget = rung_budget(rungs.of_trial(n_runs), study.budget_flops)
-        if number in runs:
-            budget, n_runs = runs[number].budget_flops, n_runs + 1
-        proposals.has_budget(number, budget)
+        if isinstance(row, Run):
+            budget, n_runs = row.budget_flops, n_runs + 1
+        proposals.restore(row.number, row.params, budget)
     for proposal in proposals.open_proposals():
         run = runs.get(proposal.number)
         if proposal.number in rejected:
@@ -53,7 +52,7 @@ def tell(proposals: Proposals, run: Run, objective: Objective) -> None:
     """Pass a finished trial's outcome to Optuna."""
     value = objective.value(run) if run.status == "complete" else None
     if value is not None:
-        proposals.complete(run.number, value, run.budget_flops)
+        proposals.complete(run.number, value)
     elif run.status == "pruned":
         proposals.prune(run.number)
     else:

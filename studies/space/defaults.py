@@ -166,12 +166,12 @@ def head_samples_at(budget_flops: int, n_vocab: int) -> int:
 def _nearest(parameter: Any, wanted: Value) -> Value:
     """The allowed setting nearest to `wanted`; the middle one when nothing is wanted."""
     if not isinstance(wanted, int | float):
-        return parameter.decode(parameter.at_quantile(0.5))
+        return parameter.setting_at(0.5)
     if parameter.count() is None:
         return min(max(float(wanted), float(parameter.min)), float(parameter.max))
     numbers = [v for v in parameter.all_values() if isinstance(v, int | float)]
     if not numbers:
-        return parameter.decode(parameter.at_quantile(0.5))
+        return parameter.setting_at(0.5)
     return min(numbers, key=lambda value: abs(value - wanted))
 
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -20,12 +21,14 @@ from studies.database.store import Store
 from studies.database.tables import Run
 from studies.execution.training import Training
 from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
-from studies.samplers.law import LawSampler, Result
+from studies.samplers.base import SearchProblem
+from studies.samplers.proposals import Proposals
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
 from studies.simulation.backend import Simulated
 from studies.simulation.worlds import DEFAULT_WORLD, WORLDS
 from studies.space.rungs import Rungs
+from studies.space.search_space import SamplerName, Value
 from studies.trackers.base import Observer, RunView
 from trainer.events import RunResult
 
@@ -151,22 +154,34 @@ def test_every_screen_says_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_law_sampler_is_a_function_of_seed_and_results() -> None:
     settings = SearchSettings(backend=Simulated(DEFAULT_WORLD))
-    space, base = settings.resolved_space(), settings.base()
-    import numpy as np
 
+    settings = SearchSettings(backend=Simulated(DEFAULT_WORLD))
+    space, limits = settings.resolved_space(), Limits(10**15)
     rng = np.random.default_rng(0)
     seen = [space.random_settings(rng) for _ in range(12)]
-    results = [Result(i, s, 6.0 + 0.1 * i) for i, s in enumerate(seen)]
-    one, two = (LawSampler(space, base, Limits(10**15)) for _ in range(2))
-    two.propose(3, 5, results[:5], seen[:5])  # what was asked before makes no difference
-    first = one.propose(9, 12, results, seen)
-    assert first is not None
-    assert first == two.propose(9, 12, results, seen)
-    assert first != one.propose(10, 12, results, seen)
+
+    def proposals(seed: int, sampler: SamplerName = "law") -> Proposals:
+        problem = SearchProblem(space, limits, settings.base(), seed)
+        return Proposals(None, "s", problem, sampler, False)
+
+    def proposed(asked: Proposals, n: int) -> dict[str, Value]:
+        """Proposal n, after n trials that have ended."""
+        for number in range(len(asked), n):
+            asked.restore(number, seen[number])
+            asked.complete(number, 6.0 + 0.1 * number)
+        return asked.propose().settings
+
+    first = proposed(proposals(9), 12)
+    assert first == proposed(proposals(9), 12)
+    assert first != proposed(proposals(10), 12)
     assert first.keys() == seen[0].keys()
     assert first not in seen
     assert space.decode(space.encode(first)) == first
-    assert one.propose(9, 3, results[:3], seen[:3]) is None
+    asked_before = proposals(9)
+    seen[5] = proposed(asked_before, 5)  # what was asked before makes no difference
+    asked_before.complete(5, 6.5)
+    assert proposed(asked_before, 12) == proposed(proposals(9), 12)
+    assert proposed(proposals(9), 3) == proposed(proposals(9, "qmc"), 3)  # too few to go on
 
 
 def test_the_law_sampler_finds_what_random_search_does_not(tmp_path: Path) -> None:
