@@ -27,10 +27,12 @@ from reports.read import read_study
 from studies.database.store import Store
 from studies.database.tables import Run
 from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
+from studies.scaling.prediction import fit_study
 from studies.scaling.study_fit import counted, fit_points
 from studies.scaling.study_points import Points
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
+from studies.simulation.regret import regrets
 from studies.simulation.replay import Replay
 from studies.space.rungs import Rungs
 from studies.trackers.base import Observer, RunView
@@ -145,9 +147,9 @@ def test_a_size_is_tried_on_several_rungs(searched: Path) -> None:
 
 
 def test_no_law_is_told_rates_batches_or_shapes(searched: Path) -> None:
-    points = Points.of(trials(settings_for(searched)))
+    points = Points.of(trials(settings_for(searched)), sizes_only=True)
     assert len(points.runs) == 18
-    told = counted(points, "blocks")
+    told = counted(points, "charged")
     assert {(one.max_lr, one.batch_tokens, one.stderr_nats) for one in told} == {(None, None, 0.0)}
     assert [one.n_params for one in told] == [run.n_params for run in points.runs]
     for law in fit_points(points).laws:
@@ -155,7 +157,7 @@ def test_no_law_is_told_rates_batches_or_shapes(searched: Path) -> None:
 
 
 def test_sizes_of_a_table_are_counted_once(searched: Path) -> None:
-    found = fit_points(Points.of(trials(settings_for(searched))))
+    found = fit_points(Points.of(trials(settings_for(searched)), sizes_only=True))
     assert [(law.counts, law.weight) for law in found.laws] == [("charged", 1.0)]
 
 
@@ -165,14 +167,21 @@ def test_a_promotion_is_looked_up_and_both_answers_are_scored(copied: SearchSett
     assert run is not None
     assert run.val_loss_nats == row_of(run)["val_loss_nats"]
     assert done.predicted is not None
-    assert done.regret is not None
-    measured, predicted = done.regret.answers
+    with Store.open(copied.storage) as store:
+        study = store.study()
+        below = [r for r in store.runs(study.id) if r.kind == "trial"]
+        found = regrets(
+            study, fit_study(study, below, 10.0), store.best_run(study.id), Replay(TABLE).table
+        )
+    assert found is not None
+    measured, predicted = found.answers
     assert predicted.number == done.trial.number
     assert predicted.regret_nats == pytest.approx(run.val_loss_nats - 4.3469)
     best = min((r for r in trials(copied) if r.scale == 1), key=lambda r: r.val_loss_nats or 0.0)
     assert (measured.number, measured.n_params) == (best.number, best.n_params)
     assert measured.regret_nats == pytest.approx(4.5422 - 4.3469)  # 8 M parameters
-    words = done.regret.words
+    words = done.regret or ""
+    assert words == found.sentence
     assert words.startswith(
         "regret at 1e+17 FLOPs over the table's best there (4.3469 nats, 3.2e+07"
     )
