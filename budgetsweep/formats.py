@@ -91,18 +91,17 @@ def times(factor: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`4.2 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
+    """`4.2 s`, `3 min 20 s`, `2 h`, `3 d 4 h`."""
     if not known(seconds):
         return DASH
     if seconds < 59.95:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    whole_seconds = round(seconds)
-    minutes, hours, days = (whole_seconds // unit for unit in (60, 3600, 86400))
-    if hours == 0:
-        return f"{minutes} min {whole_seconds % 60} s"
-    if days == 0:
-        return f"{hours} h {minutes % 60} min"
-    return f"{days:,} d {hours % 24} h"
+    left, parts = round(seconds), []
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        parts.append((left // length, unit))
+        left %= length
+    first = next(i for i, (number, _) in enumerate(parts) if number)
+    return " ".join(f"{number:,} {unit}" for number, unit in parts[first : first + 2] if number)
 
 
 def gib(n_bytes: float | None) -> str:

@@ -34,7 +34,13 @@ SECTIONS = (
     Section(
         "What was tried?",
         [search.tried, search.best_few, search.remarks],
-        [space.isoflop, space.learning_rate, space.parallel, space.importance, runs.schedule],
+        [
+            space.isoflop,
+            space.learning_rate,
+            space.parallel,
+            space.importance,
+            runs.schedule,
+        ],
     ),
     Section("Why were proposals rejected?", [search.rejected], [runs.proposals]),
     Section("What failed?", [search.failed]),

@@ -39,7 +39,8 @@ def _sentence(run: Run, parent: Run | None) -> str:
         f"{count(run.planned_tokens)} tokens"
     )
     if known(run.epochs):
-        plan += f" ({run.epochs:.3g} epochs of the training data)"
+        number = f"{run.epochs:.3g}"
+        plan += f" ({number} epoch{'' if number == '1' else 's'} of the training data)"
     if run.status == "complete" and known(run.val_loss_nats):
         text = f"{plan}: validation loss {loss(run.val_loss_nats)} nats, perplexity "
         text += perplexity(run.val_ppl)

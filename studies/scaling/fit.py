@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from budgetsweep.errors import FitRefused
-from budgetsweep.formats import plural
 from studies.diagnosis.curves import FloatArray
 from studies.scaling.fit_data import Observation, Points, budgets_of, shapes_of
 from studies.scaling.likelihood import Centre, log_loss
@@ -148,8 +147,8 @@ def check_design(observations: Sequence[Observation]) -> None:
     shapes, budgets = shapes_of(observations), budgets_of(observations)
     distinct = {(round(one.n_params), round(one.tokens)) for one in observations}
     what = (
-        f"{plural(len(distinct), 'run')} of {plural(len(shapes), 'shape')} at "
-        f"{plural(len(budgets), 'budget')}"
+        f"{_count(len(distinct), 'run')} of {_count(len(shapes), 'shape')} at "
+        f"{_count(len(budgets), 'budget')}"
     )
     if len(distinct) < LEAST_POINTS:
         raise FitRefused(f"scaling fit: {what}: too few, it takes {LEAST_POINTS} different runs")
@@ -160,6 +159,10 @@ def check_design(observations: Sequence[Observation]) -> None:
         )
     if len(budgets) < 2:
         raise FitRefused(f"scaling fit: {what}: cannot separate A from B; add --rungs")
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def _check_use(found: ScalingFit) -> None:

@@ -97,39 +97,23 @@ def test_the_head_has_loss_perplexity_and_bits_of_trial_and_promotion(built, fac
 
 
 @pytest.mark.parametrize(
-    ("variant", "sentences"),
+    ("variant", "facts_said"),
     [
-        ("empty", ["Nothing was proposed yet.", "No proposal was rejected.", "No run failed."]),
-        ("all rejected", ["All 8 proposals were rejected, so nothing was trained."]),
-        ("all failed", ["No trial is complete with a finite loss (3 failed).", "3 runs failed:"]),
-        (
-            "one trial",
-            [
-                "is the only complete trial", "There is no other complete configuration",
-                "Nothing has been promoted yet.", "Too few trials: hyperparameter importance",
-                "bytes per token not recorded",
-            ],
-        ),
-        (
-            "promotion running",
-            [
-                "It is running, 60 % done; its loss is not known yet.", "was recomputed",
-                "the last finish so far.", "Stopped early by the pruner: 1 trial.",
-            ],
-        ),
-        (
-            "promotion failed",
-            ["It failed after 30 %: training loss became", "3 runs of 1 repeated configuration"],
-        ),
-        ("full", ["nats below its trial", "were refused before they cost", "(one standard error)"]),
+        ("empty", ["Nothing was proposed", "No proposal was rejected", "No run failed"]),
+        ("all rejected", ["All 8 proposals were rejected"]),
+        ("all failed", ["(3 failed)", "3 runs failed"]),
+        ("one trial", ["only complete trial", "Nothing has been promoted", "Too few trials"]),
+        ("promotion running", ["running, 60 % done", "recomputed", "so far", "pruner: 1 trial"]),
+        ("promotion failed", ["failed after 30 %", "3 runs of 1 repeated configuration"]),
+        ("full", ["nats below its trial", "were refused before they cost", "one standard error"]),
     ],
-)  # fmt: skip
-def test_what_happened_is_said(built, variant, sentences):
+)
+def test_what_happened_is_in_both_writings(built, variant, facts_said):
     html = flat("".join(Page(built(variant).html).text))
     markdown = flat(built(variant).markdown.replace("\\", ""))
-    for sentence in sentences:
-        assert sentence in html
-        assert sentence in markdown
+    for fact in facts_said:
+        assert fact in html
+        assert fact in markdown
 
 
 @pytest.mark.parametrize("variant", ["empty", "all rejected", "all failed"])

@@ -82,7 +82,7 @@ def test_a_few_trials_carry_a_law_with_an_earlier_study(searched: Path) -> None:
 def test_the_report_says_where_points_are_from(searched: Path) -> None:
     facts = Facts(read_study(str(searched / "s.db"), "large"))
     law = text_scaling.answers(facts)[0]
-    assert "Of its points 5 are its own, 12 from study small." in law.text  # type: ignore[union-attr]
+    assert "5 are this study's own, 12 from study small." in law.text  # type: ignore[union-attr]
 
 
 def test_promote_takes_points_of_studies_that_are_named(copied: Path) -> None:

@@ -318,7 +318,7 @@ def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
         now = 120.0
         display.update(500, before=500)
         display.update(600, before=500)
-        assert stream.getvalue() == "generating: 1,000 of 4,000 tokens, about 60 s left\n"
+        assert stream.getvalue() == "generating: 1,000 of 4,000 tokens, about 1 min left\n"
 
 
 def test_the_command_says_its_rule_and_loads_torch_only_for_work(here: Path) -> None:

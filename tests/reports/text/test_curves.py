@@ -69,6 +69,5 @@ def test_curves_too_short_are_not_judged(study):
 
 def test_runs_that_have_not_ended_are_not_judged(study):
     nothing = text_curves.curves(study(trials=2, unfinished=2))
-    assert [block.text for block in nothing] == [
-        "No run has ended with a learning curve: nothing to judge."
-    ]
+    assert len(nothing) == 1
+    assert "nothing to judge" in nothing[0].text

@@ -357,9 +357,8 @@ def test_every_screen_says_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     write_report(Facts(read_study("budgetsweep.db")), tmp_path / "report", figures)
     for name in ("report.md", "report.html"):
         report = (tmp_path / "report" / name).read_text(encoding="utf-8")
-        assert "Study replayed-isoflop-1e16 (REPLAYED)" in report
-        assert "nothing was trained" in report
-        assert "has no curves" in report
+        assert "REPLAYED table isoflop.csv" in report
+        assert "nothing trained" in report
         assert "stands for line" in report
         assert "learning rate follows" not in report
     drawn = {path.stem for path in (tmp_path / "report" / "figures").iterdir()}
