@@ -228,7 +228,6 @@ def _search(
     study, data = fix_data(
         store, study, space, cache_dir=settings.cache_dir, on_prepare=hooks.on_prepare
     )
-    hooks.observer.message(f"data: {data.description}")
     base = study.settings["base"]
     proposals = Proposals(
         storage_url(settings.storage) if settings.world is None else None,
@@ -244,6 +243,7 @@ def _search(
         earlier = earlier_runs(store, study, cache_dir=settings.cache_dir)
         for name, runs in earlier.items():
             hooks.observer.message(f"{len(runs)} complete runs of {name} are points of the law too")
+        hooks.observer.message(f"data: {data.description}")
         objective = Objective(study, store.runs(study.id), earlier)
         reconcile(store, study, proposals, objective)
         finished_trials = store.runs(study.id, kind="trial", statuses=FINISHED_STATUSES)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
@@ -27,8 +24,7 @@ if TYPE_CHECKING:
 FACTS, PREDICTIONS, FIGURE = "classification.json", "predictions.csv", "histogram"
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What was measured."""
 
     prompts: Prompts
@@ -181,6 +177,8 @@ def _measured(prompts: Prompts, probabilities: list[float]) -> Outcome:
 
 def _figures(outcome: Outcome) -> dict[str, Any]:
     """All figures of an outcome, as plain data."""
+    from dataclasses import asdict
+
     from trainer.sentiment.accuracy import RANDOM_ACCURACY
 
     labels = outcome.prompts.labels
@@ -190,9 +188,9 @@ def _figures(outcome: Outcome) -> dict[str, Any]:
         "n_positive": sum(labels),
         "random_accuracy": RANDOM_ACCURACY,
         "majority_accuracy": outcome.majority_accuracy,
-        **dataclasses.asdict(outcome.ranking),
-        "without_calibration": dataclasses.asdict(outcome.without),
-        "with_calibration": dataclasses.asdict(outcome.calibrated),
+        **asdict(outcome.ranking),
+        "without_calibration": asdict(outcome.without),
+        "with_calibration": asdict(outcome.calibrated),
     }
 
 
@@ -217,6 +215,8 @@ def _write_files(out: Path, facts: Mapping[str, Any], outcome: Outcome) -> None:
     Raises:
         ConfigError: they cannot be written.
     """
+    import tempfile
+
     from budgetsweep.config import write_bytes_atomically, write_text_atomically
 
     svg, png = _histogram(outcome)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from budgetsweep.cli.main import MODULES, cli
+from budgetsweep.cli.main import COMMANDS, cli
 from budgetsweep.cli.options import Flops
 from budgetsweep.cli.search import search_command
 from studies.settings import SearchSettings
@@ -25,7 +25,7 @@ def run(*words: str) -> Result:
     return CliRunner().invoke(cli, words)
 
 
-@pytest.mark.parametrize("command", [*MODULES, "completion"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
