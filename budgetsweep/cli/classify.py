@@ -113,7 +113,7 @@ def classify_command(
     two = parse_words(words, template)
     loaded = open_model(model, n_head, tokenizer)
     if loaded.tokenizer is None:
-        raise ConfigError(f"{loaded.path}: nothing tells its tokenizer: give --tokenizer")
+        raise ConfigError(f"{loaded.path}: its tokenizer is not known: give --tokenizer")
     where = torch_device(device)
     encoding = load_tokenizer(loaded.tokenizer)
     shape = loaded.shape
@@ -283,10 +283,10 @@ def _print_outcome(console: Console, facts: Mapping[str, Any], outcome: Outcome)
         )
     calibrate = bool(facts["calibrate"])
     decision = outcome.calibrated if calibrate else outcome.without
-    console.print(verdict(decision, outcome.majority_accuracy, calibrate))
+    console.print(_verdict(decision, outcome.majority_accuracy, calibrate))
 
 
-def verdict(decision: Decision, majority: float, calibrate: bool) -> str:
+def _verdict(decision: Decision, majority: float, calibrate: bool) -> str:
     """Whether the accuracy beats that of naming the larger class, in one line."""
     interval = f"{_percent(decision.ci95_low)} to {_percent(decision.ci95_high)}"
     words = {

@@ -178,7 +178,7 @@ def _held_out(owner: _Owner, wanted: _Wanted) -> HeldOut:
         data = own
     else:
         raise ConfigError(
-            f"{owner.path}: no config.yaml beside it names a validation text: give --data FILE"
+            f"{owner.path}: no config.yaml beside it names validation data: give --data FILE"
         )
     if tokenizer is None:
         raise ConfigError(f"{data.source}: text needs the model's tokenizer: give --tokenizer")

@@ -137,7 +137,7 @@ def generate_command(
     else:
         loaded = open_model(model, n_head, tokenizer)
         if loaded.tokenizer is None:
-            raise ConfigError(f"{loaded.path}: nothing tells its tokenizer: give --tokenizer")
+            raise ConfigError(f"{loaded.path}: its tokenizer is not known: give --tokenizer")
         encoding = load_tokenizer(loaded.tokenizer)
         write = functools.partial(continue_texts, loaded.model.to(where))
     if (top_k or top_p) and not any(sampling.temperature for sampling in samplings):

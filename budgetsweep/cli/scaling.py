@@ -201,11 +201,11 @@ def _intervals(found: ScalingFit) -> dict[str, tuple[float, float, float]]:
     from studies.scaling.likelihood import law_of
 
     drawn = [asdict(law_of(theta, found.centre)) for theta in found.draws]
-    told = {}
+    intervals = {}
     for name, value in asdict(found.law).items():
         low, high = np.quantile([one[name] for one in drawn], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        told[name] = (float(value), float(low), float(high))
-    return told
+        intervals[name] = (float(value), float(low), float(high))
+    return intervals
 
 
 def _write(
