@@ -146,7 +146,10 @@ def _refuse(
     base = settings["base"]
     compared = {
         "FLOP convention": (other.convention, convention),
-        "source of losses": (other.settings.get("backend", "training"), settings["backend"]),
+        "source of losses": (
+            other.settings.get("backend", "training"),
+            settings.get("backend", "training"),
+        ),
         "tokenizer": (theirs["tokenizer_encoding"], base["tokenizer_encoding"]),
         "architecture": (_fixed(space, "architecture"), _fixed(parameters, "architecture")),
         "recipe": (_fixed(space, "recipe"), _fixed(parameters, "recipe")),

@@ -197,7 +197,6 @@ def _search(
     hooks: Hooks,
 ) -> SearchOutcome:
     study, data = _fix_data(store, study, space, settings, hooks)
-    hooks.observer.message(f"data: {data.description}")
     base = study.settings["base"]
     proposals = Proposals(
         storage_url(settings.storage) if settings.backend.keeps_sampler_state else None,
@@ -210,6 +209,7 @@ def _search(
         earlier = earlier_runs(store, study, cache_dir=settings.cache_dir)
         for name, runs in earlier.items():
             hooks.observer.message(f"{len(runs)} complete runs of {name} are points of the law too")
+        hooks.observer.message(f"data: {data.description}")
         objective = Objective(study, store.runs(study.id), earlier)
         reconcile(store, study, proposals, objective)
         source = TrialSource(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
@@ -27,8 +24,7 @@ if TYPE_CHECKING:
 FACTS, PREDICTIONS, FIGURE = "classification.json", "predictions.csv", "histogram"
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What was measured."""
 
     prompts: Prompts
@@ -117,7 +113,7 @@ def classify_command(
     two = parse_words(words, template)
     loaded = open_model(model, n_head, tokenizer)
     if loaded.tokenizer is None:
-        raise ConfigError(f"{loaded.path}: nothing tells its tokenizer: give --tokenizer")
+        raise ConfigError(f"{loaded.path}: its tokenizer is not known: give --tokenizer")
     where = torch_device(device)
     encoding = load_tokenizer(loaded.tokenizer)
     shape = loaded.shape
@@ -181,6 +177,8 @@ def _measured(prompts: Prompts, probabilities: list[float]) -> Outcome:
 
 def _figures(outcome: Outcome) -> dict[str, Any]:
     """All figures of an outcome, as plain data."""
+    from dataclasses import asdict
+
     from trainer.sentiment.accuracy import RANDOM_ACCURACY
 
     labels = outcome.prompts.labels
@@ -190,9 +188,9 @@ def _figures(outcome: Outcome) -> dict[str, Any]:
         "n_positive": sum(labels),
         "random_accuracy": RANDOM_ACCURACY,
         "majority_accuracy": outcome.majority_accuracy,
-        **dataclasses.asdict(outcome.ranking),
-        "without_calibration": dataclasses.asdict(outcome.without),
-        "with_calibration": dataclasses.asdict(outcome.calibrated),
+        **asdict(outcome.ranking),
+        "without_calibration": asdict(outcome.without),
+        "with_calibration": asdict(outcome.calibrated),
     }
 
 
@@ -217,6 +215,8 @@ def _write_files(out: Path, facts: Mapping[str, Any], outcome: Outcome) -> None:
     Raises:
         ConfigError: they cannot be written.
     """
+    import tempfile
+
     from budgetsweep.config import write_bytes_atomically, write_text_atomically
 
     svg, png = _histogram(outcome)
@@ -283,10 +283,10 @@ def _print_outcome(console: Console, facts: Mapping[str, Any], outcome: Outcome)
         )
     calibrate = bool(facts["calibrate"])
     decision = outcome.calibrated if calibrate else outcome.without
-    console.print(verdict(decision, outcome.majority_accuracy, calibrate))
+    console.print(_verdict(decision, outcome.majority_accuracy, calibrate))
 
 
-def verdict(decision: Decision, majority: float, calibrate: bool) -> str:
+def _verdict(decision: Decision, majority: float, calibrate: bool) -> str:
     """Whether the accuracy beats that of naming the larger class, in one line."""
     interval = f"{_percent(decision.ci95_low)} to {_percent(decision.ci95_high)}"
     words = {

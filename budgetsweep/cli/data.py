@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,13 +101,15 @@ def _print_pairs(data: TokenData, console: Console) -> None:
 @json_option
 def info_command(cache_dir: Path | None, verify: bool, as_json: bool) -> None:
     """List prepared token sets."""
+    from dataclasses import asdict
+
     from budgetsweep.cli.display import columns, new_console
     from trainer.data.prepare import list_prepared
 
     console = new_console()
     prepared = list_prepared(cache_dir, verify=verify)
     if as_json:
-        console.print_json(data=[dataclasses.asdict(entry) for entry in prepared], default=str)
+        console.print_json(data=[asdict(entry) for entry in prepared], default=str)
         return
     if not prepared:
         console.print("nothing is prepared yet; `budgetsweep data prepare` does it")

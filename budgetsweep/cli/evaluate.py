@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -64,6 +63,8 @@ def evaluate_command(
     from trainer.hardware.environment import prepare_environment
 
     prepare_environment()
+    from dataclasses import asdict
+
     from budgetsweep.cli.display import PrepareDisplay, new_console
     from trainer.config import PREDICTED
     from trainer.evaluation import validate
@@ -105,7 +106,7 @@ def evaluate_command(
     if as_json:
         facts = {"data": held_out.description, "data_tokens": len(held_out.ids)}
         facts |= {"seq_len": seq_len, "tokenizer": tokenizer}
-        console.print_json(data={**dataclasses.asdict(result), **facts})
+        console.print_json(data={**asdict(result), **facts})
         return
     what = PREDICTED[run.architecture if run else "decoder"]
     bits = "" if result.bits_per_byte is None else f"  {result.bits_per_byte:.4f} bits per byte"
@@ -177,7 +178,7 @@ def _held_out(owner: _Owner, wanted: _Wanted) -> HeldOut:
         data = own
     else:
         raise ConfigError(
-            f"{owner.path}: no config.yaml beside it names a validation text: give --data FILE"
+            f"{owner.path}: no config.yaml beside it names validation data: give --data FILE"
         )
     if tokenizer is None:
         raise ConfigError(f"{data.source}: text needs the model's tokenizer: give --tokenizer")

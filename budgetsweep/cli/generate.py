@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -25,8 +24,7 @@ SHOWN_PREFIXES = 20
 """Rows of the table; the file has them all."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One line of generation.jsonl."""
 
     prefix: str
@@ -139,7 +137,7 @@ def generate_command(
     else:
         loaded = open_model(model, n_head, tokenizer)
         if loaded.tokenizer is None:
-            raise ConfigError(f"{loaded.path}: nothing tells its tokenizer: give --tokenizer")
+            raise ConfigError(f"{loaded.path}: its tokenizer is not known: give --tokenizer")
         encoding = load_tokenizer(loaded.tokenizer)
         write = functools.partial(continue_texts, loaded.model.to(where))
     if (top_k or top_p) and not any(sampling.temperature for sampling in samplings):
@@ -249,9 +247,7 @@ def write_samples(out: Path, samples: Sequence[Sequence[Sample]]) -> None:
     from budgetsweep.config import write_text_atomically
 
     lines = [
-        json.dumps(dataclasses.asdict(sample), ensure_ascii=False) + "\n"
-        for row in samples
-        for sample in row
+        json.dumps(sample._asdict(), ensure_ascii=False) + "\n" for row in samples for sample in row
     ]
     try:
         write_text_atomically(out, "".join(lines))

@@ -11,13 +11,24 @@ import click
 from budgetsweep import __version__
 from budgetsweep.errors import UserError
 
-MODULES = {
-    "search": "search", "promote": "promote", "report": "report", "status": "status",
-    "diagnose": "status", "export": "report", "train": "train", "flops": "flops",
-    "evaluate": "evaluate", "convert": "evaluate", "generate": "generate", "classify": "classify",
-    "fit": "scaling", "data": "data",
-}  # fmt: skip
-"""Which file of this package has `NAME_command`, in the order of `--help`."""
+COMMANDS = {
+    "search": ("search", "Try configurations within a budget, or continue."),
+    "promote": ("promote", "Train the final run with a multiple of the budget."),
+    "report": ("report", "Explain a study: HTML, Markdown, figures, tables."),
+    "status": ("status", "Show trials, the best so far, FLOPs spent, refusals."),
+    "diagnose": ("status", "Detect what is wrong with a run's learning curve."),
+    "export": ("report", "Write a study's space and runs as YAML and CSV."),
+    "train": ("train", "Train one configuration from a YAML file."),
+    "flops": ("flops", "Explain what a configuration costs."),
+    "evaluate": ("evaluate", "Measure the loss of a trained model."),
+    "convert": ("evaluate", "Write a trained model in another format."),
+    "generate": ("generate", "Let a trained model continue texts."),
+    "classify": ("classify", "Classify reviews with a trained model."),
+    "fit": ("scaling", "Fit a scaling law to a table of runs, and predict."),
+    "data": ("data", "Prepare data and list what is prepared."),
+    "completion": ("main", "Print a shell's completion script."),
+}
+"""Which file of this package has `NAME_command`, and its line in `--help`, which loads none."""
 
 
 class Commands(click.Group):
@@ -25,15 +36,23 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names."""
-        return [*MODULES, *super().list_commands(ctx)]
+        del ctx
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a name."""
-        if cmd_name not in MODULES:
-            return super().get_command(ctx, cmd_name)
-        module = importlib.import_module(f"budgetsweep.cli.{MODULES[cmd_name]}")
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"budgetsweep.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One line a command."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
 @click.group(
@@ -51,9 +70,9 @@ def cli() -> None:
     """  # noqa: D301 - click looks for the control character itself
 
 
-@cli.command()
+@click.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
+def completion_command(shell: str) -> None:
     """Print the shell's completion script: `budgetsweep completion bash >> ~/.bashrc`."""
     from click.shell_completion import get_completion_class
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -67,8 +66,7 @@ class SizeAndTokens(AnyType):
         return n_params, tokens
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """One prediction: what was asked, and the answer."""
 
     flops: float
@@ -82,13 +80,11 @@ class Asked:
 
     def as_data(self) -> dict[str, Any]:
         """Plain data, as `--json` prints it."""
-        predicted = asdict(self.prediction)
+        from dataclasses import asdict
+
+        own = {name: value for name, value in self._asdict().items() if value is not None}
+        predicted = asdict(own.pop("prediction"))
         extrapolation = predicted.pop("extrapolation")
-        own = {
-            name: value
-            for name, value in vars(self).items()
-            if name != "prediction" and value is not None
-        }
         perplexity = math.exp(self.prediction.loss_nats)
         return {**own, **predicted, "perplexity": perplexity, **extrapolation}
 
@@ -124,6 +120,8 @@ def fit_command(
     RUNS is a CSV file, plain or gzipped, with the columns n_params, tokens (or train_flops in
     place of one of them: C = 6·N·D) and val_loss_nats; where known max_lr, batch_tokens, group.
     """
+    from dataclasses import asdict
+
     from budgetsweep.cli.display import new_console
     from studies.scaling import Priors, fit, read_runs
     from studies.scaling.held_out_score import score
@@ -196,16 +194,18 @@ def _asked(
 
 def _intervals(found: ScalingFit) -> dict[str, tuple[float, float, float]]:
     """The law's constants: most probable value, low and high of 80 %."""
+    from dataclasses import asdict
+
     import numpy as np
 
     from studies.scaling.likelihood import law_of
 
     drawn = [asdict(law_of(theta, found.centre)) for theta in found.draws]
-    told = {}
+    intervals = {}
     for name, value in asdict(found.law).items():
         low, high = np.quantile([one[name] for one in drawn], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        told[name] = (float(value), float(low), float(high))
-    return told
+        intervals[name] = (float(value), float(low), float(high))
+    return intervals
 
 
 def _write(

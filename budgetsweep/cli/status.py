@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,9 +123,11 @@ def diagnose_command(
 
 
 def _as_data(source: CurveSource, found: Diagnosis) -> dict[str, Any]:
+    from dataclasses import asdict
+
     steps = None
     if found.steps is not None:
-        steps = dataclasses.asdict(found.steps)
+        steps = asdict(found.steps)
         if found.steps.extrapolation is not None:
             steps["extrapolation"]["is_carried"] = found.steps.extrapolation.is_carried
     return {

@@ -47,7 +47,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     search(settings_for(folder), Hooks())
     recorder = Recorder()
     search(settings_for(folder, **LATER, points_from=("small",)), Hooks(observer=recorder))
-    assert recorder.messages[1] == "12 complete runs of small are points of the law too"
+    assert recorder.messages[0] == "12 complete runs of small are points of the law too"
     return folder
 
 

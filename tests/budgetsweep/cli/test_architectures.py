@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
-from budgetsweep.cli.main import cli
 from budgetsweep.config import dump_yaml
 from model.config import SamplingConfig
 from model.encoder_decoder import EncoderDecoderLM
 from model.generation.targets import write_targets
+from tests.support.commands import run
 from tests.trainer.test_objectives import encoder_config, pair_config
 from trainer.data.tokenizers import ByteTokenizer
 from trainer.export.trained import open_trained
@@ -40,16 +39,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data["data"] = {"source": str(folder / "wikihowAll.csv")}
         data["output_dir"] = str(folder / name)
         (folder / f"{name}.yaml").write_text(dump_yaml(data), encoding="utf-8")
-        result = run(folder, "train", f"{name}.yaml")
-        assert result.exit_code == 0, result.output
+        run_in(folder, "train", f"{name}.yaml")
     return folder
 
 
-def run(folder: Path, *arguments: str) -> Result:
+def run_in(folder: Path, *words: str) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BUDGETSWEEP_CACHE", str(folder / "cache"))
         patch.chdir(folder)
-        return CliRunner().invoke(cli, arguments)
+        return run(*words)
 
 
 @pytest.mark.parametrize(
@@ -57,24 +55,21 @@ def run(folder: Path, *arguments: str) -> Result:
 )
 def test_a_trained_model_is_measured_as_it_was_trained(folder: Path, name: str, what: str) -> None:
     reported = json.loads((folder / name / "eval.json").read_text())
-    again = run(folder, "evaluate", name, "--json")
-    assert again.exit_code == 0, again.output
-    assert json.loads(again.output)["loss_nats"] == pytest.approx(reported["val-loss"], rel=1e-6)
-    assert what in run(folder, "evaluate", name).output
-    whole = run(folder, "evaluate", name, "--data", "wikihowAll.csv", "--json")
-    assert whole.exit_code == 0, whole.output
-    assert json.loads(whole.output)["n_tokens"] > json.loads(again.output)["n_tokens"]
+    again = json.loads(run_in(folder, "evaluate", name, "--json"))
+    assert again["loss_nats"] == pytest.approx(reported["val-loss"], rel=1e-6)
+    assert what in run_in(folder, "evaluate", name)
+    whole = json.loads(run_in(folder, "evaluate", name, "--data", "wikihowAll.csv", "--json"))
+    assert whole["n_tokens"] > again["n_tokens"]
 
 
 def test_the_encoder_decoder_writes_targets(folder: Path) -> None:
     sources = ["How to find a tea\nUse a tea.", "", "a source that is longer than its positions"]
     lines = [json.dumps({"prefix": source}) for source in sources]
     (folder / "sources.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    result = run(
+    run_in(
         folder, "generate", "pairs", "--prefixes", "sources.jsonl", "--max-new-tokens", "8",
         "--temperature", "0", "--temperature", "1", "--out", "out.jsonl",
     )  # fmt: skip
-    assert result.exit_code == 0, result.output
     samples = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
     assert len(samples) == 6
     assert {sample["prefix"] for sample in samples} == set(sources)
@@ -140,9 +135,9 @@ def test_what_an_architecture_cannot_do_is_said_in_a_line(
 
 def test_the_costs_of_each_architecture_are_explained(folder: Path) -> None:
     for name, key in (("pairs", "flops_per_pair"), ("masked", "flops_per_sequence")):
-        facts = json.loads(run(folder, "flops", f"{name}.yaml", "--no-measure", "--json").output)
+        facts = json.loads(run_in(folder, "flops", f"{name}.yaml", "--no-measure", "--json"))
         per_step = {c: sum(parts.values()) * 8 for c, parts in facts[key].items()}
         assert facts["train_flops"] == {c: per_step[c] * 20 for c in per_step}
-        text = run(folder, "flops", f"{name}.yaml", "--no-measure").output
+        text = run_in(folder, "flops", f"{name}.yaml", "--no-measure")
         assert f"FLOPs per {key.removeprefix('flops_per_')}" in text
         assert ("prepared pairs" in text) == (name == "pairs")

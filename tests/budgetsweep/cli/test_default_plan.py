@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from budgetsweep.cli.main import cli
 from budgetsweep.cli.search import search_settings
 from studies.database.store import Store
 from studies.settings import SearchSettings
 from studies.space.rungs import DEFAULT_RUNGS
+from tests.support.commands import run
 
 WHOLE = ("1", None)
 PLANNED = (DEFAULT_RUNGS, 100.0)
@@ -47,8 +46,7 @@ def test_more_trials_of_a_small_study_keep_its_plan(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for trials in ("3", "12"):
-        words = ("search", "--simulate", "--budget", "1e13", "--study", "s", "--trials", trials)
-        assert CliRunner().invoke(cli, words).exit_code == 0
+        run("search", "--simulate", "--budget", "1e13", "--study", "s", "--trials", trials)
     with Store.open(tmp_path / "budgetsweep.db") as store:
         study = store.study("s")
         runs = store.runs(study.id, kind="trial")
@@ -62,5 +60,5 @@ def test_what_is_asked_for_must_be_the_plan_of_the_study(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ("search", "--simulate", "--budget", "1e13", "--study", "s", "--trials", "2")
-    assert CliRunner().invoke(cli, words).exit_code == 0
+    run(*words)
     assert "another rungs ('1', now '0.3,1')" in refused(*words, "--rungs", "0.3,1")

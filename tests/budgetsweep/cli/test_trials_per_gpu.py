@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from budgetsweep.cli.main import cli
+from tests.support.commands import usage_error
 
 
 @pytest.mark.parametrize(
@@ -37,9 +36,9 @@ def test_what_cannot_be_had_is_one_line_and_nothing_is_written(
 
 @pytest.mark.parametrize("wrong", ["0", "65", "1.5", "auto"])
 def test_only_a_number_is_a_number_of_trials(wrong: str) -> None:
-    result = CliRunner().invoke(cli, ["search", "--trials-per-gpu", wrong])
-    assert result.exit_code == 2
-    assert "Invalid value for '--trials-per-gpu'" in result.output
+    assert "Invalid value for '--trials-per-gpu'" in usage_error(
+        "search", "--trials-per-gpu", wrong
+    )
 
 
 @pytest.mark.parametrize(

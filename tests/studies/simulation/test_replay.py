@@ -348,11 +348,13 @@ def test_every_screen_says_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     text = run("search", "--replay", str(TABLE), "--budget", "1e16", "--rungs", "0.1,0.3,1",
                "--trials", "12", "--for-scale", "10")  # fmt: skip
-    assert "REPLAYED table isoflop.csv (25 runs of 10 sizes at 4 budgets" in text
+    assert "data: REPLAYED table isoflop.csv (25 runs of 10 sizes at 4 budgets" in text
     assert "stands for line" in text
     assert "regret" in run("promote", "--scale", "10")
-    assert "REPLAYED table isoflop.csv" in run("status")
-    run("search", "--replay", str(TABLE), "--budget", "1e16", "--dry-run")
+    assert "data: REPLAYED table" in run("status")
+    assert " on replayed-isoflop.csv: " in run(
+        "search", "--replay", str(TABLE), "--budget", "1e16", "--dry-run"
+    )
     figures = (runs.history, runs.learning_curves, runs.schedule, study_scaling.lr_optimum)
     write_report(Facts(read_study("budgetsweep.db")), tmp_path / "report", figures)
     for name in ("report.md", "report.html"):

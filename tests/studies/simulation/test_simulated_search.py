@@ -139,11 +139,9 @@ def test_every_screen_says_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert done.exit_code == code, done.output
         return done.output
 
-    assert "SIMULATED world hoffmann2022" in run(
-        "search", "--simulate", "hoffmann2022", "--trials", "3"
-    )
-    for words in (("promote",), ("status",)):
-        assert "SIMULATED world hoffmann2022" in run(*words)
+    for words in (("search", "--simulate", "hoffmann2022", "--trials", "3"), ("promote",),
+                  ("status",)):  # fmt: skip
+        assert "data: SIMULATED world hoffmann2022" in run(*words)
     assert json.loads(run("status", "--json"))["backend"] == "simulated:hoffmann2022"
     write_report(Facts(read_study("budgetsweep.db")), tmp_path / "report", figures=())
     for name in ("report.md", "report.html"):
