@@ -221,8 +221,12 @@ def test_validation_is_as_long_as_the_earlier_studies(tmp_path: Path) -> None:
     data: dict[str, Any] = {"source": str(texts.text), "text_field": "text"}
     base = {"tokenizer_encoding": "bytes", "device": "cpu", "data": data}
     kind = (texts.store, "large", "nanogpt", tiny_space())
-    settled = settle(*kind, base, ("small",))
+
+    def asked(base: dict[str, Any], *names: str) -> dict[str, Any]:
+        return {"base": base, "points_from": names, "location": None}
+
+    settled = settle(*kind, asked(base, "small"))
     assert settled == {**base, "data": {**data, "val_tokens": 4096}}
     own = {**base, "data": {**data, "val_tokens": 2048}}
-    assert settle(*kind, own, ("small",)) == own  # and refused, once both texts are there
-    assert settle(*kind, base, ()) == base
+    assert settle(*kind, asked(own, "small")) == own  # and refused, once both texts are there
+    assert settle(*kind, asked(base)) == base
