@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from reports.read import StudyData
 from reports.style.formats import known
 from studies.database.ledger import Amount, of_steps
-from studies.database.tables import Rejection, Run, Study
+from studies.database.tables import FINALIST, PROMOTION, Rejection, Run, Study
 from studies.diagnosis import Diagnosis
 from studies.diagnosis.curves import Curve
 from studies.diagnosis.study_runs import diagnose_runs
@@ -62,9 +62,9 @@ class Facts:
         self.trials = sorted((r for r in data.runs if r.kind == "trial"), key=lambda r: r.number)
         self.branches = sorted((r for r in data.runs if r.kind == "branch"), key=lambda r: r.number)
         """Cooldown branches of trials."""
-        self.promotions = sorted(
-            (r for r in data.runs if r.kind == "promotion"), key=lambda r: r.number
-        )
+        kinds = (FINALIST, PROMOTION)
+        self.promotions = sorted((r for r in data.runs if r.kind in kinds), key=lambda r: r.id)
+        """Finalists of the search among them."""
 
     @cached_property
     def ranked(self) -> list[Run]:

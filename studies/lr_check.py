@@ -17,8 +17,8 @@ from budgetsweep.constraint import Limits
 from studies.database.store import Store
 from studies.database.tables import Study
 from studies.execution.local_pool import WorkerPool
-from studies.promotion.rescaling import promoted_config
 from studies.promotion.selection import Selection
+from studies.scaling.rescaling import promoted_config
 from studies.simulation.pool import SimulatedPool
 from trainer.config import RunConfig
 

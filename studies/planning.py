@@ -164,7 +164,7 @@ def measure_speed(
     """
     found: dict[int, float] = {}
     reason = "no configuration is admitted"
-    for pick in cheap_to_dear(sample):
+    for pick in spread_by_cost(sample):
         measured = measure(pick.config, seconds_each)
         if measured.tokens_per_second is None:
             reason = measured.reason or "unknown"
@@ -176,7 +176,7 @@ def measure_speed(
     return Speed(sorted(found), [found[key] for key in sorted(found)], device_name)
 
 
-def cheap_to_dear(sample: Sample, count: int = 3) -> list[Admitted]:
+def spread_by_cost(sample: Sample, count: int = 3) -> list[Admitted]:
     """At most `count` configurations of a sample, evenly from cheap to dear by FLOPs a token."""
     ordered = sorted(sample.admitted, key=lambda a: charge_per_token(a.config))
     count = min(count, len(ordered))

@@ -33,7 +33,7 @@ from studies.planning import (
     plan_time,
     sample_space,
 )
-from studies.prior_studies import earlier_runs, settle
+from studies.prior_studies import base_with_prior_studies, prior_runs
 from studies.promotion.finalists import train_finalists
 from studies.promotion.promote import DEFAULT_SCALE, PromoteHooks
 from studies.samplers.law import LawSampler
@@ -167,7 +167,7 @@ def _open_study(
         stored_settings["replay"] = str(settings.replay.path)
     study = store.find_study(settings.study_name)
     if study is None:
-        stored_settings["base"] = settle(
+        stored_settings["base"] = base_with_prior_studies(
             store, settings.study_name, settings.convention, space, base, settings.points_from
         )
         return store.create_study(
@@ -240,7 +240,7 @@ def _search(
         _law(space, base, study) if settings.sampler == "law" else None,
     )
     try:
-        earlier = earlier_runs(store, study, cache_dir=settings.cache_dir)
+        earlier = prior_runs(store, study, cache_dir=settings.cache_dir)
         for name, runs in earlier.items():
             hooks.observer.message(f"{len(runs)} complete runs of {name} are points of the law too")
         objective = Objective(study, store.runs(study.id), earlier)
@@ -381,7 +381,7 @@ def _outcome(
 ) -> SearchOutcome:
     best, fit = store.best_run(study.id), None
     if best is not None:
-        earlier = earlier_runs(store, study, cache_dir=settings.cache_dir)
+        earlier = prior_runs(store, study, cache_dir=settings.cache_dir)
         scale = settings.for_scale or DEFAULT_SCALE
         fit = fit_study(study, store.runs(study.id), scale, earlier)
         store.add_fit(study.id, scale=fit.scale, refusal=fit.refusal, record=fit.to_dict())

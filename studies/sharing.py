@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 
 from studies.execution.local_pool import WorkerPool
-from studies.planning import Sample, cheap_to_dear
+from studies.planning import Sample, spread_by_cost
 from studies.settings import SearchSettings, no_gpu_to_share
 
 COUNTS = (1, 2, 4, 8)
@@ -123,7 +123,7 @@ def _measurer(
     pool: WorkerPool, sample: Sample, seconds_each: float, should_stop: Callable[[], bool]
 ) -> Callable[[int], list[float] | str]:
     largest = max((admitted.memory_bytes or 0 for admitted in sample.admitted), default=0)
-    configs = [admitted.config for admitted in cheap_to_dear(sample)]
+    configs = [admitted.config for admitted in spread_by_cost(sample)]
 
     def measure(count: int) -> list[float] | str:
         if not configs:

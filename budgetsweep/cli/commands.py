@@ -239,8 +239,8 @@ def status_command(
     for run in status["promotions"]:
         if run["val_loss_nats"] is not None:
             console.print(
-                f"promotion {run['number']} of trial {run['parent_number']} (x{run['scale']:g}): "
-                f"val loss {run['val_loss_nats']:.4f}  PPL {run['val_ppl']:,.1f}",
+                f"{run['kind']} {run['number']} of trial {run['parent_number']} (x{run['scale']:g})"
+                f": val loss {run['val_loss_nats']:.4f}  PPL {run['val_ppl']:,.1f}",
                 highlight=False,
             )
     for reason, entry in status["rejections"].items():

@@ -131,7 +131,7 @@ class RunsDisplay(Observer):
         """Remember the run; say so when it is continued."""
         self._running[run.run_id] = (run, None)
         resumed = run.resumed_at_step > run.inherited_steps
-        if resumed or run.kind == "promotion":
+        if resumed or run.kind not in ("trial", "branch"):
             how = f"continues from step {run.resumed_at_step:,}" if resumed else "starts"
             self.message(f"{run.name} {how}")
 
@@ -141,7 +141,7 @@ class RunsDisplay(Observer):
 
     def run_point(self, run: RunView, point: Point) -> None:
         """Long runs say their validation losses as they come."""
-        if run.kind == "promotion" and point.val_loss_nats is not None:
+        if run.kind not in ("trial", "branch") and point.val_loss_nats is not None:
             self.message(
                 f"  step {point.step:,}/{run.num_steps:,}  val loss {point.val_loss_nats:.4f}  "
                 f"PPL {math.exp(point.val_loss_nats):.1f}"

@@ -18,11 +18,13 @@ from rich.text import Text
 from budgetsweep.config import write_bytes_atomically, write_text_atomically
 from budgetsweep.errors import ConfigError, DataError
 from reports.style.formats import count, loss, percent, power, short, times
-from studies.scaling import Prediction, Priors, RunsTable, ScalingFit, fit, read_runs
+from studies.scaling.fit import fit
 from studies.scaling.fit_data import FLOPS_PER_PARAM_TOKEN
 from studies.scaling.held_out_score import Score, score
 from studies.scaling.likelihood import law_of
-from studies.scaling.result import UNDERTRAINED_BELOW
+from studies.scaling.priors import Priors
+from studies.scaling.result import UNDERTRAINED_BELOW, LossPrediction, ScalingFit
+from studies.scaling.runs_csv import RunsTable, read_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +44,7 @@ class Asked:
     """Ends of the interval of the best size; None: the size was asked for."""
     n_params_high: float | None
     tokens: float
-    prediction: Prediction
+    prediction: LossPrediction
 
     @property
     def flops(self) -> float:
@@ -85,8 +87,8 @@ def fit_command(
     if group is not None:
         table = table.only(group)
     fitted, later = _divided(table, max_flops)
-    found = fit([table.observations[i] for i in fitted], priors=Priors(entropy_nats=entropy_nats))
-    scored = score(found, [table.observations[i] for i in later]) if later else None
+    found = fit([table.points[i] for i in fitted], priors=Priors(entropy_nats=entropy_nats))
+    scored = score(found, [table.points[i] for i in later]) if later else None
     asked = _asked(found, predict_flops, predict)
     data = _as_data(table, found, asked, scored)
     if out is not None:
@@ -101,7 +103,7 @@ def fit_command(
 
 def _divided(table: RunsTable, max_flops: int | None) -> tuple[list[int], list[int]]:
     """Indices of the runs to fit and of those above --max-flops."""
-    every = range(len(table.observations))
+    every = range(len(table.points))
     if max_flops is None:
         return list(every), []
     fitted = [i for i in every if table.flops[i] <= 1.001 * max_flops]
@@ -205,7 +207,7 @@ def frame(table: RunsTable) -> pd.DataFrame:
     names = ("n_params", "tokens", "val_loss_nats", "max_lr", "batch_tokens")
     rows = [
         (one.n_params, one.tokens, one.loss_nats, one.max_lr, one.batch_tokens)
-        for one in table.observations
+        for one in table.points
     ]
     return pd.DataFrame(rows, columns=list(names)).astype(float)
 

@@ -40,7 +40,7 @@ from reports.style.theme import (
 )
 from studies.diagnosis.curves import FloatArray
 from studies.scaling.fit_data import FLOPS_PER_PARAM_TOKEN, distinct_budgets
-from studies.scaling.result import UNDERTRAINED_BELOW, Prediction, ScalingFit
+from studies.scaling.result import UNDERTRAINED_BELOW, LossPrediction, ScalingFit
 
 MOST_BUDGETS = 7
 """Budgets drawn as valleys; of more an even choice."""
@@ -354,7 +354,7 @@ def _valley_limits(
     return low - margin, high + margin
 
 
-def _best_at(fit: ScalingFit, flops: float) -> Prediction:
+def _best_at(fit: ScalingFit, flops: float) -> LossPrediction:
     size = fit.best_params(flops)
     return fit.predict(size, flops / FLOPS_PER_PARAM_TOKEN / size, level=LEVEL)
 

@@ -7,7 +7,7 @@ from reports.facts import Facts
 from reports.style.formats import DASH, plural
 from studies.database.tables import Run
 from studies.diagnosis import CURES, HEALTHY, LABELS, NAMES, Diagnosis
-from studies.diagnosis.words import steps_sentences
+from studies.diagnosis.steps import steps_sentences
 from studies.simulation.worlds import is_replayed
 
 MOST_NUMBERS = 8

@@ -116,7 +116,7 @@ def scores(facts: Facts) -> list[Text | Table]:
     told = [(p, runs[p.run_id]) for p in facts.data.predictions if p.run_id in runs]
     if not told:
         return []
-    head = ["promotion", "budget", "predicted", "interval", "PPL", "reached", "error", "inside"]
+    head = ["run", "budget", "predicted", "interval", "PPL", "reached", "error", "inside"]
     blocks: list[Text | Table] = [Table(head, [_score_row(p, run) for p, run in told])]
     ended = [(p, run) for p, run in told if run.status == "complete" and known(run.val_loss_nats)]
     if ended:
@@ -141,7 +141,7 @@ def _score_row(prediction: Prediction, run: Run) -> list[str]:
     ended = run.status == "complete" and known(run.val_loss_nats)
     error = f"{final_loss(run) - prediction.val_loss_nats:+.3f}" if ended else DASH
     return [
-        f"{run.number} ({prediction.selected_by})",
+        f"{run.kind} {run.number} ({prediction.selected_by})",
         f"×{rate(run.scale)}",
         loss(prediction.val_loss_nats, 3),
         f"{loss(prediction.low_nats, 3)} to {loss(prediction.high_nats, 3)}",

@@ -221,7 +221,9 @@ def promotion(facts: Facts) -> list[Text | Table]:
     blocks: list[Text | Table] = []
     for run in facts.promotions:
         parent = facts.trial_of(run)
-        blocks.append(Text(_promotion_sentence(run, parent), f"Promotion {run.number}:"))
+        blocks.append(
+            Text(_promotion_sentence(run, parent), f"{run.kind.capitalize()} {run.number}:")
+        )
         blocks.append(_promotion_table(run, parent))
     return blocks
 

@@ -1,6 +1,6 @@
 """The promotion: a trial's shape, trained with a multiple of the study's budget.
 
-What changes with the length of the run follows `studies.promotion.rescaling`; the shape never does.
+What changes with the length of the run follows `studies.scaling.rescaling`; the shape never does.
 What is predicted of the run is on record before it trains.
 """
 
@@ -14,25 +14,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetsweep.config import parse
-from budgetsweep.constraint import (
-    Admitted,
-    Limits,
-    Rejected,
-    admit,
-)
+from budgetsweep.constraint import Admitted, Limits, Rejected, admit
 from budgetsweep.errors import ConfigError, StudyError
 from studies.database.connection import storage_url
 from studies.database.store import Store, config_hash
-from studies.database.tables import FINISHED_STATUSES, Prediction, Run, Study
+from studies.database.tables import (
+    FINALIST,
+    FINISHED_STATUSES,
+    PROMOTION,
+    Prediction,
+    Run,
+    Study,
+)
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher, recover
 from studies.execution.local_pool import WorkerPool
 from studies.execution.observer import Observer
 from studies.lr_check import budget_left, check_lr, check_scale, scaled_rates
 from studies.planning import Sample, Speed, measure_speed
-from studies.prior_studies import earlier_runs
-from studies.promotion.rescaling import Rescaling, promoted_config
+from studies.prior_studies import prior_runs
 from studies.promotion.selection import Select, Selection, record_prediction, select_trial
 from studies.scaling.prediction import fit_study
+from studies.scaling.rescaling import Rescaling, promoted_config
 from studies.settings import runs_folder
 from studies.simulation.data import SimulatedData
 from studies.simulation.pool import SimulatedPool
@@ -62,10 +64,10 @@ class PromoteSettings:
     trial: int | None = None
     """None: chosen by `select`."""
     select: Select | None = None
-    """None: `predicted` where the study carries a law, else `measured`."""
+    """None: `predicted` where a law can be fitted to the study, else `measured`."""
     scale: float = DEFAULT_SCALE
     points_from: tuple[str, ...] = ()
-    """Studies of the database, beside those of the search, whose runs are points of the law."""
+    """Prior studies, beside those of the search, whose runs are data points of the fit."""
     check_lr: bool = False
     """Try ½, 1 and 2 times the rule's learning rate at a small share of the budget first."""
     device: str = "auto"
@@ -87,7 +89,7 @@ class PromotionPlan:
 
     selection: Selection
     predicted: Prediction | None
-    """What is on record of its loss; None: the study carries no law."""
+    """Its loss as predicted before the run; None: the study has too few runs for a law."""
     config: RunConfig
     budget_flops: int
     charge_flops: int
@@ -125,7 +127,7 @@ class PromotionOutcome:
     trial: Run
     run: Run | None
     predicted: Prediction | None = None
-    """What was predicted of it before it trained."""
+    """Recorded before it trained."""
     regret: Regret | None = None
     """Of a replayed study, what both answers cost by the table."""
 
@@ -150,8 +152,8 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
             # The checks of this very promotion must not change it when the command is repeated.
             checks = check_scale(settings.scale)
             runs = [run for run in runs if run.kind != "promotion" or run.scale != checks]
-        earlier = earlier_runs(store, study, settings.points_from, settings.cache_dir)
-        fit = fit_study(study, runs, settings.scale, earlier)
+        prior = prior_runs(store, study, settings.points_from, settings.cache_dir)
+        fit = fit_study(study, runs, settings.scale, prior)
         selection = select_trial(store, study, fit, settings.trial, settings.select)
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
         try:
@@ -160,8 +162,8 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
                     done = run_promotion(store, study, selection, settings, pool, hooks)
                     if table is None:
                         return done
-                    said = regrets(study, fit, store.best_run(study.id), table)
-                    return dataclasses.replace(done, regret=said)
+                    regret = regrets(study, fit, store.best_run(study.id), table)
+                    return dataclasses.replace(done, regret=regret)
                 factor = check_lr(store, study, selection, settings, pool, hooks)
                 if factor is None:
                     return PromotionOutcome(selection.trial, None)
@@ -190,8 +192,9 @@ def run_promotion(
     pool: WorkerPool | SimulatedPool,
     hooks: PromoteHooks,
     lr_factor: float | None = None,
+    kind: str = PROMOTION,
 ) -> PromotionOutcome:
-    """Train the promotion of a chosen trial; the study's lease is held.
+    """Train the finalist or promotion of a chosen trial; the study's lease is held.
 
     Args:
         store: the study's database.
@@ -201,6 +204,7 @@ def run_promotion(
         pool: one worker is enough.
         hooks: how to talk to the caller.
         lr_factor: of the rule's learning rate, found by `check_lr`, whose cost is taken off.
+        kind: of the run.
     """
     trial = selection.trial
     original = parse(RunConfig, trial.config, f"trial {trial.number}")
@@ -217,10 +221,10 @@ def run_promotion(
     admitted = _admitted(wanted, limits)
     if selection.selected_by == "predicted" and lr_factor is None and not _names_lr(overrides):
         wanted = selection.fit.tuned(wanted, admitted.config)
-    fixed, opened = _with_text(study, wanted, admitted.config.wanted_train_tokens, settings, hooks)
+    fixed, opened = _with_data(study, wanted, admitted.config.wanted_train_tokens, settings, hooks)
     if opened.val_checksum != study.val_checksum:
         raise StudyError(
-            f"the validation text is not that of study {study.name!r} any more (its checksum "
+            f"the validation set is not that of study {study.name!r} any more (its checksum "
             "differs), so the promoted loss could not be compared; restore the data"
         )
     admitted = _admitted(fixed, limits.with_data(opened))
@@ -231,14 +235,14 @@ def run_promotion(
                 f"the promotion of trial {trial.number} is refused: {replayable.detail}; choose "
                 "another --scale, --trial or --select"
             )
-    run = _find_or_add(store, study, trial, settings, admitted, opened.data_checksum)
+    run = _find_or_add(store, study, trial, settings, admitted, opened.data_checksum, kind)
     if run.attempts == 0:
         record_prediction(store, study, run, admitted.config, selection)
     predicted = next((p for p in store.predictions(study.id) if p.run_id == run.id), None)
     plan = PromotionPlan(
         selection=selection,
         predicted=predicted,
-        config=parse(RunConfig, run.config, "promotion"),
+        config=parse(RunConfig, run.config, kind),
         budget_flops=budget,
         charge_flops=admitted.charge_flops,
         rescaling=rescaling,
@@ -259,14 +263,14 @@ def run_promotion(
     return PromotionOutcome(trial, store.run(run.id), predicted)
 
 
-def _with_text(
+def _with_data(
     study: Study,
     wanted: RunConfig,
     train_tokens: int | None,
     settings: PromoteSettings,
     hooks: PromoteHooks,
 ) -> tuple[RunConfig, TokenData | SimulatedData]:
-    """The configuration with its text fixed, and the text; a simulated run has none."""
+    """The configuration with its data fixed, and the data; a simulated run has none."""
     if wanted.trainer != "torch":
         return wanted, stand_in(study)
     from trainer.data.prepare import open_prepared, prepare
@@ -291,7 +295,7 @@ def _admitted(config: RunConfig, limits: Limits) -> Admitted:
     answer = admit(config, limits)
     if isinstance(answer, Rejected):
         advice = {
-            "too_many_epochs": "give more text, a smaller --scale, or --set data.max_epochs=N",
+            "too_many_epochs": "give more data, a smaller --scale, or --set data.max_epochs=N",
             "out_of_memory": "set a smaller batch with --set batch_size=N",
         }.get(answer.reason.value, "choose another --scale or --set")
         raise ConfigError(f"the promotion is refused: {answer.detail}; {advice}")
@@ -315,21 +319,22 @@ def _find_or_add(
     settings: PromoteSettings,
     admitted: Admitted,
     data_checksum: str,
+    kind: str,
 ) -> Run:
-    """The unfinished or complete promotion of just this configuration, or a new one."""
-    earlier = store.runs(study.id, kind="promotion")
+    """The unfinished or complete run of just this configuration, or a new one."""
+    known = [run for run in store.runs(study.id) if run.kind in (FINALIST, PROMOTION)]
     digest = config_hash(admitted.config)
-    for run in earlier:
+    for run in known:
         if run.config_hash == digest and run.parent_run_id == trial.id and run.status != "failed":
             recover(store, study)
             return store.run(run.id)
-    number = max((run.number for run in earlier), default=-1) + 1
+    number = max((run.number for run in known if run.kind == kind), default=-1) + 1
     folder = runs_folder(storage_url(settings.storage), settings.runs_dir) / study.name
-    output_dir = settings.output_dir or folder / f"promotion-{number:03d}"
+    output_dir = settings.output_dir or folder / f"{kind}-{number:03d}"
     config = admitted.config.with_changes(output_dir=str(output_dir.absolute()))
     run_id = store.add_run(
         study_id=study.id,
-        kind="promotion",
+        kind=kind,
         number=number,
         params=_differences(parse(RunConfig, trial.config, "trial"), config),
         config=config,

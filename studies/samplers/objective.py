@@ -13,10 +13,9 @@ from collections.abc import Iterable
 
 from budgetsweep.errors import FitRefused
 from studies.database.tables import Run, Study
-from studies.prior_studies import Earlier
+from studies.scaling.fitted_runs import FittedRuns, PriorRuns
 from studies.scaling.prediction import predict_run
-from studies.scaling.study_fit import StudyLaw, fit_points
-from studies.scaling.study_points import Points
+from studies.scaling.study_fit import StudyLaw, fit_runs
 from studies.space.rungs import Rungs
 
 REFIT_EACH_UNTIL = 50
@@ -28,7 +27,7 @@ hundreds of points takes longer than a proposal."""
 class Objective:
     """Values finished trials, in the order in which they finished."""
 
-    def __init__(self, study: Study, runs: Iterable[Run], earlier: Earlier | None = None) -> None:
+    def __init__(self, study: Study, runs: Iterable[Run], earlier: PriorRuns | None = None) -> None:
         """Begin with the trials and branches finished already, and runs of earlier studies."""
         self._study = study
         for_scale = study.settings.get("for_scale")
@@ -36,9 +35,9 @@ class Objective:
         rungs = Rungs.of_study(study.settings)
         compares = for_scale is not None or len(rungs.of_trials) > 1
         self.is_predicted = compares and study.sampler != "law"
-        self._points = Points.of((), earlier if self.is_predicted else None)
+        self._points = FittedRuns.of((), earlier if self.is_predicted else None)
         self._places: dict[int, int] = {}
-        """Points there were when a run had finished, by its id."""
+        """FittedRuns there were when a run had finished, by its id."""
         self._fits: dict[int, StudyLaw | None] = {}
         """By the number of points."""
         kinds = ("trial", "branch")
@@ -65,7 +64,7 @@ class Objective:
     def _fit(self, n_points: int) -> StudyLaw | None:
         if n_points not in self._fits:
             try:
-                self._fits[n_points] = fit_points(self._points.first(n_points), must_reach=False)
+                self._fits[n_points] = fit_runs(self._points.first(n_points), must_reach=False)
             except FitRefused:
                 self._fits[n_points] = None
         return self._fits[n_points]

@@ -1,4 +1,4 @@
-"""Earlier studies as points of a law: what they give, what is refused, never candidates."""
+"""PriorRuns studies as points of a law: what they give, what is refused, never candidates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reports.read import read_study
 from reports.text import scaling as text_scaling
 from studies.database.store import Store
 from studies.database.tables import Study
-from studies.prior_studies import earlier_runs, settle
+from studies.prior_studies import base_with_prior_studies, prior_runs
 from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
 from studies.samplers.objective import Objective
 from studies.scaling.prediction import fit_study
@@ -61,7 +61,7 @@ def test_a_few_trials_carry_a_law_with_an_earlier_study(searched: Path) -> None:
         study, small = store.study("large"), store.study("small")
         runs = store.runs(study.id)
         alone = fit_study(study, runs, 100.0)
-        fit = fit_study(study, runs, 100.0, earlier_runs(store, study))
+        fit = fit_study(study, runs, 100.0, prior_runs(store, study))
         assert alone.refusal is not None
         assert fit.refusal is None
         assert fit.points.earlier == {"small": 12}
@@ -74,7 +74,7 @@ def test_a_few_trials_carry_a_law_with_an_earlier_study(searched: Path) -> None:
         stored = store.newest_fit(study.id)
         assert stored is not None
         assert stored.record["candidates"] == fit.to_dict()["candidates"]
-        assert earlier_runs(store, small) == {}
+        assert prior_runs(store, small) == {}
 
 
 def test_the_report_says_where_points_are_from(searched: Path) -> None:
@@ -101,8 +101,8 @@ def test_what_an_earlier_study_finds_later_changes_no_search(copied: Path) -> No
     search(settings_for(copied, trials=14), Hooks())
     with Store.open(copied / "s.db") as store:
         study = store.study("large")
-        assert len(earlier_runs(store, study)["small"]) == 12
-        assert len(earlier_runs(store, study, ("small",))["small"]) == 14
+        assert len(prior_runs(store, study)["small"]) == 12
+        assert len(prior_runs(store, study, ("small",))["small"]) == 14
 
 
 def test_samplers_are_told_predictions_from_the_first_trial_on(copied: Path) -> None:
@@ -112,7 +112,7 @@ def test_samplers_are_told_predictions_from_the_first_trial_on(copied: Path) -> 
         study.sampler, study.settings = "tpe", {**study.settings, "for_scale": 100.0}
         first = store.runs(study.id, kind="trial")[0]
         assert Objective(study, []).value(first) is None
-        value = Objective(study, [], earlier_runs(store, study)).value(first)
+        value = Objective(study, [], prior_runs(store, study)).value(first)
         assert value is not None
         assert first.val_loss_nats is not None
         assert value < first.val_loss_nats
@@ -184,7 +184,7 @@ class Texts:
 
     def earlier(self, study: Study, name: str) -> object:
         """What `--points-from` makes of another study."""
-        return earlier_runs(self.store, study, (name,), self.folder / "cache")
+        return prior_runs(self.store, study, (name,), self.folder / "cache")
 
 
 def test_a_longer_part_of_the_same_text_is_the_same_text(tmp_path: Path) -> None:
@@ -218,8 +218,10 @@ def test_validation_is_as_long_as_the_earlier_studies(tmp_path: Path) -> None:
     data: dict[str, Any] = {"source": str(texts.text), "text_field": "text"}
     base = {"tokenizer_encoding": "bytes", "device": "cpu", "data": data}
     kind = (texts.store, "large", "nanogpt", tiny_space())
-    settled = settle(*kind, base, ("small",))
+    settled = base_with_prior_studies(*kind, base, ("small",))
     assert settled == {**base, "data": {**data, "val_tokens": 4096}}
     own = {**base, "data": {**data, "val_tokens": 2048}}
-    assert settle(*kind, own, ("small",)) == own  # and refused, once both texts are there
-    assert settle(*kind, base, ()) == base
+    assert (
+        base_with_prior_studies(*kind, own, ("small",)) == own
+    )  # and refused, once both texts are there
+    assert base_with_prior_studies(*kind, base, ()) == base

@@ -28,7 +28,7 @@ from reports.text import search as text_search
 from studies.database.store import Store
 from studies.database.tables import Run, Study
 from studies.execution.observer import RunView
-from studies.prior_studies import Earlier
+from studies.prior_studies import PriorRuns
 from studies.samplers.objective import Objective
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
@@ -199,7 +199,7 @@ def test_branches_reach_what_runs_from_scratch_would_for_their_cooldowns_alone(
         study = store.study()
         ledger = store.ledger(study.id)
         best = store.best_run(study.id)
-        curves = store.curves(study.id)
+        curves = store.curve_rows(study.id, ("step",))
     own = sum(r.num_steps - r.inherited_steps for r in [*runs["trial"], *runs["branch"]])
     assert ledger.planned.steps == ledger.spent.steps - ledger.redone.steps == own
     rounding = sum(r.planned_flops_nanogpt / r.num_steps for r in runs["branch"])
@@ -207,7 +207,7 @@ def test_branches_reach_what_runs_from_scratch_would_for_their_cooldowns_alone(
     assert best is not None
     assert best.kind == "trial"
     for run in runs["branch"][1:]:  # the worker of the first may have ended it with nobody there
-        assert min(curves[run.id].step) >= run.inherited_steps
+        assert min(curves[run.id])[0] >= run.inherited_steps
     for run in runs["trial"]:
         assert not kept_files(Path(str(run.output_dir)))
 
@@ -449,7 +449,7 @@ def test_what_samplers_are_told_of_a_larger_budget_rests_on_branches_too(
     used: list[Objective] = []
 
     class Kept(Objective):
-        def __init__(self, study: Study, runs: Iterable[Run], earlier: Earlier) -> None:
+        def __init__(self, study: Study, runs: Iterable[Run], earlier: PriorRuns) -> None:
             super().__init__(study, runs, earlier)
             used.append(self)
 

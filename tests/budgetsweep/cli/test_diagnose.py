@@ -77,7 +77,7 @@ def test_json_holds_the_same(spiked: Path) -> None:
     assert [v["name"] for v in data["verdicts"]] == ["lr_too_high"]
     assert set(data["verdicts"][0]) == {"name", "label", "evidence", "cure"}
     assert data["steps"]["series"] == "training"
-    assert {"gain_nats", "low_nats", "high_nats", "is_carried"} <= set(
+    assert {"gain_nats", "low_nats", "high_nats", "is_estimable"} <= set(
         data["steps"]["extrapolation"]
     )
 

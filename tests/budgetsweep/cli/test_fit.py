@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from budgetsweep.cli.main import cli
-from studies.scaling import ScalingFit
+from studies.scaling.result import ScalingFit
 from tests.support.scaling_worlds import LAW, grid, study
 
 BUDGETS = (1e15, 3e15, 1e16, 3e16)

@@ -298,7 +298,7 @@ def test_a_power_law_without_noise_gives_its_own_gain(
     assert needed.enough_step == (above[-1] + 50 if above else 50)
 
 
-def test_noise_widens_the_interval_until_nothing_is_carried() -> None:
+def test_noise_widens_the_interval_until_nothing_is_estimable() -> None:
     rng = np.random.default_rng(0)
     widths = []
     for noise in (0.001, 0.02, 0.3):
@@ -310,7 +310,7 @@ def test_noise_widens_the_interval_until_nothing_is_carried() -> None:
         widths.append(law.high_nats - law.low_nats)
         last = law
     assert widths[0] < widths[1]
-    assert not last.is_carried or last.gain_nats > 0.1
+    assert not last.is_estimable or last.gain_nats > 0.1
 
 
 def test_a_straight_line_does_not_flatten() -> None:
@@ -318,7 +318,7 @@ def test_a_straight_line_does_not_flatten() -> None:
     assert needed is not None
     assert needed.extrapolation is not None
     assert not needed.extrapolation.flattens
-    assert not needed.extrapolation.is_carried
+    assert not needed.extrapolation.is_estimable
 
 
 def test_two_losses_say_nothing_about_steps() -> None:

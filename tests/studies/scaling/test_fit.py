@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budgetsweep.errors import FitRefused
-from studies.scaling import Observation, Prior, Priors, ScalingFit, fit
-from studies.scaling.fit_data import Points, budgets_of
+from studies.scaling.fit import fit
+from studies.scaling.fit_data import FitData, FitPoint, budgets_of
 from studies.scaling.held_out_score import score
 from studies.scaling.law import PUBLISHED, ScalingLaw, steplaw_batch_tokens, steplaw_lr
 from studies.scaling.likelihood import log_loss
+from studies.scaling.priors import Prior, Priors
+from studies.scaling.result import ScalingFit
 from tests.support.scaling_worlds import LAW, SIZES, grid, study
 
 NOISE = 0.004
@@ -139,12 +141,12 @@ def test_a_run_counts_by_its_standard_error(noisy: ScalingFit) -> None:
 def test_few_tokens_a_parameter_count_less_where_the_batch_is_not_known() -> None:
     runs = grid(noise=NOISE)
     # Large models with a fifth of a token a parameter, 20 % above the law.
-    bad = [Observation(n, 0.2 * n, 1.2 * float(LAW.loss(n, 0.2 * n))) for n in (1e8, 2e8, 4e8)]
+    bad = [FitPoint(n, 0.2 * n, 1.2 * float(LAW.loss(n, 0.2 * n))) for n in (1e8, 2e8, 4e8)]
     size = LAW.best_params(1e18)
     tokens = 1e18 / 6 / size
     with_bad = fit([*runs, *bad]).law.loss(size, tokens)
     assert with_bad == pytest.approx(fit(runs).law.loss(size, tokens), rel=0.005)
-    unlike = Observation(1e8, 2e7, 5.0)
+    unlike = FitPoint(1e8, 2e7, 5.0)
     like = dataclasses.replace(unlike, tokens=3e9)
     found = fit(runs)
     widths = [
@@ -157,11 +159,11 @@ def test_few_tokens_a_parameter_count_less_where_the_batch_is_not_known() -> Non
 def test_a_few_steps_count_less(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of five steps end where they begin, at the token frequencies, far below the law."""
     short = [
-        Observation(n, 2e4, 0.7 * float(LAW.loss(n, 2e4)), 5e-3, 4e3) for n in (2e6, 4e6, 8e6, 1e7)
+        FitPoint(n, 2e4, 0.7 * float(LAW.loss(n, 2e4)), 5e-3, 4e3) for n in (2e6, 4e6, 8e6, 1e7)
     ]
     size = LAW.best_params(1e17)
 
-    def expected(seed: int, more: list[Observation]) -> float:
+    def expected(seed: int, more: list[FitPoint]) -> float:
         found = fit([*study(LAW, seed=seed), *more])
         return float(found.law.loss(size, 1e17 / 6 / size))
 
@@ -274,7 +276,7 @@ def test_a_shape_keeps_what_it_has_beside_the_law() -> None:
     sizes = np.geomspace(1e7, 1e8, 8)
     own = 1 + 0.02 * np.sign(rng.standard_normal(8))
     runs = [
-        Observation(float(n), float(r * n), float(LAW.loss(n, r * n) * f))
+        FitPoint(float(n), float(r * n), float(LAW.loss(n, r * n) * f))
         for n, f in zip(sizes, own, strict=True)
         for r in (5, 10, 20, 40)
     ]
@@ -286,7 +288,7 @@ def test_a_shape_keeps_what_it_has_beside_the_law() -> None:
     anchored = found.predict(size, 200 * size, anchors=[r for r in runs if r.n_params == size])
     assert abs(anchored.loss_nats - truth) < 0.5 * abs(plain.loss_nats - truth)
     assert anchored.high_nats / anchored.low_nats < plain.high_nats / plain.low_nats
-    vague = [Observation(size, 10 * size, 5.0, stderr_nats=3.0)]
+    vague = [FitPoint(size, 10 * size, 5.0, stderr_nats=3.0)]
     unmoved = found.predict(size, 200 * size, anchors=vague)
     assert unmoved.loss_nats == pytest.approx(plain.loss_nats, rel=1e-3)
 
@@ -326,8 +328,8 @@ def test_losses_of_bytes_lie_below_the_floor_of_words() -> None:
     assert told.low_nats < law.loss(size, 1e18 / 6 / size) < told.high_nats
 
 
-def _runs(*sizes_and_tokens: tuple[float, float]) -> list[Observation]:
-    return [Observation(n, d, float(LAW.loss(n, d))) for n, d in sizes_and_tokens]
+def _runs(*sizes_and_tokens: tuple[float, float]) -> list[FitPoint]:
+    return [FitPoint(n, d, float(LAW.loss(n, d))) for n, d in sizes_and_tokens]
 
 
 @pytest.mark.parametrize(
@@ -346,7 +348,7 @@ def _runs(*sizes_and_tokens: tuple[float, float]) -> list[Observation]:
         ),
     ],
 )
-def test_refusals(runs: list[Observation], message: str) -> None:
+def test_refusals(runs: list[FitPoint], message: str) -> None:
     with pytest.raises(FitRefused) as caught:
         fit(runs)
     assert message in str(caught.value)
@@ -371,20 +373,20 @@ def test_a_fit_that_tells_nothing_is_refused() -> None:
 )  # fmt: skip
 def test_an_impossible_observation(changes: dict[str, float]) -> None:
     name = next(iter(changes))
-    with pytest.raises(ValueError, match=f"observation: {name} must be"):
-        dataclasses.replace(Observation(1e7, 1e8, 4.0), **changes)
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        dataclasses.replace(FitPoint(1e7, 1e8, 4.0), **changes)
 
 
 def test_budgets_are_counted_through_whole_steps() -> None:
-    runs = [Observation(1e7, d, 4.0) for d in (1e8, 1.02e8, 0.99e8, 2e8)]
+    runs = [FitPoint(1e7, d, 4.0) for d in (1e8, 1.02e8, 0.99e8, 2e8)]
     assert budgets_of(runs) == pytest.approx([6.02e15, 1.2e16], rel=0.01)
     assert budgets_of([]) == []
 
 
 def test_unknown_settings_are_taken_as_tuned(tried: ScalingFit) -> None:
-    known = Points.of([Observation(5e6, 4e7, 5.0, max_lr=1e-3)])
-    unknown = Points.of([Observation(5e6, 4e7, 5.0)])
-    mixed = Points.of([Observation(5e6, 4e7, 5.0, max_lr=1e-3), Observation(5e6, 4e7, 5.0)])
+    known = FitData.of([FitPoint(5e6, 4e7, 5.0, max_lr=1e-3)])
+    unknown = FitData.of([FitPoint(5e6, 4e7, 5.0)])
+    mixed = FitData.of([FitPoint(5e6, 4e7, 5.0, max_lr=1e-3), FitPoint(5e6, 4e7, 5.0)])
     both = log_loss(tried.theta, tried.centre, mixed)
     assert both[0] == pytest.approx(log_loss(tried.theta, tried.centre, known)[0])
     assert both[1] == pytest.approx(log_loss(tried.theta, tried.centre, unknown)[0])
@@ -394,7 +396,7 @@ def test_unknown_settings_are_taken_as_tuned(tried: ScalingFit) -> None:
 def test_score_of_runs_held_out(noisy: ScalingFit) -> None:
     later = grid(budgets=(1e18,))
     # A larger model with half a token a parameter, far above the law.
-    stray = Observation(5e8, 2.5e8, 9.0)
+    stray = FitPoint(5e8, 2.5e8, 9.0)
     told = score(noisy, [*later, stray])
     assert (told.all.n, told.valid.n, told.best.n) == (7, 4, 2)
     assert told.valid.coverage == 1.0

@@ -13,9 +13,9 @@ from studies.database.store import IllegalChangeError, Store
 from studies.database.tables import Study
 from studies.promotion.selection import record_prediction, select_trial
 from studies.samplers.objective import REFIT_EACH_UNTIL, Objective, points_fitted
+from studies.scaling.fitted_runs import FittedRuns
 from studies.scaling.prediction import fit_study
 from studies.scaling.result import ScalingFit
-from studies.scaling.study_points import Points
 from tests.support.lawful_runs import BUDGET, LAW, enter, fill_study, lawful_loss, trial_config
 
 NewStudy = Callable[..., Study]
@@ -86,7 +86,7 @@ def test_what_is_no_point_is_left_out_with_its_reason(store: Store, new_study: N
     fill_study(store, study, 2)
     enter(store, study, 10, trial_config(64, BUDGET, min_lr_ratio=0.9))
     enter(store, study, 11, trial_config(64, BUDGET, max_lr=3e-3), epochs=7.0)
-    points = Points.of(store.runs(study.id))
+    points = FittedRuns.of(store.runs(study.id))
     assert len(points.runs) == 2
     assert points.left_out == {
         "ended at a high learning rate": ["trial 10"],
