@@ -44,7 +44,7 @@ class StudyError(UserError):
 
 
 class FitRefused(UserError):
-    """The runs at hand do not carry a scaling fit; the message says what is missing."""
+    """The runs at hand are too few to fit a scaling law; the message says what to add."""
 
 
 class BudgetExceeded(BudgetsweepError):

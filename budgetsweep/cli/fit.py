@@ -23,13 +23,12 @@ from studies.scaling.fit_data import FLOPS_PER_PARAM_TOKEN
 from studies.scaling.held_out_score import Score, score
 from studies.scaling.likelihood import law_of
 from studies.scaling.priors import Priors
-from studies.scaling.result import UNDERTRAINED_BELOW, LossPrediction, ScalingFit
+from studies.scaling.result import LEVEL, UNDERTRAINED_BELOW, LossPrediction, ScalingFit
 from studies.scaling.runs_csv import RunsTable, read_runs
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LEVEL = 0.8
 MULTIPLES = (1, 10, 100)
 """Of the largest FLOPs fitted, predicted where none are asked for."""
 FIT_FILE = "fit.json"
@@ -80,7 +79,7 @@ def fit_command(
 
     Raises:
         DataError: the table cannot be read.
-        FitRefused: its runs do not carry a fit.
+        FitRefused: its runs are too few or too alike.
         ConfigError: `out` cannot be written.
     """
     table = read_runs(runs)
@@ -127,11 +126,9 @@ def _asked(
         n_params = found.best_params(budget)
         low, high = found.best_params_interval(budget, LEVEL)
         tokens = budget / FLOPS_PER_PARAM_TOKEN / n_params
-        told = found.predict(n_params, tokens, level=LEVEL)
-        asked.append(Asked(n_params, low, high, tokens, told))
+        asked.append(Asked(n_params, low, high, tokens, found.predict(n_params, tokens)))
     for n_params, tokens in runs:
-        told = found.predict(n_params, tokens, level=LEVEL)
-        asked.append(Asked(n_params, None, None, tokens, told))
+        asked.append(Asked(n_params, None, None, tokens, found.predict(n_params, tokens)))
     return asked
 
 
@@ -244,14 +241,15 @@ def _print(
 
 
 def tuning_sentences(found: ScalingFit) -> list[str]:
-    """What the fit says of learning rate and batch, where the runs told them."""
+    """What the fit says of learning rate and batch, where they are known."""
     said = []
+    off = "a factor of e from the optimum costs"
     if found.knows_lr:
-        said.append(f"a learning rate e times off costs {loss(found.k_lr_nats, 3)} nats")
+        said.append(f"a learning rate {off} {loss(found.k_lr_nats, 3)} nats")
     if found.knows_batch:
-        said.append(f"a batch e times off costs {loss(found.k_batch_nats, 3)} nats")
+        said.append(f"a batch {off} {loss(found.k_batch_nats, 3)} nats")
     if not said:
-        said.append("rates and batches are not told: all runs are taken as well tuned")
+        said.append("learning rates and batches are unknown: all runs are taken as well tuned")
     return said
 
 
@@ -275,8 +273,8 @@ def warnings(asked: Sequence[Asked]) -> list[str]:
         said.append(f"outside the range fitted: {' and '.join(outside)} (marked *)")
     if any(one.tokens < UNDERTRAINED_BELOW * one.n_params for one in asked):
         said.append(
-            f"under {UNDERTRAINED_BELOW:g} tokens a parameter the law holds badly; the interval is "
-            "wider there"
+            f"under {UNDERTRAINED_BELOW:g} tokens per parameter the law holds badly; the interval "
+            "is wider there"
         )
     return said
 
@@ -293,7 +291,7 @@ def _law_table(console: Console, found: ScalingFit) -> Table:
 def _predictions_table(console: Console, asked: Sequence[Asked]) -> Table:
     table = _empty_table(console)
     for head in (
-        "FLOPs", "over fitted", "parameters", "80 %", "tokens", "a parameter", "loss", "80 %",
+        "FLOPs", "over fitted", "parameters", "80 %", "tokens", "per parameter", "loss", "80 %",
         "perplexity",
     ):  # fmt: skip
         table.add_column(head, justify="right")

@@ -81,7 +81,7 @@ def promote_command(
         console.print(
             f"predicted {predicted.val_loss_nats:.4f}: off by "
             f"{run.val_loss_nats - predicted.val_loss_nats:+.4f} nats, "
-            f"{'inside' if inside else 'outside'} the interval "
+            f"{'within' if inside else 'outside'} the interval "
             f"({predicted.low_nats:.4f} to {predicted.high_nats:.4f})",
             highlight=False,
         )
@@ -116,7 +116,9 @@ def _print_promotion_plan(plan: PromotionPlan, console: Console) -> None:
             highlight=False,
         )
     if plan.predicted is not None:
-        console.print(f"predicted: {_loss_text(plan.predicted)}, on record", highlight=False)
+        console.print(
+            f"predicted: {_loss_text(plan.predicted)}; recorded before the run", highlight=False
+        )
 
 
 def print_answers(fit: StudyFit, console: Console) -> None:
@@ -149,10 +151,10 @@ def _why(fit: StudyFit) -> str:
     if choice.measured == choice.predicted:
         return f"trial {choice.measured} is the best here and predicted best at {fit.scale:g} x"
     return (
-        f"trial {choice.measured} instead of {choice.predicted} would cost "
-        f"{choice.measured_costs_nats:.3f} nats at {fit.scale:g} x "
-        f"({choice.measured_costs_low:.3f} to {choice.measured_costs_high:.3f}), "
-        f"{choice.predicted} instead of {choice.measured} {choice.predicted_costs_nats:.3f} here; "
+        f"choosing trial {choice.measured} has a predicted regret of "
+        f"{choice.measured_costs_nats:.3f} nats at {fit.scale:g} x the budget "
+        f"({choice.measured_costs_low:.3f} to {choice.measured_costs_high:.3f}), choosing trial "
+        f"{choice.predicted} one of {choice.predicted_costs_nats:.3f} nats here; "
         "promote takes the predicted best, --select measured the other"
     )
 
@@ -161,10 +163,10 @@ def _interval(candidate: Candidate) -> str:
     return f"{candidate.loss_nats:.3f} ({candidate.low_nats:.3f} to {candidate.high_nats:.3f})"
 
 
-def _loss_text(told: Prediction) -> str:
+def _loss_text(predicted: Prediction) -> str:
+    loss, low, high = predicted.val_loss_nats, predicted.low_nats, predicted.high_nats
     return (
-        f"val loss {told.val_loss_nats:.3f} ({told.low_nats:.3f} to {told.high_nats:.3f}), PPL "
-        f"{math.exp(told.val_loss_nats):,.1f} ({math.exp(told.low_nats):,.1f} to "
-        f"{math.exp(told.high_nats):,.1f}; {100 * told.level:.0f} %), "
-        f"{told.extrapolation:.3g} times the largest run fitted"
+        f"val loss {loss:.3f} ({low:.3f} to {high:.3f}), PPL {math.exp(loss):,.1f} "
+        f"({math.exp(low):,.1f} to {math.exp(high):,.1f}; {100 * predicted.level:.0f} %), "
+        f"{predicted.extrapolation:.3g} times the largest run fitted"
     )

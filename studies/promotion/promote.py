@@ -1,7 +1,7 @@
 """The promotion: a trial's shape, trained with a multiple of the study's budget.
 
 What changes with the length of the run follows `studies.scaling.rescaling`; the shape never does.
-What is predicted of the run is on record before it trains.
+The predicted loss is recorded before the run trains.
 """
 
 from __future__ import annotations

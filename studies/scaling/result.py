@@ -231,7 +231,7 @@ class ScalingFit:
         return float(low), float(high)
 
     def _misfit_sd(self, points: FitData) -> FloatArray:
-        """Relative misfit of the law beyond its budgets and at few tokens a parameter."""
+        """Relative misfit of the law beyond its budgets and at few tokens per parameter."""
         flops = points.n_params + points.tokens + math.log(FLOPS_PER_PARAM_TOKEN)
         beyond = np.maximum(0.0, flops - math.log(self.flops_range[1]))
         return np.hypot(

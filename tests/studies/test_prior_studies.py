@@ -64,8 +64,8 @@ def test_a_few_trials_carry_a_law_with_an_earlier_study(searched: Path) -> None:
         fit = fit_study(study, runs, 100.0, prior_runs(store, study))
         assert alone.refusal is not None
         assert fit.refusal is None
-        assert fit.points.earlier == {"small": 12}
-        assert len(fit.points.runs) == 17
+        assert fit.runs.n_prior == {"small": 12}
+        assert len(fit.runs.runs) == 17
         # Points, never candidates.
         ids = {run.id for run in runs}
         assert len(fit.candidates) == 5
@@ -129,7 +129,7 @@ def test_the_same_command_goes_on_and_another_list_is_refused(copied: Path) -> N
     ("words", "message"),
     [
         (("--points-from", "smal"), "holds no study 'smal'; did you mean 'small'"),
-        (("--study", "new", "--points-from", "new"), "a study's own runs are points anyway"),
+        (("--study", "new", "--points-from", "new"), "a study's own runs are data points anyway"),
         (("--simulate", "hoffmann2022"), "another simulated world or table of runs"),
         (("--convention", "mac"), "another FLOP convention (nanogpt, here mac)"),
         (("--tokenizer", "r50k_base"), "another tokenizer (gpt2, here r50k_base)"),
@@ -195,7 +195,7 @@ def test_a_longer_part_of_the_same_text_is_the_same_text(tmp_path: Path) -> None
     assert texts.earlier(large, "small") == {"small": []}
     assert texts.earlier(small, "large") == {"large": []}
     other = texts.study("other", 10**9, val_tokens=2048)
-    with pytest.raises(StudyError, match=r"\(4096 tokens, here 2048\).*measures on as much"):
+    with pytest.raises(StudyError, match=r"\(4096 tokens, here 2048\).*validates on as much"):
         texts.earlier(other, "small")
 
 
@@ -208,7 +208,7 @@ def test_another_training_text_is_refused_by_its_checksum(tmp_path: Path) -> Non
     texts.study("small", 10**8, **same)
     texts.text.write_text("another beginning " * 20 + "\n\n" + texts.text.read_text())
     large = texts.study("large", 10**9, **same)
-    with pytest.raises(StudyError, match="small: another training text, by its checksum"):
+    with pytest.raises(StudyError, match="small: another training set, by its checksum"):
         texts.earlier(large, "small")
 
 

@@ -63,7 +63,7 @@ def runs_of(settings: SearchSettings) -> dict[str, list[Run]]:
     """The study's runs by kind."""
     with Store.open(settings.storage) as store:
         study = store.study(settings.study_name)
-        return {kind: store.runs(study.id, kind=kind) for kind in ("trial", "branch", "promotion")}
+        return {kind: store.runs(study.id, kind=kind) for kind in ("trial", "branch", "finalist")}
 
 
 def outcomes(settings: SearchSettings) -> list[tuple[Any, ...]]:
@@ -473,7 +473,7 @@ def test_finalists_come_after_branches_and_a_limit_counts_all(tmp_path: Path) ->
     short = dataclasses.replace(settings, total_flops=limit - 2 * 10**14)
     assert "a finalist at 2 times the budget would cost" in search(short, Hooks()).reason
     assert search(dataclasses.replace(settings, total_flops=limit), Hooks()).finished
-    (finalist,) = runs_of(settings)["promotion"]
+    (finalist,) = runs_of(settings)["finalist"]
     assert (finalist.scale, finalist.status) == (2.0, "complete")
 
 

@@ -126,7 +126,7 @@ def test_trials_of_a_study_and_status(study: Path) -> None:
         ((), "give one of RUN"),
         (("x.csv", "--trial", "1"), "give one of RUN"),
         (("--trial", "1", "--promotion", "0"), "give one of RUN"),
-        (("x.csv",), "x.csv: no such file or folder"),
+        (("x.csv",), "x.csv: no such file"),
         (("--trial", "1", "--storage", "none.db"), "no such study database"),
     ],
 )

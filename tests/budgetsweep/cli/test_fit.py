@@ -42,7 +42,7 @@ def test_what_it_prints(runs: Path) -> None:
     assert law == ["E", "A", "alpha", "B", "beta", "delta"]
     rows = [line.split() for line in lines if "×" in line]
     assert [row[:2] for row in rows] == [["3e16", "×1"], ["3e17", "×10"], ["3e18", "×100"]]
-    assert "rates and batches are not told: all runs are taken as well tuned" in lines
+    assert "learning rates and batches are unknown: all runs are taken as well tuned" in lines
     assert "outside the range fitted: parameters and tokens (marked *)" in lines
 
 
@@ -95,8 +95,8 @@ def test_rates_and_batches_of_a_search(tmp_path: Path) -> None:
     ]
     path.write_text("\n".join(["N,D,loss,lr,batch_tokens", *rows]), encoding="utf-8")
     done = CliRunner().invoke(cli, ["fit", str(path), "--out", str(tmp_path / "out")])
-    assert "a learning rate e times off costs 0.0" in done.output
-    assert "a batch e times off costs 0.0" in done.output
+    assert "a learning rate a factor of e from the optimum costs 0.0" in done.output
+    assert "a batch a factor of e from the optimum costs 0.0" in done.output
     assert (tmp_path / "out" / "lr_optimum.png").is_file()
 
 
@@ -115,7 +115,10 @@ def test_groups_and_the_floor(runs: Path) -> None:
         (["none.csv"], "none.csv: no such file"),
         (["{runs}", "--group", "c4"], "no runs of group 'c4'; the table has no column group"),
         (["{runs}", "--max-flops", "1e14"], "no run of at most 1e14 FLOPs; the smallest has 1e15"),
-        (["{runs}", "--max-flops", "1e15"], "6 shapes at 1 budget: cannot separate A from B"),
+        (
+            ["{runs}", "--max-flops", "1e15"],
+            "6 sizes at 1 budget; add runs at another budget",
+        ),
         (["{runs}", "--out", "{runs}/out"], "cannot be written"),
     ],
 )

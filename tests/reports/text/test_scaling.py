@@ -81,7 +81,7 @@ def test_a_refusal_is_told_with_its_reason(store: Store, study: Study, tmp_path:
     fitted(store, study, 2)
     blocks = text_scaling.answers(facts_of(tmp_path))
     assert len(blocks) == 1
-    assert told(blocks).count("Nothing is predicted: scaling fit: ") == 1
+    assert told(blocks).count("Nothing is predicted: too few runs to fit a scaling law: ") == 1
 
 
 @pytest.mark.parametrize(("error", "inside"), [(0.01, "yes"), (9.0, "no")])
@@ -110,7 +110,7 @@ def test_predictions_are_scored(
     )  # fmt: skip
     table, verdict = text_scaling.scores(facts_of(tmp_path))
     assert isinstance(table, Table)
-    assert table.rows[0][0] == "0 (predicted)"
+    assert table.rows[0][0] == "promotion 0 (predicted)"
     assert table.rows[0][-2:] == [f"{error:+.3f}", inside]
     assert f"{int(inside == 'yes')} of 1 promotion ended inside the interval of 80 %" in str(
         verdict

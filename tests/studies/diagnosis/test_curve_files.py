@@ -108,7 +108,7 @@ def test_a_line_that_is_no_point_is_named(write, text: str, message: str) -> Non
 
 
 def test_places_without_a_curve(tmp_path: Path, write) -> None:
-    with pytest.raises(DataError, match="no such file or folder; expected a run's folder"):
+    with pytest.raises(DataError, match="no such file; expected a run's folder"):
         read_curve(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no curve\.csv; expected the folder of a complete run"):

@@ -47,7 +47,7 @@ def test_the_model_is_the_documented_formula(tried: ScalingFit) -> None:
         + tried.k_lr_nats * (math.log(rate) - best) ** 2
         + tried.k_batch_nats * (over - best_over) ** 2
     )
-    told = tried.predict(size, tokens, max_lr=rate, batch_tokens=batch, tuned=False)
+    told = tried.predict(size, tokens, max_lr=rate, batch_tokens=batch)
     assert told.loss_nats == pytest.approx(expected, rel=1e-9)
     assert tried.tuned_lr(size, tokens, batch) == pytest.approx(math.exp(best), rel=1e-9)
     assert tried.tuned_batch(tokens) == pytest.approx(
@@ -56,7 +56,7 @@ def test_the_model_is_the_documented_formula(tried: ScalingFit) -> None:
     # At their optimum rate and batch cost nothing.
     batch = tried.tuned_batch(tokens)
     rate = tried.tuned_lr(size, tokens)
-    tuned = tried.predict(size, tokens, max_lr=rate, batch_tokens=batch, tuned=False)
+    tuned = tried.predict(size, tokens, max_lr=rate, batch_tokens=batch)
     assert tuned.loss_nats == pytest.approx(tried.law.loss(size, tokens), rel=1e-9)
 
 
@@ -96,7 +96,7 @@ def test_the_scatter_is_estimated() -> None:
 def test_units_of_size_do_not_matter(factor: float, seed: int) -> None:
     """N counted in other units (another convention) gives the same losses."""
     runs = grid(noise=NOISE, seed=seed)
-    # Tokens follow, so that tokens a parameter stay.
+    # Tokens follow, so that tokens per parameter stay.
     scaled = [
         dataclasses.replace(r, n_params=r.n_params * factor, tokens=r.tokens * factor) for r in runs
     ]
@@ -138,9 +138,9 @@ def test_a_run_counts_by_its_standard_error(noisy: ScalingFit) -> None:
     assert errors[1] < 0.6 * errors[0]
 
 
-def test_few_tokens_a_parameter_count_less_where_the_batch_is_not_known() -> None:
+def test_few_tokens_per_parameter_count_less_where_the_batch_is_not_known() -> None:
     runs = grid(noise=NOISE)
-    # Large models with a fifth of a token a parameter, 20 % above the law.
+    # Large models with a fifth of a token per parameter, 20 % above the law.
     bad = [FitPoint(n, 0.2 * n, 1.2 * float(LAW.loss(n, 0.2 * n))) for n in (1e8, 2e8, 4e8)]
     size = LAW.best_params(1e18)
     tokens = 1e18 / 6 / size
@@ -200,7 +200,7 @@ def test_the_law_is_trusted_less_beyond_its_budgets(noisy: ScalingFit) -> None:
     assert beyond == pytest.approx(0.7 * math.log(100), rel=0.02)
 
 
-def test_rates_and_batches_are_told_apart_from_size() -> None:
+def test_learning_rates_and_batches_are_separated_from_size() -> None:
     """Rates thrice StepLaw's, mistuned by up to a decade: found, and the law beneath too."""
     found = fit(study(LAW, seed=1, n=80, rate_shift=3.0))
     assert found.knows_lr
@@ -335,16 +335,19 @@ def _runs(*sizes_and_tokens: tuple[float, float]) -> list[FitPoint]:
 @pytest.mark.parametrize(
     ("runs", "message"),
     [
-        ([], "0 runs of 0 shapes at 0 budgets: too few"),
-        (_runs((1e7, 1e8), (2e7, 2e8), (3e7, 1e8)), "3 runs of 3 shapes at 3 budgets: too few"),
-        (grid(budgets=(1e16,)), "6 shapes at 1 budget: cannot separate A from B; add --rungs"),
+        ([], "0 complete runs of 0 sizes at 0 budgets; add runs of other sizes and budgets, 5"),
+        (
+            _runs((1e7, 1e8), (2e7, 2e8), (3e7, 1e8)),
+            "too few runs to fit a scaling law: 3 complete runs of 3 sizes at 3 budgets; add ",
+        ),
+        (grid(budgets=(1e16,)), "6 sizes at 1 budget; add runs at another budget (--rungs)"),
         (
             _runs(*[(1e7, d) for d in (1e8, 2e8, 4e8, 8e8, 1.6e9)]),
-            "1 shape at 5 budgets: sizes within a factor 1.5 cannot separate A from E",
+            "5 complete runs of 1 size at 5 budgets; add smaller or larger models",
         ),
         (
             [*grid(), *(dataclasses.replace(r, group="c4") for r in grid())],
-            "runs of 2 groups ((none), c4) are not of one law",
+            "runs of 2 groups ((none), c4) cannot share a scaling law",
         ),
     ],
 )
@@ -354,7 +357,7 @@ def test_refusals(runs: list[FitPoint], message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_a_fit_that_tells_nothing_is_refused() -> None:
+def test_a_fit_of_no_use_is_refused() -> None:
     rng = np.random.default_rng(0)
     runs = [
         dataclasses.replace(r, loss_nats=r.loss_nats * float(np.exp(0.5 * rng.standard_normal())))
@@ -371,7 +374,7 @@ def test_a_fit_that_tells_nothing_is_refused() -> None:
         {"stderr_nats": -0.1}, {"batch_tokens": 0.0},
     ],
 )  # fmt: skip
-def test_an_impossible_observation(changes: dict[str, float]) -> None:
+def test_an_impossible_point(changes: dict[str, float]) -> None:
     name = next(iter(changes))
     with pytest.raises(ValueError, match=f"{name} must be"):
         dataclasses.replace(FitPoint(1e7, 1e8, 4.0), **changes)
@@ -395,7 +398,7 @@ def test_unknown_settings_are_taken_as_tuned(tried: ScalingFit) -> None:
 
 def test_score_of_runs_held_out(noisy: ScalingFit) -> None:
     later = grid(budgets=(1e18,))
-    # A larger model with half a token a parameter, far above the law.
+    # A larger model with half a token per parameter, far above the law.
     stray = FitPoint(5e8, 2.5e8, 9.0)
     told = score(noisy, [*later, stray])
     assert (told.all.n, told.valid.n, told.best.n) == (7, 4, 2)
@@ -406,7 +409,7 @@ def test_score_of_runs_held_out(noisy: ScalingFit) -> None:
     assert told.all.mean_error > 0.04
     assert len(told.regret_nats) == 1
     assert 0 <= told.regret_nats[0] < 0.02
-    assert any("with 3 tokens a parameter or more (4)" in line for line in told.sentences())
+    assert any("with 3 tokens per parameter or more (4)" in line for line in told.sentences())
 
 
 def test_prior_defaults_cover_the_published_fits() -> None:

@@ -29,7 +29,7 @@ from studies.database.tables import Run
 from studies.execution.observer import Observer, RunView
 from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
 from studies.scaling.fitted_runs import FittedRuns
-from studies.scaling.study_fit import counted, fit_runs
+from studies.scaling.study_fit import fit_runs, points_of
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
 from studies.simulation.replay import read_table
@@ -144,13 +144,13 @@ def test_a_size_is_tried_on_several_rungs(searched: Path) -> None:
     assert len(again) <= 1  # of the first four, which only spread
 
 
-def test_no_law_is_told_rates_batches_or_shapes(searched: Path) -> None:
-    points = FittedRuns.of(trials(settings_for(searched)))
-    assert len(points.runs) == 18
-    told = counted(points, "blocks")
-    assert {(one.max_lr, one.batch_tokens, one.stderr_nats) for one in told} == {(None, None, 0.0)}
-    assert [one.n_params for one in told] == [run.n_params for run in points.runs]
-    for law in fit_runs(points).laws:
+def test_no_law_knows_rates_batches_or_shapes(searched: Path) -> None:
+    runs = FittedRuns.of(trials(settings_for(searched)))
+    assert len(runs.runs) == 18
+    points = points_of(runs, "charged")
+    assert {(p.max_lr, p.batch_tokens, p.stderr_nats) for p in points} == {(None, None, 0.0)}
+    assert [p.n_params for p in points] == [run.n_params for run in runs.runs]
+    for law in fit_runs(runs).laws:
         assert (law.fit.knows_lr, law.fit.knows_batch, law.effects.names) == (False, False, ())
 
 

@@ -201,7 +201,7 @@ def test_a_checked_learning_rate_stays_within_the_budget_and_is_found_again(
 
     assert promote(wanted, PromoteHooks(on_plan=on_plan)).run is None  # before the third check
     first = promote(wanted, PromoteHooks(on_plan=on_plan))
-    fitted = [[run.id for run in plan.selection.fit.points.runs] for plan in plans]
+    fitted = [[run.id for run in plan.selection.fit.runs.runs] for plan in plans]
     assert fitted == [fitted[0]] * 5
     del plans[2]  # the third check was planned twice
     with Store.open(settings.storage) as store:
@@ -235,4 +235,4 @@ def test_finalists_are_trained_once_whatever_the_limit(tmp_path: Path) -> None:
     again = search(settings, Hooks())
     assert (again.finished, again.reason) == (True, "all 8 trials are done")
     with Store.open(settings.storage) as store:
-        assert len(store.runs(store.study().id, kind="promotion")) == 1
+        assert len(store.runs(store.study().id, kind="finalist")) == 1
