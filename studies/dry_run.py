@@ -64,7 +64,7 @@ def dry_run(
         sample = sample_space(space, base, shared, n, settings.seed, on_progress)
         if not sample.admitted:
             return DryRun(settings, space, sample, "nothing is admitted", None, told)
-        speed = measure_speed(sample, pool.measure_share, pool.device().name, seconds_each=seconds)
+        speed = measure_speed(sample, pool.measure_share, seconds_each=seconds)
     plan = None
     if isinstance(speed, Speed):
         plan = plan_time(

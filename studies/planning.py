@@ -1,7 +1,7 @@
-"""What a search will need, found by sampling its space: data, time, memory, admitted share.
+"""What a search will need, found by sampling its space: data, time, disk, share of admitted.
 
-Nothing is trained. Times rest on a measurement of this device: real optimiser steps of a few of
-the space's own configurations, on random tokens.
+Nothing is trained. Times rest on real optimiser steps of a few of the space's own configurations,
+on random tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trainer.config import RunConfig
 EVAL_SHARE = 0.1
 """All validation passes of a run together take at most this share of its time."""
 SENSIBLE_SECONDS = 30 * 60.0
-"""A search that takes longer than a day is called absurd; a sensible one takes so long."""
+"""A search of more than a day is called very long; a suggested one takes so long."""
 ABSURD_SECONDS = 24 * 3600.0
 PLAN_SAMPLES = 256
 CHECKPOINT_BYTES_PER_PARAM = 12
@@ -90,56 +90,50 @@ def wanted_train_tokens(sample: Sample) -> int | None:
 def wanted_val_tokens(sample: Sample) -> int:
     """Validation tokens such that even the shortest run spends a tenth of its time on them.
 
-    Given n passes at c times the training cost a token (`eval_cost`), solve
+    Given n passes at c times the training cost per token (`eval_cost`), solve
     n · c · val_tokens = 0.1 · train_tokens. Runs so short that this gives fewer windows than the
     constraint demands get that many all the same.
     """
-    configs = [admitted.config for admitted in sample.admitted]
-    affordable = min(int(EVAL_SHARE / eval_cost(c) * c.total_tokens / c.num_evals) for c in configs)
-    longest = max(config.tokens_per_sequence for config in configs)
-    return max(affordable, MIN_VALIDATION_WINDOWS * longest)
+    longest = max(admitted.config.tokens_per_sequence for admitted in sample.admitted)
+    return max(_affordable(sample, lambda c: c.total_tokens), MIN_VALIDATION_WINDOWS * longest)
 
 
 def wanted_val_pairs(sample: Sample) -> int:
     """`wanted_val_tokens` for an encoder-decoder: a pair costs the same in both passes."""
-    configs = [admitted.config for admitted in sample.admitted]
-    affordable = min(
-        int(EVAL_SHARE / eval_cost(c) * c.steps * c.sequences_per_step / c.num_evals)
-        for c in configs
-    )
+    affordable = _affordable(sample, lambda c: c.steps * c.sequences_per_step)
     return max(affordable, MIN_VALIDATION_WINDOWS)
 
 
-def eval_cost(config: RunConfig) -> float:
-    """Cost of validating a token, of training it.
+def _affordable(sample: Sample, trained: Callable[[RunConfig], int]) -> int:
+    """Tokens or pairs that validation can afford where a run trains on so many."""
+    configs = [admitted.config for admitted in sample.admitted]
+    return min(int(EVAL_SHARE / eval_cost(c) * trained(c) / c.num_evals) for c in configs)
 
-    A third, forward without backward; more where training samples the head: validation never does.
+
+def eval_cost(config: RunConfig) -> float:
+    """Cost of validating a token as a multiple of training it.
+
+    A third, forward without backward; more with a sampled softmax, which validation never uses.
     """
     if config.head_samples is None:
         return 1.0 / 3.0
-    whole = config.with_changes(head_samples=None)
-    return whole.flops_per_step("matmul") / (3.0 * config.flops_per_step("matmul"))
+    full = config.with_changes(head_samples=None)
+    return full.flops_per_step("matmul") / (3.0 * config.flops_per_step("matmul"))
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured speed of a device: useful FLOPs a second against FLOPs a token."""
+    """Measured speed of a device: useful FLOPs per second against FLOPs per token."""
 
     flops_per_token: list[int]
-    """Exact (`matmul`) training FLOPs a token of the measured configurations, ascending."""
+    """Exact (`matmul`) training FLOPs per token of the measured configurations, ascending."""
     flops_per_second: list[float]
-    device_name: str
 
     def seconds(self, config: RunConfig) -> float:
         """Training time of a filled configuration, evaluation included."""
         per_token = charge_per_step(config, "matmul") / config.tokens_per_step
-        rate = float(
-            np.exp(
-                np.interp(
-                    np.log(per_token), np.log(self.flops_per_token), np.log(self.flops_per_second)
-                )
-            )
-        )
+        known, speeds = np.log(self.flops_per_token), np.log(self.flops_per_second)
+        rate = float(np.exp(np.interp(np.log(per_token), known, speeds)))
         training = per_token * config.total_tokens / rate
         validation = eval_cost(config) * config.num_evals * (config.data.val_tokens or 0)
         return training * (1.0 + validation / config.total_tokens)
@@ -151,13 +145,9 @@ def measuring_seconds(budget_flops: int) -> float:
 
 
 def measure_speed(
-    sample: Sample,
-    measure: Callable[[RunConfig, float], Measured],
-    device_name: str,
-    *,
-    seconds_each: float,
+    sample: Sample, measure: Callable[[RunConfig, float], Measured], *, seconds_each: float
 ) -> Speed | str:
-    """Measure a cheap, a middling and a dear configuration of the sample.
+    """Measure a cheap, a middling and an expensive configuration of the sample.
 
     Returns:
         The speed, or in one line why nothing could be measured.
@@ -173,18 +163,18 @@ def measure_speed(
         found[per_token] = per_token * measured.tokens_per_second
     if not found:
         return reason
-    return Speed(sorted(found), [found[key] for key in sorted(found)], device_name)
+    return Speed(sorted(found), [found[key] for key in sorted(found)])
 
 
 def spread_by_cost(sample: Sample, count: int = 3) -> list[Admitted]:
-    """At most `count` configurations of a sample, evenly from cheap to dear by FLOPs a token."""
+    """At most `count` configurations of a sample, evenly spread by FLOPs per token, ascending."""
     ordered = sorted(sample.admitted, key=lambda a: charge_per_token(a.config))
     count = min(count, len(ordered))
     return [ordered[round(q)] for q in np.linspace(0, len(ordered) - 1, count)]
 
 
 def charge_per_token(config: RunConfig) -> int:
-    """Exact training FLOPs a token."""
+    """Exact training FLOPs per token."""
     return charge_per_step(config, "matmul") // config.tokens_per_step
 
 
@@ -217,9 +207,8 @@ def plan_time(
 ) -> TimePlan:
     """Time of a trial of the whole budget and of the whole search, all rungs included.
 
-    Workers on one CPU share its cores: the measured speed is that of one worker with its share of
-    the threads, so the search takes n_trials / n_workers times a trial. So it does on GPUs, where
-    the speed is measured while all workers of one are at work.
+    Speed is measured with a worker's share of the cores, or while all workers of a GPU are at work:
+    the search takes n_trials / n_workers times a trial.
     """
     seconds = np.array([speed.seconds(admitted.config) for admitted in sample.admitted])
     n_budgets = float((rungs or Rungs()).budgets(n_trials))

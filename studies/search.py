@@ -357,12 +357,8 @@ def _announce(
         )
     if isinstance(pool, SimulatedPool):
         return None
-    speed = measure_speed(
-        sample,
-        pool.measure_share,
-        pool.device().name,
-        seconds_each=measuring_seconds(settings.budget_flops),
-    )
+    seconds = measuring_seconds(settings.budget_flops)
+    speed = measure_speed(sample, pool.measure_share, seconds_each=seconds)
     if not isinstance(speed, Speed):
         hooks.observer.message(f"the speed of this device could not be measured: {speed}")
         return None

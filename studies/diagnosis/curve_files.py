@@ -73,7 +73,7 @@ def _read_folder(folder: Path) -> CurveSource:
 
 
 def _bytes_per_token(path: Path) -> float | None:
-    """From loss and bits per byte of eval.json: bits a token / bits a byte."""
+    """From loss and bits per byte of eval.json: bits per token / bits per byte."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         value = report["val-loss"] / math.log(2) / report["val_bits_per_byte"]

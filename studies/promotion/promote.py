@@ -306,9 +306,7 @@ def _seconds(admitted: Admitted, pool: WorkerPool | SimulatedPool) -> float | No
     if isinstance(pool, SimulatedPool):
         return None
     seconds = min(2.0, max(0.05, admitted.charge_flops / 1e12))
-    speed = measure_speed(
-        Sample([admitted], []), pool.measure, pool.device().name, seconds_each=seconds
-    )
+    speed = measure_speed(Sample([admitted], []), pool.measure, seconds_each=seconds)
     return speed.seconds(admitted.config) if isinstance(speed, Speed) else None
 
 

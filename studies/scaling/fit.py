@@ -138,10 +138,8 @@ def fit(
         n_params_range=_range(data.n_params),
         tokens_range=_range(data.tokens),
         flops_range=_range([math.log(point.flops) for point in points]),
-        loss_range=_range(data.loss),
         knows_lr=bool(np.isfinite(data.max_lr).any()),
         knows_batch=bool(np.isfinite(data.batch_tokens).any()),
-        group=points[0].group,
     )
     if must_reach:
         _check_reach(found)

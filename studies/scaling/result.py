@@ -90,12 +90,10 @@ class ScalingFit:
     n_params_range: tuple[float, float]
     tokens_range: tuple[float, float]
     flops_range: tuple[float, float]
-    loss_range: tuple[float, float]
     knows_lr: bool
     """Whether the points have learning rates; else all that is known of them is the prior."""
     knows_batch: bool
     """Whether the points have tokens per step; else all that is known of them is the prior."""
-    group: str = ""
 
     @property
     def law(self) -> ScalingLaw:
@@ -275,7 +273,7 @@ class ScalingFit:
 
 
 _ARRAYS = ("theta", "draws")
-_RANGES = ("n_params_range", "tokens_range", "flops_range", "loss_range")
+_RANGES = ("n_params_range", "tokens_range", "flops_range")
 
 
 def _rounded(values: FloatArray) -> list[Any]:

@@ -103,7 +103,7 @@ def test_a_healthy_curve_and_a_curve_too_short(tmp_path: Path) -> None:
     path.write_text("step,train_loss\n1,5\n2,4\n", encoding="utf-8")
     done = CliRunner().invoke(cli, ["diagnose", str(path)])
     assert done.exit_code == 0
-    assert "nothing can be told from 2 training losses: it takes 12" in done.output
+    assert "nothing can be said from 2 training losses: it takes 12" in done.output
 
 
 def test_trials_of_a_study_and_status(study: Path) -> None:

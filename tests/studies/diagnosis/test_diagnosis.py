@@ -23,7 +23,7 @@ from trainer.data.shards.tokens import TokenArray, TokenData
 from trainer.data.sources.corpus import DemoCorpus
 
 FACTS = CurveFacts(
-    num_steps=1000, warmup_steps=50, max_lr=3e-3, final_lr=3e-4, sequences_per_step=16,
+    num_steps=1000, warmup_steps=50, sequences_per_step=16,
     tokens_per_step=512, grad_clip=1.0, n_vocab=257, bytes_per_token=1.0,
 )  # fmt: skip
 NO_NOISE = CurveFacts()
@@ -129,7 +129,7 @@ def test_a_spike_is_told_with_its_steps_and_rate() -> None:
     assert (
         f"rose from {low:.2f} to {high:.2f} nats in steps 120 to 140" in found.verdicts[0].evidence
     )
-    assert "while the rate was up to 0.003, its peak" in found.verdicts[0].evidence
+    assert "while the learning rate was up to 0.003, its peak" in found.verdicts[0].evidence
 
 
 def test_noise_alone_is_no_spike() -> None:
@@ -197,11 +197,11 @@ def test_overfitting_needs_both_losses_to_part() -> None:
 @pytest.mark.parametrize(
     ("tokens", "bytes_per_token", "val", "leaks"),
     [
-        (5e5, 1.0, 0.9, False),  # 1.30 bits a byte after half a megabyte
+        (5e5, 1.0, 0.9, False),  # 1.30 bits per byte after half a megabyte
         (5e5, 1.0, 0.8, True),  # 1.15
         (1e8, 1.0, 0.62, False),
         (1e8, 1.0, 0.55, True),
-        (1e10, 4.4, 2.0, False),  # 0.66 bits a byte: a large model on web text
+        (1e10, 4.4, 2.0, False),  # 0.66 bits per byte: a large model on web text
         (1e10, 4.4, 1.7, True),
     ],
 )
