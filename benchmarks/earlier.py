@@ -80,7 +80,7 @@ def promoted(settings: SearchSettings, world: SimulatedWorld, best: float) -> Ro
 def markdown(result: Row, args: argparse.Namespace) -> str:
     """The table for people."""
     lines = [
-        "# PriorRuns studies as points", "",
+        "# Prior studies as data points", "",
         f"`{result['command']}`; {result['machine']}, commit {result['commit']}. {args.seeds} "
         f"seeds a world: {args.before} trials at 1e14, then {args.trials} at 1e15 for 1e17. "
         "Simulated: nothing was trained.", "",

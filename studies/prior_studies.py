@@ -32,18 +32,9 @@ def base_with_prior_studies(
     base: dict[str, Any],
     names: Iterable[str],
 ) -> dict[str, Any]:
-    """The run settings of a new study, whose losses prior ones can be compared with.
+    """The run settings of a new study: `base` with the validation tokens of its prior studies.
 
-    Args:
-        store: the database of all of them.
-        name: of the new study.
-        convention: of its budget.
-        space: its search space.
-        base: its run settings.
-        names: of the prior ones.
-
-    Returns:
-        `base` with the prior studies' number of validation tokens, unless it has its own.
+    Unless it has its own number of them. `name` is the new study's, `names` are the prior ones'.
 
     Raises:
         StudyError: there is no such study, or its runs cannot be compared.
@@ -62,12 +53,6 @@ def prior_runs(
 
     Of a study's own prior ones those runs that had ended when it was created, so that a search goes
     on after an interruption as it would have without; of the others all.
-
-    Args:
-        store: the database of all of them.
-        study: whose law is to be fitted; its data are fixed.
-        names: of further studies.
-        cache_dir: where tokens lie.
 
     Raises:
         StudyError: there is no such study, or its runs cannot be compared with this one's.

@@ -105,7 +105,7 @@ def search(settings: SearchSettings, hooks: Hooks) -> SearchOutcome:
             pool = worker_pool(settings)
             stack.enter_context(pool)
             require_device(settings, pool)
-        # So with earlier studies: they are in the database already.
+        # So with prior studies: they are in the database already.
         store = Store.open(settings.storage, create=not settings.points_from)
         stack.callback(store.close)
         study = _open_study(store, settings, space, base)
@@ -240,10 +240,12 @@ def _search(
         _law(space, base, study) if settings.sampler == "law" else None,
     )
     try:
-        earlier = prior_runs(store, study, cache_dir=settings.cache_dir)
-        for name, runs in earlier.items():
-            hooks.observer.message(f"{len(runs)} complete runs of {name} are points of the law too")
-        objective = Objective(study, store.runs(study.id), earlier)
+        prior = prior_runs(store, study, cache_dir=settings.cache_dir)
+        for name, runs in prior.items():
+            hooks.observer.message(
+                f"{len(runs)} complete runs of {name} are data points of the fit too"
+            )
+        objective = Objective(study, store.runs(study.id), prior)
         reconcile(store, study, proposals, objective)
         finished_trials = store.runs(study.id, kind="trial", statuses=FINISHED_STATUSES)
         if isinstance(pool, WorkerPool) and len(finished_trials) < settings.trials:
@@ -377,9 +379,9 @@ def _outcome(
 ) -> SearchOutcome:
     best, fit = store.best_run(study.id), None
     if best is not None:
-        earlier = prior_runs(store, study, cache_dir=settings.cache_dir)
+        prior = prior_runs(store, study, cache_dir=settings.cache_dir)
         scale = settings.for_scale or DEFAULT_SCALE
-        fit = fit_study(study, store.runs(study.id), scale, earlier)
+        fit = fit_study(study, store.runs(study.id), scale, prior)
         store.add_fit(study.id, scale=fit.scale, refusal=fit.refusal, record=fit.to_dict())
     return SearchOutcome(
         study_name=study.name,

@@ -28,15 +28,8 @@ def train_finalists(
     """Train the finalists of every rung above the budget, or continue doing so.
 
     Which they are follows from the runs of the rungs below alone, so the same call after an
-    interruption continues with the same ones.
-
-    Args:
-        store: the study's database; its lease is held.
-        study: its row, all trials finished.
-        settings: rungs, scale, limits of time and FLOPs.
-        pool: started workers.
-        hooks: how to talk to the caller.
-        out_of_time: asked before each run.
+    interruption continues with the same ones. All trials are finished, the study's lease is held,
+    the workers are started.
 
     Returns:
         Why runs are missing, in words; None: all are trained.

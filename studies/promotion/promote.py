@@ -103,11 +103,6 @@ class PromotionPlan:
     resumed_at_step: int
 
 
-def _go_ahead(plan: PromotionPlan) -> bool:
-    del plan
-    return True
-
-
 @dataclass
 class PromoteHooks:
     """How a promotion talks to its caller."""
@@ -115,7 +110,7 @@ class PromoteHooks:
     observer: Observer = field(default_factory=Observer)
     should_stop: Callable[[], bool] = lambda: False
     should_kill: Callable[[], bool] = lambda: False
-    on_plan: Callable[[PromotionPlan], bool] = _go_ahead
+    on_plan: Callable[[PromotionPlan], bool] = lambda _: True
     """Shown before training; False: do not start."""
     on_prepare: Callable[[PrepareProgress], None] | None = None
 

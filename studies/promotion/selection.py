@@ -65,12 +65,7 @@ def record_prediction(
 ) -> None:
     """Record what is predicted of a run before it trains; without a law only why there is none.
 
-    Args:
-        store: the study's database.
-        study: its row.
-        run: the finalist or promotion.
-        config: its configuration, filled.
-        selection: why it is made, and the law.
+    `config` is the run's with its steps filled.
     """
     fit = selection.fit
     fit_id = store.add_fit(study.id, scale=fit.scale, refusal=fit.refusal, record=fit.to_dict())

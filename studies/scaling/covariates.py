@@ -74,12 +74,9 @@ NO_EFFECTS = CovariateEffects(
 def fit_covariates(
     configs: Sequence[RunConfig], residuals: FloatArray, sds: FloatArray
 ) -> CovariateEffects:
-    """Explain residuals by settings.
+    """Explain residuals of runs (measured less expected loss, nats) by their settings.
 
-    Args:
-        configs: of the runs.
-        residuals: measured less expected loss of each, nats.
-        sds: how far each may lie off all the same, nats.
+    `sds` says how far each may lie off all the same, in nats.
     """
     table = {name: np.array([value(c) for c in configs]) for name, value in COVARIATES.items()}
     names = tuple(name for name, column in table.items() if np.ptp(column) > 1e-9)

@@ -55,13 +55,7 @@ def has_known_settings(config: RunConfig) -> bool:
 
 
 def fit_point(run: Run, config: RunConfig, n_params: float) -> FitPoint:
-    """A finished run as a data point.
-
-    Args:
-        run: complete, with a loss.
-        config: its configuration.
-        n_params: its size, counted as in the fit.
-    """
+    """A complete run as a data point; `n_params` is counted as in the fit."""
     assert run.val_loss_nats is not None
     stderr = run.val_loss_stderr_nats or 0.0
     max_lr = batch_tokens = None

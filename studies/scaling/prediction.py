@@ -85,9 +85,7 @@ class StudyFit:
     def tuned(self, wanted: RunConfig, filled: RunConfig) -> RunConfig:
         """A promotion at the learning rate that the law predicts to be best.
 
-        Args:
-            wanted: its configuration, steps not yet filled.
-            filled: the same with steps.
+        `filled` is the wanted configuration with its steps.
         """
         if self.law is None:
             return wanted
@@ -206,22 +204,20 @@ def _candidates(
 ) -> tuple[Candidate, ...]:
     found = []
     for run, config in zip(fitted.runs, fitted.configs, strict=True):
-        later = promoted(study, config, scale, law)
-        if run.study_id != study.id or run.kind != "trial" or later is None:
+        if run.study_id != study.id or run.kind != "trial":
             continue
+        later, here = promoted(study, config, scale, law), predict_run(study, law, run, 1.0)
+        if later is None:
+            continue
+        assert here is not None
         there = law.predict(later, fitted.of_shape(config))
-        measured = run.val_loss_nats if run.has_whole_budget else None
-        here = measured
-        if here is None:
-            here = predict_run(study, law, run, 1.0)
-            assert here is not None
         found.append(
             Candidate(
                 run_id=run.id,
                 number=run.number,
                 n_params=run.n_params,
                 tokens=later.total_tokens,
-                measured_nats=measured,
+                measured_nats=run.val_loss_nats if run.has_whole_budget else None,
                 at_budget_nats=here,
                 loss_nats=there.loss_nats,
                 low_nats=there.low_nats,

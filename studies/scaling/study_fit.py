@@ -69,12 +69,7 @@ class CountedLaw:
         return self.fit.tuned_lr(size, float(config.total_tokens), float(config.tokens_per_step))
 
     def predict(self, config: RunConfig, anchors: FittedRuns) -> LossPrediction:
-        """Loss of a filled configuration at its end.
-
-        Args:
-            config: the run.
-            anchors: measured runs of its shape.
-        """
+        """Loss of a filled configuration at its end; anchors are measured runs of its shape."""
         nats, sd = self.effects.of(config)
         by_law = self.fit.predict(
             size_of(config, self.counts),

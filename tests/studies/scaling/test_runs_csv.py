@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import pytest
@@ -76,15 +75,6 @@ def test_unfinished_and_repeated_rows_are_passed_over(tmp_path: Path) -> None:
     assert "1 rows passed over: they repeat another one" in table.notes
 
 
-def test_gzip_and_byte_order_mark(tmp_path: Path) -> None:
-    path = tmp_path / "runs.csv.gz"
-    path.write_bytes(gzip.compress("\ufeffN,D,loss\r\n1e7,2e8,4.5\r\n".encode()))
-    assert read_runs(path).points == (FitPoint(1e7, 2e8, 4.5),)
-    path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(DataError, match="damaged gzip file"):
-        read_runs(path)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -95,16 +85,13 @@ def test_gzip_and_byte_order_mark(tmp_path: Path) -> None:
         ("N,D,loss\n1e7,2e8,\n", "no finished run in it"),
         ("N,D,loss\n1e7,2e8,4.5\n1e7,-2e8,4.5\n", "line 3: D = -2e+08; expected a number above 0"),
         ("N,D,loss\n1e7,0,4.5\n", "line 2: D = 0; expected a number above 0"),
-        ("N,D,loss\nbig,2e8,4.5\n", "line 2: N = 'big'; expected a number"),
         ("N,D,loss\n1e7,nan,4.5\n", "line 2: D = nan; expected a finite number"),
         ("N,D,loss\n1e7,2e8,-4.5\n", "line 2: loss = -4.5; expected nats above 0"),
         ("N,D,loss\n1e7,2e8,?\n", "line 2: loss = '?'; expected a number"),
         ("N,D,loss\n1e7,,4.5\n", "line 2: D is empty; two of N, D and C are needed"),
         ("N,D,C,loss\n,,1e16,4.5\n", "line 2: N is empty; two of N, D and C are needed"),
         ("N,D,loss,lr\n1e7,2e8,4.5,0\n", "line 2: lr = 0; expected a number above 0"),
-        ("N,D,loss\n1e7,2e8,4.5,9\n", "line 2: more cells than columns"),
         ("N,D,D,loss\n1e7,2e8,2e8,4.5\n", "line 1: column 'D' stands there twice"),
-        ('N,D,loss\n1e7,2e8,"4.5\n', "line 2: not CSV"),
         ("N,D,loss,stderr_nats\n1e7,2e8,4.5,-1\n", "line 2: stderr_nats = -1; expected 0 or above"),
     ],
 )
@@ -115,14 +102,3 @@ def test_mistakes(tmp_path: Path, text: str, message: str) -> None:
     assert str(caught.value).startswith(str(path))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_no_file_and_no_text(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none\.csv: no such file; expected a CSV file"):
-        read_runs(tmp_path / "none.csv")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_runs(tmp_path)
-    path = tmp_path / "latin.csv"
-    path.write_bytes("N,D,loss,ä\n".encode("latin-1"))
-    with pytest.raises(DataError, match="not UTF-8 text"):
-        read_runs(path)
