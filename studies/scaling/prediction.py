@@ -98,12 +98,11 @@ class StudyFit:
         The losses of the points are without what the settings beside the law's changed; as they
         were measured where there is no law.
         """
-        main = None if self.law is None else self.law.main
-        fitted = (
-            points_of(self.runs, "charged")
-            if main is None
-            else points_of(self.runs, main.counts, main.effects)
-        )
+        if self.law is None:
+            main, fitted = None, points_of(self.runs, "charged")
+        else:
+            main = self.law.main
+            fitted = points_of(self.runs, main.counts, main.effects)
         points = [
             {
                 "run_id": run.id,
