@@ -24,10 +24,13 @@ import numpy as np
 from benchmarks.common import ROOT, about, write_results
 from budgetsweep.errors import FitRefused
 from budgetsweep.formats import loss, percent
-from studies.scaling import Observation, Prior, Priors, RunsTable, ScalingFit, read_runs, result
-from studies.scaling import fit as fit_law
-from studies.scaling.fit_data import SAME_BUDGET, budgets_of
+from studies.scaling import result
+from studies.scaling.fit import fit as fit_law
+from studies.scaling.fit_data import SAME_BUDGET, FitPoint, budgets_of
 from studies.scaling.held_out_score import score
+from studies.scaling.priors import Prior, Priors
+from studies.scaling.result import ScalingFit
+from studies.scaling.runs_csv import RunsTable, read_runs
 
 RATIOS = (8, 16, 64, 128)
 PARTS = ("valid", "best", "all")
@@ -82,16 +85,16 @@ def _settings(variant: Variant) -> Iterator[None]:
         yield
 
 
-def backtest(observations: Sequence[Observation], variant: Variant = CHOSEN) -> dict[str, Any]:
+def backtest(points: Sequence[FitPoint], variant: Variant = CHOSEN) -> dict[str, Any]:
     """Scores by ratio of budgets, pooled over the budgets that were fitted."""
-    budgets = budgets_of(observations)
-    flops = np.array([one.flops for one in observations])
+    budgets = budgets_of(points)
+    flops = np.array([one.flops for one in points])
     rows: list[dict[str, Any]] = []
     refused: list[str] = []
     for budget in budgets[1:]:
         below = [
             one
-            for one in observations
+            for one in points
             if one.flops <= budget * math.sqrt(SAME_BUDGET)
             and one.tokens >= variant.least_tokens_per_param * one.n_params
         ]
@@ -101,7 +104,7 @@ def backtest(observations: Sequence[Observation], variant: Variant = CHOSEN) -> 
             except FitRefused as error:
                 refused.append(f"{budget:.3g}: {error}")
                 continue
-            rows += _rows(found, observations, flops, budget)
+            rows += _rows(found, points, flops, budget)
     by_ratio = {
         str(ratio): _pooled([row for row in rows if row["ratio"] == ratio]) for ratio in RATIOS
     }
@@ -109,13 +112,13 @@ def backtest(observations: Sequence[Observation], variant: Variant = CHOSEN) -> 
 
 
 def _rows(
-    found: ScalingFit, observations: Sequence[Observation], flops: Any, budget: float
+    found: ScalingFit, points: Sequence[FitPoint], flops: Any, budget: float
 ) -> Iterator[dict[str, Any]]:
     """A score a ratio for which the table has runs."""
     for ratio in RATIOS:
         near = np.abs(np.log(flops / (ratio * budget))) < math.log(SAME_BUDGET) / 2
         if near.any():
-            told = score(found, [observations[i] for i in np.flatnonzero(near)])
+            told = score(found, [points[i] for i in np.flatnonzero(near)])
             yield {
                 "fitted_to_flops": budget,
                 "n_fitted": found.n_points,
@@ -219,15 +222,15 @@ def main() -> int:
     table = _table(arguments.runs, arguments.group)
     variants = VARIANTS if arguments.variants else (CHOSEN,)
     words = [Path(word).name if word == str(arguments.runs) else word for word in sys.argv[1:]]
-    results = [backtest(table.observations, variant) for variant in variants]
+    results = [backtest(table.points, variant) for variant in variants]
     for tried in results[1:]:
         del tried["rows"]  # the means tell enough of what was not chosen
     outcome = {
         **about(" ".join(["python -m benchmarks.backtest", *words])),
         "table": arguments.runs.name,
-        "n_runs": len(table.observations),
-        "n_shapes": len({one.n_params for one in table.observations}),
-        "n_budgets": len(budgets_of(table.observations)),
+        "n_runs": len(table.points),
+        "n_shapes": len({one.n_params for one in table.points}),
+        "n_budgets": len(budgets_of(table.points)),
         "results": results,
     }
     text = to_markdown(outcome)

@@ -24,7 +24,7 @@ from benchmarks.promotion import best_possible, outcome
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits
 from studies.database.store import Store
-from studies.prior_studies import earlier_runs
+from studies.prior_studies import prior_runs
 from studies.scaling.prediction import fit_study
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
@@ -69,7 +69,7 @@ def promoted(settings: SearchSettings, world: SimulatedWorld, best: float) -> Ro
         study = store.study(settings.study)
         runs = {run.number: run for run in store.runs(study.id, kind="trial")}
         measured = store.best_run(study.id)
-        fit = fit_study(study, store.runs(study.id), SCALE, earlier_runs(store, study))
+        fit = fit_study(study, store.runs(study.id), SCALE, prior_runs(store, study))
     assert measured is not None
     number = fit.candidates[0].number if fit.candidates else measured.number
     config = parse(RunConfig, runs[number].config, "trial")
@@ -83,7 +83,7 @@ def promoted(settings: SearchSettings, world: SimulatedWorld, best: float) -> Ro
 def markdown(result: Row, args: argparse.Namespace) -> str:
     """The table for people."""
     lines = [
-        "# Earlier studies as points", "",
+        "# Prior studies as data points", "",
         f"`{result['command']}`; {result['machine']}, commit {result['commit']}. {args.seeds} "
         f"seeds a world: {args.before} trials at 1e14, then {args.trials} at 1e15 for 1e17. "
         "Simulated: nothing was trained.", "",

@@ -34,8 +34,8 @@ from benchmarks.common import ROOT, about, write_results
 from budgetsweep.config import parse
 from budgetsweep.constraint import Admitted, Limits, admit
 from studies.database.store import Store
-from studies.promotion.rescaling import promoted_config
 from studies.scaling.prediction import StudyFit, fit_study
+from studies.scaling.rescaling import promoted_config
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
 from studies.simulation.backend import Simulated

@@ -350,7 +350,7 @@ def _replay(options: argparse.Namespace, result: dict[str, Any], commit: str) ->
 
 def _loss(table: Replay, n_params: float, budget: float) -> float:
     """How far a size of the table is above the best of its budget."""
-    runs = [one for one in table.table.observations if math.isclose(one.flops, budget, rel_tol=0.1)]
+    runs = [one for one in table.table.points if math.isclose(one.flops, budget, rel_tol=0.1)]
     lowest = min(one.loss_nats for one in runs)
     return min(one.loss_nats for one in runs if one.n_params == n_params) - lowest
 

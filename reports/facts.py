@@ -16,7 +16,7 @@ from budgetsweep.formats import known
 from model.flops import CONVENTIONS
 from reports.read import StudyData
 from studies.database.ledger import Amount, of_steps
-from studies.database.tables import Rejection, Run, Study
+from studies.database.tables import FINALIST, PROMOTION, Rejection, Run, Study
 from studies.diagnosis import Diagnosis
 from studies.diagnosis.curves import Curve
 from studies.diagnosis.study_runs import diagnose_runs
@@ -61,9 +61,9 @@ class Facts:
         self.study: Study = data.study
         self.rejections: list[Rejection] = data.rejections
         self.trials = sorted((r for r in data.runs if r.kind == "trial"), key=lambda r: r.number)
-        self.promotions = sorted(
-            (r for r in data.runs if r.kind == "promotion"), key=lambda r: r.number
-        )
+        kinds = (FINALIST, PROMOTION)
+        self.promotions = sorted((r for r in data.runs if r.kind in kinds), key=lambda r: r.id)
+        """Finalists of the search among them."""
 
     @cached_property
     def ranked(self) -> list[Run]:

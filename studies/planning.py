@@ -16,29 +16,23 @@ from studies.space.sample import Sample, charge_per_token, eval_cost, evenly_by_
 from trainer.config import RunConfig
 
 SENSIBLE_SECONDS = 30 * 60.0
-"""A search that takes longer than a day is called absurd; a sensible one takes so long."""
+"""A search of more than a day is called very long; a suggested one takes so long."""
 ABSURD_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured speed of a device: useful FLOPs a second against FLOPs a token."""
+    """Measured speed of a device: useful FLOPs per second against FLOPs per token."""
 
     flops_per_token: list[int]
-    """Exact (`matmul`) training FLOPs a token of the measured configurations, ascending."""
+    """Exact (`matmul`) training FLOPs per token of the measured configurations, ascending."""
     flops_per_second: list[float]
-    device_name: str
 
     def seconds(self, config: RunConfig) -> float:
         """Training time of a filled configuration, evaluation included."""
         per_token = charge_per_step(config, "matmul") / config.tokens_per_step
-        rate = float(
-            np.exp(
-                np.interp(
-                    np.log(per_token), np.log(self.flops_per_token), np.log(self.flops_per_second)
-                )
-            )
-        )
+        known, speeds = np.log(self.flops_per_token), np.log(self.flops_per_second)
+        rate = float(np.exp(np.interp(np.log(per_token), known, speeds)))
         training = per_token * config.total_tokens / rate
         validation = eval_cost(config) * config.num_evals * (config.data.val_tokens or 0)
         return training * (1.0 + validation / config.total_tokens)
@@ -55,8 +49,7 @@ def measure_speed(sample: Sample, executor: Executor, *, seconds_each: float) ->
     Returns:
         The speed, or in one line why nothing could be measured.
     """
-    device = executor.device()
-    if device is None:
+    if executor.device() is None:
         return "nothing is trained"
     found: dict[int, float] = {}
     reason = "no configuration is admitted"
@@ -69,7 +62,7 @@ def measure_speed(sample: Sample, executor: Executor, *, seconds_each: float) ->
         found[per_token] = per_token * measured.tokens_per_second
     if not found:
         return reason
-    return Speed(sorted(found), [found[key] for key in sorted(found)], device.name)
+    return Speed(sorted(found), [found[key] for key in sorted(found)])
 
 
 @dataclass(frozen=True)
@@ -99,9 +92,8 @@ def plan_time(
 ) -> TimePlan:
     """Time of a trial of the whole budget and of the whole search, all rungs included.
 
-    Workers on one CPU share its cores: the measured speed is that of one worker with its share of
-    the threads, so the search takes n_trials / n_workers times a trial. So it does on GPUs, where
-    the speed is measured while all workers of one are at work.
+    Speed is measured with a worker's share of the cores, or while all workers of a GPU are at work:
+    the search takes n_trials / n_workers times a trial.
     """
     seconds = np.array([speed.seconds(admitted.config) for admitted in sample.admitted])
     n_budgets = float((rungs or Rungs()).budgets(n_trials))

@@ -23,7 +23,7 @@ from studies.execution.base import Backend, Executor
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher
 from studies.execution.training import check_same_data
 from studies.planning import Speed, TimePlan, measure_speed, measuring_seconds, plan_time
-from studies.prior_studies import earlier_runs, settle
+from studies.prior_studies import base_with_prior_studies, prior_runs
 from studies.promotion.finalists import train_finalists
 from studies.promotion.promote import DEFAULT_SCALE, PromoteHooks
 from studies.samplers.base import SearchProblem
@@ -136,7 +136,7 @@ def _open_study(
     }
     study = store.find_study(settings.study_name)
     if study is None:
-        stored_settings["base"] = settle(
+        stored_settings["base"] = base_with_prior_studies(
             store, settings.study_name, settings.convention, space, stored_settings
         )
         return store.create_study(
@@ -206,11 +206,13 @@ def _search(
         settings.pruning,
     )
     try:
-        earlier = earlier_runs(store, study, cache_dir=settings.cache_dir)
-        for name, runs in earlier.items():
-            hooks.observer.message(f"{len(runs)} complete runs of {name} are points of the law too")
+        prior = prior_runs(store, study, cache_dir=settings.cache_dir)
+        for name, runs in prior.items():
+            hooks.observer.message(
+                f"{len(runs)} complete runs of {name} are data points of the fit too"
+            )
         hooks.observer.message(f"data: {data.description}")
-        objective = Objective(study, store.runs(study.id), earlier)
+        objective = Objective(study, store.runs(study.id), prior)
         reconcile(store, study, proposals, objective)
         source = TrialSource(
             store,
@@ -338,9 +340,9 @@ def _outcome(
 ) -> SearchOutcome:
     best, fit = store.best_run(study.id), None
     if best is not None:
-        earlier = earlier_runs(store, study, cache_dir=settings.cache_dir)
+        prior = prior_runs(store, study, cache_dir=settings.cache_dir)
         scale = settings.for_scale or DEFAULT_SCALE
-        fit = fit_study(study, store.runs(study.id), scale, earlier)
+        fit = fit_study(study, store.runs(study.id), scale, prior)
         store.add_fit(study.id, scale=fit.scale, refusal=fit.refusal, record=fit.to_dict())
     return SearchOutcome(
         study_name=study.name,

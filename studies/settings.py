@@ -78,7 +78,7 @@ class SearchSettings:
     is_default_plan: bool = False
     """Nobody asked for these rungs and this scale: a study that exists keeps its own."""
     points_from: tuple[str, ...] = ()
-    """Earlier studies of the database whose complete runs are points of the law."""
+    """Prior studies of the database whose complete runs are data points of the fit."""
     keep: Keep = "best"
     """Whose model.pt stays on disk."""
     overrides: tuple[str, ...] = ()

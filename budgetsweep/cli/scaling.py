@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from studies.scaling import Prediction, RunsTable, ScalingFit
     from studies.scaling.held_out_score import Score
+    from studies.scaling.result import LossPrediction, ScalingFit
+    from studies.scaling.runs_csv import RunsTable
 
     AnyType = click.ParamType[Any]
 else:  # click before 8.2 has no type parameter
@@ -76,7 +77,7 @@ class Asked(NamedTuple):
     """Ends of the interval of the best size; None: the size was asked for."""
     n_params_high: float | None
     tokens: float
-    prediction: Prediction
+    prediction: LossPrediction
 
     def as_data(self) -> dict[str, Any]:
         """Plain data, as `--json` prints it."""
@@ -123,15 +124,17 @@ def fit_command(
     from dataclasses import asdict
 
     from budgetsweep.cli.display import new_console
-    from studies.scaling import Priors, fit, read_runs
+    from studies.scaling.fit import fit
     from studies.scaling.held_out_score import score
+    from studies.scaling.priors import Priors
+    from studies.scaling.runs_csv import read_runs
 
     table = read_runs(runs)
     if group is not None:
         table = table.only(group)
     fitted, later = _divided(table, max_flops)
-    found = fit([table.observations[i] for i in fitted], priors=Priors(entropy_nats=entropy_nats))
-    scored = score(found, [table.observations[i] for i in later]) if later else None
+    found = fit([table.points[i] for i in fitted], priors=Priors(entropy_nats=entropy_nats))
+    scored = score(found, [table.points[i] for i in later]) if later else None
     asked = _asked(found, predict_flops, predict)
     data = {
         "runs": table.name,
@@ -157,7 +160,7 @@ def fit_command(
 
 def _divided(table: RunsTable, max_flops: int | None) -> tuple[list[int], list[int]]:
     """Indices of the runs to fit and of those above --max-flops."""
-    every = range(len(table.observations))
+    every = range(len(table.points))
     if max_flops is None:
         return list(every), []
     fitted = [i for i in every if table.flops[i] <= 1.001 * max_flops]
@@ -253,7 +256,7 @@ def _frame(table: RunsTable) -> pd.DataFrame:
 
     rows = [
         (one.n_params, one.tokens, one.loss_nats, one.max_lr, one.batch_tokens)
-        for one in table.observations
+        for one in table.points
     ]
     names = ["n_params", "tokens", "val_loss_nats", "max_lr", "batch_tokens"]
     return pd.DataFrame(rows, columns=names).astype(float)

@@ -86,12 +86,13 @@ def _verdict_line(name: str, entry: dict[str, Any]) -> str:
 @click.command("diagnose")
 @click.argument("run", required=False, type=FILE)
 @click.option("--trial", type=click.IntRange(0), help="A trial of a study, instead of RUN.")
+@click.option("--finalist", type=click.IntRange(0), help="A finalist of a study.")
 @click.option("--promotion", type=click.IntRange(0), help="A promotion of a study.")
 @json_option
 @storage_options
 def diagnose_command(
-    run: Path | None, trial: int | None, promotion: int | None, as_json: bool, storage: str,
-    study: str | None,
+    run: Path | None, trial: int | None, finalist: int | None, promotion: int | None,
+    as_json: bool, storage: str, study: str | None,
 ) -> None:  # fmt: skip
     """Detect from its learning curve what is wrong with a run, and how many steps suffice.
 
@@ -103,18 +104,17 @@ def diagnose_command(
     from studies.diagnosis import diagnose
     from studies.diagnosis.curve_files import read_curve, read_trial
 
-    if sum(given is not None for given in (run, trial, promotion)) != 1:
+    numbers = {"trial": trial, "finalist": finalist, "promotion": promotion}
+    named = [(kind, number) for kind, number in numbers.items() if number is not None]
+    if len(named) + (run is not None) != 1:
         raise ConfigError(
-            "diagnose: give one of RUN (a run's folder, a CSV or a .jsonl file), --trial N and "
-            "--promotion N"
+            "diagnose: give one of RUN (a run's folder, a CSV or a .jsonl file), --trial N, "
+            "--finalist N and --promotion N"
         )
     if run is not None:
         source = read_curve(run)
-    elif trial is not None:
-        source = read_trial(storage_url(storage), study, "trial", trial)
     else:
-        assert promotion is not None
-        source = read_trial(storage_url(storage), study, "promotion", promotion)
+        source = read_trial(storage_url(storage), study, *named[0])
     found, console = diagnose(source.curve, source.facts), new_console()
     if as_json:
         console.print_json(data=_as_data(source, found))
@@ -129,7 +129,7 @@ def _as_data(source: CurveSource, found: Diagnosis) -> dict[str, Any]:
     if found.steps is not None:
         steps = asdict(found.steps)
         if found.steps.extrapolation is not None:
-            steps["extrapolation"]["is_carried"] = found.steps.extrapolation.is_carried
+            steps["extrapolation"]["is_estimable"] = found.steps.extrapolation.is_estimable
     return {
         "run": source.name,
         "points": found.n_points,
@@ -148,7 +148,7 @@ def print_diagnosis(source: CurveSource, found: Diagnosis, console: Console) -> 
     from rich.panel import Panel
     from rich.text import Text
 
-    from studies.diagnosis.words import steps_sentences
+    from studies.diagnosis.steps import steps_sentences
 
     name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in source.name)
     console.print(f"{name}: {found.n_points} points")

@@ -275,7 +275,7 @@ def suited_params(run: Run, budget_flops: float) -> float | None:
 
 def _promotions(facts: Facts) -> Iterator[Text]:
     for run in facts.promotions:
-        lead = f"Promotion {run.number}:"
+        lead = f"{run.kind.capitalize()} {run.number}:"
         if run.status == "failed":
             yield Text(
                 f"it failed ({run.reason or 'no reason recorded'}). Promote again with a lower "

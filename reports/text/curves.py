@@ -7,7 +7,7 @@ from reports.document import Table, Text
 from reports.facts import Facts
 from studies.database.tables import Run
 from studies.diagnosis import CURES, HEALTHY, LABELS, NAMES, Diagnosis
-from studies.diagnosis.words import steps_sentences
+from studies.diagnosis.steps import steps_sentences
 
 MOST_NUMBERS = 8
 

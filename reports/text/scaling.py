@@ -130,7 +130,7 @@ def _score_row(prediction: Prediction, run: Run) -> list[str]:
         within = "yes" if _within(prediction, run) else "no"
         measured = [loss(run.val_loss_nats, 3), f"{final_loss(run) - middle:+.3f}", within]
     return [
-        f"{run.number} ({prediction.selected_by})",
+        f"{run.kind} {run.number} ({prediction.selected_by})",
         f"×{rate(run.scale)}",
         loss(middle, 3),
         f"{loss(prediction.low_nats, 3)} to {loss(prediction.high_nats, 3)}",

@@ -63,17 +63,17 @@ def _unseen(s: Signals) -> tuple[str, ...]:
     """What this curve cannot show."""
     if s.train.size < FEWEST_POINTS:
         return (
-            f"nothing can be told from {s.train.size} training losses: it takes {FEWEST_POINTS}",
+            f"nothing can be said from {s.train.size} training losses: it takes {FEWEST_POINTS}",
         )
     missing = []
     if s.val.size < 3:
         missing.append("overfitting: fewer than 3 validation losses")
     if s.lr.size < 3:
-        missing.append("constant rate, long warm-up: the learning rate is not recorded")
+        missing.append("constant rate, long warm-up: no learning rate was recorded")
     if s.norms.size < 20:
         missing.append("gradients not cleared: fewer than 20 gradient norms")
     if s.facts.sequences_per_step is None:
-        missing.append("data in order, in part: the sequences a step are not known")
+        missing.append("data in order, in part: the sequences per step are unknown")
     if np.isfinite(s.planned_steps) and s.last_step < 0.95 * s.planned_steps:
         missing.append(f"the rest of the run: {s.last_step:.0f} of {s.planned_steps:.0f} steps")
     return tuple(missing)

@@ -1,8 +1,10 @@
-"""Verdicts on the runs of a study."""
+"""Diagnoses of the runs of a study."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+
+import numpy as np
 
 from studies.database.tables import Run, Study
 from studies.diagnosis.curves import Curve
@@ -28,15 +30,19 @@ def diagnose_runs(
 ) -> dict[int, Diagnosis]:
     """Diagnoses by run id, of the runs that ended by themselves.
 
-    A run that failed for another reason than its loss is left out: its curve is not to blame. So
-    are runs that only stand for sizes, which have no curves.
+    A run that failed for another reason than its loss is left out: its curve is not to blame. So is
+    a complete one without training losses.
     """
     found: dict[int, Diagnosis] = {}
-    if study.settings.get("sizes_only", False):
-        return found
     for run in runs:
-        facts = facts_of_run(run, study)
-        if run.status not in JUDGED or (run.status == "failed" and not facts.diverged):
+        if run.status not in JUDGED:
             continue
-        found[run.id] = diagnose(curves.get(run.id, Curve.of_rows([])), facts)
+        facts = facts_of_run(run, study)
+        curve = curves.get(run.id, Curve.of_rows([]))
+        if run.status == "failed":
+            is_judged = facts.diverged
+        else:
+            is_judged = bool(np.isfinite(curve.train_loss_nats).any())
+        if is_judged:
+            found[run.id] = diagnose(curve, facts)
     return found

@@ -1,7 +1,7 @@
 """The promotion: a trial's shape, trained with a multiple of the study's budget.
 
-What changes with the length of the run follows `studies.promotion.rescaling`; the shape never does.
-What is predicted of the run is on record before it trains.
+What changes with the length of the run follows `studies.scaling.rescaling`; the shape never does.
+The predicted loss is recorded before the run trains.
 """
 
 from __future__ import annotations
@@ -14,29 +14,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetsweep.config import parse
-from budgetsweep.constraint import (
-    Admitted,
-    Limits,
-    Rejected,
-    admit,
-)
+from budgetsweep.constraint import Admitted, Limits, Rejected, admit
 from budgetsweep.errors import ConfigError, StudyError
 from studies.backends import backend_of
 from studies.database.connection import storage_url
 from studies.database.store import Store, config_hash
-from studies.database.tables import FINISHED_STATUSES, Prediction, Run, Study
+from studies.database.tables import (
+    FINALIST,
+    FINISHED_STATUSES,
+    PROMOTION,
+    Prediction,
+    Run,
+    Study,
+)
 from studies.execution.base import Executor
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher, recover
 from studies.execution.messages import Workers
 from studies.planning import Speed, measure_speed
-from studies.prior_studies import earlier_runs
-from studies.promotion.rescaling import Rescaling, promoted_config
+from studies.prior_studies import prior_runs
 from studies.promotion.selection import Select, Selection, record_prediction, select_trial
 from studies.scaling.prediction import fit_study
+from studies.scaling.rescaling import Rescaling, promoted_config
 from studies.settings import runs_folder
 from studies.space.sample import Sample
 from studies.trackers.base import Observer
 from trainer.config import RunConfig
+from trainer.data.facts import DataFacts
 from trainer.events import Point, RunResult
 
 if TYPE_CHECKING:
@@ -56,10 +59,10 @@ class PromoteSettings:
     trial: int | None = None
     """None: chosen by `select`."""
     select: Select | None = None
-    """None: `predicted` where the study carries a law, else `measured`."""
+    """None: `predicted` where a law can be fitted to the study, else `measured`."""
     scale: float = DEFAULT_SCALE
     points_from: tuple[str, ...] = ()
-    """Studies of the database, beside those of the search, whose runs are points of the law."""
+    """Prior studies, beside those of the search, whose runs are data points of the fit."""
     device: str = "auto"
     output_dir: Path | None = None
     overrides: tuple[str, ...] = ()
@@ -84,7 +87,7 @@ class PromotionPlan:
 
     selection: Selection
     predicted: Prediction | None
-    """What is on record of its loss; None: the study carries no law."""
+    """Its loss as predicted before the run; None: the study has too few runs for a law."""
     config: RunConfig
     budget_flops: int
     charge_flops: int
@@ -98,11 +101,6 @@ class PromotionPlan:
     resumed_at_step: int
 
 
-def _go_ahead(plan: PromotionPlan) -> bool:
-    del plan
-    return True
-
-
 @dataclass
 class PromoteHooks:
     """How a promotion talks to its caller."""
@@ -110,7 +108,7 @@ class PromoteHooks:
     observer: Observer = field(default_factory=Observer)
     should_stop: Callable[[], bool] = lambda: False
     should_kill: Callable[[], bool] = lambda: False
-    on_plan: Callable[[PromotionPlan], bool] = _go_ahead
+    on_plan: Callable[[PromotionPlan], bool] = lambda _: True
     """Shown before training; False: do not start."""
     on_prepare: Callable[[PrepareProgress], None] | None = None
 
@@ -122,7 +120,7 @@ class PromotionOutcome:
     trial: Run
     run: Run | None
     predicted: Prediction | None = None
-    """What was predicted of it before it trained."""
+    """Recorded before it trained."""
     regret: str | None = None
     """What the choice of this trial costs, in words, where the backend knows."""
 
@@ -138,8 +136,8 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
         study = store.study(settings.study)
         backend = backend_of(study)
         backend.check_promotion(settings.overrides)
-        earlier = earlier_runs(store, study, settings.points_from, settings.cache_dir)
-        fit = fit_study(study, store.runs(study.id), settings.scale, earlier)
+        prior = prior_runs(store, study, settings.points_from, settings.cache_dir)
+        fit = fit_study(study, store.runs(study.id), settings.scale, prior)
         selection = select_trial(store, study, fit, settings.trial, settings.select)
         hooks.observer.message(f"data: {study.data_description}")
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
@@ -161,8 +159,9 @@ def run_promotion(
     settings: PromoteSettings,
     executor: Executor,
     hooks: PromoteHooks,
+    kind: str = PROMOTION,
 ) -> PromotionOutcome:
-    """Train the promotion of a chosen trial; the study's lease is held.
+    """Train the finalist or promotion of a chosen trial; the study's lease is held.
 
     Args:
         store: the study's database.
@@ -171,6 +170,7 @@ def run_promotion(
         settings: how far.
         executor: one worker is enough.
         hooks: how to talk to the caller.
+        kind: of the run.
     """
     backend, trial = backend_of(study), selection.trial
     original = parse(RunConfig, trial.config, f"trial {trial.number}")
@@ -197,14 +197,14 @@ def run_promotion(
             f"the promotion of trial {trial.number} is refused: {refusal.detail}; choose another "
             "--scale, --trial or --select"
         )
-    run = _find_or_add(store, study, trial, settings, admitted, facts.data_checksum, executor)
+    run = _find_or_add(store, study, trial, settings, admitted, facts, executor, kind)
     if run.attempts == 0:
         record_prediction(store, study, run, admitted.config, selection)
     predicted = next((p for p in store.predictions(study.id) if p.run_id == run.id), None)
     plan = PromotionPlan(
         selection=selection,
         predicted=predicted,
-        config=parse(RunConfig, run.config, "promotion"),
+        config=parse(RunConfig, run.config, kind),
         budget_flops=budget,
         charge_flops=admitted.charge_flops,
         rescaling=rescaling,
@@ -233,7 +233,7 @@ def _admitted(config: RunConfig, limits: Limits) -> Admitted:
     answer = admit(config, limits)
     if isinstance(answer, Rejected):
         advice = {
-            "too_many_epochs": "give more text, a smaller --scale, or --set data.max_epochs=N",
+            "too_many_epochs": "give more data, a smaller --scale, or --set data.max_epochs=N",
             "out_of_memory": "set a smaller batch with --set batch_size=N",
         }.get(answer.reason.value, "choose another --scale or --set")
         raise ConfigError(f"the promotion is refused: {answer.detail}; {advice}")
@@ -252,28 +252,29 @@ def _find_or_add(
     trial: Run,
     settings: PromoteSettings,
     admitted: Admitted,
-    data_checksum: str,
+    facts: DataFacts,
     executor: Executor,
+    kind: str,
 ) -> Run:
-    """The unfinished or complete promotion of just this configuration, or a new one."""
-    earlier = store.runs(study.id, kind="promotion")
+    """The unfinished or complete run of just this configuration, or a new one."""
+    known = [run for run in store.runs(study.id) if run.kind in (FINALIST, PROMOTION)]
     digest = config_hash(admitted.config)
-    for run in earlier:
+    for run in known:
         if run.config_hash == digest and run.parent_run_id == trial.id and run.status != "failed":
             recover(store, study, executor)
             return store.run(run.id)
-    number = max((run.number for run in earlier), default=-1) + 1
+    number = max((run.number for run in known if run.kind == kind), default=-1) + 1
     folder = runs_folder(storage_url(settings.storage), settings.runs_dir) / study.name
-    output_dir = settings.output_dir or folder / f"promotion-{number:03d}"
+    output_dir = settings.output_dir or folder / f"{kind}-{number:03d}"
     config = admitted.config.with_changes(output_dir=str(output_dir.absolute()))
     run_id = store.add_run(
         study_id=study.id,
-        kind="promotion",
+        kind=kind,
         number=number,
         params=_differences(parse(RunConfig, trial.config, "trial"), config),
         config=config,
         budget_flops=admitted.config.budget_flops or 0,
-        data_checksum=data_checksum,
+        data_checksum=facts.data_checksum,
         val_checksum=study.val_checksum,
         epochs=admitted.epochs,
         estimated_memory_bytes=admitted.memory_bytes,

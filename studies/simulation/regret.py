@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from budgetsweep.config import parse
 from studies.database.tables import Run, Study
-from studies.scaling.fit_data import Observation
+from studies.scaling.fit_data import FitPoint
 from studies.scaling.prediction import StudyFit, promoted
 from studies.simulation.run_table import Place, RunTable
 from trainer.config import RunConfig
@@ -30,7 +30,7 @@ class Regret:
     """Both answers beside the table's best at the larger budget."""
 
     budget_flops: float
-    lowest: Observation
+    lowest: FitPoint
     answers: tuple[Answer, ...]
 
     @property
@@ -70,7 +70,7 @@ def regrets(study: Study, fit: StudyFit, best: Run | None, table: RunTable) -> R
         return None
     chosen = [("measured", best)]
     if fit.candidates:
-        runs = {run.id: run for run in fit.points.runs}
+        runs = {run.id: run for run in fit.runs.runs}
         chosen.append(("predicted", runs[fit.candidates[0].run_id]))
     answers = []
     for name, run in chosen:

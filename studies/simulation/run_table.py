@@ -18,7 +18,7 @@ from pathlib import Path
 from budgetsweep.errors import ConfigError, DataError
 from model.config import ModelConfig
 from model.flops import count_params
-from studies.scaling.fit_data import Observation, distinct_budgets
+from studies.scaling.fit_data import FitPoint, distinct_budgets
 from studies.scaling.runs_csv import read_runs
 from studies.space.rungs import Rungs, rung_budget
 from studies.space.search_space import SearchSpace, space_from_dict
@@ -43,7 +43,7 @@ class Place:
 
     line: int
     """Of the file."""
-    run: Observation
+    run: FitPoint
     params_off: float
     """Its parameters over ours, less 1."""
     flops_off: float
@@ -77,7 +77,7 @@ class RunTable:
     @property
     def description(self) -> str:
         """One line for screens and reports, in the place of a data set's description."""
-        runs = self.table.observations
+        runs = self.table.points
         sizes = len({one.n_params for one in runs})
         return (
             f"REPLAYED table {self.path.name} ({len(runs)} runs of {sizes} sizes at "
@@ -87,11 +87,11 @@ class RunTable:
     @cached_property
     def budgets(self) -> list[float]:
         """Distinct budgets, 6 · N · D, ascending."""
-        return distinct_budgets([one.flops for one in self.table.observations])
+        return distinct_budgets([one.flops for one in self.table.points])
 
     def sizes(self, budget: float) -> list[float]:
         """Distinct numbers of parameters of the runs of a budget, ascending."""
-        runs = self.table.observations
+        runs = self.table.points
         return sorted({one.n_params for one in runs if _near(one.flops, budget, NEAR_FLOPS)})
 
     def place(self, config: RunConfig) -> Place | None:
@@ -106,7 +106,7 @@ class RunTable:
     def _place(self, n_params: float, flops: float) -> Place | None:
         found = [
             (abs(math.log(one.n_params / n_params)), one.loss_nats, line, one)
-            for one, line in zip(self.table.observations, self.table.lines, strict=True)
+            for one, line in zip(self.table.points, self.table.lines, strict=True)
             if _near(one.flops, flops, NEAR_FLOPS) and _near(one.n_params, n_params, NEAR_PARAMS)
         ]
         if not found:
@@ -114,9 +114,9 @@ class RunTable:
         _, _, line, one = min(found, key=lambda place: place[:3])
         return Place(line, one, one.n_params / n_params - 1, one.flops / flops - 1)
 
-    def lowest(self, budget: float) -> Observation | None:
+    def lowest(self, budget: float) -> FitPoint | None:
         """The run of the lowest loss of a budget; None: the table has none there."""
-        runs = [one for one in self.table.observations if _near(one.flops, budget, NEAR_FLOPS)]
+        runs = [one for one in self.table.points if _near(one.flops, budget, NEAR_FLOPS)]
         return min(runs, key=lambda one: one.loss_nats, default=None)
 
     def absence(self, config: RunConfig) -> str:

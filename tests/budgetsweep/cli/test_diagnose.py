@@ -73,7 +73,7 @@ def test_json_holds_the_same(spiked: Path) -> None:
     assert [v["name"] for v in data["verdicts"]] == ["lr_too_high"]
     assert set(data["verdicts"][0]) == {"name", "label", "evidence", "cure"}
     assert data["steps"]["series"] == "training"
-    assert {"gain_nats", "low_nats", "high_nats", "is_carried"} <= set(
+    assert {"gain_nats", "low_nats", "high_nats", "is_estimable"} <= set(
         data["steps"]["extrapolation"]
     )
 
@@ -117,7 +117,7 @@ def test_trials_of_a_study_and_status(study: Path) -> None:
         ((), "give one of RUN"),
         (("x.csv", "--trial", "1"), "give one of RUN"),
         (("--trial", "1", "--promotion", "0"), "give one of RUN"),
-        (("x.csv",), "x.csv: no such file or folder"),
+        (("x.csv",), "x.csv: no such file"),
         (("--trial", "1", "--storage", "none.db"), "no such study database"),
     ],
 )

@@ -109,7 +109,10 @@ def test_groups_and_the_floor(runs: Path) -> None:
         (["none.csv"], "none.csv: no such file"),
         (["{runs}", "--group", "c4"], "no runs of group 'c4'; the table has no column group"),
         (["{runs}", "--max-flops", "1e14"], "no run of at most 1e14 FLOPs; the smallest has 1e15"),
-        (["{runs}", "--max-flops", "1e15"], "6 shapes at 1 budget: cannot separate A from B"),
+        (
+            ["{runs}", "--max-flops", "1e15"],
+            "6 sizes at 1 budget; add runs at another budget",
+        ),
         (["{runs}", "--out", "{runs}/out"], "cannot be written"),
     ],
 )

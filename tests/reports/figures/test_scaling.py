@@ -12,7 +12,9 @@ import pytest
 from reports.figures.scaling import compute_frontier, isoflop_fit, lr_optimum, regret
 from reports.style import theme
 from reports.style.theme import Chart, NoChart
-from studies.scaling import Observation, ScalingFit, fit
+from studies.scaling.fit import fit
+from studies.scaling.fit_data import FitPoint
+from studies.scaling.result import ScalingFit
 from tests.support.figures import assert_texts_apart
 from tests.support.scaling_worlds import LAW, grid, study
 
@@ -20,7 +22,7 @@ NOISE = 0.003
 RUNS = {"table": grid(noise=NOISE), "search": study(LAW, seed=0)}
 
 
-def frame(runs: Sequence[Observation]) -> pd.DataFrame:
+def frame(runs: Sequence[FitPoint]) -> pd.DataFrame:
     rows = [(r.n_params, r.tokens, r.loss_nats, r.max_lr, r.batch_tokens) for r in runs]
     names = ["n_params", "tokens", "val_loss_nats", "max_lr", "batch_tokens"]
     return pd.DataFrame(rows, columns=names).astype(float)

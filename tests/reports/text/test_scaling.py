@@ -109,7 +109,7 @@ def test_predictions_are_scored(
     )  # fmt: skip
     table, verdict = text_scaling.scores(facts_of(tmp_path))
     assert isinstance(table, Table)
-    assert table.rows[0][0] == "0 (predicted)"
+    assert table.rows[0][0] == "promotion 0 (predicted)"
     assert table.rows[0][-2:] == [f"{error:+.3f}", inside]
     assert f"{int(inside == 'yes')} of 1 promotion ended within the 80 % interval" in str(verdict)
 

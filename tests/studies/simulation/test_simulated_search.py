@@ -208,4 +208,8 @@ def test_finalists_are_trained_once_whatever_the_limit(tmp_path: Path) -> None:
     again = search(settings, Hooks())
     assert (again.finished, again.reason) == (True, "all 8 trials are done")
     with Store.open(settings.storage) as store:
-        assert len(store.runs(store.study().id, kind="promotion")) == 1
+        (finalist,) = store.runs(store.study().id, kind="finalist")
+    # Asked for as a promotion, the same run is found again.
+    asked = promote(PromoteSettings(storage=settings.storage, scale=2.0), PromoteHooks())
+    assert asked.run is not None
+    assert (asked.run.id, asked.run.kind) == (finalist.id, "finalist")
