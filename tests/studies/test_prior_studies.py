@@ -131,7 +131,7 @@ def test_the_same_command_goes_on_and_another_list_is_refused(copied: Path) -> N
     ("words", "message"),
     [
         (("--points-from", "smal"), "holds no study 'smal'; did you mean 'small'"),
-        (("--study", "new", "--points-from", "new"), "a study's own runs are points anyway"),
+        (("--study", "new", "--points-from", "new"), "a study's own runs are data points anyway"),
         (("--simulate", "hoffmann2022"), "another source of losses"),
         (("--convention", "mac"), "another FLOP convention (nanogpt, here mac)"),
         (("--tokenizer", "r50k_base"), "another tokenizer (gpt2, here r50k_base)"),

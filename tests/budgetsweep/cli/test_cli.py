@@ -43,8 +43,8 @@ def test_an_option_of_search_has_the_name_of_its_setting() -> None:
     fields = {field.name for field in dataclasses.fields(SearchSettings)}
     names = {param.name for param in search_command.params}
     data = {"source", "validation", "text_field"}
-    assert names - fields == {*data, "dry_run", "yes"}
-    assert fields - names == {"data", "is_default_plan"}
+    assert names - fields == {*data, "simulate", "replay", "dry_run", "yes"}
+    assert fields - names == {"data", "backend", "is_default_plan"}
 
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:

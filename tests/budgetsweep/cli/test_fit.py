@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from studies.scaling import ScalingFit
+from studies.scaling.result import ScalingFit
 from tests.support.commands import run, run_json, usage_error
 from tests.support.scaling_worlds import LAW, grid, study
 

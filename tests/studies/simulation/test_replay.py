@@ -27,9 +27,9 @@ from reports.read import read_study
 from studies.database.store import Store
 from studies.database.tables import Run
 from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
+from studies.scaling.fitted_runs import FittedRuns
 from studies.scaling.prediction import fit_study
-from studies.scaling.study_fit import counted, fit_points
-from studies.scaling.study_points import Points
+from studies.scaling.study_fit import fit_runs, points_of
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
 from studies.simulation.regret import regrets
@@ -147,17 +147,17 @@ def test_a_size_is_tried_on_several_rungs(searched: Path) -> None:
 
 
 def test_no_law_is_told_rates_batches_or_shapes(searched: Path) -> None:
-    points = Points.of(trials(settings_for(searched)), sizes_only=True)
+    points = FittedRuns.of(trials(settings_for(searched)), known_settings=False)
     assert len(points.runs) == 18
-    told = counted(points, "charged")
+    told = points_of(points, "charged")
     assert {(one.max_lr, one.batch_tokens, one.stderr_nats) for one in told} == {(None, None, 0.0)}
     assert [one.n_params for one in told] == [run.n_params for run in points.runs]
-    for law in fit_points(points).laws:
+    for law in fit_runs(points).laws:
         assert (law.fit.knows_lr, law.fit.knows_batch, law.effects.names) == (False, False, ())
 
 
 def test_sizes_of_a_table_are_counted_once(searched: Path) -> None:
-    found = fit_points(Points.of(trials(settings_for(searched)), sizes_only=True))
+    found = fit_runs(FittedRuns.of(trials(settings_for(searched)), known_settings=False))
     assert [(law.counts, law.weight) for law in found.laws] == [("charged", 1.0)]
 
 
