@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,30 +34,20 @@ from studies.settings import SearchSettings
 from studies.space.defaults import first_proposal
 from studies.space.sample import PLAN_SAMPLES, sample_space
 from studies.space.search_space import SearchSpace
-from studies.trackers.base import Observer
 from studies.trials import TrialSource, reconcile
 from trainer.config import TOKENIZER_VOCABULARIES
 from trainer.data.facts import DataFacts
 
 if TYPE_CHECKING:
-    from trainer.data.prepare import PrepareProgress
-
-
-def _go_ahead(plan: TimePlan) -> bool:
-    del plan
-    return True
+    pass
 
 
 @dataclass
-class Hooks:
-    """How a search talks to its caller."""
+class Hooks(PromoteHooks):
+    """How a search talks to its caller, its finalists included."""
 
-    observer: Observer = field(default_factory=Observer)
-    should_stop: Callable[[], bool] = lambda: False
-    should_kill: Callable[[], bool] = lambda: False
-    confirm: Callable[[TimePlan], bool] = _go_ahead
+    confirm: Callable[[TimePlan], bool] = lambda _: True
     """Asked once before the first trial, with the measured time; False: do not start."""
-    on_prepare: Callable[[PrepareProgress], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -246,15 +236,7 @@ def _search(
             finished = True
         missing = None
         if finished and not source.out_of_time() and not hooks.should_stop():
-            promote_hooks = PromoteHooks(
-                observer=hooks.observer,
-                should_stop=hooks.should_stop,
-                should_kill=hooks.should_kill,
-                on_prepare=hooks.on_prepare,
-            )
-            missing = train_finalists(
-                store, study, settings, executor, promote_hooks, source.out_of_time
-            )
+            missing = train_finalists(store, study, settings, executor, hooks, source.out_of_time)
         reason = source.reason_to_stop() or ("interrupted" if not finished else "done")
         finished = finished and missing is None and not source.out_of_time()
         return _outcome(store, study, settings, missing or reason, finished=finished)

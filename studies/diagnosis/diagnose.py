@@ -37,16 +37,15 @@ def diagnose(curve: Curve, facts: CurveFacts | None = None) -> Diagnosis:
     facts = facts or CurveFacts()
     curve = curve.thinned(MOST_POINTS)
     s = Signals(curve, facts)
-    names: dict[str, str] = {}
+    evidence: dict[str, str] = {}
     if s.train.size >= FEWEST_POINTS:
-        names = {name: told for name, rule in RULES.items() if (told := rule(s)) is not None}
-        explained = {other for name in names for other in EXPLAINS.get(name, ())}
-        names = {name: told for name, told in names.items() if name not in explained}
+        found = {name: why for name, rule in RULES.items() if (why := rule(s)) is not None}
+        explained = {other for name in found for other in EXPLAINS.get(name, ())}
+        evidence = {name: why for name, why in found.items() if name not in explained}
+        evidence = evidence or {HEALTHY: _sound(s)}
     elif facts.diverged:
-        names = {"lr_too_high": str(facts.failure)}
-    verdicts = tuple(Verdict(name, names[name]) for name in NAMES if name in names)
-    if not verdicts and s.train.size >= FEWEST_POINTS:
-        verdicts = (Verdict(HEALTHY, _sound(s)),)
+        evidence = {"lr_too_high": str(facts.failure)}
+    verdicts = tuple(Verdict(name, evidence[name]) for name in NAMES if name in evidence)
     steps = steps_needed(curve) if not facts.diverged else None
     return Diagnosis(verdicts, steps, int(s.train.size), _unseen(s))
 

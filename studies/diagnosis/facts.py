@@ -39,7 +39,7 @@ class CurveFacts:
         bytes_per_token: float | None = None,
         failure: str | None = None,
     ) -> CurveFacts:
-        """Facts of a run's stored configuration; one that cannot be read tells nothing."""
+        """Facts of a run's stored configuration; one that cannot be read has none."""
         try:
             run = RunConfig.model_validate(config)
         except ValidationError:

@@ -73,7 +73,7 @@ NOISY_NATS = 0.45
 """Standard deviation of one step's loss: 0.13 to 0.21 in sound runs of 16 to 24 short sequences of
 bytes and up to 0.36 in real runs of 4 sequences, 0.59 and more with one."""
 VISIBLE_NATS = 0.05
-"""And of a point's loss: the mean over very many steps tells more of drift than of noise."""
+"""And of a point's loss: the mean over very many steps shows drift rather than noise."""
 SEQUENCE_NATS = 1.15
 """The same times √(sequences in a step): 0.4 to 0.85 where they are drawn independently."""
 SHORT_SEQUENCE = 24
@@ -236,7 +236,7 @@ def _rise(s: Signals) -> str | None:
 
 def _never_got_going(s: Signals) -> bool:
     if s.facts.knows_frequencies:
-        return False  # there was less to learn: how slowly it was learned tells
+        return False  # there was less to learn: how slowly it was learned shows it
     end = float(s.smooth[-1])
     return s.start_nats - end < SLOW_DESCENT * s.start_nats
 

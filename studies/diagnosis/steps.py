@@ -27,7 +27,7 @@ FEWEST_VAL, FEWEST_TRAIN = 5, 12
 LEVEL = 0.9
 LAW_ERROR = 2.0
 """Factor by which the gain was off: runs of twice the steps gained within it in 14 of 20
-(development seeds of `benchmarks/diagnosis.py`; the bare profile held in 4)."""
+(development seeds of `benchmarks/diagnosis.py`; the bare profile contained it in 4)."""
 WIDEST_NATS, WIDEST_TIMES = 0.1, 3.0
 """The gain cannot be estimated where its interval is wider than this, and than so many gains."""
 EXPONENTS = np.linspace(0.05, 2.0, 40)

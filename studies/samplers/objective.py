@@ -4,7 +4,7 @@ Where every trial has the whole budget and the best at that budget is wanted, it
 loss. With rungs, losses of different budgets cannot be compared, and with `--for-scale` the loss at
 a larger budget is wanted: then it is the loss that the trial's shape is predicted to reach there,
 from the law of the trials finished up to it. That makes it a function of results alone, the same
-after an interruption. The law sampler is told measured losses with their budgets always.
+after an interruption. The law sampler always gets measured losses with their budgets.
 """
 
 from __future__ import annotations

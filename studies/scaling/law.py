@@ -22,7 +22,7 @@ class ScalingLaw:
     """
 
     E: float
-    """Entropy of the text: what no model of any size gets below."""
+    """Entropy of the data: what no model of any size gets below."""
     A: float
     alpha: float
     B: float
