@@ -13,18 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from budgetsweep.cli.main import cli
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits
 from budgetsweep.errors import ConfigError, StudyError
-from reports.facts import Facts
-from reports.read import read_study
-from reports.text import scaling as text_scaling
-from reports.text import search as text_search
 from studies.database.store import Store
 from studies.database.tables import Run, Study
 from studies.prior_studies import Earlier
@@ -420,11 +414,12 @@ def test_a_failed_trunk_has_no_branch_and_a_long_warm_up_none_that_it_reaches(
         run_id for run_id, status in ended.items() if status == "complete"
     ]
     assert {run.scale for run in runs["branch"]} == {0.3}
-    assert len(recorder.messages) == 6
-    assert "trial 0 has no branch at 0.1 times the budget: " in recorder.messages[0]
+    _, *messages = recorder.messages  # the first names the data
+    assert len(messages) == 6
+    assert "trial 0 has no branch at 0.1 times the budget: " in messages[0]
     again = Recorder()
     search(settings, Hooks(observer=again))
-    assert again.messages == []
+    assert len(again.messages) == 1
 
 
 @pytest.mark.parametrize(("budgets", "workers"), [(1.09, 1), (2.1, 2), (3.3, 1)])
@@ -475,41 +470,6 @@ def test_finalists_come_after_branches_and_a_limit_counts_all(tmp_path: Path) ->
     assert search(dataclasses.replace(settings, total_flops=limit), Hooks()).finished
     (finalist,) = runs_of(settings)["promotion"]
     assert (finalist.scale, finalist.status) == (2.0, "complete")
-
-
-def test_the_screen_the_status_and_the_report_tell_of_branches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> str:
-        done = CliRunner().invoke(cli, list(words))
-        assert done.exit_code == 0, done.output
-        return done.output
-
-    words = ("search", "--simulate", "--rungs", "0.1,0.3,1", "--sampler", "qmc", "--trials", "8")
-    shown = run(*words, "--trunks")
-    assert (
-        "rungs 0.1,0.3,1: all runs together cost 8.64 budgets, 8.64e15 FLOPs; 16 of them are "
-        "cooldown branches of the 8 trials (20 % of their steps); trained apart, trials and "
-        "branches would cost 11.2 budgets"
-    ) in shown
-    assert "8/8  trial 7  " in shown
-    assert "\nbranch 15 (trial 7 at x0.3)  val loss " in shown
-    assert "cooldown branches of trials: 16 complete" in run("status")
-    facts = Facts(read_study("budgetsweep.db"))
-    (row,) = [r for r in text_search.best_few(facts)[1].rows if "at 0.3 times" in r[0]]  # type: ignore[union-attr]
-    best = next(
-        r for r in facts.branches if r.parent_run_id == facts.ranked[0].id and r.scale == 0.3
-    )
-    assert f"{best.val_loss_nats:.4f}" in row
-    assert "16 cooldown branches of the trials (16 complete)" in str(text_search.tried(facts)[0])
-    assert "fitted to 24 runs, 16 of them cooldown branches, of" in str(text_scaling.answers(facts))
-    assert not set(facts.diagnoses) & {run.id for run in facts.branches}
-    run("export")
-    assert (tmp_path / "export" / "runs" / "branch-00015.yaml").is_file()
-    shown = run(*words[:-1], "1", "--trunks", "0.5", "--study", "half", "--total-flops", "3e15")
-    assert "(50 % of their steps)" in shown
 
 
 def test_a_refused_proposal_had_the_whole_budget_too(tmp_path: Path) -> None:
