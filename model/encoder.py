@@ -12,19 +12,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.layers import EncoderBlock
 from model.loss import linear_cross_entropy
-from model.transformer import StackLM
+from model.transformer import Transformer, require_same_shape
 
 
-class EncoderLM(StackLM):
+class EncoderLM(Transformer):
     """Encoder-only language model: `forward` gives the logits of the token at each position.
 
     It has the decoder's shape, parameters and charge in `nanogpt`, and n_vocab counts the mask
     token.
     """
 
-    block = EncoderBlock
+    causal = False
 
 
 class CorruptedTokens(NamedTuple):
@@ -90,11 +89,8 @@ def corrupt_tokens(
             f"mask and special ids {special}: expected ids from 0 to {n_vocab - 1} (n_vocab - 1), "
             "and at least one more that is not special"
         )
-    if attention_mask is not None and attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, expected that of "
-            f"input_ids, {tuple(input_ids.shape)}"
-        )
+    if attention_mask is not None:
+        require_same_shape(input_ids, attention_mask)
     device = input_ids.device
     is_special = torch.zeros(n_vocab, dtype=torch.bool)
     is_special[special] = True

@@ -15,86 +15,55 @@ from torch import Tensor, nn
 from model.config import EncoderDecoderConfig
 from model.generation.kv_cache import KeyValueCache, TargetCache
 from model.generation.sampling import evaluating, require_finite, softmax_with_temperature
-from model.layers import CrossDecoderBlock, EncoderBlock
+from model.layers import Block, CrossDecoderBlock, build_norm
 from model.loss import linear_cross_entropy
 from model.transformer import embedding_sum, initialise, require_same_shape
 
 
 class EncoderDecoderLM(nn.Module):
-    """Encoder-decoder language model: two pre-LN stacks, one token embedding, tied head.
+    """Encoder-decoder language model: pre-norm blocks on both sides, one embedding, tied head.
 
     Source and target share the token embedding (one vocabulary) but not the position embeddings, as
     in BART (Lewis et al. 2020): the two sides have lengths of their own, and being fifth in a
     source says nothing about being fifth in its target.
     """
 
-    def __init__(
-        self,
-        n_vocab: int,
-        n_embd: int,
-        n_head: int,
-        n_source_positions: int,
-        n_target_positions: int,
-        n_encoder_layer: int,
-        n_decoder_layer: int,
-        p_dropout: float = 0.1,
-    ) -> None:
+    def __init__(self, shape: EncoderDecoderConfig) -> None:
         """Build and initialise the model.
 
         Weights are N(0, 0.02), biases zero, LayerNorm one and zero. The last projection of each
         sub-layer is N(0, 0.02/√n), where n counts the additions to its own residual stream: the
         encoder's has 2·n_encoder_layer, the decoder's 3·n_decoder_layer. The memory passes a
         LayerNorm in between, so the encoder's depth does not add to the decoder's.
-
-        Args:
-            n_vocab: token ids V of both sides.
-            n_embd: width D.
-            n_head: heads H; must divide n_embd.
-            n_source_positions: longest source.
-            n_target_positions: longest target.
-            n_encoder_layer: blocks of the encoder.
-            n_decoder_layer: blocks of the decoder.
-            p_dropout: dropout on the embedding sums, attention weights and sub-layer outputs.
-
-        Raises:
-            ValueError: n_embd is not a multiple of n_head, or a size is out of range.
         """
         super().__init__()
-        self.shape = EncoderDecoderConfig(
-            n_vocab=n_vocab,
-            n_embd=n_embd,
-            n_head=n_head,
-            n_source_positions=n_source_positions,
-            n_target_positions=n_target_positions,
-            n_encoder_layer=n_encoder_layer,
-            n_decoder_layer=n_decoder_layer,
-            p_dropout=p_dropout,
-        )
-        self.token_embeddings = nn.Embedding(n_vocab, n_embd)
-        self.source_position_embeddings = nn.Embedding(n_source_positions, n_embd)
-        self.target_position_embeddings = nn.Embedding(n_target_positions, n_embd)
-        self.dropout = nn.Dropout(p_dropout)
+        self.shape = shape
+        encoder, decoder, width = shape.encoder, shape.decoder, shape.n_embd
+        self.token_embeddings = nn.Embedding(shape.n_vocab, width)
+        self.source_position_embeddings = nn.Embedding(shape.n_source_positions, width)
+        self.target_position_embeddings = nn.Embedding(shape.n_target_positions, width)
+        self.dropout = nn.Dropout(shape.p_dropout)
         self.encoder_blocks = nn.ModuleList(
-            EncoderBlock(n_embd, n_head, p_dropout) for _ in range(n_encoder_layer)
+            Block(encoder, causal=False) for _ in range(encoder.n_layer)
         )
-        self.encoder_ln = nn.LayerNorm(n_embd)
+        self.encoder_ln = build_norm(encoder)
         self.decoder_blocks = nn.ModuleList(
-            CrossDecoderBlock(n_embd, n_head, p_dropout) for _ in range(n_decoder_layer)
+            CrossDecoderBlock(decoder) for _ in range(decoder.n_layer)
         )
-        self.ln = nn.LayerNorm(n_embd)
+        self.ln = build_norm(decoder)
         embeddings = [
             self.token_embeddings,
             self.source_position_embeddings,
             self.target_position_embeddings,
         ]
         initialise(nn.ModuleList(embeddings), residual_additions=1)
-        initialise(self.encoder_blocks, residual_additions=2 * n_encoder_layer)
-        initialise(self.decoder_blocks, residual_additions=3 * n_decoder_layer)
+        initialise(self.encoder_blocks, residual_additions=2 * encoder.n_layer)
+        initialise(self.decoder_blocks, residual_additions=3 * decoder.n_layer)
 
     @classmethod
     def from_config(cls, shape: EncoderDecoderConfig) -> Self:
         """A freshly initialised model of this shape."""
-        return cls(**shape.model_dump())
+        return cls(shape)
 
     head_bias: None = None
     """The head has no bias."""
@@ -175,7 +144,7 @@ class EncoderDecoderLM(nn.Module):
         """
         blocks = cast("list[CrossDecoderBlock]", self.decoder_blocks)
         return TargetCache(
-            KeyValueCache(self.shape, len(memory), capacity, self.head_weight),
+            KeyValueCache(self.shape.decoder, len(memory), capacity, self.head_weight),
             [block.cross.remember(memory, source_mask) for block in blocks],
         )
 

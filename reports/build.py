@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from budgetsweep.config import dump_yaml, write_bytes_atomically, write_text_atomically
-from model.flops import CONVENTIONS
+from model.flops import Convention
 from reports.document import (
     Block,
     Bullets,
@@ -231,7 +231,7 @@ def _row(facts: Facts, run: Run) -> dict[str, Any]:
     parent = facts.trial_of(run)
     row["parent_trial"] = parent.number if parent is not None else ""
     spending = facts.data.spending.get(run.id)
-    for convention in CONVENTIONS:
+    for convention in Convention:
         row[f"spent_flops_{convention}"] = (
             spending.spent.flops(convention) if spending is not None else ""
         )

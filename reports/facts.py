@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from model.flops import Convention
 from reports.read import StudyData
 from reports.style.formats import known
 from studies.database.ledger import Amount, of_steps
@@ -223,7 +224,7 @@ def _planned_flops(run: Run) -> list[int]:
     return [run.planned_flops_nanogpt, run.planned_flops_matmul, run.planned_flops_mac]
 
 
-def charged_flops(run: Run, convention: str) -> int:
+def charged_flops(run: Run, convention: Convention) -> int:
     """A run's planned training FLOPs in one convention."""
     return int(getattr(run, f"planned_flops_{convention}"))
 

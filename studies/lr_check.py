@@ -47,7 +47,7 @@ def check_lr(
 
     scale = check_scale(settings.scale)
     trial = parse(RunConfig, selection.trial.config, f"trial {selection.trial.number}")
-    limits = Limits(int(scale * study.budget_flops), study.convention, pool.device())  # type: ignore[arg-type]
+    limits = Limits(int(scale * study.budget_flops), study.convention, pool.device())
     rule, _ = promoted_config(trial, limits.budget_flops, settings.overrides, limits)
     losses: dict[float, float] = {}
     for factor in FACTORS:

@@ -21,6 +21,7 @@ from budgetsweep.constraint import (
     admit,
     charge_per_step,
 )
+from model.flops import Convention
 from studies.execution.worker import Measured
 from studies.space.rungs import Rungs
 from studies.space.search_space import SearchSpace
@@ -118,7 +119,9 @@ def eval_cost(config: RunConfig) -> float:
     if config.head_samples is None:
         return 1.0 / 3.0
     whole = config.with_changes(head_samples=None)
-    return whole.flops_per_step("matmul") / (3.0 * config.flops_per_step("matmul"))
+    return whole.flops_per_step(Convention.MATMUL) / (
+        3.0 * config.flops_per_step(Convention.MATMUL)
+    )
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class Speed:
 
     def seconds(self, config: RunConfig) -> float:
         """Training time of a filled configuration, evaluation included."""
-        per_token = charge_per_step(config, "matmul") / config.tokens_per_step
+        per_token = charge_per_step(config, Convention.MATMUL) / config.tokens_per_step
         rate = float(
             np.exp(
                 np.interp(
@@ -185,7 +188,7 @@ def cheap_to_dear(sample: Sample, count: int = 3) -> list[Admitted]:
 
 def charge_per_token(config: RunConfig) -> int:
     """Exact training FLOPs a token."""
-    return charge_per_step(config, "matmul") // config.tokens_per_step
+    return charge_per_step(config, Convention.MATMUL) // config.tokens_per_step
 
 
 @dataclass(frozen=True)

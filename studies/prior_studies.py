@@ -13,6 +13,7 @@ from typing import Any
 
 from budgetsweep.config import parse
 from budgetsweep.errors import DataError, StudyError
+from model.flops import Convention
 from studies.database.store import Store
 from studies.database.tables import Run, Study
 from studies.simulation.worlds import world_of
@@ -29,7 +30,7 @@ TEXT = {"source": "text", "validation": "validation text", "text_field": "field 
 def settle(
     store: Store,
     name: str,
-    convention: str,
+    convention: Convention,
     space: SearchSpace,
     base: dict[str, Any],
     names: Iterable[str],
@@ -143,7 +144,7 @@ def _same_training_text(study: Study, other: Study, cache_dir: Path | None) -> b
 
 
 def _refuse(
-    other: Study, convention: str, parameters: Mapping[str, Any], base: Mapping[str, Any]
+    other: Study, convention: Convention, parameters: Mapping[str, Any], base: Mapping[str, Any]
 ) -> None:
     """Refuse a study of another kind, whatever its texts hold."""
     theirs, space = other.settings["base"], other.space["parameters"]

@@ -16,7 +16,6 @@ import numpy as np
 
 from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit
 from budgetsweep.errors import ConfigError, StudyError
-from model.flops import Convention
 from studies.database.connection import storage_url
 from studies.database.store import Store
 from studies.database.tables import FINISHED_STATUSES, Run, Study
@@ -305,14 +304,13 @@ def _first(
     if settings.replay is not None:
         return settings.replay.first(space, study.budget_flops)
     n_vocab = TOKENIZER_VOCABULARIES[base["tokenizer_encoding"]]
-    convention: Convention = study.convention  # type: ignore[assignment]
-    first = first_proposal(space, study.budget_flops, n_vocab, convention)
-    answer = admit(space.run_data(first, base), Limits(study.budget_flops, convention))
+    first = first_proposal(space, study.budget_flops, n_vocab, study.convention)
+    answer = admit(space.run_data(first, base), Limits(study.budget_flops, study.convention))
     return first if isinstance(answer, Admitted) else None
 
 
 def _law(space: SearchSpace, base: Mapping[str, Any], study: Study) -> LawSampler:
-    limits = Limits(study.budget_flops, study.convention)  # type: ignore[arg-type]
+    limits = Limits(study.budget_flops, study.convention)
     for_scale = study.settings.get("for_scale")
     if for_scale is None:
         return LawSampler(space, base, limits)
@@ -330,7 +328,7 @@ def _share_gpus(
     """Settle how many workers each GPU has, before limits of memory are."""
 
     def sample() -> Sample:
-        alone = Limits(study.budget_flops, study.convention, pool.device())  # type: ignore[arg-type]
+        alone = Limits(study.budget_flops, study.convention, pool.device())
         base = study.settings["base"]
         return sample_space(space, base, alone.with_data(data), PLAN_SAMPLES, settings.seed)
 

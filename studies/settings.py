@@ -11,7 +11,7 @@ from sqlalchemy import make_url
 
 from budgetsweep.config import apply_overrides
 from budgetsweep.errors import ConfigError
-from model.flops import CONVENTIONS, Convention
+from model.flops import Convention
 from studies.database.connection import storage_url
 from studies.database.tables import Study
 from studies.samplers.registry import SamplerName
@@ -55,7 +55,7 @@ class SearchSettings:
     study: str | None = None
     """None: named after the data and the budget."""
     budget_flops: int = 10**15
-    convention: Convention = "nanogpt"
+    convention: Convention = Convention.NANOGPT
     space: SearchSpace | None = None
     """None: the built-in space for the budget."""
     sampler: SamplerName = "law"
@@ -115,8 +115,6 @@ class SearchSettings:
             raise ConfigError(
                 "--prune compares trials at equal shares of one budget; leave out --rungs below 1"
             )
-        if self.convention not in CONVENTIONS:
-            raise ConfigError(f"--convention: expected one of {', '.join(CONVENTIONS)}")
         self._check_world()
 
     def _check_sharing(self) -> None:
@@ -155,7 +153,10 @@ class SearchSettings:
             "--prune": (self.pruning, "a table has one loss a run, no curve to prune by"),
             "--space": (self.space is not None, "the space is the sizes of the table"),
             "--set": (bool(self.overrides), "the table knows sizes and budgets, no other setting"),
-            "--convention": (self.convention != "nanogpt", "a table counts 6·N·D, as nanogpt does"),
+            "--convention": (
+                self.convention != Convention.NANOGPT,
+                "a table counts 6·N·D, as nanogpt does",
+            ),
             "--trunks": (
                 self.rungs.cooldown is not None,
                 "a table has finished runs, none of which can be branched",

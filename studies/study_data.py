@@ -60,7 +60,7 @@ def fix_data(
     config = parse(DataConfig, base["data"], "data")
     tokenizer = base["tokenizer_encoding"]
     if study.val_checksum is None:
-        limits = Limits(study.budget_flops, study.convention)  # type: ignore[arg-type]
+        limits = Limits(study.budget_flops, study.convention)
         sample = sample_space(space, base, limits, PLAN_SAMPLES, study.seed)
         train = wanted_train_tokens(sample)
         pairs = space.architecture == "encoder-decoder"

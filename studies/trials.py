@@ -115,7 +115,7 @@ class TrialSource:
         self._ended: str | None = None
         self.limits = Limits(
             budget_flops=study.budget_flops,
-            convention=study.convention,  # type: ignore[arg-type]
+            convention=study.convention,
             device=device,
         ).with_data(data)
         self.branches = Branches(store, study, settings, self.limits, observer)

@@ -197,7 +197,7 @@ class NextToken(_Stream[Windows]):
         config = self.config
         if self.device.type == "cuda":
             self.keep_resident(data.train)
-        if config.stack_shape.head_bias == "unigram" or config.head_samples is not None:
+        if getattr(config.model, "head_bias", None) == "unigram" or config.head_samples is not None:
             self._counts = data.train.counts(config.model.n_vocab)
         if self._counts is not None and config.head_samples is not None:
             self._sample_by(self._counts)

@@ -9,13 +9,8 @@ from rich.table import Table
 
 from budgetsweep.cli.display import count, duration, flops, gib
 from budgetsweep.constraint import affordable_steps, epochs, fill, planned_flops
-from model.config import EncoderDecoderConfig
 from model.flops import (
-    CONVENTIONS,
     Convention,
-    flops_per_masked_sequence_by_part,
-    flops_per_pair_by_part,
-    flops_per_token_by_part,
     params_by_group,
 )
 from trainer.config import Architecture, RunConfig
@@ -46,9 +41,9 @@ def explain(config: RunConfig, *, measure: bool) -> dict[str, Any]:
         "params": params_by_group(config.model),
         "n_params": config.n_params,
         "architecture": config.architecture,
-        FLOPS_OF[config.architecture]: {name: _by_part(config, name) for name in CONVENTIONS},
+        FLOPS_OF[config.architecture]: {name: config.flops_by_part(name) for name in Convention},
         "optimizer_flops_per_step": {
-            name: config.optimizer_flops_per_step(name) for name in CONVENTIONS
+            name: config.optimizer_flops_per_step(name) for name in Convention
         },
         "head_samples": config.head_samples,
         "steps": config.steps,
@@ -78,19 +73,6 @@ def explain(config: RunConfig, *, measure: bool) -> dict[str, Any]:
     if measure:
         facts.update(_on_this_device(config))
     return facts
-
-
-def _by_part(config: RunConfig, convention: Convention) -> dict[str, int]:
-    """Training FLOPs by part: of a token, of a masked sequence or of a pair (`FLOPS_OF`)."""
-    if isinstance(config.model, EncoderDecoderConfig):
-        assert config.source_len is not None
-        return flops_per_pair_by_part(config.model, config.source_len, config.seq_len, convention)
-    if config.architecture == "encoder":
-        predicted = config.predicted_per_sequence
-        return flops_per_masked_sequence_by_part(
-            config.model, config.seq_len, predicted, convention
-        )
-    return flops_per_token_by_part(config.model, config.seq_len, convention, config.head_rows)
 
 
 def _prepared(config: RunConfig) -> TokenData | None:
@@ -135,7 +117,7 @@ def print_explanation(facts: dict[str, Any], console: Console) -> None:
     for convention, parts in facts[key].items():
         total = sum(parts.values())
         what = key.removeprefix("flops_per_").replace("_", " ")
-        table = Table(f"FLOPs a {what} ({convention})", "", "share", box=None, pad_edge=False)
+        table = Table(f"FLOPs per {what} ({convention})", "", "share", box=None, pad_edge=False)
         for name, number in parts.items():
             table.add_row(name, f"{number:,}", f"{100 * number / total:.1f} %")
         table.add_row("all", f"{total:,}", "", style="bold")
@@ -149,18 +131,18 @@ def _print_totals(facts: dict[str, Any], console: Console) -> None:
     table.add_row(
         "tokens",
         f"{facts['tokens']:,} ({facts['steps']:,} steps of {facts['tokens_per_step']:,}), "
-        f"{facts['tokens_per_param']:.2f} a parameter",
+        f"{facts['tokens_per_param']:.2f} per parameter",
     )
     if facts["head_samples"] is not None:
         table.add_row(
-            "head",
-            f"training compares a token with {facts['head_samples']:,} ids and its target, not "
-            "with all; evaluation with all",
+            "softmax",
+            f"training samples {facts['head_samples']:,} entries of the vocabulary beside the "
+            "target's; evaluation takes all",
         )
     own = facts["optimizer_flops_per_step"][facts["convention"]]
     if own:
         share = own * facts["steps"] / facts["train_flops"][facts["convention"]]
-        table.add_row("Muon's products", f"{own:,} FLOPs a step, {100 * share:.1f} % of all")
+        table.add_row("Muon's products", f"{own:,} FLOPs per step, {100 * share:.1f} % of all")
     for convention, total in facts["train_flops"].items():
         table.add_row(f"training FLOPs, {convention}", f"{total:,} ({total:.4e})")
     if facts["budget_flops"] is not None:

@@ -30,13 +30,13 @@ from budgetsweep.cli.options import (
 )
 from budgetsweep.cli.scaling import fit
 from budgetsweep.errors import UserError
+from model.flops import Convention
 
 if TYPE_CHECKING:
     from trainer.data.config import DataConfig
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 SAMPLER_NAMES = ("tpe", "gp", "random", "qmc", "grid", "law")
-CONVENTION_NAMES = ("nanogpt", "matmul", "mac")
 WORLD_NAMES = ("porian2024-refinedweb", "hoffmann2022", "besiroglu2024")
 
 
@@ -98,7 +98,9 @@ def cli() -> None:
 @cli.command()
 @click.option("--budget", type=Flops(), help="Training FLOPs a trial [default: 1e15].")
 @click.option(
-    "--convention", type=click.Choice(CONVENTION_NAMES), help="How FLOPs count [default: nanogpt]."
+    "--convention",
+    type=click.Choice([c.value for c in Convention]),
+    help="How FLOPs count [default: nanogpt].",
 )
 @click.option(
     "--space",

@@ -249,13 +249,13 @@ def generate_command(
     write: Callable[..., list[Continuation]]
     if run is not None and run.architecture == "encoder-decoder":
         trained = open_trained(model, where)
-        longest = trained.config.pair_shape.n_target_positions
+        assert isinstance(trained.model, EncoderDecoderLM)
+        longest = trained.model.shape.n_target_positions
         if max_new_tokens > longest:
             raise ConfigError(
                 f"--max-new-tokens {max_new_tokens}: the model has positions for targets of "
                 f"{longest} tokens"
             )
-        assert isinstance(trained.model, EncoderDecoderLM)
         write = functools.partial(write_targets, trained.model)
         encoding = load_tokenizer(trained.config.tokenizer_encoding)
     else:

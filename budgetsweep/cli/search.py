@@ -27,6 +27,7 @@ from budgetsweep.config import (
     parse,
 )
 from budgetsweep.errors import ConfigError
+from model.flops import Convention
 from studies.simulation.worlds import mark
 from trainer.data.config import DataConfig
 
@@ -101,7 +102,7 @@ def search_settings(
         is_default_plan=is_default,
         tokenizer=tokenizer or ("bytes" if source == "demo" else "gpt2"),
         budget_flops=10**15 if budget is None else budget,
-        convention=convention or "nanogpt",  # type: ignore[arg-type]
+        convention=Convention(convention or Convention.NANOGPT),
         sampler=sampler or "law",  # type: ignore[arg-type]
         seed=seed or 0,
         simulate=simulate,

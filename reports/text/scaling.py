@@ -49,7 +49,7 @@ def answers(facts: Facts) -> list[Text | Table | Bullets]:
 
 
 COUNTED = {
-    "charged": "parameters that a token is charged for",
+    "charged": "active parameters",
     "blocks": "parameters of the blocks",
 }
 """What is counted as N, by the name on record."""

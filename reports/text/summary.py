@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from statistics import median
 
-from model.flops import CONVENTIONS
+from model.flops import Convention
 from reports.document import Bullets, Card, Cards, Table, Text
 from reports.facts import (
     SEED_NOISE_NATS,
@@ -260,7 +260,7 @@ def cost(facts: Facts) -> list[Text | Table]:
     if total.planned is None or total.spent is None:
         return [Text("The ledger has no entry: nothing was planned and nothing spent.")]
     convention = facts.study.convention
-    spent = total.spent.flops(convention)  # type: ignore[arg-type]
+    spent = total.spent.flops(convention)
     sentences = [
         f"{power(spent)} training FLOPs ({convention}) and {short(total.spent.tokens)} tokens",
     ]
@@ -270,7 +270,7 @@ def cost(facts: Facts) -> list[Text | Table]:
     open_runs = any(run.status not in FINISHED_STATUSES for run in facts.data.runs)
     sentences[0] += " so far." if open_runs else "."
     if total.redone.steps:
-        redone = total.redone.flops(convention)  # type: ignore[arg-type]
+        redone = total.redone.flops(convention)
         sentences.append(f"{percent(redone / spent)} of it was done twice after interruptions.")
     sentences.append(_kept(facts))
     devices = sorted({_device(run) for run in facts.data.runs if run.device_name})
@@ -286,7 +286,7 @@ def cost(facts: Facts) -> list[Text | Table]:
             ["convention", "planned", "spent", "done twice"],
             [
                 [name + (" (budget)" if name == convention else ""), *_flop_cells(total, name)]
-                for name in CONVENTIONS
+                for name in Convention
             ],
             caption="All runs, in each way of counting, exact",
         ),
@@ -309,9 +309,9 @@ def _kept(facts: Facts) -> str:
     return f"No run planned more than its budget; the fullest used {100 * max(shares):.2f} % of it."
 
 
-def _cost_cells(costs: Costs, convention: str) -> list[str]:
+def _cost_cells(costs: Costs, convention: Convention) -> list[str]:
     def flops(amount: Amount | None) -> str:
-        return DASH if amount is None else power(amount.flops(convention))  # type: ignore[arg-type]
+        return DASH if amount is None else power(amount.flops(convention))
 
     return [
         flops(costs.planned),
@@ -323,8 +323,8 @@ def _cost_cells(costs: Costs, convention: str) -> list[str]:
     ]
 
 
-def _flop_cells(costs: Costs, convention: str) -> list[str]:
+def _flop_cells(costs: Costs, convention: Convention) -> list[str]:
     return [
-        DASH if amount is None else f"{amount.flops(convention):,}"  # type: ignore[arg-type]
+        DASH if amount is None else f"{amount.flops(convention):,}"
         for amount in (costs.planned, costs.spent, costs.redone)
     ]

@@ -205,7 +205,7 @@ def run_promotion(
     trial = selection.trial
     original = parse(RunConfig, trial.config, f"trial {trial.number}")
     budget = int(settings.scale * study.budget_flops)
-    limits = Limits(budget, study.convention, pool.device())  # type: ignore[arg-type]
+    limits = Limits(budget, study.convention, pool.device())
     overrides = settings.overrides
     if lr_factor is not None:
         budget = budget_left(settings.scale, study.budget_flops)

@@ -253,9 +253,7 @@ class _Features:
         choices.
         """
         tokens = float(config.total_tokens)
-        rows = config.head_rows
-        unused = 0 if rows is None else max(0, config.model.n_vocab - rows) * config.model.n_embd
-        size = float(config.n_params - unused)
+        size = float(config.n_active_params)
         batch = math.log(config.tokens_per_step / steplaw_batch_tokens(tokens))
         lr = math.log(max(config.max_lr, 1e-12) / steplaw_lr(size, tokens)) - 0.5 * batch
         aspect, context = math.log(config.model.n_embd / config.model.depth), 1.0 / config.seq_len

@@ -31,8 +31,7 @@ Z_LEVEL = 1.2816
 """Of a normal distribution, half of that interval."""
 
 Counts = Literal["charged", "blocks"]
-"""What N is: the parameters that a token is charged for, of a sampled head its rows, or those of
-the blocks alone."""
+"""What N is: the active parameters (`model.flops`), or those of the blocks alone."""
 COUNTS: tuple[Counts, ...] = get_args(Counts)
 BELIEF: dict[Counts, float] = {"charged": 0.75, "blocks": 0.25}
 """Before any run (*assumption*): with the head counted, published fits agree (Porian et al.)."""
@@ -149,7 +148,7 @@ class StudyLaw:
 def size_of(config: RunConfig, counts: Counts) -> float:
     """N of a configuration, at least 1; of a replayed one as its table counts."""
     if counts == "charged" or config.trainer == "replayed":
-        return float(config.n_charged_params)
+        return float(config.n_active_params)
     return float(max(1, config.n_block_params))
 
 

@@ -1,29 +1,28 @@
-"""The encoder against the plain float64 reference, and masked-token training."""
+"""Masked-token training: what is chosen, what it becomes, the loss of it."""
 
 import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model import CrossAttention, DecoderLM, EncoderLM, MultiHeadAttention
 from model.config import ModelConfig
-from model.encoder import CorruptedTokens, EncoderBlock, corrupt_tokens, masked_token_loss
+from model.encoder import CorruptedTokens, EncoderLM, corrupt_tokens, masked_token_loss
 from tests.support import reference_encoder as reference
-from tests.support.comparing import CapturedDropout, assert_same_gradients, gradients
-from tests.support.reference_decoder import keep_all, softmax
+from tests.support.comparing import assert_same_gradients, gradients
+from tests.support.reference_decoder import softmax
 
 V, D, H, P, L = 23, 8, 2, 7, 2
 MASK_ID, SEPARATOR = 22, 21
 
 
-def make(p_dropout: float = 0.0, seed: int = 0) -> EncoderLM:
+def make(seed: int = 0) -> EncoderLM:
     """A float64 model whose parameters are all far from their initial values."""
     torch.manual_seed(seed)
-    model = EncoderLM(V, D, H, P, L, p_dropout).double()
+    shape = ModelConfig(n_vocab=V, n_embd=D, n_head=H, n_positions=P, n_layer=L, p_dropout=0.0)
+    model = EncoderLM(shape).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return model
@@ -31,258 +30,6 @@ def make(p_dropout: float = 0.0, seed: int = 0) -> EncoderLM:
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-# Attention, both kinds
-
-
-@pytest.mark.parametrize("n_head", [1, 2, 4])
-@pytest.mark.parametrize("masked", [False, True])
-def test_bidirectional_attention_equals_loops(n_head: int, masked: bool) -> None:
-    torch.manual_seed(0)
-    mha = MultiHeadAttention(8, n_head, 0.0, causal=False).double()
-    x = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
-    direction = torch.randn(2, 5, 8, dtype=torch.float64)
-    ours = mha(x, torch.ones(2, 5) if masked else None)
-    named = {f"mha.{name}": p for name, p in mha.named_parameters()}
-    expected = torch.stack(
-        [
-            reference.attention(row, row, named, "mha", n_head, reference.everything, keep_all)
-            for row in x
-        ]
-    )
-    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
-    inputs = [x, *mha.parameters()]
-    for a, b in zip(
-        torch.autograd.grad((ours * direction).sum(), inputs),
-        torch.autograd.grad((expected * direction).sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("n_head", [1, 2, 4])
-@pytest.mark.parametrize("mask", [None, [1, 1, 1], [0, 1, 1], [1, 0, 1], [0, 0, 0]])
-def test_cross_attention_equals_loops(n_head: int, mask: list[int] | None) -> None:
-    """Every query sees all content of the memory, no padding; without content it gets zeros."""
-    torch.manual_seed(0)
-    cross = CrossAttention(8, n_head, 0.0).double()
-    x = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
-    memory = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
-    direction = torch.randn(2, 5, 8, dtype=torch.float64)
-    ours = cross(x, memory, None if mask is None else torch.tensor([mask, mask]))
-    content = torch.tensor(mask or [1, 1, 1]).bool()
-    named = {f"cross.{name}": p for name, p in cross.named_parameters()}
-    expected = torch.stack(
-        [
-            reference.attention(a, m, named, "cross", n_head, reference.everything, keep_all)
-            for a, m in zip(x, memory[:, content], strict=True)
-        ]
-    )
-    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
-    if not content.any():
-        assert torch.equal(ours, cross.proj.bias.expand(2, 5, 8))
-    inputs = [x, memory, *cross.parameters()]
-    expected_gradients = torch.autograd.grad(
-        (expected * direction).sum(), inputs, materialize_grads=True, allow_unused=True
-    )
-    for a, b in zip(
-        torch.autograd.grad((ours * direction).sum(), inputs), expected_gradients, strict=True
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("mask", [None, torch.ones(1, 16)])
-def test_cross_attention_drops_weights_and_output(mask: Tensor | None) -> None:
-    """With v = x = identity and no projection, the output is the weights: 0 or w / (1 - p)²."""
-    p, n = 0.3, 400
-    torch.manual_seed(0)
-    cross = CrossAttention(16, 1, p).double()
-    with torch.no_grad():
-        for linear in (cross.v_attn, cross.proj):
-            linear.weight.copy_(torch.eye(16))
-            linear.bias.zero_()
-    x = torch.randn(1, 9, 16, dtype=torch.float64)
-    memory = torch.eye(16, dtype=torch.float64)[None]
-    weights = cross.eval()(x, memory, mask)
-    cross.train()
-    draws = torch.stack([cross(x, memory, mask) for _ in range(n)])
-    kept = draws != 0
-    torch.testing.assert_close(draws, kept * weights / (1 - p) ** 2)
-    keep = (1 - p) ** 2
-    assert abs(kept.double().mean() - keep) < 5 * math.sqrt(keep * (1 - keep) / kept.numel())
-
-
-def test_cross_attention_needs_heads_that_divide_the_width() -> None:
-    with pytest.raises(ValueError, match=r"n_embd = 10 is not a multiple of n_head = 4"):
-        CrossAttention(10, 4)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_of_padding_give_zeros_and_finite_gradients(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    mha = MultiHeadAttention(8, 2, 0.0, causal=False).to(dtype)
-    x = torch.randn(2, 4, 8, dtype=dtype, requires_grad=True)
-    out = mha.self_attention(*mha.q_kT_v(x), torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]]))
-    assert torch.equal(out[1], torch.zeros(4, 8, dtype=dtype))
-    assert out[0].abs().min() > 0  # padding may look at content: nobody looks at padding
-    (gradient,) = torch.autograd.grad(out.sum(), x)
-    assert gradient.isfinite().all()
-    assert torch.equal(gradient[1], torch.zeros(4, 8, dtype=dtype))
-
-
-@pytest.mark.parametrize("head_dim", [16, 128])  # below and above SLOW_CPU_HEAD_DIM
-def test_autocast_is_close_to_float32(head_dim: int) -> None:
-    torch.manual_seed(0)
-    block = EncoderBlock(2 * head_dim, 2, 0.0)
-    cross = CrossAttention(2 * head_dim, 2, 0.0)
-    x = torch.randn(2, 9, 2 * head_dim)
-    exact = cross(x, block(x))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = cross(x, block(x))
-    assert low.dtype == torch.bfloat16
-    assert 0 < (low.float() - exact).norm() / exact.norm() < 2e-2
-
-
-# The model
-
-
-def test_logits_and_all_gradients_equal_the_reference() -> None:
-    model = make()
-    ids = torch.randint(V, (3, P))
-    parameters = dict(model.named_parameters())
-    logits = model(ids)
-    expected = torch.stack([reference.encoder_logits(parameters, row, H, L) for row in ids])
-    torch.testing.assert_close(logits, expected, rtol=1e-11, atol=1e-12)
-    direction = torch.randn_like(logits)
-    assert_same_gradients(
-        gradients((logits * direction).sum(), model),
-        gradients((expected * direction).sum(), model),
-    )
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    mask=st.lists(st.integers(0, 1), min_size=1, max_size=P).filter(any),
-    seed=st.integers(0, 2**16),
-)
-def test_padding_anywhere_changes_nothing(mask: list[int], seed: int) -> None:
-    model = make(seed=seed)
-    ids = torch.randint(V, (1, len(mask)))
-    attention_mask = torch.tensor([mask], dtype=torch.float32)
-    alone = ids[0, attention_mask[0].bool()]
-    ours = model(ids, attention_mask)[0, attention_mask[0].bool()]
-    expected = reference.encoder_logits(dict(model.named_parameters()), alone, H, L)
-    torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)
-    torch.testing.assert_close(ours, model(alone[None])[0], rtol=1e-11, atol=1e-12)
-
-
-def test_gradients_with_padding_equal_those_of_the_sequences_alone() -> None:
-    model = make()
-    ids = torch.randint(V, (4, 6))
-    mask = torch.tensor(
-        [[0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 1, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0]]
-    )
-    content = mask.bool()
-    direction = torch.randn(4, 6, V, dtype=torch.float64)
-    ours = (model(ids, mask) * direction)[content].sum()
-    parameters = dict(model.named_parameters())
-    expected = sum(
-        (reference.encoder_logits(parameters, ids[b, c], H, L) * direction[b, c]).sum()
-        for b, c in enumerate(content[:3])
-    )
-    assert isinstance(expected, Tensor)
-    assert_same_gradients(gradients(ours, model), gradients(expected, model))
-
-
-def test_what_stands_under_the_padding_does_not_matter() -> None:
-    model = make()
-    mask = torch.tensor([[0.0, 1.0, 1.0, 0.0, 1.0]])
-    ids = torch.randint(V, (1, 5))
-    other = torch.where(mask == 0, (ids + 1) % V, ids)
-    content = mask[0].bool()
-    assert torch.equal(model(ids, mask)[:, content], model(other, mask)[:, content])
-    assert model(ids, torch.zeros(1, 5)).isfinite().all()
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_every_position_sees_every_other(masked: bool) -> None:
-    model = make()
-    ids = torch.randint(V, (1, P))
-    mask = torch.ones(1, P) if masked else None
-    before = model(ids, mask)
-    for s in range(P):
-        changed = ids.clone()
-        changed[0, s] = (changed[0, s] + 1) % V
-        assert ((model(changed, mask) - before).abs().amax(dim=-1) > 1e-9).all()
-
-
-def test_dropout_is_where_the_decoder_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the masks that the model drew, the reference gives the same logits."""
-    model = make(p_dropout=0.4)
-    ids = torch.randint(V, (1, P))
-    dropout = CapturedDropout()
-    monkeypatch.setattr(F, "dropout", dropout)
-    logits = model(ids, torch.ones(1, P))  # with a mask, attention is written out
-    monkeypatch.undo()
-
-    masks = iter(dropout.masks)
-    places = {"embedding": next(masks)[0]}
-    for i in range(L):
-        weights = next(masks)[0]
-        places |= {
-            f"blocks.{i}.mha.weights.{head}.{t}": weights[head, t]
-            for head in range(H)
-            for t in range(P)
-        }
-        places[f"blocks.{i}.mha.output"] = next(masks)[0]
-        places[f"blocks.{i}.ff.output"] = next(masks)[0]
-    assert next(masks, None) is None
-    used: list[str] = []
-
-    def drop(place: str, x: Tensor) -> Tensor:
-        used.append(place)
-        return x * places[place]
-
-    parameters = dict(model.named_parameters())
-    expected = reference.encoder_logits(parameters, ids[0], H, L, drop)
-    assert sorted(used) == sorted(places)
-    torch.testing.assert_close(logits[0], expected, rtol=1e-11, atol=1e-12)
-
-
-def test_no_dropout_in_evaluation_or_at_zero() -> None:
-    ids = torch.randint(V, (2, P))
-    with_dropout, without = make(0.5), make(0.0)
-    assert not torch.equal(with_dropout(ids), with_dropout(ids))
-    assert torch.equal(with_dropout.eval()(ids), without(ids))
-
-
-def test_parameters_and_initial_weights_are_those_of_the_decoder() -> None:
-    shape = ModelConfig(n_vocab=V, n_embd=D, n_head=H, n_positions=P, n_layer=3, p_dropout=0.2)
-    torch.manual_seed(5)
-    encoder = EncoderLM.from_config(shape)
-    torch.manual_seed(5)
-    decoder = DecoderLM.from_config(shape)
-    ours, theirs = encoder.state_dict(), decoder.state_dict()
-    assert list(ours) == list(theirs)
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert encoder.shape == shape
-    assert encoder.flops_per_token == decoder.flops_per_token
-    assert encoder.dropout.p == encoder.blocks[2].mha.p_dropout == encoder.blocks[0].ff.dropout.p
-    assert encoder.head_weight is encoder.token_embeddings.weight
-
-
-def test_unusable_input_is_a_clear_error() -> None:
-    ids = torch.zeros(1, P + 1, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"8 tokens .* for 7 \(n_positions\)"):
-        make()(ids)
-    with pytest.raises(ValueError, match=r"\(1, 4\), expected that of input_ids, \(1, 5\)"):
-        make()(ids[:, :5], torch.ones(1, 4))
-    with pytest.raises(ValueError, match=r"n_embd = 10 is not a multiple of n_head = 4"):
-        EncoderLM(V, 10, 4, P, L)
-
-
-# Masked-token training
 
 
 def test_shares_are_15_80_10_10() -> None:
@@ -428,7 +175,11 @@ def test_it_learns_to_fill_in_from_both_sides() -> None:
     """
     torch.manual_seed(0)
     n, length, mask_id = 12, 8, 12
-    model = EncoderLM(n + 1, 32, 2, length, 2, 0.0)
+    model = EncoderLM(
+        ModelConfig(
+            n_vocab=n + 1, n_embd=32, n_head=2, n_positions=length, n_layer=2, p_dropout=0.0
+        )
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     generator = seeded()
 

@@ -15,17 +15,38 @@ from model import EncoderDecoderLM
 from model.config import EncoderDecoderConfig
 from model.encoder_decoder import target_loss
 from tests.support import reference_encoder as reference
-from tests.support.comparing import CapturedDropout, assert_same_gradients, gradients, vary
+from tests.support.comparing import (
+    CapturedDropout,
+    Dropped,
+    assert_same_gradients,
+    gradients,
+    vary,
+)
 from tests.support.reference_decoder import next_token_loss, softmax
 
 V, D, H, PS, PT = 19, 8, 2, 6, 5
 LAYERS = (2, 2)
 
 
+def shape_of(
+    n_vocab: int = V,
+    n_embd: int = D,
+    n_head: int = H,
+    positions: tuple[int, int] = (PS, PT),
+    layers: tuple[int, int] = LAYERS,
+    p_dropout: float = 0.0,
+) -> EncoderDecoderConfig:
+    return EncoderDecoderConfig(
+        n_vocab=n_vocab, n_embd=n_embd, n_head=n_head, p_dropout=p_dropout,
+        n_source_positions=positions[0], n_target_positions=positions[1],
+        n_encoder_layer=layers[0], n_decoder_layer=layers[1],
+    )  # fmt: skip
+
+
 def make(p_dropout: float = 0.0, seed: int = 0) -> EncoderDecoderLM:
     """A float64 model whose parameters are all far from their initial values."""
     torch.manual_seed(seed)
-    model = EncoderDecoderLM(V, D, H, PS, PT, *LAYERS, p_dropout).double()
+    model = EncoderDecoderLM(shape_of(p_dropout=p_dropout)).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return model
@@ -168,15 +189,10 @@ def test_dropout_is_on_embeddings_weights_and_outputs(monkeypatch: pytest.Monkey
         attention(f"decoder_blocks.{i}.cross", PT)
         places[f"decoder_blocks.{i}.ff.output"] = next(masks)[0]
     assert next(masks, None) is None
-    used: list[str] = []
-
-    def drop(place: str, x: Tensor) -> Tensor:
-        used.append(place)
-        return x * places[place]
-
+    drop = Dropped(places)
     parameters = dict(model.named_parameters())
     expected = reference.pair_logits(parameters, sources[0], targets[0], H, LAYERS, drop)
-    assert sorted(used) == sorted(places)
+    assert not drop.unused
     torch.testing.assert_close(logits[0], expected, rtol=1e-11, atol=1e-12)
 
 
@@ -189,7 +205,7 @@ def test_no_dropout_in_evaluation_or_at_zero() -> None:
 
 def test_initial_weights() -> None:
     torch.manual_seed(0)
-    model = EncoderDecoderLM(1500, 48, 4, 100, 60, 5, 3)
+    model = EncoderDecoderLM(shape_of(1500, 48, 4, (100, 60), (5, 3)))
     additions = {"encoder_blocks": 10, "decoder_blocks": 9}
     for name, parameter in model.named_parameters():
         if name.endswith(".bias"):
@@ -214,19 +230,11 @@ def test_one_token_embedding_serves_source_target_and_head() -> None:
     torch.testing.assert_close(model.token_logits(hidden), expected)
 
 
-def test_from_config_builds_that_shape_from_the_seed() -> None:
-    shape = EncoderDecoderConfig(
-        n_vocab=V, n_embd=D, n_head=H, n_source_positions=PS, n_target_positions=PT,
-        n_encoder_layer=1, n_decoder_layer=3, p_dropout=0.25,
-    )  # fmt: skip
-    torch.manual_seed(3)
-    a = EncoderDecoderLM.from_config(shape)
-    torch.manual_seed(3)
-    b = EncoderDecoderLM(V, D, H, PS, PT, 1, 3, 0.25)
-    assert a.shape == shape
-    assert (len(a.encoder_blocks), len(a.decoder_blocks)) == (1, 3)
-    assert a.dropout.p == a.decoder_blocks[0].cross.p_dropout == a.encoder_blocks[0].ff.dropout.p
-    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+def test_a_model_has_the_layers_and_the_dropout_of_its_shape() -> None:
+    model = EncoderDecoderLM.from_config(shape_of(layers=(1, 3), p_dropout=0.25))
+    assert (len(model.encoder_blocks), len(model.decoder_blocks)) == (1, 3)
+    parts = (model, model.decoder_blocks[0].cross, model.encoder_blocks[0].ff)
+    assert {part.dropout.p for part in parts} == {0.25}
 
 
 def test_unusable_input_is_a_clear_error() -> None:
@@ -240,7 +248,7 @@ def test_unusable_input_is_a_clear_error() -> None:
     with pytest.raises(ValueError, match=r"\(1, 3\), expected that of input_ids, \(1, 6\)"):
         model(tokens(1, PS), tokens(1, PT), torch.ones(1, 3))
     with pytest.raises(ValueError, match=r"n_embd = 10 is not a multiple of n_head = 4"):
-        EncoderDecoderLM(V, 10, 4, PS, PT, 1, 1)
+        shape_of(n_embd=10, n_head=4)
 
 
 # Training on the target
@@ -293,7 +301,7 @@ def test_targets_without_a_second_token_are_a_clear_error() -> None:
 
 def make_varied(p_dropout: float = 0.0, seed: int = 0) -> EncoderDecoderLM:
     torch.manual_seed(seed)
-    model = EncoderDecoderLM(V, D, H, PS, PT, *LAYERS, p_dropout).double()
+    model = EncoderDecoderLM(shape_of(p_dropout=p_dropout)).double()
     vary(model)
     return model
 
@@ -434,7 +442,7 @@ def test_it_learns_to_reverse_its_source() -> None:
     """Fresh random sources of unequal length: nothing to remember, all to be read by attention."""
     torch.manual_seed(0)
     n, longest, start, pad = 6, 4, 6, 7
-    model = EncoderDecoderLM(8, 32, 2, longest, longest + 1, 1, 1, 0.0)
+    model = EncoderDecoderLM(shape_of(8, 32, 2, (longest, longest + 1), (1, 1)))
     optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
     generator = torch.Generator().manual_seed(0)
 

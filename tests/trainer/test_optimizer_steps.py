@@ -283,7 +283,7 @@ def test_on_cuda_a_captured_step_computes_what_a_queued_one_and_the_cpu_do(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = CONFIGS[name].with_changes(
-        model=CONFIGS[name].stack_shape.model_copy(update={"p_dropout": 0.0}),
+        model=CONFIGS[name].model.model_copy(update={"p_dropout": 0.0}),
         num_training_steps=100,
     )
     losses = {}

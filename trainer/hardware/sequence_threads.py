@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.cpu.threads import team_size, together
-from model.transformer import StackLM
+from model.transformer import Transformer
 
 LEAST_ELEMENTS = 1 << 16
 """Elements of the residual stream (tokens x width) from which on threads share a batch: below,
 the interpreter decides, which serves one thread at a time."""
 
 
-def hidden_by_rows(model: StackLM) -> Callable[[Tensor], Tensor]:
+def hidden_by_rows(model: Transformer) -> Callable[[Tensor], Tensor]:
     """`model.hidden` of ids (B, S), with the blocks on several threads where that is right.
 
     It is not where there is one thread or too little to do, nor with dropout: its draws come from
