@@ -35,5 +35,6 @@ class DecoderBlock(Block):
 
 def _shape(n_embd: int, n_head: int, p_dropout: float) -> ModelConfig:
     """A shape of which only the part's own sizes matter."""
-    sizes = {"n_embd": n_embd, "n_head": n_head, "n_vocab": 1, "n_positions": 1, "n_layer": 1}
-    return ModelConfig(**sizes, p_dropout=p_dropout)
+    return ModelConfig(
+        n_vocab=1, n_embd=n_embd, n_head=n_head, n_positions=1, n_layer=1, p_dropout=p_dropout
+    )
