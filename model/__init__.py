@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from model.classification import classify_binary_sentiment
     from model.course import DecoderBlock, FeedForward, MultiHeadAttention
     from model.decoder import DecoderLM
-    from model.encoder import EncoderLM, corrupt_tokens, masked_token_loss
-    from model.encoder_decoder import EncoderDecoderLM, target_loss
+    from model.encoder import EncoderLM, corrupt_tokens
+    from model.encoder_decoder import EncoderDecoderLM
     from model.generation.decoding import generate, score
     from model.generation.sampling import softmax_with_temperature
 
@@ -28,10 +28,8 @@ __all__ = [
     "classify_binary_sentiment",
     "corrupt_tokens",
     "generate",
-    "masked_token_loss",
     "score",
     "softmax_with_temperature",
-    "target_loss",
 ]
 
 _HOME = {
@@ -44,10 +42,8 @@ _HOME = {
     "classify_binary_sentiment": "classification",
     "corrupt_tokens": "encoder",
     "generate": "generation.decoding",
-    "masked_token_loss": "encoder",
     "score": "generation.decoding",
     "softmax_with_temperature": "generation.sampling",
-    "target_loss": "encoder_decoder",
 }
 
 

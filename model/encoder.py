@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.loss import linear_cross_entropy
 from model.transformer import Transformer, require_same_shape
 
 
@@ -115,34 +114,4 @@ def corrupt_tokens(
     randomised = chosen & (fate >= p_mask) & (fate < p_mask + p_random)
     return CorruptedTokens(
         torch.where(randomised, ordinary[which], inputs), chosen, input_ids[chosen]
-    )
-
-
-def masked_token_loss(
-    model: EncoderLM,
-    corrupted: CorruptedTokens,
-    attention_mask: Tensor | None = None,
-    chunk_tokens: int | None = None,
-) -> Tensor:
-    """Mean cross-entropy of the chosen tokens, in nats; the head runs at these positions only.
-
-    Args:
-        model: the encoder.
-        corrupted: what `corrupt_tokens` gave.
-        attention_mask: (B, S), 1 for content and 0 for padding; None: all content.
-        chunk_tokens: as in `linear_cross_entropy`.
-
-    Returns:
-        Scalar, as `linear_cross_entropy` gives it.
-
-    Raises:
-        ValueError: no token is chosen, or as in `EncoderLM.embed`.
-    """
-    if not len(corrupted.targets):
-        raise ValueError(
-            "no token to predict: the batch holds nothing but padding and special tokens"
-        )
-    hidden = model.hidden(corrupted.inputs, attention_mask)[corrupted.chosen]
-    return linear_cross_entropy(
-        hidden, model.head_weight, corrupted.targets, chunk_tokens, model.head_bias
     )

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from model.config import EncoderDecoderConfig
 from model.generation.kv_cache import KeyValueCache, TargetCache
-from model.generation.sampling import evaluating, require_finite, softmax_with_temperature
 from model.layers import Block, CrossDecoderBlock, build_norm
-from model.loss import linear_cross_entropy
 from model.transformer import embedding_sum, initialise, require_same_shape
 
 
@@ -222,128 +220,9 @@ class EncoderDecoderLM(nn.Module):
         """
         return self.token_logits(self.hidden(source_ids, target_ids, source_mask, target_mask))
 
-    @torch.no_grad()
-    def generate(
-        self,
-        source_ids: Tensor,
-        prefix_ids: Tensor,
-        max_new_tokens: int,
-        source_mask: Tensor | None = None,
-        prefix_mask: Tensor | None = None,
-        *,
-        temperature: float = 0.0,
-        generator: torch.Generator | None = None,
-        stop_id: int | None = None,
-        use_cache: bool = True,
-    ) -> Tensor:
-        """Continue target prefixes; the encoder runs once, the decoder once a token.
-
-        No dropout and no gradients; the model comes back in the mode that it was in. The cache
-        changes no token, but for the rounding of the logits: where two tokens are as good as equal,
-        or a draw falls on the edge between two, rounding may decide.
-
-        Args:
-            source_ids: (B, S) token ids.
-            prefix_ids: (B, T) beginnings of the targets, each with one content token at least.
-            max_new_tokens: tokens to add (N).
-            source_mask: (B, S), 1 for content and 0 for padding; None: all content.
-            prefix_mask: (B, T), likewise; padding may stand on either side.
-            temperature: logits are divided by it; 0: always the most likely token.
-            generator: where draws come from; None: torch's global one. Not used when greedy.
-            stop_id: the id that ends a target. What follows it in a row is filled with it, and
-                generation ends early when every row has it.
-            use_cache: keep the keys and values of source and target instead of computing those of
-                the source and of the whole target again for each token.
-
-        Returns:
-            (B, n) ids without the prefix, n at most N.
-
-        Raises:
-            ValueError: a sequence is or would become too long, a prefix is nothing but padding, the
-                temperature is not a number from 0 on, or shapes do not fit together.
-            CheckpointError: the model's logits are not finite.
-        """
-        longest = prefix_ids.shape[1] + max(max_new_tokens - 1, 0)  # the last token is not read
-        if max_new_tokens < 0 or longest > self.shape.n_target_positions:
-            raise ValueError(
-                f"{max_new_tokens} new tokens after {prefix_ids.shape[1]}, but the model has "
-                f"positions for {self.shape.n_target_positions} (n_target_positions)"
-            )
-        if not 0.0 <= temperature < float("inf"):
-            raise ValueError(f"temperature = {temperature}, expected a number from 0 on")
-        mask = torch.ones_like(prefix_ids) if prefix_mask is None else (prefix_mask != 0).long()
-        if not mask.any(dim=1).all():
-            raise ValueError("a prefix without content: begin it with a token, such as end-of-text")
-        ids, n_prefix, n_read = prefix_ids, prefix_ids.shape[1], 0
-        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        with evaluating(self):
-            memory = self.encode(source_ids, source_mask)
-            cache = self.remember(memory, longest, source_mask) if use_cache else None
-            for _ in range(max_new_tokens):
-                if cache is None:
-                    hidden = self.decode(ids, memory, mask, source_mask)
-                else:  # what is chosen is content, so the prefix alone needs a mask
-                    hidden = self.extend(ids[:, n_read:], cache, None if n_read else mask)
-                    n_read = ids.shape[1]
-                last = mask[:, -hidden.shape[1] :].cumsum(dim=1).argmax(dim=1)  # the last content
-                logits = self.token_logits(hidden[torch.arange(len(ids)), last])
-                chosen = _choose(logits, temperature, generator)
-                if stop_id is not None:
-                    chosen = chosen.masked_fill(ended, stop_id)
-                    ended = ended | (chosen == stop_id)
-                ids = torch.cat([ids, chosen[:, None]], dim=1)
-                mask = torch.cat([mask, torch.ones_like(chosen)[:, None]], dim=1)
-                if ended.all():
-                    break
-        return ids[:, n_prefix:]
-
-
-def target_loss(
-    model: EncoderDecoderLM,
-    source_ids: Tensor,
-    target_ids: Tensor,
-    source_mask: Tensor | None = None,
-    target_mask: Tensor | None = None,
-    chunk_tokens: int | None = None,
-) -> Tensor:
-    """Mean cross-entropy of each target token but the first, in nats; padding does not count.
-
-    A token counts where it and its left neighbour are content. The head runs there only.
-
-    Args:
-        model: the encoder-decoder.
-        source_ids: (B, S) token ids.
-        target_ids: (B, T) token ids, the first one given.
-        source_mask: (B, S), 1 for content and 0 for padding; None: all content.
-        target_mask: (B, T), likewise.
-        chunk_tokens: as in `linear_cross_entropy`.
-
-    Returns:
-        Scalar, as `linear_cross_entropy` gives it.
-
-    Raises:
-        ValueError: no target has two tokens, or as in `EncoderDecoderLM.forward`.
-    """
-    hidden = model.hidden(source_ids, target_ids, source_mask, target_mask)
-    content = torch.ones_like(target_ids) if target_mask is None else target_mask
-    counts = (content[:, 1:] != 0) & (content[:, :-1] != 0)
-    if not counts.any():
-        raise ValueError("no token to predict: every target has less than two tokens of content")
-    predicting, targets = hidden[:, :-1][counts], target_ids[:, 1:][counts]
-    return linear_cross_entropy(predicting, model.head_weight, targets, chunk_tokens)
-
 
 def _require_as_many(target_ids: Tensor, n_sources: int) -> None:
     if len(target_ids) != n_sources:
         raise ValueError(
             f"{len(target_ids)} targets for {n_sources} sources: expected as many of both"
         )
-
-
-def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    """One token id a row of logits (B, V)."""
-    require_finite(logits)
-    if temperature == 0:
-        return logits.argmax(dim=1)
-    probabilities = softmax_with_temperature(logits, temperature)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)

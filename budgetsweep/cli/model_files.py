@@ -233,7 +233,7 @@ def generate_command(
     check_writable(out, prefixes)
     from model.encoder_decoder import EncoderDecoderLM
     from model.generation.decoding import continue_texts
-    from model.generation.targets import write_targets
+    from model.generation.encoder_decoder import write_targets
     from trainer.data.tokenizers import load_tokenizer
     from trainer.export.formats import open_model, run_beside
     from trainer.export.trained import open_trained

@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import EncoderDecoderConfig, ModelConfig
-from model.encoder import EncoderLM, corrupt_tokens, masked_token_loss
-from model.encoder_decoder import EncoderDecoderLM, target_loss
+from model.encoder import EncoderLM
+from model.encoder_decoder import EncoderDecoderLM
 from model.flops import (
     Convention,
     count_params,
@@ -81,23 +81,6 @@ def test_encoder_matmul_flops_equal_what_torch_counts(
     assert counted(lambda: model(ids, mask).sum()) == (expected // 3, expected)
 
 
-@settings(max_examples=40, deadline=None)
-@given(shape=shapes(), data=st.data())
-def test_masked_token_loss_runs_the_head_at_chosen_positions_only(
-    shape: ModelConfig, data: st.DataObject
-) -> None:
-    model = EncoderLM.from_config(shape)
-    batch = data.draw(st.integers(1, 3), "batch")
-    seq_len = data.draw(st.integers(1, shape.n_positions), "seq_len")
-    ids = torch.randint(1, shape.n_vocab, (batch, seq_len))
-    generator = torch.Generator().manual_seed(0)
-    corrupted = corrupt_tokens(ids, None, shape.n_vocab, 0, generator=generator, p_chosen=0.4)
-    none = flops_per_masked_sequence(shape, seq_len, 0, MATMUL)
-    head = flops_per_masked_sequence(shape, seq_len, 1, MATMUL) - none
-    _, both = counted(lambda: masked_token_loss(model, corrupted, chunk_tokens=5))
-    assert both == batch * none + len(corrupted.targets) * head
-
-
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(shape=pairs(), data=st.data())
@@ -116,22 +99,6 @@ def test_pair_matmul_flops_equal_what_torch_counts(
     )
     expected = batch * flops_per_pair(shape, source_len, target_len, MATMUL)
     assert counted(lambda: model(sources, targets, *masks).sum()) == (expected // 3, expected)
-
-
-@settings(max_examples=40, deadline=None)
-@given(shape=pairs(), data=st.data())
-def test_target_loss_skips_the_last_token_which_predicts_nothing(
-    shape: EncoderDecoderConfig, data: st.DataObject
-) -> None:
-    model = EncoderDecoderLM.from_config(shape)
-    batch = data.draw(st.integers(1, 3), "batch")
-    source_len = data.draw(st.integers(1, shape.n_source_positions), "source_len")
-    target_len = data.draw(st.integers(2, shape.n_target_positions), "target_len")
-    sources = torch.randint(shape.n_vocab, (batch, source_len))
-    targets = torch.randint(shape.n_vocab, (batch, target_len))
-    expected = batch * flops_per_pair(shape, source_len, target_len, MATMUL, target_len - 1)
-    _, both = counted(lambda: target_loss(model, sources, targets, chunk_tokens=5))
-    assert both == expected
 
 
 def grouped(model: nn.Module) -> dict[str, int]:

@@ -90,7 +90,7 @@ def test_batches_made_on_the_device_are_those_of_the_host(name: str) -> None:
                 assert torch.equal(made.ids, expected.ids)
                 assert (made.sample is None) == (expected.sample is None)
                 if made.sample is not None and expected.sample is not None:
-                    assert torch.equal(made.sample.ids, expected.sample.ids)
+                    assert torch.equal(made.sample.entries, expected.sample.entries)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
