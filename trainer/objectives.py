@@ -360,12 +360,11 @@ class MaskedTokens(_Stream[CorruptedTokens]):
         draws = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
         return corrupt_tokens(
             ids,
-            None,
             self.config.model.n_vocab,
             self.config.mask_id,
+            self.config.predicted_per_sequence,
             generator=torch.Generator().manual_seed(int(draws >> np.uint64(1))),
             special_ids=self.special_ids,
-            n_chosen=self.config.predicted_per_sequence,
         )
 
 

@@ -1,6 +1,7 @@
 """Masked-token training: what is chosen, what it becomes, the loss of it."""
 
 import math
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import model.encoder
 from model.config import ModelConfig
 from model.encoder import CorruptedTokens, EncoderLM, corrupt_tokens
 from model.loss import linear_cross_entropy
@@ -23,44 +25,44 @@ def make(seed: int = 0) -> EncoderLM:
     """A float64 model whose parameters are all far from their initial values."""
     torch.manual_seed(seed)
     shape = ModelConfig(n_vocab=V, n_embd=D, n_head=H, n_positions=P, n_layer=L, p_dropout=0.0)
-    model = EncoderLM(shape).double()
-    for parameter in model.parameters():
+    encoder = EncoderLM(shape).double()
+    for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
-    return model
+    return encoder
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_shares_are_15_80_10_10() -> None:
+def test_shares_are_80_10_10() -> None:
     ids = torch.randint(20, (300, 400), generator=seeded(1))
-    inputs, chosen, targets = corrupt_tokens(ids, None, V, MASK_ID, generator=seeded())
-    n, k = ids.numel(), int(chosen.sum())
+    inputs, chosen, targets = corrupt_tokens(ids, V, MASK_ID, 60, generator=seeded())
+    assert (chosen.sum(dim=1) == 60).all()
+    k = 300 * 60
     masked = int((inputs[chosen] == MASK_ID).sum())
     changed = int(((inputs != ids) & (inputs != MASK_ID)).sum())
 
     def expect(count: int, trials: int, p: float) -> None:
         assert abs(count - trials * p) < 5 * math.sqrt(trials * p * (1 - p))
 
-    expect(k, n, 0.15)
     expect(masked, k, 0.8)
     other = (V - 2) / (V - 1)  # one random id in 22 is what stood there before
     expect(changed, k, 0.1 * other)
     expect(k - masked - changed, k, 0.1 + 0.1 * (1 - other))
     assert torch.equal(targets, ids[chosen])
-    # Independent of the place: no row or column is chosen more often than chance allows.
-    for dim, trials in ((0, 300), (1, 400)):
-        counts = chosen.sum(dim=dim).double()
-        assert ((counts - trials * 0.15).abs() < 5 * math.sqrt(trials * 0.15 * 0.85)).all()
+    # Independent of the place: no column is chosen more often than chance allows.
+    counts = chosen.sum(dim=0).double()
+    assert ((counts - 300 * 0.15).abs() < 5 * math.sqrt(300 * 0.15 * 0.85)).all()
 
 
-def test_random_ids_are_uniform_over_ordinary_ids() -> None:
+def test_random_ids_are_uniform_over_ordinary_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.encoder, "P_MASK", 0.0)
+    monkeypatch.setattr(model.encoder, "P_RANDOM", 1.0)
     ids = torch.zeros(200, 500, dtype=torch.int64)
     inputs, chosen, _ = corrupt_tokens(
-        ids, None, V, MASK_ID, generator=seeded(), special_ids=[SEPARATOR, 3],
-        p_chosen=1.0, p_mask=0.0, p_random=1.0,
-    )  # fmt: skip
+        ids, V, MASK_ID, 500, generator=seeded(), special_ids=[SEPARATOR, 3]
+    )
     assert chosen.all()
     counts = inputs.flatten().bincount(minlength=V).double()
     ordinary = torch.ones(V, dtype=torch.bool)
@@ -75,35 +77,28 @@ def test_random_ids_are_uniform_over_ordinary_ids() -> None:
     rows=st.integers(1, 4),
     columns=st.integers(1, 12),
     seed=st.integers(0, 2**16),
-    p_chosen=st.sampled_from([1e-9, 0.15, 0.5, 1.0]),
-    padded=st.booleans(),
+    n_chosen=st.integers(1, 12),
 )
-def test_only_content_that_is_not_special_is_chosen(
-    rows: int, columns: int, seed: int, p_chosen: float, padded: bool
+def test_so_many_in_each_row_are_chosen_that_are_not_special(
+    rows: int, columns: int, seed: int, n_chosen: int
 ) -> None:
     ids = torch.randint(V, (rows, columns), generator=seeded(seed))
-    mask = torch.randint(2, (rows, columns), generator=seeded(seed + 1)) if padded else None
     inputs, chosen, targets = corrupt_tokens(
-        ids, mask, V, MASK_ID, generator=seeded(), special_ids=[SEPARATOR], p_chosen=p_chosen
+        ids, V, MASK_ID, n_chosen, generator=seeded(), special_ids=[SEPARATOR]
     )
     eligible = (ids != MASK_ID) & (ids != SEPARATOR)
-    if mask is not None:
-        eligible &= mask == 1
     assert not (chosen & ~eligible).any()
+    assert torch.equal(chosen.sum(dim=1), eligible.sum(dim=1).clamp(max=n_chosen))
     assert torch.equal(inputs[~chosen], ids[~chosen])
     assert torch.equal(targets, ids[chosen])
     assert not (inputs[chosen] == SEPARATOR).any()
-    if p_chosen == 1.0:
-        assert torch.equal(chosen, eligible)
-    if p_chosen == 1e-9:  # chance chooses none: exactly one is taken, if there is one
-        assert int(chosen.sum()) == int(eligible.any())
 
 
 def test_corruption_is_a_function_of_the_generator() -> None:
     ids = torch.randint(20, (8, 30), generator=seeded(1))
 
     def corrupt(seed: int, ids: Tensor = ids) -> CorruptedTokens:
-        return corrupt_tokens(ids, None, V, MASK_ID, generator=seeded(seed))
+        return corrupt_tokens(ids, V, MASK_ID, 4, generator=seeded(seed))
 
     one, again, other = corrupt(3), corrupt(3), corrupt(4)
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
@@ -124,42 +119,31 @@ def test_corruption_is_a_function_of_the_generator() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings_", "message"),
-    [
-        ({"p_chosen": 0.0}, "p_chosen = 0.0"),
-        ({"p_mask": 0.8, "p_random": 0.3}, "p_random = 0.3.* at most 1"),
-        ({"p_random": -0.1}, "p_random = -0.1"),
-        ({"special_ids": [V]}, r"\[22, 23\].*from 0 to 22"),
-        ({"special_ids": range(V)}, "at least one more"),
-        ({"attention_mask": torch.ones(2, 3)}, r"shape \(2, 3\), expected .* \(2, 4\)"),
-    ],
+    ("special_ids", "message"),
+    [([V], r"\[22, 23\].*from 0 to 22"), (range(V), "at least one more")],
 )
-def test_unusable_settings_are_clear_errors(settings_: dict[str, object], message: str) -> None:
-    arguments = {"attention_mask": None, "generator": seeded(), **settings_}
+def test_unusable_ids_are_clear_errors(special_ids: Iterable[int], message: str) -> None:
     ids = torch.zeros(2, 4, dtype=torch.int64)
     with pytest.raises(ValueError, match=message):
-        corrupt_tokens(ids, n_vocab=V, mask_id=MASK_ID, **arguments)  # type: ignore[arg-type]
+        corrupt_tokens(ids, V, MASK_ID, 1, generator=seeded(), special_ids=special_ids)
 
 
 def test_loss_is_that_of_the_chosen_positions_with_gradients() -> None:
-    model = make()
+    encoder = make()
     ids = torch.randint(20, (3, P))
-    mask = torch.tensor([[1] * P, [0, 0] + [1] * (P - 2), [1] * (P - 3) + [0] * 3])
-    corrupted = corrupt_tokens(ids, mask, V, MASK_ID, generator=seeded(), p_chosen=0.5)
-    hidden = model.hidden(corrupted.inputs, mask)[corrupted.chosen]
-    loss = linear_cross_entropy(hidden, model.head_weight, corrupted.targets, 4)
+    corrupted = corrupt_tokens(ids, V, MASK_ID, 3, generator=seeded())
+    hidden = encoder.hidden(corrupted.inputs)[corrupted.chosen]
+    loss = linear_cross_entropy(hidden, encoder.head_weight, corrupted.targets, 4)
 
-    parameters = dict(model.named_parameters())
+    parameters = dict(encoder.named_parameters())
     losses = []
-    for b in range(3):
-        content = mask[b].bool()
-        logits = reference.encoder_logits(parameters, corrupted.inputs[b, content], H, L)
-        targets, chosen = ids[b, content], corrupted.chosen[b, content]
-        losses += [-torch.log(softmax(logits[t])[targets[t]]) for t in chosen.nonzero().flatten()]
-    assert 3 < len(losses) < int(mask.sum())
+    for row, inputs, chosen in zip(ids, corrupted.inputs, corrupted.chosen, strict=True):
+        logits = reference.encoder_logits(parameters, inputs, H, L)
+        losses += [-torch.log(softmax(logits[t])[row[t]]) for t in chosen.nonzero().flatten()]
+    assert len(losses) == 9
     expected = torch.stack(losses).mean()
     torch.testing.assert_close(loss, expected, rtol=1e-11, atol=1e-12)
-    assert_same_gradients(gradients(loss, model), gradients(expected, model))
+    assert_same_gradients(gradients(loss, encoder), gradients(expected, encoder))
 
 
 def test_it_learns_to_fill_in_from_both_sides() -> None:
@@ -169,12 +153,12 @@ def test_it_learns_to_fill_in_from_both_sides() -> None:
     """
     torch.manual_seed(0)
     n, length, mask_id = 12, 8, 12
-    model = EncoderLM(
+    encoder = EncoderLM(
         ModelConfig(
             n_vocab=n + 1, n_embd=32, n_head=2, n_positions=length, n_layer=2, p_dropout=0.0
         )
     )
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=3e-3)
     generator = seeded()
 
     def batch(rows: int) -> Tensor:
@@ -182,9 +166,9 @@ def test_it_learns_to_fill_in_from_both_sides() -> None:
 
     losses = []
     for _ in range(250):
-        corrupted = corrupt_tokens(batch(64), None, n + 1, mask_id, generator=generator)
-        hidden = model.hidden(corrupted.inputs)[corrupted.chosen]
-        loss = linear_cross_entropy(hidden, model.head_weight, corrupted.targets)
+        corrupted = corrupt_tokens(batch(64), n + 1, mask_id, 1, generator=generator)
+        hidden = encoder.hidden(corrupted.inputs)[corrupted.chosen]
+        loss = linear_cross_entropy(hidden, encoder.head_weight, corrupted.targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -193,5 +177,5 @@ def test_it_learns_to_fill_in_from_both_sides() -> None:
     ids = batch(100)
     hidden_first = ids.clone()
     hidden_first[:, 0] = mask_id
-    guesses = model(hidden_first)[:, 0].argmax(dim=-1)
+    guesses = encoder(hidden_first)[:, 0].argmax(dim=-1)
     assert (guesses == ids[:, 0]).double().mean() > 0.98
