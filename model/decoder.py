@@ -28,16 +28,9 @@ class DecoderLM(Transformer):
         p_dropout: float = 0.1,
         **options: Any,
     ) -> None:
-        """Build the model from the course's arguments; the product calls `from_config`.
+        """Build the model from the course's arguments, which are fields of `ModelConfig`.
 
-        Args:
-            n_vocab: this and the following are fields of `ModelConfig`.
-            n_embd: see there.
-            n_head: see there.
-            n_positions: see there.
-            n_layer: see there.
-            p_dropout: see there.
-            options: see there.
+        An adapter at the edge: the product calls `from_config`. Options are the other fields.
 
         Raises:
             ValueError: n_embd is not a multiple of n_head, or a size is out of range.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from model.config import EncoderDecoderConfig
 from model.generation.kv_cache import KeyValueCache, TargetCache
 from model.layers import Block, CrossDecoderBlock, build_norm
-from model.transformer import embedding_sum, initialise, require_same_shape
+from model.transformer import embedding_sum, initialise
 
 
 class EncoderDecoderLM(nn.Module):
@@ -74,16 +74,7 @@ class EncoderDecoderLM(nn.Module):
     def encode(self, source_ids: Tensor, source_mask: Tensor | None = None) -> Tensor:
         """What the decoder sees of a source: the memory (B, S, D), after a LayerNorm.
 
-        Args:
-            source_ids: (B, S) token ids.
-            source_mask: (B, S), 1 for content and 0 for padding; None: all content. Positions count
-                content only.
-
-        Returns:
-            (B, S, D); what stands at padding is finite and means nothing.
-
-        Raises:
-            ValueError: the source is too long, or the mask's shape is not that of the ids.
+        What stands at padding is finite and means nothing. Arguments and errors as in `forward`.
         """
         embedded = embedding_sum(
             source_ids,
@@ -106,17 +97,13 @@ class EncoderDecoderLM(nn.Module):
     ) -> Tensor:
         """What the head sees: (B, T, D) after the final LayerNorm.
 
-        Args:
-            target_ids: (B, T) token ids.
-            memory: (B, S, D), what `encode` gave.
-            target_mask: (B, T), 1 for content and 0 for padding; None: all content.
-            source_mask: (B, S), that of the memory.
-
-        Raises:
-            ValueError: the target is too long, there are not as many targets as sources, or a
-                mask's shape is not that of the ids.
+        The memory (B, S, D) is what `encode` gave of the source. Arguments and errors else as in
+        `forward`.
         """
-        _require_as_many(target_ids, len(memory))
+        if len(target_ids) != len(memory):
+            raise ValueError(
+                f"{len(target_ids)} targets for {len(memory)} sources: expected as many of both"
+            )
         embedded = embedding_sum(
             target_ids,
             target_mask,
@@ -161,15 +148,8 @@ class EncoderDecoderLM(nn.Module):
 
         Returns:
             (B, T, D); what stands at padding means nothing.
-
-        Raises:
-            ValueError: there are not as many targets as sources, or the mask's shape is not that of
-                the ids.
         """
         assert not self.training, "the cached path has no dropout: call eval() first"
-        _require_as_many(target_ids, len(cache.past.lengths))
-        if target_mask is not None:
-            require_same_shape(target_ids, target_mask)
         new = cache.past.advance(target_ids, target_mask)
         positions = self.target_position_embeddings(new.positions.clamp(min=0))
         x = self.token_embeddings(target_ids) + positions
@@ -208,7 +188,8 @@ class EncoderDecoderLM(nn.Module):
         Args:
             source_ids: (B, S) token ids.
             target_ids: (B, T) token ids.
-            source_mask: (B, S), 1 for content and 0 for padding; None: all content.
+            source_mask: (B, S), 1 for content and 0 for padding; None: all content. Positions count
+                content only.
             target_mask: (B, T), likewise.
 
         Returns:
@@ -219,10 +200,3 @@ class EncoderDecoderLM(nn.Module):
                 mask's shape is not that of its ids.
         """
         return self.token_logits(self.hidden(source_ids, target_ids, source_mask, target_mask))
-
-
-def _require_as_many(target_ids: Tensor, n_sources: int) -> None:
-    if len(target_ids) != n_sources:
-        raise ValueError(
-            f"{len(target_ids)} targets for {n_sources} sources: expected as many of both"
-        )

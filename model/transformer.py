@@ -68,7 +68,11 @@ def content_positions(
         )
     if attention_mask is None:
         return None
-    require_same_shape(input_ids, attention_mask)
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, expected that of "
+            f"input_ids, {tuple(input_ids.shape)}"
+        )
     counted = (attention_mask != 0).long().cumsum(dim=1)
     return (counted - 1).clamp(min=0)
 
@@ -85,19 +89,6 @@ def embedding_sum(
     if where is None:
         return tokens(input_ids) + positions.weight[: input_ids.shape[1]]
     return tokens(input_ids) + positions(where)
-
-
-def require_same_shape(input_ids: Tensor, attention_mask: Tensor) -> None:
-    """Refuse a mask that is not one of these ids.
-
-    Raises:
-        ValueError: its shape is not theirs.
-    """
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, expected that of "
-            f"input_ids, {tuple(input_ids.shape)}"
-        )
 
 
 class Transformer(nn.Module):
