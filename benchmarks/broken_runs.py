@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import trainer.objectives
 import trainer.run_state
-from model.layers import DecoderBlock
+from model.decoder import DecoderLM
 from trainer.config import RunConfig
 from trainer.data.config import DataConfig
 from trainer.data.prepare import open_prepared, prepare
@@ -157,7 +157,7 @@ def breaking(kind: str) -> Iterator[None]:
         "grad_not_cleared": lambda: mock.patch.object(
             trainer.run_state, "build_optimizer", _never_cleared
         ),
-        "leak": lambda: mock.patch.object(DecoderBlock, "causal", False),
+        "leak": lambda: mock.patch.object(DecoderLM, "causal", False),
     }
     if kind not in patches:
         yield

@@ -152,7 +152,7 @@ def one_seed(args: argparse.Namespace, seed: int) -> Row:
             study = store.study()
             runs = {run.number: run for run in store.runs(study.id, kind="trial")}
             fit = fit_study(study, store.runs(study.id), args.scale)
-            spent = store.ledger(study.id).spent.flops(study.convention)  # type: ignore[arg-type]
+            spent = store.ledger(study.id).spent.flops(study.convention)
     assert found.best is not None
     row: Row = {"seed": seed, "world": world.name, "best": best.loss_nats,
                 "best_n": best.config.n_params, "refusal": fit.refusal, "seconds": seconds,

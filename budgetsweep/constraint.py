@@ -19,7 +19,7 @@ from typing import Any
 
 from budgetsweep.config import parse
 from budgetsweep.errors import ConfigError
-from model.flops import CONVENTIONS, Convention
+from model.flops import Convention
 from trainer.config import RunConfig
 from trainer.data.facts import DataFacts
 from trainer.events import DeviceInfo
@@ -48,7 +48,7 @@ class Limits:
     """What a configuration must fit into; None: not limited or not known."""
 
     budget_flops: int
-    convention: Convention = "nanogpt"
+    convention: Convention = Convention.NANOGPT
     device: DeviceInfo | None = None
     train_tokens: int | None = None
     """Training tokens there are."""
@@ -109,7 +109,7 @@ def affordable_steps(config: RunConfig, budget_flops: int, convention: Conventio
 
 def planned_flops(config: RunConfig) -> dict[Convention, int]:
     """Training FLOPs of a filled configuration in every convention."""
-    return {name: charge_per_step(config, name) * config.steps for name in CONVENTIONS}
+    return {name: charge_per_step(config, name) * config.steps for name in Convention}
 
 
 def fill(config: RunConfig) -> RunConfig:

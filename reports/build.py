@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from budgetsweep.config import write_bytes_atomically, write_text_atomically
-from model.flops import CONVENTIONS
+from model.flops import Convention
 from reports.document import Block, Document, Heading, Picture, clean, to_html, to_markdown
 from reports.facts import Facts
 from reports.read import read_study
@@ -129,7 +129,7 @@ def _row(facts: Facts, run: Run) -> dict[str, Any]:
     parent = facts.trial_of(run)
     row["parent_trial"] = parent.number if parent is not None else ""
     spending = facts.data.spending.get(run.id)
-    for convention in CONVENTIONS:
+    for convention in Convention:
         row[f"spent_flops_{convention}"] = (
             spending.spent.flops(convention) if spending is not None else ""
         )

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from budgetsweep.formats import known
-from model.flops import CONVENTIONS
+from model.flops import Convention
 from reports.read import StudyData
 from studies.database.ledger import Amount, of_steps
 from studies.database.tables import FINALIST, PROMOTION, Rejection, Run, Study
@@ -159,7 +159,7 @@ class Facts:
         redone = Amount()
         for run in runs:
             if run.steps_redone:
-                planned = [run.planned_flops(name) for name in CONVENTIONS]
+                planned = [run.planned_flops(name) for name in Convention]
                 redone += of_steps(run.steps_redone, run.num_steps, run.tokens_per_step, planned)
         return Costs(
             planned=sum((e.planned for e in entries), Amount()) if entries else None,

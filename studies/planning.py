@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from budgetsweep.constraint import charge_per_step
+from model.flops import Convention
 from studies.execution.base import Executor
 from studies.space.rungs import Rungs
 from studies.space.sample import Sample, charge_per_token, eval_cost, evenly_by_cost
@@ -30,7 +31,7 @@ class Speed:
 
     def seconds(self, config: RunConfig) -> float:
         """Training time of a filled configuration, evaluation included."""
-        per_token = charge_per_step(config, "matmul") / config.tokens_per_step
+        per_token = charge_per_step(config, Convention.MATMUL) / config.tokens_per_step
         known, speeds = np.log(self.flops_per_token), np.log(self.flops_per_second)
         rate = float(np.exp(np.interp(np.log(per_token), known, speeds)))
         training = per_token * config.total_tokens / rate

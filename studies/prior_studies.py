@@ -13,6 +13,7 @@ from typing import Any
 
 from budgetsweep.config import parse
 from budgetsweep.errors import DataError, StudyError
+from model.flops import Convention
 from studies.database.store import Store
 from studies.database.tables import Run, Study
 from studies.scaling.fitted_runs import PriorRuns
@@ -26,7 +27,7 @@ DATA_NAMES = {"source": "data set", "validation": "validation set", "text_field"
 def base_with_prior_studies(
     store: Store,
     name: str,
-    convention: str,
+    convention: Convention,
     space: SearchSpace,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:

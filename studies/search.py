@@ -259,7 +259,7 @@ def _fix_data(
 
 def _problem(space: SearchSpace, study: Study, settings: SearchSettings) -> SearchProblem:
     """What a sampler is told of the search."""
-    limits = Limits(study.budget_flops, study.convention)  # type: ignore[arg-type]
+    limits = Limits(study.budget_flops, study.convention)
     base, scale = study.settings["base"], study.settings.get("for_scale")
     return SearchProblem(
         space=space,

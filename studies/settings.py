@@ -11,7 +11,7 @@ from sqlalchemy import make_url
 
 from budgetsweep.config import apply_overrides
 from budgetsweep.errors import ConfigError
-from model.flops import CONVENTIONS, Convention
+from model.flops import Convention
 from studies.database.connection import storage_url
 from studies.database.tables import Study
 from studies.execution.base import Backend
@@ -48,7 +48,7 @@ class SearchSettings:
     study: str | None = None
     """None: named after the data and the budget."""
     budget_flops: int = 10**15
-    convention: Convention = "nanogpt"
+    convention: Convention = Convention.NANOGPT
     space: SearchSpace | None = None
     """None: the built-in space for the budget."""
     sampler: SamplerName = "law"
@@ -105,8 +105,6 @@ class SearchSettings:
             raise ConfigError(
                 "--prune compares trials at equal shares of one budget; leave out --rungs below 1"
             )
-        if self.convention not in CONVENTIONS:
-            raise ConfigError(f"--convention: expected one of {', '.join(CONVENTIONS)}")
         self.backend.check(self)
 
     def _check_sharing(self) -> None:

@@ -108,7 +108,7 @@ class TrialSource:
         self._ended: str | None = None
         self.limits = Limits(
             budget_flops=study.budget_flops,
-            convention=study.convention,  # type: ignore[arg-type]
+            convention=study.convention,
             device=executor.device(),
         ).with_data(data)
 

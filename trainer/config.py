@@ -15,10 +15,11 @@ from budgetsweep.errors import ConfigError
 from model.config import EncoderDecoderConfig, ModelConfig
 from model.flops import (
     Convention,
+    count_active_params,
     count_params,
-    flops_per_masked_sequence,
-    flops_per_pair,
-    flops_per_token,
+    flops_per_masked_sequence_by_part,
+    flops_per_pair_by_part,
+    flops_per_token_by_part,
     muon_flops_per_step,
     params_by_group,
 )
@@ -53,18 +54,19 @@ Rate = Annotated[float, Field(ge=0.0, le=1e3)]
 
 
 _PAIR_KEYS = frozenset(EncoderDecoderConfig.model_fields) - ModelConfig.model_fields.keys()
-_STACK_KEYS = frozenset(ModelConfig.model_fields) - EncoderDecoderConfig.model_fields.keys()
+_OTHER_KEYS = frozenset(ModelConfig.model_fields) - EncoderDecoderConfig.model_fields.keys()
 
 
 def _shape_tag(shape: Any) -> str:
     """Which of the two classes a shape is to be read as; see `budgetsweep.config.parse`."""
     keys = shape.keys() if isinstance(shape, dict) else ()
     pair = isinstance(shape, EncoderDecoderConfig) or not _PAIR_KEYS.isdisjoint(keys)
-    return "<pair>" if pair else "<stack>"
+    return "<encoder-decoder>" if pair else "<decoder>"
 
 
 Shape = Annotated[
-    Annotated[ModelConfig, Tag("<stack>")] | Annotated[EncoderDecoderConfig, Tag("<pair>")],
+    Annotated[ModelConfig, Tag("<decoder>")]
+    | Annotated[EncoderDecoderConfig, Tag("<encoder-decoder>")],
     Discriminator(_shape_tag),
 ]
 
@@ -87,7 +89,7 @@ class RunConfig(StrictModel):
     """Shape of the model; n_vocab may be left out and follows from the tokenizer (an encoder has
     one id more, for the mask)."""
     data: DataConfig = DataConfig()
-    """Training and validation text."""
+    """Training and validation data."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """auto: CUDA, then MPS, then the CPU."""
     batch_size: Count
@@ -99,8 +101,8 @@ class RunConfig(StrictModel):
     masked_fraction: float | None = Field(default=None, gt=0.0, le=1.0)
     """Share of a sequence's tokens to predict; encoder only; None: `MASKED_FRACTION`."""
     head_samples: Count | None = None
-    """Token ids that training compares a target with (K; `model.sampled_softmax`); None: all.
-    Decoder only; evaluation always takes all."""
+    """Vocabulary entries of the sampled softmax (K; `model.sampled_softmax`); None: full softmax.
+    Decoder only; evaluation always takes the full softmax."""
     grad_accumulation_steps: Count = 1
     """Micro-batches in one optimiser step."""
     num_training_steps: Count | Literal["fill"] = "fill"
@@ -140,7 +142,7 @@ class RunConfig(StrictModel):
     can be."""
     budget_flops: Annotated[int, Field(ge=1, le=MAX_FLOPS)] | None = None
     """Training FLOPs that this run may spend; needed by `num_training_steps: fill`."""
-    convention: Convention = "nanogpt"
+    convention: Convention = Convention.NANOGPT
     """How training FLOPs are counted against the budget."""
     num_evals: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 5
     """Validation passes, at equal fractions of the run; the last one at its end."""
@@ -175,7 +177,7 @@ class RunConfig(StrictModel):
             return data
         architecture = data.get("architecture", "decoder")
         pair = architecture == "encoder-decoder"
-        other = shape.keys() & (_STACK_KEYS if pair else _PAIR_KEYS)
+        other = shape.keys() & (_OTHER_KEYS if pair else _PAIR_KEYS)
         if other or (pair and shape.keys().isdisjoint(_PAIR_KEYS)):
             raise ValueError(
                 f"the {architecture} has the sizes {', '.join(sorted(_PAIR_KEYS))} in model_config"
@@ -245,23 +247,11 @@ class RunConfig(StrictModel):
                 raise ValueError(f"{given[0]}: only a decoder can have it")
         if self.head_samples is not None and self.head_samples >= self.model.n_vocab:
             raise ValueError(
-                f"head_samples = {self.head_samples} is not less than the {self.model.n_vocab} ids "
-                "of the vocabulary: give fewer, or head_samples: null to compare with all"
+                f"head_samples = {self.head_samples} is not less than the {self.model.n_vocab} "
+                "entries of the vocabulary: give fewer, or head_samples: null for the full softmax"
             )
         if self.cooldown_fraction is not None and self.schedule != "wsd":
             raise ValueError("cooldown_fraction: only schedule: wsd has a cooldown")
-
-    @property
-    def stack_shape(self) -> ModelConfig:
-        """The shape of a decoder or an encoder."""
-        assert isinstance(self.model, ModelConfig)
-        return self.model
-
-    @property
-    def pair_shape(self) -> EncoderDecoderConfig:
-        """The shape of an encoder-decoder."""
-        assert isinstance(self.model, EncoderDecoderConfig)
-        return self.model
 
     @property
     def sequences_per_step(self) -> int:
@@ -296,8 +286,8 @@ class RunConfig(StrictModel):
         return max(1, round((self.masked_fraction or MASKED_FRACTION) * self.seq_len))
 
     @property
-    def head_rows(self) -> int | None:
-        """Token ids whose logits training computes for a token; None: all."""
+    def logits_per_token(self) -> int | None:
+        """Logits that training computes for a token: the samples' and the target's; None: all."""
         return None if self.head_samples is None else self.head_samples + 1
 
     @property
@@ -311,12 +301,9 @@ class RunConfig(StrictModel):
         return count_params(self.model)
 
     @property
-    def n_charged_params(self) -> int:
-        """Parameters that a token is charged for: of a sampled head only its rows."""
-        if self.head_rows is None:
-            return self.n_params
-        shape = self.stack_shape
-        return self.n_params - max(0, shape.n_vocab - self.head_rows) * shape.n_embd
+    def n_active_params(self) -> int:
+        """Parameters that a training step multiplies a token by (`count_active_params`)."""
+        return count_active_params(self.model, self.logits_per_token)
 
     @property
     def n_block_params(self) -> int:
@@ -324,21 +311,28 @@ class RunConfig(StrictModel):
         groups = params_by_group(self.model)
         return self.n_params - groups["token_embedding"] - groups["position_embedding"]
 
-    def flops_per_step(self, convention: Convention) -> int:
-        """Training FLOPs of one optimiser step, gradient accumulation included.
+    def flops_by_part(self, convention: Convention) -> dict[str, int]:
+        """Training FLOPs by part: of a decoder's token, of an encoder's sequence or of a pair.
 
         Padding is charged as what it is beside: the products are computed. Where padding's logits
-        are not, `matmul` and `mac` are the most that a step can cost.
+        are not, `matmul` and `mac` are the most that it can cost.
         """
         if isinstance(self.model, EncoderDecoderConfig):
             assert self.source_len is not None
-            each = flops_per_pair(self.model, self.source_len, self.seq_len, convention)
-        elif self.architecture == "encoder":
+            return flops_per_pair_by_part(self.model, self.source_len, self.seq_len, convention)
+        if self.architecture == "encoder":
             predicted = self.predicted_per_sequence
-            each = flops_per_masked_sequence(self.model, self.seq_len, predicted, convention)
-        else:
-            rows = self.head_rows
-            each = self.seq_len * flops_per_token(self.model, self.seq_len, convention, rows)
+            return flops_per_masked_sequence_by_part(
+                self.model, self.seq_len, predicted, convention
+            )
+        logits = self.logits_per_token
+        return flops_per_token_by_part(self.model, self.seq_len, convention, logits)
+
+    def flops_per_step(self, convention: Convention) -> int:
+        """Training FLOPs of one optimiser step, gradient accumulation included."""
+        each = sum(self.flops_by_part(convention).values())
+        if self.architecture == "decoder":
+            each *= self.seq_len
         return each * self.sequences_per_step + self.optimizer_flops_per_step(convention)
 
     def optimizer_flops_per_step(self, convention: Convention) -> int:

@@ -146,7 +146,7 @@ def _saved_by_block(
         (2, N * D * 4),  # residual stream before each LayerNorm
         (4, N * 4),  # mean and 1/deviation of each LayerNorm
         (3, N * D * low),  # inputs of the projections: two LayerNorms' outputs, the heads' outputs
-        (2, N * 4 * D * low),  # feed-forward before and after GELU
+        (2, N * shape.n_inner * low),  # feed-forward before and after GELU
     ]
     if in_blocks:
         # Decoders only: encoders mask their padding.
@@ -212,7 +212,7 @@ def _backward(config: RunConfig, kind: Kind, bf16: bool) -> int:
         else:
             written_out = stack.masked or (kind == "cpu" and shape.p_dropout > 0)
             attention = 4 * shape.n_head * stack.length if written_out else 0
-        block = 4 * shape.n_embd + max(16 * shape.n_embd, attention)
+        block = 4 * shape.n_embd + max(4 * shape.n_inner, attention)
         blocks.append(config.batch_size * stack.length * block)
     return 8 * shape.n_vocab * shape.n_embd + max(blocks)
 
@@ -227,7 +227,7 @@ def _update(config: RunConfig) -> int:
     grads = 0 if config.grad_accumulation_steps > 1 else 4 * config.n_params
     batch = 0
     if config.optimizer == "muon":
-        batch = 8 * config.stack_shape.n_layer * 8 * shape.n_embd**2
+        batch = 8 * shape.depth * 2 * shape.n_embd * shape.n_inner
     return grads + max(8 * shape.n_vocab * shape.n_embd, batch)
 
 

@@ -8,8 +8,8 @@ anything is evaluated, reported or saved. Steps may be taken in vain then, never
 **One launch a step.** A training step of a small model is a thousand kernels of a few microseconds
 each, and launching one takes as long. On CUDA the whole step, from gathering its windows to the
 update, is captured once as a graph and launched as a whole. What differs from step to step lies in
-tensors that are written before the launch: where windows begin, which ids a sampled head draws, the
-learning rate. Shapes are those of the run, so a graph serves for all of it.
+tensors that are written before the launch: where windows begin, the entries of a sampled softmax,
+the learning rate. Shapes are those of the run, so a graph serves for all of it.
 """
 
 from __future__ import annotations

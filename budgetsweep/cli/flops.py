@@ -15,7 +15,6 @@ from budgetsweep.formats import count, duration, flops, gib
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from model.flops import Convention
     from trainer.config import Architecture, RunConfig
     from trainer.data.shards.tokens import TokenData
 
@@ -53,16 +52,16 @@ def flops_command(
 def _explain(config: RunConfig, *, measure: bool) -> dict[str, Any]:
     """Facts about a configuration's cost, as plain data; measuring the device loads torch."""
     from budgetsweep.constraint import affordable_steps, epochs, fill, planned_flops
-    from model.flops import CONVENTIONS, params_by_group
+    from model.flops import Convention, params_by_group
 
     config = fill(config)
     facts: dict[str, Any] = {
         "params": params_by_group(config.model),
         "n_params": config.n_params,
         "architecture": config.architecture,
-        FLOPS_OF[config.architecture]: {name: _by_part(config, name) for name in CONVENTIONS},
+        FLOPS_OF[config.architecture]: {name: config.flops_by_part(name) for name in Convention},
         "optimizer_flops_per_step": {
-            name: config.optimizer_flops_per_step(name) for name in CONVENTIONS
+            name: config.optimizer_flops_per_step(name) for name in Convention
         },
         "head_samples": config.head_samples,
         "steps": config.steps,
@@ -92,26 +91,6 @@ def _explain(config: RunConfig, *, measure: bool) -> dict[str, Any]:
     if measure:
         facts.update(_on_this_device(config))
     return facts
-
-
-def _by_part(config: RunConfig, convention: Convention) -> dict[str, int]:
-    """Training FLOPs by part: of a token, of a masked sequence or of a pair (`FLOPS_OF`)."""
-    from model.config import EncoderDecoderConfig
-    from model.flops import (
-        flops_per_masked_sequence_by_part,
-        flops_per_pair_by_part,
-        flops_per_token_by_part,
-    )
-
-    if isinstance(config.model, EncoderDecoderConfig):
-        assert config.source_len is not None
-        return flops_per_pair_by_part(config.model, config.source_len, config.seq_len, convention)
-    if config.architecture == "encoder":
-        predicted = config.predicted_per_sequence
-        return flops_per_masked_sequence_by_part(
-            config.model, config.seq_len, predicted, convention
-        )
-    return flops_per_token_by_part(config.model, config.seq_len, convention, config.head_rows)
 
 
 def _prepared(config: RunConfig) -> TokenData | None:

@@ -109,7 +109,7 @@ def generate_command(
     check_writable(out, prefixes)
     from model.encoder_decoder import EncoderDecoderLM
     from model.generation.decoding import continue_texts
-    from model.generation.targets import write_targets
+    from model.generation.encoder_decoder import write_targets
     from trainer.data.tokenizers import load_tokenizer
     from trainer.export.formats import open_model, run_beside
     from trainer.export.trained import open_trained
@@ -125,7 +125,7 @@ def generate_command(
     write: Callable[..., list[Continuation]]
     if run is not None and run.architecture == "encoder-decoder":
         trained = open_trained(model, where)
-        longest = trained.config.pair_shape.n_target_positions
+        longest = trained.model.shape.n_target_positions
         if max_new_tokens > longest:
             raise ConfigError(
                 f"--max-new-tokens {max_new_tokens}: the model has positions for targets of "

@@ -163,6 +163,7 @@ def search_settings(
 
     Named are those that need work; `rest` has the names of their fields, None: the default.
     """
+    from model.flops import Convention
     from studies.promotion.promote import DEFAULT_SCALE
     from studies.settings import SearchSettings, plans_rungs
     from studies.simulation.backend import Simulated
@@ -185,6 +186,8 @@ def search_settings(
         given["backend"] = Simulated(simulate)
     if space is not None:
         given = _of_space(space) | given
+    if "convention" in given:
+        given["convention"] = Convention(given["convention"])
     is_default = rungs is None
     plans = plans_rungs(given.get("sampler"), given["trials"]) and not given.get("pruning")
     if is_default and plans and replay is None:

@@ -77,7 +77,7 @@ def _promoted(
         if run is None or config is None:
             continue
         blocks = record.get("counts") == "blocks"
-        n_params = config.n_block_params if blocks else config.n_charged_params
+        n_params = config.n_block_params if blocks else config.n_active_params
         size = {"n_params": float(n_params), "tokens": float(run.planned_tokens)}
         prediction = {**size, "loss_nats": predicted.val_loss_nats,
                       "low_nats": predicted.low_nats, "high_nats": predicted.high_nats}  # fmt: skip

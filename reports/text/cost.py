@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from budgetsweep.formats import DASH, count, duration, flops, known, percent, plural
-from model.flops import CONVENTIONS
+from model.flops import Convention
 from reports.document import Table, Text
 from reports.facts import Costs, Facts
 from studies.database.ledger import Amount
@@ -32,7 +32,7 @@ def cost(facts: Facts) -> list[Text | Table]:
             ["convention", "planned", "spent", "recomputed"],
             [
                 [name + (" (budget)" if name == convention else ""), *_exact_cells(total, name)]
-                for name in CONVENTIONS
+                for name in Convention
             ],
             caption="All runs, in each way of counting, exact",
         ),
@@ -41,14 +41,14 @@ def cost(facts: Facts) -> list[Text | Table]:
 
 def _sentences(facts: Facts, total: Costs, spent: Amount) -> str:
     convention = facts.study.convention
-    charged = spent.flops(convention)  # type: ignore[arg-type]
+    charged = spent.flops(convention)
     parts = [f"{flops(charged, 4)} training FLOPs ({convention}) and {count(spent.tokens)} tokens"]
     if known(facts.wall_seconds):
         parts[0] += f" in {duration(facts.wall_seconds)} from the first start to the last finish"
     ended = all(run.status in FINISHED_STATUSES for run in facts.data.runs)
     parts[0] += "." if ended else " so far."
     if total.redone.steps:
-        redone = total.redone.flops(convention)  # type: ignore[arg-type]
+        redone = total.redone.flops(convention)
         parts.append(f"{percent(redone / charged)} of it was recomputed after interruptions.")
     shares = [run.planned_flops(convention) / run.budget_flops for run in facts.data.runs]
     over = sum(share > 1 for share in shares)
@@ -69,16 +69,16 @@ def _device(run: Run) -> str:
     return f"{run.device_name} ({details})" if details else str(run.device_name)
 
 
-def _cells(costs: Costs, convention: str) -> list[str]:
+def _cells(costs: Costs, convention: Convention) -> list[str]:
     amounts = (costs.planned, costs.spent, costs.redone)
     return [
-        *(DASH if one is None else flops(one.flops(convention), 4) for one in amounts),  # type: ignore[arg-type]
+        *(DASH if one is None else flops(one.flops(convention), 4) for one in amounts),
         count(costs.spent.tokens) if costs.spent is not None else DASH,
         duration(costs.train_seconds),
         duration(costs.eval_seconds),
     ]
 
 
-def _exact_cells(costs: Costs, convention: str) -> list[str]:
+def _exact_cells(costs: Costs, convention: Convention) -> list[str]:
     amounts = (costs.planned, costs.spent, costs.redone)
-    return [DASH if one is None else f"{one.flops(convention):,}" for one in amounts]  # type: ignore[arg-type]
+    return [DASH if one is None else f"{one.flops(convention):,}" for one in amounts]

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from budgetsweep.errors import BudgetExceeded, StudyError
-from model.flops import CONVENTIONS
+from model.flops import Convention
 from studies.database import leases, lifecycle, provenance
 from studies.database.connection import (
     BEGIN_OPTION,
@@ -120,7 +120,7 @@ class Store(Reader):
         *,
         name: str,
         budget_flops: int,
-        convention: str,
+        convention: Convention,
         sampler: str,
         seed: int,
         space: dict[str, Any],
@@ -234,7 +234,7 @@ class Store(Reader):
             ConfigError: the configuration's number of steps is still open.
         """
         total = config.total_tokens
-        planned = {c: config.steps * config.flops_per_step(c) for c in CONVENTIONS}
+        planned = {c: config.steps * config.flops_per_step(c) for c in Convention}
         if planned[config.convention] > budget_flops:
             raise BudgetExceeded(
                 f"run {number} costs {planned[config.convention]} of {budget_flops} FLOPs"

@@ -9,6 +9,7 @@ migration under `studies/migrations`.
 from __future__ import annotations
 
 import datetime as dt
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
@@ -16,6 +17,7 @@ from sqlalchemy import (
     BigInteger,
     DateTime,
     Dialect,
+    Enum,
     Float,
     ForeignKey,
     Index,
@@ -26,6 +28,8 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from model.flops import Convention
 
 TRIAL_STATUSES = ("queued", "running", "interrupted", "complete", "pruned", "failed")
 FINISHED_STATUSES = ("complete", "pruned", "failed")
@@ -71,6 +75,12 @@ class UtcDateTime(TypeDecorator[dt.datetime]):
         return None if value is None else value.replace(tzinfo=dt.UTC)
 
 
+def _values_of(words: type[StrEnum]) -> Enum:
+    """A column that holds the values of an enumeration as text."""
+    values = [word.value for word in words]
+    return Enum(words, native_enum=False, length=20, values_callable=lambda _: values)
+
+
 class Base(DeclarativeBase):
     """Root of our tables; every name begins with `bs_`."""
 
@@ -86,7 +96,7 @@ class Study(Base):
     created_utc: Mapped[dt.datetime] = mapped_column(UtcDateTime)
     budget_flops: Mapped[int] = mapped_column(ExactInt)
     """Training FLOPs that one trial may spend, in `convention`."""
-    convention: Mapped[str] = mapped_column(String(20))
+    convention: Mapped[Convention] = mapped_column(_values_of(Convention))
     sampler: Mapped[str] = mapped_column(String(20))
     seed: Mapped[int] = mapped_column(BigInteger)
     space: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -194,12 +204,12 @@ class Run(Base):
         """Whether a trial had the study's budget, not that of another rung."""
         return self.scale is None or self.scale == 1.0
 
-    def planned_flops(self, convention: str) -> int:
+    def planned_flops(self, convention: Convention) -> int:
         """Planned training FLOPs in one of the conventions of `model.flops`."""
         return {
-            "nanogpt": self.planned_flops_nanogpt,
-            "matmul": self.planned_flops_matmul,
-            "mac": self.planned_flops_mac,
+            Convention.NANOGPT: self.planned_flops_nanogpt,
+            Convention.MATMUL: self.planned_flops_matmul,
+            Convention.MAC: self.planned_flops_mac,
         }[convention]
 
 

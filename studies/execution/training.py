@@ -76,7 +76,7 @@ class Training(Backend):
         from trainer.data.pairs import PairIndex
 
         base = study.settings["base"]
-        limits = Limits(study.budget_flops, study.convention)  # type: ignore[arg-type]
+        limits = Limits(study.budget_flops, study.convention)
         sample = sample_space(space, base, limits, PLAN_SAMPLES, study.seed)
         train, pairs = wanted_train_tokens(sample), space.architecture == "encoder-decoder"
         val = config.val_tokens or (None if pairs else wanted_val_tokens(sample))

@@ -175,7 +175,7 @@ def run_promotion(
     backend, trial = backend_of(study), selection.trial
     original = parse(RunConfig, trial.config, f"trial {trial.number}")
     budget = int(settings.scale * study.budget_flops)
-    limits = Limits(budget, study.convention, executor.device())  # type: ignore[arg-type]
+    limits = Limits(budget, study.convention, executor.device())
     wanted, rescaling = promoted_config(original, budget, settings.overrides, limits)
     wanted = wanted.with_changes(device=settings.device)
     admitted = _admitted(wanted, limits)

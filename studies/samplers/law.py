@@ -216,7 +216,7 @@ class _Features:
         choices.
         """
         tokens = float(config.total_tokens)
-        size = float(config.n_charged_params)
+        size = float(config.n_active_params)
         batch = math.log(config.tokens_per_step / steplaw_batch_tokens(tokens))
         lr = math.log(max(config.max_lr, 1e-12) / steplaw_lr(size, tokens)) - 0.5 * batch
         aspect, context = math.log(config.model.n_embd / config.model.depth), 1.0 / config.seq_len

@@ -34,9 +34,9 @@ COVARIATES: dict[str, Callable[[RunConfig], float]] = {
     "beta2": lambda c: math.log(max(1.0 - c.beta2, 1e-6)),
     "warm-up": lambda c: math.log(max(c.warmup_steps, 1) / c.steps),
     "last rate": lambda c: c.final_lr / c.max_lr,
-    "head dimension": lambda c: math.log(c.stack_shape.head_dim),
-    "aspect": lambda c: math.log(c.stack_shape.n_embd / c.stack_shape.n_layer),
-    "dropout": lambda c: c.stack_shape.p_dropout,
+    "head dimension": lambda c: math.log(c.model.head_dim),
+    "aspect": lambda c: math.log(c.model.n_embd / c.model.depth),
+    "dropout": lambda c: c.model.p_dropout,
 }
 """Each setting as the number in which its effect is taken as linear."""
 

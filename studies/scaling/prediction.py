@@ -157,7 +157,7 @@ def predict_run(study: Study, law: StudyLaw, run: Run, scale: float) -> float | 
         if run.has_whole_budget:
             return run.val_loss_nats
         budget, convention = study.budget_flops, study.convention
-        steps = affordable_steps(config, budget, convention)  # type: ignore[arg-type]
+        steps = affordable_steps(config, budget, convention)
         there: RunConfig | None = config.with_changes(num_training_steps=max(1, steps))
     else:
         there = promoted(study, config, scale, law)
@@ -175,7 +175,7 @@ def promoted(
     With a law that knows learning rates, the rate is that of `at_best_lr`.
     """
     budget = int(scale * study.budget_flops)
-    limits = Limits(budget, study.convention)  # type: ignore[arg-type]
+    limits = Limits(budget, study.convention)
     try:
         wanted, _ = promoted_config(config, budget, (), limits)
     except ConfigError:

@@ -56,7 +56,7 @@ def rescaled_warmup(kept: int, n_params: int, tokens_per_step: int, steps: int) 
 
     Args:
         kept: of the short run.
-        n_params: that a token is charged for.
+        n_params: active parameters.
         tokens_per_step: of the long run.
         steps: of the long run.
     """
@@ -82,7 +82,7 @@ def promoted_config(
     warmup = 0
     if trial.warmup_steps or trial.warmup_fraction:  # a share of a few steps may be none
         steps = tokens // tokens_per_step
-        kept, n_params = trial.warmup_steps, trial.n_charged_params
+        kept, n_params = trial.warmup_steps, trial.n_active_params
         warmup = rescaled_warmup(kept, n_params, tokens_per_step, steps)
     data.pop("warmup_fraction", None)
     data.update(

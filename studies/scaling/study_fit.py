@@ -38,7 +38,7 @@ BELIEF: dict[Counts, float] = {"charged": 0.75, "blocks": 0.25}
 
 def size_of(config: RunConfig, counts: Counts) -> float:
     """N of a configuration, at least 1."""
-    return float(config.n_charged_params if counts == "charged" else max(1, config.n_block_params))
+    return float(config.n_active_params if counts == "charged" else max(1, config.n_block_params))
 
 
 def points_of(

@@ -100,7 +100,7 @@ class RunTable:
         Of several of one size the best counts, as tuned.
         """
         return self._place(
-            float(config.n_charged_params), 6.0 * config.n_charged_params * config.total_tokens
+            float(config.n_active_params), 6.0 * config.n_active_params * config.total_tokens
         )
 
     def _place(self, n_params: float, flops: float) -> Place | None:
@@ -121,7 +121,7 @@ class RunTable:
 
     def absence(self, config: RunConfig) -> str:
         """What is missing near a configuration, in words."""
-        n_params = float(config.n_charged_params)
+        n_params = float(config.n_active_params)
         flops = float(config.budget_flops or 6.0 * n_params * config.total_tokens)
         there = self.sizes(flops)
         has = f"it has {_scientific(there)} parameters there" if there else (

@@ -44,8 +44,8 @@ class SimulatedWorld:
     """Where the law is from, in a few words."""
     law: ScalingLaw
     counts: Literal["charged", "body"] = "charged"
-    """What the law's N is: the parameters that a token is charged for (of a sampled head only its
-    rows), or those of the blocks alone, as authors count who leave embeddings out."""
+    """What the law's N is: the active parameters (`model.flops`), or those of the blocks alone, as
+    authors count who leave embeddings out."""
     lr_factor: float = 1.5
     """Best peak learning rate as a multiple of StepLaw's (*assumption*: that, with N as counted
     here, is 4e-3 at 1e15; our own runs at 3e12 were best at 1.2e-2, half of it)."""
@@ -71,7 +71,7 @@ class SimulatedWorld:
     context_nats: float = 6.0
     """What short sequences cost: so many nats, divided by seq_len (*assumption*: 0.19 at 32)."""
     sampling_nats: float = 10.0
-    """What a sampled head costs: so many nats, divided by head_samples (*assumption*: 0.01 at
+    """What a sampled softmax costs: so many nats, divided by head_samples (*assumption*: 0.01 at
     1,024; docs/recipes.md has what it wins)."""
     muon_tokens: float = 1.4
     """Tokens that AdamW would need for one of Muon's (published: 1.4 to 2)."""
@@ -112,7 +112,7 @@ class SimulatedWorld:
         """The law's N of a configuration."""
         if self.counts == "body":
             return float(max(1, config.n_block_params))
-        return float(config.n_charged_params)
+        return float(config.n_active_params)
 
     def best_lr(self, config: RunConfig, tokens: float) -> float:
         """The peak learning rate that suits a configuration's size, tokens and batch."""
@@ -137,10 +137,10 @@ class SimulatedWorld:
         if config.max_lr <= 0.0:
             return math.inf
         tokens = float(config.total_tokens)
-        shape = config.stack_shape
+        shape = config.model
         lr = math.log(config.max_lr / self.best_lr(config, tokens))
         batch = math.log(config.tokens_per_step / self.best_batch_tokens(tokens))
-        aspect = math.log(shape.n_embd / shape.n_layer / self.aspect)
+        aspect = math.log(shape.n_embd / shape.depth / self.aspect)
         head = math.log(shape.head_dim / self.head_dim)
         warmup = math.log(max(config.warmup_steps, 1) / config.steps / self.warmup_fraction)
         beta2 = math.log(max(1.0 - config.beta2, 1e-6) / (1.0 - self.beta2))

@@ -17,6 +17,7 @@ from budgetsweep.constraint import (
     admit,
     charge_per_step,
 )
+from model.flops import Convention
 from studies.space.search_space import SearchSpace
 from trainer.config import RunConfig
 
@@ -107,7 +108,9 @@ def eval_cost(config: RunConfig) -> float:
     if config.head_samples is None:
         return 1.0 / 3.0
     whole = config.with_changes(head_samples=None)
-    return whole.flops_per_step("matmul") / (3.0 * config.flops_per_step("matmul"))
+    return whole.flops_per_step(Convention.MATMUL) / (
+        3.0 * config.flops_per_step(Convention.MATMUL)
+    )
 
 
 def evenly_by_cost(sample: Sample) -> list[Admitted]:
@@ -122,4 +125,4 @@ def evenly_by_cost(sample: Sample) -> list[Admitted]:
 
 def charge_per_token(config: RunConfig) -> int:
     """Exact training FLOPs a token."""
-    return charge_per_step(config, "matmul") // config.tokens_per_step
+    return charge_per_step(config, Convention.MATMUL) // config.tokens_per_step

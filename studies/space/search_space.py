@@ -31,6 +31,7 @@ from pydantic import Field, field_validator, model_validator
 from budgetsweep.config import StrictModel, did_you_mean
 from budgetsweep.errors import ConfigError
 from model.config import EncoderDecoderConfig, ModelConfig
+from model.flops import Convention
 from trainer.config import ARCHITECTURES, Architecture, RunConfig
 from trainer.data.config import DataConfig
 
@@ -232,7 +233,7 @@ class SearchSpace(StrictModel):
     parameters: dict[str, Parameter]
     budget: float | None = Field(default=None, ge=1.0)
     """Training FLOPs a trial; `--budget` overrides it."""
-    convention: Literal["nanogpt", "matmul", "mac"] | None = None
+    convention: Convention | None = None
     method: SamplerName | Literal["bayes"] | None = None
     """Sampler; W&B's `bayes` means tpe."""
     seed: int | None = None

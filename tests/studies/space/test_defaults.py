@@ -42,7 +42,7 @@ def test_the_first_proposal_is_admitted(budget: int, tokenizer: str, convention:
 def test_a_cheaper_head_buys_a_larger_body_and_more_tokens() -> None:
     modern = admitted(10**13, "gpt2", "modern")
     plain = admitted(10**13, "gpt2", "gpt2")
-    assert modern.stack_shape.n_embd > plain.stack_shape.n_embd
+    assert modern.model.n_embd > plain.model.n_embd
     assert modern.total_tokens > 2 * plain.total_tokens
 
 

@@ -13,7 +13,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from budgetsweep.config import parse_yaml
 from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit
 from budgetsweep.errors import ConfigError
-from model.flops import CONVENTIONS, Convention
+from model.flops import Convention
 from studies.space.defaults import default_space, first_proposal
 from studies.space.search_space import Parameter, SearchSpace, space_from_dict
 
@@ -173,7 +173,7 @@ def test_a_head_width_that_does_not_divide_is_an_invalid_shape() -> None:
 @given(
     st.floats(10.5, 18),
     st.sampled_from([257, 50257]),
-    st.sampled_from(CONVENTIONS),
+    st.sampled_from(Convention),
 )
 def test_the_built_in_space_fits_every_budget(
     exponent: float, n_vocab: int, convention: Convention

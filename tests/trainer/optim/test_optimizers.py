@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.config import EncoderDecoderConfig
 from model.decoder import DecoderLM
 from model.encoder_decoder import EncoderDecoderLM
 from tests.support.comparing import ALL_OPTIONS
@@ -114,7 +115,11 @@ def test_muon_moves_the_matrices_of_the_blocks_and_adamw_all_else(options: dict[
 
 
 def test_muon_moves_both_stacks_of_an_encoder_decoder() -> None:
-    model = EncoderDecoderLM(257, 8, 2, 6, 5, 1, 1)
+    shape = EncoderDecoderConfig(
+        n_vocab=257, n_embd=8, n_head=2, n_source_positions=6, n_target_positions=5,
+        n_encoder_layer=1, n_decoder_layer=1,
+    )  # fmt: skip
+    model = EncoderDecoderLM(shape)
     _, moved = muon_of(model)
     stacks = torch.nn.ModuleList([model.encoder_blocks, model.decoder_blocks])
     assert moved["Muon"] == {id(p) for p in stacks.parameters() if p.ndim == 2}

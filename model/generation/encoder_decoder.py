@@ -1,4 +1,4 @@
-"""Targets written by an encoder-decoder for source texts."""
+"""Text from an encoder-decoder: the targets of source texts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from model.generation.decoding import (
     TextTokenizer,
     continue_prompts,
     encode_texts,
+    left_padded,
 )
 from model.generation.sampling import evaluating
 
@@ -28,12 +29,13 @@ def write_targets(
     max_new_tokens: int,
     sampling: SamplingConfig,
     *,
+    prefixes: Sequence[str] | None = None,
     seed: int | None = None,
     stop_at_eot: bool = True,
     use_cache: bool = True,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Continuation]:
-    """Write the target of each source, from its beginning.
+    """Write the target of each source, from its beginning or from a prefix.
 
     A batch of sources is padded and masked; each is encoded once. Of a source longer than
     n_source_positions the first ones count, as in training. A result depends neither on its batch
@@ -45,8 +47,10 @@ def write_targets(
         tokenizer: the model's own.
         sources: texts; an empty one is an end-of-text token.
         batch_size: sources read at once (B).
-        max_new_tokens: most tokens of a target, at most n_target_positions.
+        max_new_tokens: most tokens of a target after its prefix; at most n_target_positions with
+            that.
         sampling: how tokens are chosen.
+        prefixes: the beginning of each target, left out of what is returned; None: nothing.
         seed: as in `model.generation.decoding.continue_texts`, like the rest.
         stop_at_eot: whether an end-of-text token ends a target.
         use_cache: keep the keys and values of source and target instead of computing those of the
@@ -57,36 +61,47 @@ def write_targets(
         ValueError: a size is out of range, or the tokenizer is not the model's.
         CheckpointError: the model's logits are not finite.
     """
-    if max_new_tokens > model.shape.n_target_positions:
+    eot, limit = tokenizer.eot_token, model.shape.n_target_positions
+    targets = [[eot]] * len(sources)
+    if prefixes is not None:
+        encoded = encode_texts(model, tokenizer, prefixes)
+        targets = [
+            [eot, *ids] if text else [eot] for text, ids in zip(prefixes, encoded, strict=True)
+        ]
+    n_prefix = max(map(len, targets), default=1)
+    longest = n_prefix + max(max_new_tokens - 1, 0)  # the last token is not read
+    if longest > limit:
         raise ValueError(
-            f"{max_new_tokens} new tokens, but the model has positions for "
-            f"{model.shape.n_target_positions} (n_target_positions)"
+            f"{max_new_tokens} new tokens after {n_prefix}, but the model has positions for "
+            f"{limit} (n_target_positions)"
         )
-    limit = model.shape.n_source_positions
-    encoded = [ids[:limit] for ids in encode_texts(model, tokenizer, sources)]
-    eot = tokenizer.eot_token
+    length = model.shape.n_source_positions
+    read = [ids[:length] for ids in encode_texts(model, tokenizer, sources)]
 
     def reader_of(rows: list[int]) -> Callable[[Sequence[list[int]]], Tensor]:
-        longest = max(len(encoded[i]) for i in rows)
-        ids = [encoded[i] + [eot] * (longest - len(encoded[i])) for i in rows]
-        content = [[1.0] * len(encoded[i]) + [0.0] * (longest - len(encoded[i])) for i in rows]
+        longest_source = max(len(read[i]) for i in rows)
+        padding = [longest_source - len(read[i]) for i in rows]
+        ids = [read[i] + [eot] * n for i, n in zip(rows, padding, strict=True)]
+        content = [[1.0] * (longest_source - n) + [0.0] * n for n in padding]
         mask = torch.tensor(content, device=device)
         memory = model.encode(torch.tensor(ids, device=device), mask)
-        cache = model.remember(memory, max_new_tokens, mask) if use_cache else None
+        cache = model.remember(memory, longest, mask) if use_cache else None
 
-        def read(texts: Sequence[list[int]]) -> Tensor:
+        def logits_after(texts: Sequence[list[int]]) -> Tensor:
             if cache is None:
-                hidden = model.decode(torch.tensor(texts, device=device), memory, None, mask)
-            else:  # all begin with the end-of-text token alone and grow by one token at each call
-                last = torch.tensor([text[-1:] for text in texts], device=device)
-                hidden = model.extend(last, cache)
+                ids, target_mask = left_padded(texts, eot, device)
+                hidden = model.decode(ids, memory, target_mask, mask)
+            else:
+                unread = [text[n:] for text, n in zip(texts, cache.past.lengths, strict=True)]
+                ids, target_mask = left_padded(unread, eot, device)
+                hidden = model.extend(ids, cache, target_mask)
             return model.token_logits(hidden[:, -1])
 
-        return read
+        return logits_after
 
     with evaluating(model):
         return continue_prompts(
-            [[eot]] * len(encoded),
+            targets,
             reader_of,
             tokenizer,
             batch_size,
