@@ -29,17 +29,17 @@ from typing import Any
 import tiktoken
 
 from benchmarks.common import ROOT, about, write_results
-from trainer.data.config import DataConfig
-from trainer.data.prepare import prepare
-from trainer.data.shards.blocks import (
+from trainer.data.blocks import (
     Block,
     SplitRule,
     choose_val_below,
     cut_blocks,
     encode_block,
 )
+from trainer.data.config import DataConfig
+from trainer.data.prepare import prepare
 from trainer.data.shards.tokens import write_shard
-from trainer.data.sources.corpus import Corpus, open_corpus
+from trainer.data.sources import Source, open_source
 from trainer.data.tokenizers import load_tokenizer
 
 TARGET = 0.9
@@ -49,14 +49,14 @@ RAW = ("encode_ordinary_batch", "encode_to_numpy")
 def first_documents(source: str, n: int) -> list[str]:
     """The first `n` documents that are not empty."""
     texts: list[str] = []
-    for record in open_corpus(source).records():
+    for record in open_source(source).records():
         texts += [text for text in record.documents if not text.isspace()]
         if len(texts) >= n:
             break
     return texts[:n]
 
 
-def block_ways(name: str, corpus: Corpus, folder: Path) -> dict[str, Callable[[Block], Any]]:
+def block_ways(name: str, source: Source, folder: Path) -> dict[str, Callable[[Block], Any]]:
     """What is measured on one block of documents in memory."""
     encoding = tiktoken.get_encoding(name)
     tokenizer = load_tokenizer(name)
@@ -64,7 +64,7 @@ def block_ways(name: str, corpus: Corpus, folder: Path) -> dict[str, Callable[[B
 
     def ours(block: Block) -> None:
         made = encode_block(
-            block, tokenizer, rule, True, corpus.place, threading.Event(), lambda *_: None
+            block, tokenizer, rule, True, source.place, threading.Event(), lambda *_: None
         )
         assert made is not None
         for split, ids in (("train", made.train), ("val", made.val)):
@@ -105,9 +105,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         plain = folder / "documents.jsonl"
         lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
         plain.write_text("".join(lines), encoding="utf-8")
-        corpus = open_corpus(str(plain))
-        blocks = list(cut_blocks(corpus))
-        ways = block_ways(options.tokenizer, corpus, folder)
+        source = open_source(str(plain))
+        blocks = list(cut_blocks(source))
+        ways = block_ways(options.tokenizer, source, folder)
         n_tokens = prepare_whole(plain, options.tokenizer, folder / "cache")  # warms up, too
         for _ in range(options.repeats):
             turn = dict.fromkeys([*ways, "whole"], 0.0)

@@ -13,10 +13,10 @@ Three conventions, all for forward and backward together, all exact integers:
 `mac`
     The same products, 1 per multiply-add.
 
-Left out everywhere, as in the literature: norms, softmax, GELU, rotation, the loss and AdamW
-(elementwise work, under 2 % of the arithmetic at these sizes). Muon multiplies matrices, whatever
-the batch: its products are charged per step, in `nanogpt` too (6 % of a step of 2,048 tokens at D64
-L2 with a sampled softmax, 25 % at D192 L6).
+Left out everywhere, as in the literature: layer norms, softmax, GELU, the loss and AdamW
+(elementwise work, under 2 % of the arithmetic at these sizes). An optimiser that multiplies
+matrices, whatever the batch, is charged per step, in `nanogpt` too (`trainer.optim`; Muon: 6 % of a
+step of 2,048 tokens at D64 L2 with a sampled softmax, 25 % at D192 L6).
 
 **Sampled softmax** (`logits_per_token`). Training may compute the logits of a few vocabulary
 entries only (`model.sampled_softmax`). Every convention then charges the products with the rows of
@@ -160,23 +160,6 @@ def flops_per_masked_sequence_by_part(
     if convention != Convention.NANOGPT:
         positions["head"] = n_predicted
     return {name: positions[name] * flops for name, flops in parts.items()}
-
-
-NEWTON_SCHULZ_STEPS = 5
-"""Iterations of Muon (Jordan et al. 2024; torch's default)."""
-
-
-def muon_flops_per_step(shape: ModelConfig, convention: Convention) -> int:
-    """FLOPs of orthogonalising the momentum of each block's matrices, once per step.
-
-    Each of the five iterations on an a x b matrix, a the smaller side, multiplies a x b by b x a,
-    a x a by a x a and a x a by a x b: 2a²b + a³ multiply-adds.
-    """
-    d = shape.n_embd
-    a, b = sorted((d, shape.n_inner))
-    square, wide = 2 * d**3 + d**3, 2 * a * a * b + a**3
-    macs = NEWTON_SCHULZ_STEPS * shape.n_layer * (4 * square + 2 * wide)
-    return macs if convention == Convention.MAC else 2 * macs
 
 
 def macs_per_pair_by_part(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from budgetsweep.config import write_bytes_atomically, write_text_atomically
+from budgetsweep.files import write_bytes_atomically, write_text_atomically
 from model.flops import Convention
 from reports.document import Block, Document, Heading, Picture, clean, to_html, to_markdown
 from reports.facts import Facts

@@ -6,6 +6,7 @@ below. `RunConfig.to_dict()` is what is saved with a run and can be run again un
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -20,10 +21,11 @@ from model.flops import (
     flops_per_masked_sequence_by_part,
     flops_per_pair_by_part,
     flops_per_token_by_part,
-    muon_flops_per_step,
     params_by_group,
 )
 from trainer.data.config import Count, DataConfig
+from trainer.optim import OptimizerKind, optimizer_kinds
+from trainer.optim.schedules import cosine_lr_schedule, trapezoid_lr_schedule
 from trainer.recipes import RECIPES, RUN_OPTIONS, Recipe, expanded
 
 TOKENIZER_VOCABULARIES = {"gpt2": 50257, "r50k_base": 50257, "p50k_base": 50281, "bytes": 257}
@@ -116,8 +118,8 @@ class RunConfig(StrictModel):
     (warmup-stable-decay)."""
     cooldown_fraction: float | None = Field(default=None, gt=0.0, le=1.0)
     """Share of the steps of the final line; wsd only; None: `COOLDOWN_FRACTION`."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for the matrices of the blocks, AdamW for all else."""
+    optimizer: str = "adamw"
+    """A name of `trainer.optim.optimizer_kinds`."""
     max_lr: Rate
     """Peak learning rate."""
     min_lr: Rate | None = None
@@ -163,6 +165,13 @@ class RunConfig(StrictModel):
     def _known_tokenizer(cls, value: str) -> str:
         if value not in TOKENIZER_VOCABULARIES:
             raise ValueError(f"expected one of {', '.join(TOKENIZER_VOCABULARIES)}")
+        return value
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, value: str) -> str:
+        if value not in optimizer_kinds():
+            raise ValueError(f"expected one of {', '.join(optimizer_kinds())}")
         return value
 
     @model_validator(mode="before")
@@ -239,7 +248,7 @@ class RunConfig(StrictModel):
         if self.architecture != "decoder":
             options = self.model.options() if isinstance(self.model, ModelConfig) else {}
             given = [*options, *(["head_samples"] if self.head_samples is not None else [])]
-            if self.optimizer != "adamw":
+            if self.optimizer_kind.decoder_only:
                 given.insert(0, f"optimizer: {self.optimizer}")
             if self.recipe != "gpt2":
                 given.insert(0, f"recipe: {self.recipe}")
@@ -252,6 +261,11 @@ class RunConfig(StrictModel):
             )
         if self.cooldown_fraction is not None and self.schedule != "wsd":
             raise ValueError("cooldown_fraction: only schedule: wsd has a cooldown")
+
+    @property
+    def optimizer_kind(self) -> OptimizerKind:
+        """How the optimiser is built and what it costs."""
+        return optimizer_kinds()[self.optimizer]
 
     @property
     def sequences_per_step(self) -> int:
@@ -337,9 +351,7 @@ class RunConfig(StrictModel):
 
     def optimizer_flops_per_step(self, convention: Convention) -> int:
         """What the optimiser's matrix products cost; 0 for AdamW, which has none."""
-        if self.optimizer != "muon" or not isinstance(self.model, ModelConfig):
-            return 0
-        return muon_flops_per_step(self.model, convention)
+        return self.optimizer_kind.flops_per_step(self.model, convention)
 
     @property
     def steps(self) -> int:
@@ -365,11 +377,25 @@ class RunConfig(StrictModel):
         return round((self.warmup_fraction or 0.0) * self.steps)
 
     @property
+    def cooldown_steps(self) -> int:
+        """Steps of the final line of a filled configuration; the warm-up may cut into them."""
+        if self.schedule != "wsd":
+            return self.steps
+        return round((self.cooldown_fraction or COOLDOWN_FRACTION) * self.steps)
+
+    @property
     def final_lr(self) -> float:
         """Learning rate at the end of the schedule (0.1 · max_lr when nothing is said)."""
         if self.min_lr is not None:
             return self.min_lr
         return self.max_lr * (0.1 if self.min_lr_ratio is None else self.min_lr_ratio)
+
+    def lr_schedule(self) -> Callable[[int], float]:
+        """The schedule of a filled configuration: get_lr(t), t from 0."""
+        warmup, steps, final = self.warmup_steps, self.steps, self.final_lr
+        if self.schedule == "cosine":
+            return cosine_lr_schedule(warmup, steps, final, self.max_lr)
+        return trapezoid_lr_schedule(warmup, steps, self.cooldown_steps, final, self.max_lr)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data under the names of the YAML file; reading it back gives an equal object."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -14,10 +14,14 @@ from torch import Tensor
 
 from budgetsweep.errors import ConfigError, DataError
 from model.decoder import DecoderLM
+from model.encoder import EncoderLM
+from model.encoder_decoder import EncoderDecoderLM
 from model.loss import token_losses
 
 if TYPE_CHECKING:
     from trainer.data.shards.tokens import TokenArray
+
+Model: TypeAlias = DecoderLM | EncoderLM | EncoderDecoderLM
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,11 @@ class Validation:
     """Result of one validation pass."""
 
     loss_nats: float
-    """Mean cross-entropy a predicted token."""
+    """Mean cross-entropy per predicted token."""
     ppl: float
     """exp(loss_nats)."""
     bits_per_byte: float | None
-    """Loss a byte of the validation text; None where the text's length is not known."""
+    """Loss per byte of the validation text; None where the text's length is not known."""
     stderr_nats: float | None
     """Standard error of loss_nats from the spread between windows; None with one window."""
     n_tokens: int
@@ -58,8 +62,6 @@ def validate(
         val: anything with a length and slices that are arrays of ids.
         seq_len: tokens in a window (S), at least 2.
         batch_size: windows evaluated at once; decides memory, not the result.
-        device: where the model is.
-        autocast: context of the forward pass.
         bytes_per_token: mean bytes of UTF-8 text a token, for bits_per_byte.
         drop_last: leave out the last incomplete batch, as the course's sampler does.
 
@@ -98,26 +100,9 @@ class Predictions(NamedTuple):
     """Predicted tokens of each row: a window or a pair, the independent sample."""
 
 
-class LanguageModel(Protocol):
-    """What validation needs of a model."""
-
-    training: bool
-
-    @property
-    def head_weight(self) -> Tensor:
-        """(V, D)."""
-
-    @property
-    def head_bias(self) -> Tensor | None:
-        """(V,), or None."""
-
-    def train(self, mode: bool = True) -> Any:
-        """Set or leave the training mode."""
-
-
 @torch.no_grad()
 def validate_on(
-    model: LanguageModel,
+    model: Model,
     batches: Iterator[Predictions],
     autocast: AbstractContextManager[Any],
     bytes_per_token: float | None = None,
@@ -127,7 +112,6 @@ def validate_on(
     Args:
         model: left in the mode that it came in.
         batches: computed here, one at a time, under autocast.
-        autocast: context of the forward passes.
         bytes_per_token: mean bytes of UTF-8 text a predicted token, for bits_per_byte.
     """
     was_training = model.training
@@ -162,7 +146,7 @@ def perplexity(loss_nats: float) -> float:
 
 
 def ratio_estimate(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float | None]:
-    """Mean a token and its standard error, windows being the independent sample.
+    """Mean per token and its standard error, windows being the independent sample.
 
     The linearised variance of a ratio of totals (Cochran 1977, eq. 6.13) with k windows:
     k/(k-1) · Σ(sumᵢ - mean·countᵢ)² / (Σ countᵢ)².

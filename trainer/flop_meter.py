@@ -2,7 +2,7 @@
 
 Two counts, not to be confused. The *history* of a run is the steps that its weights have seen; it
 never passes the budget. The *executed* steps are all that were computed in any attempt, those
-lost to a kill and done again included; they are what was really spent. They live in a memory-mapped
+lost to a kill and recomputed included; they are what was really spent. They live in a memory-mapped
 file of eight bytes, `meter.bin`: counting one costs a store, and the count survives SIGKILL
 because the mapped page belongs to the kernel.
 """
@@ -13,17 +13,17 @@ import logging
 import mmap
 import os
 import sys
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from budgetsweep.errors import BudgetExceeded, CheckpointError
+from budgetsweep.files import file_lock
 from trainer.checkpoints.checkpoint import cannot_write, checkpoint_files
 
-if sys.platform != "win32":
-    import fcntl
-
 METER_NAME = "meter.bin"
+LOCK_NAME = "meter.lock"
 _MARK = 0xB5ED << 48  # upper 16 bits of the count: tells it from zeros and garbage
 _COUNT = (1 << 48) - 1
 
@@ -61,7 +61,6 @@ class FlopMeter:
         """Open or create the counter in `run_dir`.
 
         Args:
-            run_dir: the run's folder; exists.
             flops_per_step: training FLOPs of one optimiser step, in the run's convention.
             budget_flops: training FLOPs that the run's history may hold.
 
@@ -71,23 +70,19 @@ class FlopMeter:
         self.flops_per_step = flops_per_step
         self.budget_flops = budget_flops
         path = run_dir / METER_NAME
-        try:
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise cannot_write(path, error) from error
-        try:
-            self._lock(run_dir)
-            steps = read_executed_steps(run_dir)
-            # Written before it is mapped: on a full disk this fails here and not with SIGBUS.
-            os.ftruncate(self._handle, 8)
-            os.pwrite(self._handle, (_MARK | steps).to_bytes(8, sys.byteorder), 0)
-            self._map = mmap.mmap(self._handle, 8)
-        except OSError as error:
-            os.close(self._handle)
-            raise cannot_write(path, error) from error
-        except BaseException:
-            os.close(self._handle)
-            raise
+        with ExitStack() as opened:
+            try:
+                opened.enter_context(_owned(run_dir))
+                handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                opened.callback(os.close, handle)
+                steps = read_executed_steps(run_dir)
+                # Written before it is mapped: on a full disk this fails here and not with SIGBUS.
+                os.ftruncate(handle, 8)
+                os.pwrite(handle, (_MARK | steps).to_bytes(8, sys.byteorder), 0)
+                self._map = opened.enter_context(mmap.mmap(handle, 8))
+            except OSError as error:
+                raise cannot_write(path, error) from error
+            self._opened = opened.pop_all()
         self._counter = memoryview(self._map).cast("Q")
 
     @property
@@ -112,8 +107,7 @@ class FlopMeter:
     def close(self) -> None:
         """Release the counter and the run's folder."""
         self._counter.release()
-        self._map.close()
-        os.close(self._handle)
+        self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -126,17 +120,16 @@ class FlopMeter:
     ) -> None:
         self.close()
 
-    def _lock(self, run_dir: Path) -> None:
-        """Keep a second process out; the kernel drops the lock when this one dies."""
-        if sys.platform == "win32":
-            return
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(
-                f"{run_dir}: another process is training there; wait for it to end, or give "
-                "another output_dir"
-            ) from error
+
+def _owned(run_dir: Path) -> AbstractContextManager[object]:
+    """Keep a second process out of the folder."""
+    try:
+        return file_lock(run_dir / LOCK_NAME, seconds=0)
+    except TimeoutError as error:
+        raise CheckpointError(
+            f"{run_dir}: another process is training there; wait for it to end, or give "
+            "another output_dir"
+        ) from error
 
 
 def _decode(data: bytes) -> int | None:

@@ -24,7 +24,7 @@ from trainer.run_state import RunState
 
 
 def train_run(config: RunConfig, data: TokenData, run_dir: Path) -> Run:
-    """Train one configuration, from its latest checkpoint if `run_dir` has one.
+    """Train a filled configuration, from its latest checkpoint if `run_dir` has one.
 
     A generator of events: `Progress` about once a second, `Point` at num_reports and num_evals
     equal fractions of the run (those of earlier attempts first, equal, in case they were lost),
@@ -38,11 +38,6 @@ def train_run(config: RunConfig, data: TokenData, run_dir: Path) -> Run:
     * failed, with the reason: loss, gradient or validation loss not finite; out of memory.
 
     The caller's random state is the same before and after, and while it handles an event.
-
-    Args:
-        config: a filled configuration.
-        data: its tokens.
-        run_dir: folder of checkpoints and results; made if missing.
 
     Raises:
         CheckpointError: the folder cannot be written (disk full), belongs to another

@@ -1,7 +1,7 @@
 """Peak memory of a training run, from its configuration alone. No torch.
 
 The tensors that are alive at the fullest moments of a step are counted one by one: parameters,
-gradients and Adam's two moments in float32; what each block saves for its backward pass; what the
+gradients and the optimiser's state in float32; what blocks save for the backward pass; what the
 chunked loss holds. On CUDA their sum is what the allocator shows. On a CPU the resident memory of
 the process is larger: by the interpreter and PyTorch, and by holes in glibc's heap, where the
 tensors of up to 32 MiB lie. Both are measured (`python -m benchmarks.memory`).
@@ -25,8 +25,8 @@ from trainer.config import RunConfig
 
 Kind = Literal["cpu", "cuda", "mps"]
 
-LARGEST_RESIDENT_BYTES = 2 << 30
-"""Larger training texts are not kept on a GPU (two bytes a token; `trainer.data.device_tokens`)."""
+LARGEST_TEXT_ON_DEVICE_BYTES = 2 << 30
+"""Larger training texts stay off a GPU (two bytes per token; `trainer.data.device_tokens`)."""
 EVAL_TOKENS = 4096
 """Least tokens of a validation batch: with those of a small training batch it would be slow."""
 
@@ -50,8 +50,6 @@ def estimate_memory_bytes(config: RunConfig, kind: Kind, bf16: bool) -> int:
     """Peak memory of a run.
 
     Args:
-        config: its shape and batch.
-        kind: `cpu`, `cuda` or `mps`.
         bf16: whether it computes in bf16 (`trainer.hardware.device.uses_bf16`).
 
     Returns:
@@ -67,7 +65,7 @@ def estimate_memory_bytes(config: RunConfig, kind: Kind, bf16: bool) -> int:
     if kind == "cuda":
         if config.architecture == "decoder" and config.cuda_graph == "auto":
             peak += min(step, evaluation)  # a graph keeps its step's memory for itself
-        return peak + _resident(config) + CUDA_WORKSPACES_BYTES
+        return peak + _device_tokens(config) + CUDA_WORKSPACES_BYTES
     if kind != "cpu":
         return peak
     in_heap = sum(count * size for count, size in saved if size <= HEAP_BLOCK_BYTES)
@@ -177,16 +175,16 @@ def _in_blocks(config: RunConfig, stack: _Stack, kind: Kind, bf16: bool) -> bool
     return kind == "cpu" and bf16 and not stack.masked and pays
 
 
-def _resident(config: RunConfig) -> int:
+def _device_tokens(config: RunConfig) -> int:
     """The training text, which a decoder's run keeps on a GPU; 0 where its length is not known."""
     text = 2 * (config.data.train_tokens or 0) if config.architecture == "decoder" else 0
-    return text if text <= LARGEST_RESIDENT_BYTES else 0
+    return text if text <= LARGEST_TEXT_ON_DEVICE_BYTES else 0
 
 
 def _persistent(config: RunConfig) -> int:
-    """Parameters and two moments; with accumulation the gradients outlive a micro-batch."""
-    tensors = 3 + (config.grad_accumulation_steps > 1)
-    return tensors * 4 * config.n_params
+    """Parameters and the optimiser's state; with accumulation gradients outlive a micro-batch."""
+    tensors = 1 + (config.grad_accumulation_steps > 1)
+    return tensors * 4 * config.n_params + config.optimizer_kind.state_bytes(config.model)
 
 
 def _loss(config: RunConfig, kind: Kind, bf16: bool) -> int:
@@ -220,15 +218,12 @@ def _backward(config: RunConfig, kind: Kind, bf16: bool) -> int:
 def _update(config: RunConfig) -> int:
     """Gradients, where they are not counted yet, and the largest of what comes beside them.
 
-    That is the embedding's two parts before their sum, or Muon's batch of the feed-forward's
-    matrices: in float32 and twice in bf16.
+    That is the embedding's two parts before their sum, or what the optimiser needs while it moves.
     """
     shape = config.model
     grads = 0 if config.grad_accumulation_steps > 1 else 4 * config.n_params
-    batch = 0
-    if config.optimizer == "muon":
-        batch = 8 * shape.depth * 2 * shape.n_embd * shape.n_inner
-    return grads + max(8 * shape.n_vocab * shape.n_embd, batch)
+    moving = config.optimizer_kind.update_bytes(shape)
+    return grads + max(8 * shape.n_vocab * shape.n_embd, moving)
 
 
 def _evaluation(config: RunConfig, kind: Kind, bf16: bool) -> int:

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, final
+from typing import Any, Generic, NamedTuple, TypeVar, final
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from model.encoder_decoder import EncoderDecoderLM
 from model.loss import linear_cross_entropy
 from model.sampled_softmax import VocabularySample, sampled_cross_entropy
 from trainer.config import RunConfig
-from trainer.data.device_tokens import ResidentTokens, resident_tokens
+from trainer.data.device_tokens import DeviceTokens, tokens_on_device
 from trainer.data.pairs import (
     PairBatch,
     PairIndex,
@@ -34,14 +34,19 @@ from trainer.data.pairs import (
 from trainer.data.sampler import WindowSampler
 from trainer.data.shards.tokens import TokenArray, TokenData
 from trainer.data.vocabulary_sample import VocabularySampler
-from trainer.evaluation import Predictions, Validation, sequential_windows, validate, validate_on
+from trainer.evaluation import (
+    Model,
+    Predictions,
+    Validation,
+    sequential_windows,
+    validate,
+    validate_on,
+)
 from trainer.memory import EVAL_TOKENS
 
 Forward = Callable[..., Tensor]
 """`model.hidden`, compiled or not."""
-Model = DecoderLM | EncoderLM | EncoderDecoderLM
 BatchT = TypeVar("BatchT", bound=tuple[Any, ...])
-BatchT_co = TypeVar("BatchT_co", bound=tuple[Any, ...], covariant=True)
 
 NOISE_TOKENS = 1 << 20
 """Random ids to measure speed with."""
@@ -49,25 +54,6 @@ _CORRUPTION = 1
 """Keeps the draws of the corruption apart from those of the data order."""
 _VALIDATION_SEED = 0
 """Every run is validated on the same masked tokens."""
-
-
-class Assembler(Protocol[BatchT_co]):
-    """Makes what `Objective.batch` gives on the device, without the host's help."""
-
-    def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
-        """What tells the batches of so many optimiser steps apart.
-
-        Returns:
-            Arrays (count, M, ...), M micro-batches a step, of the same shapes for every step.
-        """
-
-    def assemble(self, inputs: Sequence[Tensor]) -> BatchT_co:
-        """A micro-batch.
-
-        Args:
-            inputs: of each array of `step_inputs` the part of one step and micro-batch, on the
-                device.
-        """
 
 
 class Objective(ABC, Generic[BatchT]):
@@ -104,9 +90,21 @@ class Objective(ABC, Generic[BatchT]):
         """Micro-batch `micro` of optimiser step `step` (both from 0), on the device."""
 
     @property
-    def assembler(self) -> Assembler[BatchT] | None:
-        """What makes batches on the device; None: `batch` does. Known once a text is read."""
-        return None
+    def gathers_on_device(self) -> bool:
+        """Whether `gather` can make batches, with nothing from the CPU but `step_inputs`."""
+        return False
+
+    def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
+        """What differs between the batches of so many optimiser steps.
+
+        Returns:
+            Arrays (count, M, ...), M micro-batches a step, of the same shapes for every step.
+        """
+        raise NotImplementedError
+
+    def gather(self, inputs: Sequence[Tensor]) -> BatchT:
+        """A micro-batch from its part of each array of `step_inputs`, on the device."""
+        raise NotImplementedError
 
     @abstractmethod
     def random_batch(self, n: int) -> BatchT:
@@ -114,13 +112,7 @@ class Objective(ABC, Generic[BatchT]):
 
     @abstractmethod
     def loss(self, forward: Forward, model: Any, batch: BatchT) -> Tensor:
-        """Mean loss of the predicted tokens in nats, differentiable; a scalar.
-
-        Args:
-            forward: `model.hidden`, compiled or not.
-            model: whose head is used.
-            batch: what to predict from what.
-        """
+        """Mean loss of the predicted tokens in nats, differentiable; a scalar."""
 
     @abstractmethod
     def validate(self, model: Any, autocast: AbstractContextManager[Any]) -> Validation:
@@ -148,14 +140,14 @@ class _Stream(Objective[BatchT]):
 
     def read(self, data: TokenData) -> None:
         """Open both texts; see `Objective.read`."""
-        config = self.config
         self.read_validation(data)
+        self.draw_from(data.train)
+
+    def draw_from(self, tokens: TokenArray) -> None:
+        """Draw training windows from these tokens."""
+        config, micro_batches = self.config, self.config.grad_accumulation_steps
         self.sampler = WindowSampler(
-            data.train,
-            config.batch_size,
-            config.seq_len,
-            config.seed,
-            config.grad_accumulation_steps,
+            tokens, config.batch_size, config.seq_len, config.seed, micro_batches
         )
 
     def read_validation(self, data: TokenData) -> None:
@@ -189,14 +181,14 @@ class NextToken(_Stream[Windows]):
     """(V,) how often each id occurs in the training text."""
     _vocabulary: VocabularySampler | None = None
     _log_inclusion: Tensor | None = None
-    _resident: ResidentTokens | None = None
+    _device_tokens: DeviceTokens | None = None
 
     def read(self, data: TokenData) -> None:
         """Open both texts; count the training text's ids and keep them, where that is needed."""
         super().read(data)
         config = self.config
         if self.device.type == "cuda":
-            self.keep_resident(data.train)
+            self.keep_on_device(data.train)
         if getattr(config.model, "head_bias", None) == "unigram" or config.head_samples is not None:
             self._counts = data.train.counts(config.model.n_vocab)
         if self._counts is not None and config.head_samples is not None:
@@ -215,28 +207,26 @@ class NextToken(_Stream[Windows]):
             min(config.model.n_vocab, 1 << 16), size=max(NOISE_TOKENS, 2 * config.seq_len)
         )
         tokens = TokenArray.from_arrays([ids])
-        self.sampler = WindowSampler(
-            tokens, config.batch_size, config.seq_len, config.seed, config.grad_accumulation_steps
-        )
+        self.draw_from(tokens)
         if config.head_samples is not None:
             self._sample_by(np.ones(config.model.n_vocab, dtype=np.int64))
-        self.keep_resident(tokens)
+        self.keep_on_device(tokens)
 
-    def keep_resident(self, tokens: TokenArray) -> None:
+    def keep_on_device(self, tokens: TokenArray) -> None:
         """Gather windows on the device from now on, if the text fits there."""
-        self._resident = resident_tokens(tokens, self.device)
+        self._device_tokens = tokens_on_device(tokens, self.device)
 
     @property
-    def assembler(self) -> NextToken | None:
-        """This, once the text is on the device."""
-        return None if self._resident is None else self
+    def gathers_on_device(self) -> bool:
+        """Once the text is there."""
+        return self._device_tokens is not None
 
     def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
         """Where windows begin, (count, M, B), and the sampled ids, (count, M, K)."""
         config = self.config
         micro_batches = config.grad_accumulation_steps
         size = (count, micro_batches, config.batch_size)
-        starts = self.sampler.starts(first_step * config.sequences_per_step, math.prod(size))
+        starts = self.sampler.draw(first_step * config.sequences_per_step, math.prod(size))
         inputs = [starts.reshape(size)]
         if self._vocabulary is not None:
             draws = [
@@ -247,10 +237,10 @@ class NextToken(_Stream[Windows]):
             inputs.append(np.stack(draws).reshape(count, micro_batches, -1))
         return inputs
 
-    def assemble(self, inputs: Sequence[Tensor]) -> Windows:
+    def gather(self, inputs: Sequence[Tensor]) -> Windows:
         """Windows gathered on the device."""
-        assert self._resident is not None
-        windows = self._resident.windows(inputs[0], self.config.seq_len + 1)
+        assert self._device_tokens is not None
+        windows = self._device_tokens.windows(inputs[0], self.config.seq_len + 1)
         if self._log_inclusion is None:
             return Windows(windows, None)
         return Windows(windows, VocabularySample(inputs[1], self._log_inclusion))

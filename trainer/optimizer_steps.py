@@ -1,15 +1,15 @@
-"""Optimiser steps: one after the other under the host's eyes, or queued on a GPU.
+"""Optimiser steps: each waited for, or queued on a GPU.
 
 **Finite or not.** A loss or a gradient that is not finite ends the run and names its step. On a CPU
-both reach the host before the weights are touched. On CUDA asking for them would stall the device
+both are known before the weights are touched. On CUDA asking for them would stall the device
 at each step: there they are logged where they are and read every `LOGGED_STEPS` steps and before
-anything is evaluated, reported or saved. Steps may be taken in vain then, never used.
+anything is evaluated, reported or saved. Steps may be taken in vain then, but are never used.
 
 **One launch a step.** A training step of a small model is a thousand kernels of a few microseconds
 each, and launching one takes as long. On CUDA the whole step, from gathering its windows to the
 update, is captured once as a graph and launched as a whole. What differs from step to step lies in
-tensors that are written before the launch: where windows begin, the entries of a sampled softmax,
-the learning rate. Shapes are those of the run, so a graph serves for all of it.
+tensors that are written before the launch: where windows begin, which vocabulary entries a sampled
+softmax draws, the learning rate. Shapes are those of the run, so a graph serves for all of it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ from torch import Tensor, nn
 from budgetsweep.errors import NonFiniteLoss
 from trainer.config import RunConfig
 from trainer.hardware.device import is_out_of_memory, random_state, set_random_state
-from trainer.objectives import Assembler, Forward, Objective
-from trainer.optim.optimizers import AnyOptimizer, state_tensors
-from trainer.optim.schedules import lr_schedule
+from trainer.objectives import Forward, Objective
+from trainer.optim.joined import AnyOptimizer
 
 LOGGED_STEPS = 64
 """Steps whose losses wait on the device; their inputs are uploaded together too."""
@@ -94,7 +93,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-class Settled(NamedTuple):
+class FinishedSteps(NamedTuple):
     """Steps that have been computed and were finite."""
 
     losses: list[float]
@@ -108,7 +107,7 @@ class Steps(ABC):
 
     def __init__(self, training: Training) -> None:
         self.training = training
-        self.get_lr = lr_schedule(training.config)
+        self.get_lr = training.config.lr_schedule()
         self._losses: list[float] = []
         self._norm: float | None = None
 
@@ -121,10 +120,10 @@ class Steps(ABC):
             FloatingPointError: so with a gradient norm.
         """
 
-    def settle(self) -> Settled:
+    def collect(self) -> FinishedSteps:
         """What the steps since the last call gave; waits for them. Errors as `take`."""
         losses, self._losses = self._losses, []
-        return Settled(losses, self._norm)
+        return FinishedSteps(losses, self._norm)
 
     def _note(self, step: int, loss: float, norm: float) -> None:
         if not math.isfinite(loss):
@@ -135,7 +134,7 @@ class Steps(ABC):
         self._norm = norm
 
 
-class HostSteps(Steps):
+class BlockingSteps(Steps):
     """Each step ends before the next begins."""
 
     def take(self, step: int) -> None:
@@ -149,7 +148,7 @@ class HostSteps(Steps):
         training.update()
 
 
-class DeviceSteps(Steps):
+class QueuedSteps(Steps):
     """Steps are queued on the device; where their inputs can be laid out there, as one graph."""
 
     def __init__(
@@ -159,7 +158,6 @@ class DeviceSteps(Steps):
 
         Args:
             training: its optimiser has the state to go on from.
-            first_step: steps done.
             capture: makes a step repeatable, as `cuda_graph` does; None: steps are queued
                 operation by operation.
         """
@@ -189,39 +187,38 @@ class DeviceSteps(Steps):
             self._read_log()
         self._lr.fill_(self.get_lr(step))
         objective = self.training.objective
-        if objective.assembler is None:
-            self._work(lambda micro: objective.batch(step, micro))
-        else:
-            self._lay_out(step, objective.assembler)
+        if objective.gathers_on_device:
+            self._lay_out(step)
             if self._capture is not None:
                 self._replay, self._capture = self._captured(self._capture), None
-            (self._replay or self._assembled_work)()
+            (self._replay or self._gathered_work)()
+        else:
+            self._work(lambda micro: objective.batch(step, micro))
         self._waiting.append(step)
 
-    def settle(self) -> Settled:
-        """See `Steps.settle`."""
+    def collect(self) -> FinishedSteps:
+        """See `Steps.collect`."""
         self._read_log()
-        return super().settle()
+        return super().collect()
 
-    def _assembled_work(self) -> None:
-        assembler = self.training.objective.assembler
-        assert assembler is not None
-        self._work(lambda micro: assembler.assemble([each[micro] for each in self._inputs]))
+    def _gathered_work(self) -> None:
+        gather = self.training.objective.gather
+        self._work(lambda micro: gather([each[micro] for each in self._inputs]))
 
     def _work(self, batches: Callable[[int], Any]) -> None:
         training = self.training
         loss = training.backward(batches).double().mean()
-        facts = torch.stack([loss, training.clip().double()])
-        self._log.index_copy_(1, self._place, facts[:, None])
+        loss_and_norm = torch.stack([loss, training.clip().double()])
+        self._log.index_copy_(1, self._place, loss_and_norm[:, None])
         self._place += 1
         training.update()
 
-    def _lay_out(self, step: int, assembler: Assembler[Any]) -> None:
+    def _lay_out(self, step: int) -> None:
         """Put what differs from step to step where the step reads it."""
         at = step - self._ahead_from
         if not self._ahead or not 0 <= at < len(self._ahead[0]):
             count = min(LOGGED_STEPS, self.training.config.steps - step)
-            arrays = assembler.step_inputs(step, count)
+            arrays = self.training.objective.step_inputs(step, count)
             self._ahead = [torch.from_numpy(each).to(self.training.device) for each in arrays]
             self._ahead_from, at = step, 0
         if not self._inputs:
@@ -242,7 +239,7 @@ class DeviceSteps(Steps):
         """The step as a graph, everything as it was before; None where that cannot be had."""
         before = _Snapshot(self.training)
         try:
-            return capture(self._assembled_work, self.training.device)
+            return capture(self._gathered_work, self.training.device)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
@@ -264,7 +261,7 @@ class _Snapshot:
 
     def __init__(self, training: Training) -> None:
         self._training = training
-        # On the host: the device has no room beside its step for a second model.
+        # On the CPU: the device has no room beside its step for a second model.
         self._before = [(each, each.detach().to("cpu", copy=True)) for each in self._tensors()]
         self._random = random_state(training.device)
 
@@ -281,7 +278,9 @@ class _Snapshot:
         set_random_state(self._training.device, self._random)
 
     def _tensors(self) -> list[Tensor]:
-        return [*self._training.parameters, *state_tensors(self._training.optimizer)]
+        states = self._training.optimizer.state.values()
+        remembered = [value for state in states for value in state.values()]
+        return [*self._training.parameters, *(t for t in remembered if isinstance(t, Tensor))]
 
 
 def cuda_graph(work: Callable[[], None], device: torch.device) -> Replay:
@@ -289,7 +288,7 @@ def cuda_graph(work: Callable[[], None], device: torch.device) -> Replay:
 
     `work` is run a few times before, on the stream of the capture (PyTorch's notes on CUDA graphs),
     at last so that waiting for the device is an error: a capture that breaks leaves PyTorch's
-    allocator in a state that nothing mends.
+    allocator in a state that nothing repairs, so none is tried after it.
 
     Raises:
         RuntimeError: something in it cannot be captured, or could not be before in this process.
@@ -343,6 +342,6 @@ def _waiting_is_an_error() -> Iterator[None]:
 def steps_of(training: Training, first_step: int) -> Steps:
     """How steps are taken on the training's device."""
     if training.device.type != "cuda":
-        return HostSteps(training)
+        return BlockingSteps(training)
     wanted = training.config.cuda_graph == "auto"
-    return DeviceSteps(training, first_step, cuda_graph if wanted else None)
+    return QueuedSteps(training, first_step, cuda_graph if wanted else None)

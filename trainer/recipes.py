@@ -35,7 +35,7 @@ _SAME: dict[str, str] = {"min_lr_ratio": "min_lr"}
 
 
 LARGE_VOCABULARY = 16_384
-"""From so many ids on a recipe samples the head: below, the logits are a small part of a step."""
+"""From so many ids on a recipe samples the softmax: below, logits are a small part of a step."""
 
 
 def expanded(
@@ -44,7 +44,6 @@ def expanded(
     """A run's plain data with what its recipe sets and it does not say, under `model_config`.
 
     Args:
-        recipe: its name.
         run: plain data of the run.
         model: plain data of the model's shape, which `run` holds under either name.
         n_vocab: ids of the vocabulary.

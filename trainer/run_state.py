@@ -37,8 +37,8 @@ from trainer.hardware.device import (
 )
 from trainer.hardware.process_memory import keep_freed_memory, release_freed_memory
 from trainer.objectives import objective_for
-from trainer.optim.optimizers import build_optimizer
-from trainer.optim.schedules import fractions, lr_schedule
+from trainer.optim import build_optimizer
+from trainer.optim.schedules import fractions
 from trainer.optimizer_steps import Steps, Training, steps_of
 
 PROGRESS_SECONDS = 1.0
@@ -87,7 +87,7 @@ class RunState:
         self.objective.read(self.data)
         self.model = self.objective.build_model()
         self.optimizer = build_optimizer(self.model, config, device)
-        self.get_lr = lr_schedule(config)
+        self.get_lr = config.lr_schedule()
         self.autocast = autocast_context(config, device)
         state = checkpoint.load_latest(self.run_dir, self.config_hash)
         if state is not None:
@@ -98,7 +98,8 @@ class RunState:
         )
         self.steps = steps_of(training, self.step)
         self.saved_at = self.trimmed_at = time.monotonic()
-        self.told_at, self.told_step, self.told_seconds = -math.inf, self.step, self.train_seconds
+        self.reported_at, self.reported_step = -math.inf, self.step
+        self.reported_seconds = self.train_seconds
 
     def evaluation_is_due(self) -> bool:
         """A validation pass belongs to this step and has not been made."""
@@ -111,7 +112,7 @@ class RunState:
 
     def progress_is_due(self) -> bool:
         """The last `Progress` is a second old."""
-        return time.monotonic() - self.told_at >= PROGRESS_SECONDS
+        return time.monotonic() - self.reported_at >= PROGRESS_SECONDS
 
     def checkpoint_is_due(self) -> bool:
         """The last checkpoint is old enough, and something has been done since."""
@@ -139,7 +140,7 @@ class RunState:
             self.steps.take(self.step)
             self.step += 1
 
-    def settle(self) -> None:
+    def collect(self) -> None:
         """Wait for the steps taken and count their losses.
 
         Raises:
@@ -148,15 +149,15 @@ class RunState:
         """
         assert self.steps is not None
         with self._clock("train_seconds"):
-            settled = self.steps.settle()
-        for loss in settled.losses:  # in this order, wherever a run is interrupted
+            finished = self.steps.collect()
+        for loss in finished.losses:  # in this order, wherever a run is interrupted
             self.loss_sum += loss
-        self.loss_count += len(settled.losses)
-        self.norm = settled.norm
+        self.loss_count += len(finished.losses)
+        self.norm = finished.norm
 
     def evaluate(self) -> None:
         """The validation pass of this step."""
-        self.settle()
+        self.collect()
         with self._clock("eval_seconds"):
             # Before and after: what a step has freed would stay beside the batches, and what they
             # have freed beside the next step.
@@ -171,7 +172,7 @@ class RunState:
 
     def point(self) -> Point:
         """The point of the curves at this step."""
-        self.settle()
+        self.collect()
         validation = self.validation if self.validated_step == self.step else None
         point = Point(
             step=self.step,
@@ -190,17 +191,17 @@ class RunState:
     def progress(self) -> Progress:
         """Where the run is now, with its speed since the last time."""
         per_step = self.config.tokens_per_step
-        seconds = self.train_seconds - self.told_seconds
-        tokens = (self.step - self.told_step) * per_step
-        self.told_at, self.told_step = time.monotonic(), self.step
-        self.told_seconds = self.train_seconds
+        seconds = self.train_seconds - self.reported_seconds
+        tokens = (self.step - self.reported_step) * per_step
+        self.reported_at, self.reported_step = time.monotonic(), self.step
+        self.reported_seconds = self.train_seconds
         speed = tokens / seconds if seconds > 0 else 0.0
         return Progress(self.step, self.config.steps, self.step * per_step, speed)
 
     def save(self) -> Checkpointed:
         """Write a checkpoint of this step, unless there is one."""
         if self.saved_step != self.step:
-            self.settle()
+            self.collect()
             checkpoint.save(self.run_dir, self._state(), self.step)
             self.saved_at, self.saved_step = time.monotonic(), self.step
         return Checkpointed(self.step, self.meter.executed_steps)
@@ -273,7 +274,7 @@ class RunState:
     def _restore(self, state: dict[str, Any]) -> None:
         if state["data_checksum"] != self.data.data_checksum:
             logger.warning(
-                "%s: the training text is not the one that this run began with; it goes on with "
+                "%s: the training text is not the one that this run started with; it goes on with "
                 "the present one",
                 self.run_dir,
             )

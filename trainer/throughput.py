@@ -13,7 +13,7 @@ from trainer.hardware.compilation import forget_compiled, training_forward, want
 from trainer.hardware.device import autocast_context, flushing_denormals, synchronize, torch_device
 from trainer.hardware.process_memory import keep_freed_memory
 from trainer.objectives import NextToken, objective_for
-from trainer.optim.optimizers import build_optimizer
+from trainer.optim import build_optimizer
 from trainer.optimizer_steps import LOGGED_STEPS, Training, steps_of
 
 
@@ -27,11 +27,10 @@ def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
     kept.
 
     Args:
-        config: a filled configuration.
         seconds: time to measure, warm-up (about as long at most) not counted.
 
     Returns:
-        Training tokens a second.
+        Training tokens per second.
     """
     device = torch_device(config.device)
     keep_freed_memory()
@@ -52,7 +51,6 @@ def training_on_noise(config: RunConfig, device: torch.device) -> Training:
 
     Args:
         config: its steps and learning rates are not looked at.
-        device: where it is.
     """
     config = config.with_changes(
         num_training_steps=1 << 30, num_warmup_steps=0, warmup_fraction=None,
@@ -82,7 +80,7 @@ class StepTimer:
         self.time_steps(1)
 
     def tokens_per_second(self, seconds: float) -> float:
-        """Training tokens a second, of whole steps that take so long together or longer."""
+        """Training tokens per second, of whole steps that take so long together or longer."""
         at_once = min(LOGGED_STEPS, max(1, int(seconds / 5 / max(self.time_steps(1), 1e-6))))
         passed, before = 0.0, self._taken
         while passed < seconds:
@@ -94,7 +92,7 @@ class StepTimer:
         start = time.perf_counter()
         for step in range(self._taken, self._taken + count):
             self._steps.take(step)
-        self._steps.settle()
+        self._steps.collect()
         self._taken += count
         return time.perf_counter() - start
 

@@ -217,7 +217,7 @@ def _write_files(out: Path, facts: Mapping[str, Any], outcome: Outcome) -> None:
     """
     import tempfile
 
-    from budgetsweep.config import write_bytes_atomically, write_text_atomically
+    from budgetsweep.files import write_bytes_atomically, write_text_atomically
 
     svg, png = _histogram(outcome)
     try:

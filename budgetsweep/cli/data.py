@@ -22,10 +22,11 @@ def data_settings(
     """What the data options say: the data and their tokenizer."""
     from budgetsweep.config import parse
     from trainer.data.config import DataConfig
+    from trainer.data.sources import source_class
 
     data = {"source": source, "validation": validation, "text_field": text_field}
     config = parse(DataConfig, data, "--data")
-    return config, tokenizer or ("bytes" if source == "demo" else "gpt2")
+    return config, tokenizer or source_class(source).default_tokenizer
 
 
 @click.group("data")

@@ -161,15 +161,15 @@ def _held_out(owner: _Owner, wanted: _Wanted) -> HeldOut:
     from trainer.data.config import DataConfig
     from trainer.data.held_out import HeldOut, check_ids, read_held_out
     from trainer.data.prepare import open_prepared, prepare
-    from trainer.data.sources.corpus import is_hub
+    from trainer.data.sources import source_class
 
     source, tokenizer = wanted.source, owner.tokenizer
     own = owner.config.data if owner.config else None
     text_field = wanted.text_field or (own.text_field if own else "text")
-    named = source is not None and (source == "demo" or is_hub(source))
-    if source is not None and not named and Path(source).expanduser().is_file():
+    file = None if source is None else source_class(source)(source).file
+    if file is not None:
         return read_held_out(
-            Path(source).expanduser(), tokenizer, owner.n_vocab,
+            file, tokenizer, owner.n_vocab,
             text_field=text_field, n_tokens=wanted.val_tokens,
         )  # fmt: skip
     if source is not None:

@@ -162,7 +162,7 @@ def _print_totals(facts: dict[str, Any], console: Console) -> None:
     own = facts["optimizer_flops_per_step"][facts["convention"]]
     if own:
         share = own * facts["steps"] / facts["train_flops"][facts["convention"]]
-        table.add_row("Muon's products", f"{own:,} FLOPs per step, {100 * share:.1f} % of all")
+        table.add_row("optimiser's products", f"{own:,} FLOPs per step, {100 * share:.1f} % of all")
     for convention, total in facts["train_flops"].items():
         table.add_row(f"training FLOPs, {convention}", f"{total:,} ({total:.4e})")
     if facts["budget_flops"] is not None:

@@ -125,6 +125,7 @@ def generate_command(
     write: Callable[..., list[Continuation]]
     if run is not None and run.architecture == "encoder-decoder":
         trained = open_trained(model, where)
+        assert isinstance(trained.model, EncoderDecoderLM)
         longest = trained.model.shape.n_target_positions
         if max_new_tokens > longest:
             raise ConfigError(
@@ -244,7 +245,7 @@ def write_samples(out: Path, samples: Sequence[Sequence[Sample]]) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    from budgetsweep.config import write_text_atomically
+    from budgetsweep.files import write_text_atomically
 
     lines = [
         json.dumps(sample._asdict(), ensure_ascii=False) + "\n" for row in samples for sample in row

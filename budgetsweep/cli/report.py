@@ -32,7 +32,8 @@ def export_command(output_dir: Path, storage: str, study: str | None) -> None:
 
     For a trained model in other formats see `convert`.
     """
-    from budgetsweep.config import dump_yaml, write_text_atomically
+    from budgetsweep.config import dump_yaml
+    from budgetsweep.files import write_text_atomically
     from studies.export import export_study
 
     for path, data in export_study(storage, study).items():

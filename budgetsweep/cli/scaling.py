@@ -216,7 +216,7 @@ def _write(
     asked: Sequence[Asked],
 ) -> list[str]:  # fmt: skip
     """fit.json and the figures; the names of the files."""
-    from budgetsweep.config import write_bytes_atomically, write_text_atomically
+    from budgetsweep.files import write_bytes_atomically, write_text_atomically
     from reports.figures.scaling import compute_frontier, isoflop_fit, lr_optimum, regret
     from reports.style.theme import Chart, on_paper, svg_and_png
 

@@ -31,7 +31,6 @@ from reports.style.theme import (
 )
 from studies.database.tables import Run
 from studies.diagnosis.curves import FloatArray
-from trainer.optim.schedules import lr_schedule
 
 
 def history(facts: Facts) -> Chart | NoChart:
@@ -312,7 +311,7 @@ def schedule(facts: Facts) -> Chart | NoChart:
     if config is None or config.num_training_steps == "fill" or not facts.has_learning_rate(best):
         return NoChart("schedule", f"No learning rate of trial {best.number} was recorded.")
     steps, warmup = config.steps, config.warmup_steps
-    get_lr = lr_schedule(config)
+    get_lr = config.lr_schedule()
     rise = f"rose to {rate(config.max_lr)} in {plural(warmup, 'step')}" if warmup else (
         f"began at {rate(config.max_lr)}"
     )  # fmt: skip

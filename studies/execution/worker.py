@@ -12,15 +12,13 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
 from budgetsweep.errors import CheckpointError, ConfigError, UserError
+from budgetsweep.files import file_lock
 from studies.execution.messages import Job, Measured, RunEvent
 from trainer.config import RunConfig
 from trainer.driver import RunDriver, Verdict
@@ -82,13 +80,13 @@ def worker_main(
     os.chdir(folder)
     for name in (signal.SIGINT, signal.SIGTERM):  # they reach us through the dispatcher
         signal.signal(name, signal.SIG_IGN)
-    from trainer.hardware.device import configure_threads, detect_device, settle_device
+    from trainer.hardware.device import configure_threads, detect_device, use_gpu_for_auto
 
     configure_threads(threads)
     # BrokenPipeError, EOFError, ConnectionResetError: the dispatcher died while we were idle.
     with contextlib.suppress(OSError, EOFError, _DispatcherGone):
         try:
-            settle_device(device)
+            use_gpu_for_auto(device)
             ready = Ready(detect_device(device))
         except ConfigError as error:
             connection.send(NoDevice(str(error)))
@@ -166,13 +164,11 @@ def _drive(connection: Connection, run_id: int, driver: RunDriver) -> RunResult:
             gone = True
 
 
-@contextlib.contextmanager
-def _locked(run_dir: Path) -> Iterator[None]:
+def _locked(run_dir: Path) -> contextlib.AbstractContextManager[object]:
     """Hold the run's folder; wait for a worker that outlived its dispatcher."""
     try:
-        with FileLock(run_dir / ".lock", timeout=LOCK_WAIT_SECONDS):
-            yield
-    except Timeout:
+        return file_lock(run_dir / ".lock", seconds=LOCK_WAIT_SECONDS)
+    except TimeoutError:
         raise CheckpointError(
             f"{run_dir}: another process still trains in this folder; stop it first"
         ) from None

@@ -15,7 +15,7 @@ from trainer.checkpoints.artefacts import read_finished, write_untrained
 from trainer.config import RunConfig
 from trainer.driver import Run
 from trainer.events import Command, Point, Progress, RunResult, Status
-from trainer.optim.schedules import fractions, lr_schedule
+from trainer.optim.schedules import fractions
 
 DEVICE_NAME = "simulated"
 """What stands where a real run names its device."""
@@ -78,7 +78,7 @@ class _SimulatedRun:
         self.point_steps = fractions(config.steps, config.num_reports) | self.eval_steps
         self.points: list[Point] = []
         self.val_loss: float | None = None
-        self._get_lr = lr_schedule(config)
+        self._get_lr = config.lr_schedule()
         self._settings_nats = world.settings_nats(config)
         self._rng = world.random_of(config)
         self._noise = float(self._rng.standard_normal())  # the same as `world.seed_noise(config)`

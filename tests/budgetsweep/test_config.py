@@ -15,7 +15,6 @@ from budgetsweep.config import (
     load_yaml,
     parse,
     parse_yaml,
-    write_text_atomically,
 )
 from budgetsweep.errors import ConfigError
 from trainer.config import RunConfig
@@ -165,21 +164,6 @@ def test_missing_file_and_directory(tmp_path: Path) -> None:
         load_yaml(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_yaml(tmp_path)
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    write_text_atomically(path, "old")
-
-    class Unwritable(str):
-        """Text that the file refuses, as a full disk would in the middle of a write."""
-
-        __slots__ = ()
-
-    with pytest.raises(UnicodeEncodeError):
-        write_text_atomically(path, Unwritable("\ud800"))
-    assert path.read_text() == "old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
 
 @given(

@@ -22,7 +22,7 @@ def test_shapes_and_configuration_do_not_load_torch() -> None:
         "import sys\n"
         "import model, trainer\n"
         "import model.config, model.flops, model.cpu.block_sizes, trainer.config\n"
-        "import trainer.optim.schedules\n"
+        "import trainer.optim.schedules, trainer.optim as o; o.optimizer_kinds()\n"
         "print('torch' in sys.modules)"
     )
     assert run_python(code).strip() == "False"
@@ -32,8 +32,8 @@ def test_layers_and_loss_do_not_load_the_compiler() -> None:
     # torch._dynamo takes as long to import as torch itself; a worker should not pay for it.
     code = (
         "import sys\n"
-        "import model.generation.decoding, model.loss, trainer.course, trainer.optim.optimizers\n"
-        "import trainer.evaluation\n"
+        "import model.generation.decoding, model.loss, trainer.course, trainer.evaluation\n"
+        "import trainer.optim.algorithms.muon\n"
         "print('torch._dynamo' in sys.modules)"
     )
     assert run_python(code).strip() == "False"

@@ -9,9 +9,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from budgetsweep import config
-from budgetsweep.config import load_yaml, parse, write_bytes_atomically
+from budgetsweep.config import load_yaml, parse
 from budgetsweep.errors import StudyError
+from budgetsweep.files import write_bytes_atomically
 from model.flops import count_params
 from reports.build import build_report, data_table, write_report
 from reports.facts import Facts
@@ -216,7 +216,7 @@ def test_a_report_that_cannot_be_written_leaves_no_half_file(tmp_path, monkeypat
     def full_disk(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(config.os, "fsync", full_disk)
+    monkeypatch.setattr("budgetsweep.files.os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_bytes_atomically(path, b"second")
     assert path.read_bytes() == b"first"

@@ -13,9 +13,9 @@ from typing import Any
 import datasets  # noqa: F401 - the slow import, done before the fork
 
 from budgetsweep.errors import DataError
+from trainer.data import blocks, writer
 from trainer.data.config import DataConfig
 from trainer.data.prepare import prepare
-from trainer.data.shards import blocks, writer
 
 BLOCK_CHARS = 20_000
 

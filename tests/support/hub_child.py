@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from budgetsweep.errors import DataError
+from trainer.data import blocks
 from trainer.data.config import DataConfig
 from trainer.data.prepare import prepare
-from trainer.data.shards import blocks
 from trainer.data.shards.manifest import load_manifest
 from trainer.data.sources import hub
 

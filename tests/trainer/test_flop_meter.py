@@ -84,7 +84,7 @@ def test_a_damaged_file_falls_back_on_the_checkpoints(
         meter.charge(17)
     caplog.clear()
     assert read_executed_steps(tmp_path) == 18
-    assert not caplog.records  # mended
+    assert not caplog.records  # repaired
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:

@@ -59,7 +59,9 @@ def test_a_run_from_start_to_end(data: TokenData, tmp_path: Path) -> None:
 
 def test_the_files_of_a_complete_run(data: TokenData, whole: Path) -> None:
     names = sorted(path.name for path in whole.iterdir())
-    assert names == ["config.yaml", "curve.csv", "eval.json", "meter.bin", "model.pt"]
+    assert names == [
+        "config.yaml", "curve.csv", "eval.json", "meter.bin", "meter.lock", "model.pt",
+    ]  # fmt: skip
     saved = yaml.safe_load((whole / "config.yaml").read_text())
     assert RunConfig.model_validate(saved) == tiny_config()
     model = DecoderLM.from_config(tiny_config().model)
@@ -184,7 +186,7 @@ def test_a_pruned_run_leaves_no_checkpoint(data: TokenData, tmp_path: Path) -> N
     result, events = drive(config, data, tmp_path, "prune", 10)
     assert (result.status, result.step, result.reason) == ("pruned", 10, None)
     assert any(isinstance(event, Checkpointed) for event in events)
-    assert [path.name for path in tmp_path.iterdir()] == ["meter.bin"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["meter.bin", "meter.lock"]
     val = [point.val_loss_nats for point in points_of(events) if point.val_loss_nats is not None]
     assert result.val_loss_nats == val[-1]
 

@@ -13,7 +13,7 @@ import torch
 from budgetsweep.config import load_yaml
 from budgetsweep.errors import BudgetExceeded
 from model.decoder import DecoderLM
-from model.flops import flops_per_token, muon_flops_per_step
+from model.flops import flops_per_token
 from model.loss import linear_cross_entropy
 from tests.support.tiny_runs import assert_same_run, curve, drive, tiny_config, tiny_data, weights
 from trainer import run_state
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def modern(**changes: Any) -> RunConfig:
-    """A tiny run with all options, a sampled head, Muon, and dropout."""
+    """A tiny run with all options, a sampled softmax, Muon, and dropout."""
     return tiny_config(**{"recipe": "modern", "head_samples": 64, **changes})
 
 
@@ -92,7 +92,7 @@ def test_the_meter_charges_the_sampled_head(data: TokenData, tmp_path: Path) -> 
         points = [event for event in events if isinstance(event, Point)]
         per_token = flops_per_token(config.model, 16, convention, 65)
         assert points[-1].flops == 3 * config.flops_per_step(convention)
-        muon = 3 * muon_flops_per_step(config.model, convention)
+        muon = 3 * config.optimizer_kind.flops_per_step(config.model, convention)
         assert points[-1].flops == per_token * result.tokens + muon
         assert result.tokens == 3 * 2 * 4 * 16
 

@@ -25,13 +25,20 @@ from tests.support.tiny_runs import (
 from tests.trainer.test_modern_run import modern, skewed_data
 from trainer import optimizer_steps, run_state
 from trainer.config import RunConfig
-from trainer.data.device_tokens import ResidentTokens, resident_tokens
+from trainer.data.device_tokens import DeviceTokens, tokens_on_device
 from trainer.data.shards.tokens import TokenArray, TokenData
 from trainer.hardware.compilation import training_forward
 from trainer.hardware.device import autocast_context
 from trainer.objectives import NextToken
-from trainer.optim.optimizers import build_optimizer
-from trainer.optimizer_steps import LOGGED_STEPS, DeviceSteps, HostSteps, Replay, Steps, Training
+from trainer.optim import build_optimizer
+from trainer.optimizer_steps import (
+    LOGGED_STEPS,
+    BlockingSteps,
+    QueuedSteps,
+    Replay,
+    Steps,
+    Training,
+)
 from trainer.throughput import training_on_noise
 
 CPU = torch.device("cpu")
@@ -56,7 +63,7 @@ def training_of(config: RunConfig, data: TokenData = DATA, resident: bool = True
     objective = NextToken(config, CPU)
     objective.read(data)
     if resident:
-        objective.keep_resident(data.train)
+        objective.keep_on_device(data.train)
     model = objective.build_model()
     return Training(
         config, CPU, objective, model, training_forward(model, compiled=False),
@@ -74,7 +81,7 @@ def as_a_graph(work: Callable[[], None], _: torch.device) -> Replay:
 def taken(steps: Steps, first: int, last: int) -> tuple[list[float], float | None]:
     for step in range(first, last):
         steps.take(step)
-    return steps.settle()
+    return steps.collect()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -85,7 +92,7 @@ def test_batches_made_on_the_device_are_those_of_the_host(name: str) -> None:
         inputs = [torch.from_numpy(each) for each in objective.step_inputs(first, count)]
         for step in range(count):
             for micro in range(CONFIGS[name].grad_accumulation_steps):
-                made = objective.assemble([each[step, micro] for each in inputs])
+                made = objective.gather([each[step, micro] for each in inputs])
                 expected = objective.batch(first + step, micro)
                 assert torch.equal(made.ids, expected.ids)
                 assert (made.sample is None) == (expected.sample is None)
@@ -99,9 +106,9 @@ def test_queued_steps_compute_what_the_hosts_do(name: str, capture: Any) -> None
     config = CONFIGS[name].with_changes(num_training_steps=40)
     here, there = training_of(config), training_of(config)
     torch.manual_seed(1)
-    expected, norm = taken(HostSteps(here), 0, 12)
+    expected, norm = taken(BlockingSteps(here), 0, 12)
     torch.manual_seed(1)
-    losses, their_norm = taken(DeviceSteps(there, 0, capture), 0, 12)
+    losses, their_norm = taken(QueuedSteps(there, 0, capture), 0, 12)
     assert len(losses) == 12
     # The learning rate is a float32 there.
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
@@ -118,9 +125,9 @@ def test_a_capture_leaves_no_trace(name: str, at: int) -> None:
     results = []
     for capture in (None, as_a_graph):
         training = training_of(config)
-        taken(DeviceSteps(training), 0, at)
+        taken(QueuedSteps(training), 0, at)
         torch.manual_seed(1)
-        results.append((taken(DeviceSteps(training, at, capture), at, at + 9), training.model))
+        results.append((taken(QueuedSteps(training, at, capture), at, at + 9), training.model))
     (queued, model), (replayed, other) = results
     assert queued == replayed
     for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
@@ -129,8 +136,8 @@ def test_a_capture_leaves_no_trace(name: str, at: int) -> None:
 
 def test_losses_come_in_order_however_often_they_are_asked_for() -> None:
     config = small(2 * LOGGED_STEPS + 9, p_dropout=0.0)
-    all_at_once, _ = taken(DeviceSteps(training_of(config)), 0, config.steps)
-    steps, parts = DeviceSteps(training_of(config)), []
+    all_at_once, _ = taken(QueuedSteps(training_of(config)), 0, config.steps)
+    steps, parts = QueuedSteps(training_of(config)), []
     for first, last in ((0, 1), (1, 5), (5, 5 + LOGGED_STEPS), (5 + LOGGED_STEPS, config.steps)):
         parts += taken(steps, first, last)[0]
     assert len(set(all_at_once)) == config.steps
@@ -143,9 +150,9 @@ def test_a_step_that_cannot_be_captured_is_queued(caplog: pytest.LogCaptureFixtu
         raise RuntimeError("operation not permitted when stream is capturing\nand so on")
 
     config = CONFIGS["modern"].with_changes(num_training_steps=60)
-    expected = taken(DeviceSteps(training_of(config)), 0, 5)
+    expected = taken(QueuedSteps(training_of(config)), 0, 5)
     with caplog.at_level(logging.WARNING, "budgetsweep"):
-        assert taken(DeviceSteps(training_of(config), 0, refuse), 0, 5) == expected
+        assert taken(QueuedSteps(training_of(config), 0, refuse), 0, 5) == expected
     assert "(operation not permitted when stream is capturing)" in caplog.text
     assert "cuda_graph: off" in caplog.text
 
@@ -154,7 +161,7 @@ def test_no_memory_for_a_graph_ends_the_run() -> None:
     def too_large(work: Callable[[], None], _: torch.device) -> Replay:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    steps = DeviceSteps(training_of(tiny_config(num_training_steps=60)), 0, too_large)
+    steps = QueuedSteps(training_of(tiny_config(num_training_steps=60)), 0, too_large)
     with pytest.raises(torch.OutOfMemoryError):
         steps.take(0)
 
@@ -164,15 +171,15 @@ def test_few_steps_are_not_captured() -> None:
         raise AssertionError
 
     config = tiny_config(num_training_steps=optimizer_steps.LEAST_CAPTURED_STEPS + 5)
-    taken(DeviceSteps(training_of(config), 6, never), 6, 8)
+    taken(QueuedSteps(training_of(config), 6, never), 6, 8)
     with pytest.raises(AssertionError):
-        DeviceSteps(training_of(config), 5, never).take(5)
+        QueuedSteps(training_of(config), 5, never).take(5)
 
 
 @pytest.mark.parametrize("ahead", [0, LOGGED_STEPS])
 def test_a_loss_that_is_not_finite_is_named_later(ahead: int) -> None:
     training = training_of(tiny_config(num_training_steps=4 * LOGGED_STEPS))
-    steps = DeviceSteps(training)
+    steps = QueuedSteps(training)
     taken(steps, 0, 3)
     with torch.no_grad():
         training.model.ln.bias[0] = float("nan")
@@ -182,7 +189,7 @@ def test_a_loss_that_is_not_finite_is_named_later(ahead: int) -> None:
 
 def test_a_gradient_that_is_not_finite_is_named_later() -> None:
     training = training_of(tiny_config(num_training_steps=60))
-    steps = DeviceSteps(training)
+    steps = QueuedSteps(training)
     taken(steps, 0, 2)
     weight = training.model.get_parameter("ln.weight")
     weight.register_hook(lambda grad: grad * float("inf"))
@@ -195,8 +202,8 @@ def take_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def device_steps(training: Training, first_step: int) -> Steps:
         objective: Any = training.objective
-        objective.keep_resident(objective.data.train)
-        return DeviceSteps(training, first_step, as_a_graph)
+        objective.keep_on_device(objective.data.train)
+        return QueuedSteps(training, first_step, as_a_graph)
 
     monkeypatch.setattr(run_state, "steps_of", device_steps)
 
@@ -248,29 +255,29 @@ def test_a_run_goes_on_where_steps_are_taken_otherwise(tmp_path: Path) -> None:
     assert weights(tmp_path / "parts").keys() == weights(tmp_path / "whole").keys()
 
 
-def test_resident_tokens_are_those_on_disk() -> None:
+def test_tokens_on_device_are_those_on_disk() -> None:
     ids = np.arange(70_000, dtype=np.int64) % 65_536
     tokens = TokenArray.from_arrays([ids[:40_000], ids[40_000:]])
-    there = ResidentTokens(tokens, CPU)
+    there = DeviceTokens(tokens, CPU)
     starts = np.array([0, 39_995, 65_530, 69_990])
     expected = torch.from_numpy(tokens.gather(starts, 10))
     assert torch.equal(there.windows(torch.from_numpy(starts), 10), expected)
-    assert resident_tokens(tokens, CPU) is resident_tokens(tokens, CPU)
+    assert tokens_on_device(tokens, CPU) is tokens_on_device(tokens, CPU)
 
 
 def test_a_text_too_large_for_the_device_stays_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.data.device_tokens.LARGEST_RESIDENT_BYTES", 5999)
+    monkeypatch.setattr("trainer.data.device_tokens.LARGEST_TEXT_ON_DEVICE_BYTES", 5999)
     data = tiny_data()
     training = training_of(tiny_config(num_training_steps=60), data)
-    assert training.objective.assembler is None
-    losses, _ = taken(DeviceSteps(training, 0, as_a_graph), 0, 4)
+    assert not training.objective.gathers_on_device
+    losses, _ = taken(QueuedSteps(training, 0, as_a_graph), 0, 4)
     assert len(losses) == 4
 
 
 def test_noise_to_measure_with_moves_no_weight() -> None:
     training = training_on_noise(modern(), CPU)
     before = [each.clone() for each in training.model.parameters()]
-    losses, norm = taken(DeviceSteps(training, 0, as_a_graph), 0, 3)
+    losses, norm = taken(QueuedSteps(training, 0, as_a_graph), 0, 3)
     assert norm is not None
     assert len(set(losses)) == 3
     for ours, theirs in zip(training.model.parameters(), before, strict=True):
@@ -307,9 +314,9 @@ def test_on_cuda_dropout_draws_anew_at_each_replay() -> None:
                          shape={"p_dropout": 0.5})  # fmt: skip
     training = training_on_noise(config, torch.device("cuda"))
     assert training.model.get_submodule("dropout").p == 0.5
-    steps = DeviceSteps(training, 0, optimizer_steps.cuda_graph)
+    steps = QueuedSteps(training, 0, optimizer_steps.cuda_graph)
     steps.take(0)
     for _ in range(7):  # the same windows, another mask
         steps._ahead_from += 1
         steps.take(steps._ahead_from)
-    assert len(set(steps.settle().losses)) == 8
+    assert len(set(steps.collect().losses)) == 8

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from budgetsweep.config import dump_yaml, load_yaml, parse, parse_yaml
 from budgetsweep.errors import ConfigError
-from model.flops import muon_flops_per_step
 from tests.support.comparing import ALL_OPTIONS
 from trainer.checkpoints.checkpoint import run_hash
 from trainer.config import RunConfig
@@ -193,4 +192,4 @@ def test_muon_is_charged_once_a_step(convention: Any) -> None:
         muon = read(optimizer="muon", batch_size=batch_size)
         plain = read(batch_size=batch_size)
         extra = muon.flops_per_step(convention) - plain.flops_per_step(convention)
-        assert extra == muon_flops_per_step(muon.model, convention) > 0
+        assert extra == muon.optimizer_kind.flops_per_step(muon.model, convention) > 0

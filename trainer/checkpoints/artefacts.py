@@ -10,19 +10,16 @@ import dataclasses
 import io
 import json
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from budgetsweep.config import dump_yaml, write_text_atomically
+from budgetsweep.config import dump_yaml
 from budgetsweep.errors import CheckpointError
+from budgetsweep.files import atomic_file, write_text_atomically
 from trainer.checkpoints.checkpoint import cannot_write, run_hash, write_tensors
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult
-
-if TYPE_CHECKING:
-    pass
 
 FILES = {"model": "model.pt", "config": "config.yaml", "curve": "curve.csv", "eval": "eval.json"}
 logger = logging.getLogger("budgetsweep")
@@ -69,15 +66,8 @@ def write_artefacts(
     """Write the files of a complete run.
 
     Args:
-        run_dir: the run's folder.
-        config: the filled configuration.
         weights: the model's state dict; None: a simulated run has none, and no model.pt.
-        points: all points of the curves, in order.
-        result: the run's result.
         facts: further plain data for eval.json (checksums of the data).
-
-    Returns:
-        `result` with the files named in it.
 
     Raises:
         CheckpointError: a file cannot be written.
@@ -176,13 +166,5 @@ def write_model(path: Path, weights: dict[str, Any]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write_tensors(weights, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic_file(path, path.with_name(f".{path.name}.tmp")) as file:
+        write_tensors(weights, file)

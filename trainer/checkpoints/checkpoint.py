@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from budgetsweep.errors import CheckpointError
+from budgetsweep.files import atomic_file, sync_folder
 from trainer.config import RunConfig
 
 MAGIC = b"BSCKPT01"
 _HEADER = struct.Struct("<8sQ32s")
 _NAME = re.compile(r"checkpoint-(\d+)\.pt")
 _KEPT = 2
+_TEMPORARY = ".checkpoint.tmp"
 
 logger = logging.getLogger("budgetsweep")
 
@@ -56,31 +58,21 @@ def save(run_dir: Path, state: dict[str, Any], step: int) -> Path:
     """Write a checkpoint and remove those that are no longer needed.
 
     Args:
-        run_dir: the run's folder; exists.
         state: tensors and plain data; `config_hash` (from `run_hash`) must be among them.
-        step: optimiser steps done.
-
-    Returns:
-        The file written.
 
     Raises:
         CheckpointError: it cannot be written; nothing half-written is left and the earlier
             checkpoints stay.
     """
     path = run_dir / f"checkpoint-{step:08d}.pt"
-    temporary = path.with_name(".checkpoint.tmp")
     try:
-        with temporary.open("wb") as file:
+        with atomic_file(path, path.with_name(_TEMPORARY)) as file:
             file.write(bytes(_HEADER.size))
             length, digest = write_tensors(state, file)
             file.seek(0)
             file.write(_HEADER.pack(MAGIC, length, digest))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
     _remove_old(run_dir, step)
     return path
@@ -110,7 +102,6 @@ def load_latest(run_dir: Path, config_hash: str) -> dict[str, Any] | None:
     A damaged one is named in a warning and passed over.
 
     Args:
-        run_dir: the run's folder.
         config_hash: `run_hash` of the configuration that wants to continue.
 
     Raises:
@@ -138,13 +129,13 @@ def remove_checkpoints(run_dir: Path) -> None:
     """Delete all checkpoints of a run."""
     for _, path in checkpoint_files(run_dir):
         path.unlink(missing_ok=True)
-    (run_dir / ".checkpoint.tmp").unlink(missing_ok=True)
+    (run_dir / _TEMPORARY).unlink(missing_ok=True)
 
 
 def cannot_write(path: Path, error: OSError) -> CheckpointError:
     """The one line that a user sees when a run's file cannot be written."""
     return CheckpointError(
-        f"{path}: cannot be written ({error.strerror or error}); make room or mend the "
+        f"{path}: cannot be written ({error.strerror or error}); make room or fix the "
         "permissions, then run the same command again: it continues from the last checkpoint"
     )
 
@@ -211,17 +202,3 @@ def _remove_old(run_dir: Path, step: int) -> None:
     for _, path in checkpoint_files(run_dir):
         if path not in kept:
             path.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the system can."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import re
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from budgetsweep.errors import DataError
+from budgetsweep.files import file_lock
 from trainer.data.config import DataConfig
 from trainer.data.shards.manifest import FORMAT_VERSION, MANIFEST_NAME, load_manifest
 from trainer.data.shards.tokens import open_tokens
-from trainer.data.sources.corpus import hub_name, is_hub, source_identity
+from trainer.data.sources import source_class
 
 CACHE_VARIABLE = "BUDGETSWEEP_CACHE"
 _LOG = logging.getLogger("budgetsweep")
+LOCK_NAME = ".lock"
 _WAIT_SECONDS = 0.2
 
 
@@ -57,22 +58,7 @@ def default_cache_dir() -> Path:
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "budgetsweep"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "budgetsweep"
-
-
-def is_prepared(source: str) -> bool:
-    """Whether a source is a folder of prepared tokens."""
-    named = source == "demo" or is_hub(source)
-    return not named and (Path(source).expanduser() / MANIFEST_NAME).is_file()
-
-
-def is_course_file(source: str) -> bool:
-    """Whether a source is a file like the course's tokens.npz."""
-    path = Path(source).expanduser()
-    return path.suffix.lower() == ".npz" and path.is_file()
+    return platformdirs.user_cache_path("budgetsweep", appauthor=False)
 
 
 def data_identity(data: DataConfig, tokenizer_encoding: str) -> str:
@@ -81,22 +67,18 @@ def data_identity(data: DataConfig, tokenizer_encoding: str) -> str:
     Raises:
         DataError: a local file is not there.
     """
-    plain: dict[str, Any] = {
+
+    def identity(name: str) -> dict[str, Any]:
+        return source_class(name)(name, data.text_field).identity()
+
+    plain = {
         "format": FORMAT_VERSION,
         "tokenizer": tokenizer_encoding,
-        "source": _identity(data.source, data.text_field),
-        "validation": data.validation and _identity(data.validation, data.text_field),
+        "source": identity(data.source),
+        "validation": data.validation and identity(data.validation),
     }
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _identity(source: str, text_field: str) -> dict[str, Any]:
-    if is_course_file(source):
-        path = Path(source).expanduser().absolute()
-        status = path.stat()
-        return {"npz": [str(path), status.st_size, status.st_mtime_ns]}
-    return source_identity(source, text_field)
 
 
 def folder_for(data: DataConfig, tokenizer_encoding: str, cache_dir: Path | None = None) -> Path:
@@ -107,15 +89,11 @@ def folder_for(data: DataConfig, tokenizer_encoding: str, cache_dir: Path | None
     Raises:
         DataError: a local file is not there.
     """
-    if is_prepared(data.source):
-        return Path(data.source).expanduser()
+    source = source_class(data.source)(data.source)
+    if source.prepared_folder is not None:
+        return source.prepared_folder
     identity = data_identity(data, tokenizer_encoding)
-    if is_hub(data.source):
-        repo, config = hub_name(data.source)
-        short = f"{repo}-{config}" if config else repo
-    else:
-        short = Path(data.source).name
-    words = re.sub(r"[^A-Za-z0-9.]+", "-", short)
+    words = re.sub(r"[^A-Za-z0-9.]+", "-", source.short_name())
     name = f"{words[-40:].strip('-.') or 'text'}-{tokenizer_encoding}-{identity[:12]}"
     return (cache_dir or default_cache_dir()) / "tokens" / name
 
@@ -124,7 +102,6 @@ def list_prepared(cache_dir: Path | None = None, *, verify: bool = False) -> lis
     """What is prepared in the cache, by name of folder.
 
     Args:
-        cache_dir: folder of the cache; None: the default.
         verify: read all tokens and compare their checksums; else only headers and sizes.
     """
     manifests = ((cache_dir or default_cache_dir()) / "tokens").glob(f"*/{MANIFEST_NAME}")
@@ -171,30 +148,24 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        (folder / LOCK_NAME).touch()
     except OSError as error:
         raise DataError(
             f"{folder}: cannot be written ({error.strerror}); set {CACHE_VARIABLE} to a folder "
             "of yours"
         ) from error
     try:
-        said = False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not said:
-                    _LOG.warning(
-                        "%s: another process is preparing this text; waiting for it", folder
-                    )
-                    said = True
-                time.sleep(_WAIT_SECONDS)
-            except OSError as error:
-                raise DataError(
-                    f"{folder}: its file system has no locks ({error.strerror}); set "
-                    f"{CACHE_VARIABLE} to a folder on a local disk"
-                ) from error
+        lock = file_lock(
+            folder / LOCK_NAME,
+            poll_seconds=_WAIT_SECONDS,
+            when_waiting=lambda: _LOG.warning(
+                "%s: another process is preparing this text; waiting for it", folder
+            ),
+        )
+    except OSError as error:
+        raise DataError(
+            f"{folder}: its file system has no locks ({error.strerror}); set "
+            f"{CACHE_VARIABLE} to a folder on a local disk"
+        ) from error
+    with lock:
         yield
-    finally:
-        os.close(handle)

@@ -1,25 +1,23 @@
 """Training tokens on a GPU, as they lie on disk: two bytes each, windows gathered there.
 
-A step then asks the host for nothing but where its windows begin.
+A step then needs nothing from the CPU but where its windows begin.
 """
 
 from __future__ import annotations
-
-import weakref
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.data.shards.tokens import TokenArray
-from trainer.memory import LARGEST_RESIDENT_BYTES
+from trainer.memory import LARGEST_TEXT_ON_DEVICE_BYTES
 
 LARGEST_SHARE = 0.25
 """Of the device's free memory, that the text may take."""
 _UPLOADED_AT_ONCE = 1 << 24
 
 
-class ResidentTokens:
+class DeviceTokens:
     """All ids of a `TokenArray` on a device."""
 
     def __init__(self, tokens: TokenArray, device: torch.device) -> None:
@@ -46,19 +44,18 @@ class ResidentTokens:
         return self.ids[places].long() & 0xFFFF  # int16 has a sign, ids have none
 
 
-_kept: weakref.WeakKeyDictionary[TokenArray, ResidentTokens] = weakref.WeakKeyDictionary()
-"""The next run on the same text finds it there; it goes when the text is closed."""
+def tokens_on_device(tokens: TokenArray, device: torch.device) -> DeviceTokens | None:
+    """The text on a device; None where it would take too much of its memory.
 
-
-def resident_tokens(tokens: TokenArray, device: torch.device) -> ResidentTokens | None:
-    """The text on a device; None where it would take too much of its memory."""
-    there = _kept.get(tokens)
-    if there is not None and there.ids.device == device:
+    The next run on the same text finds it there; it goes with the array.
+    """
+    there = tokens.on_device
+    if isinstance(there, DeviceTokens) and there.ids.device == device:
         return there
     n_bytes = 2 * len(tokens)
-    if n_bytes > LARGEST_RESIDENT_BYTES:
+    if n_bytes > LARGEST_TEXT_ON_DEVICE_BYTES:
         return None
     if device.type == "cuda" and n_bytes > LARGEST_SHARE * torch.cuda.mem_get_info(device)[0]:
         return None
-    _kept[tokens] = there = ResidentTokens(tokens, device)
+    tokens.on_device = there = DeviceTokens(tokens, device)
     return there

@@ -6,11 +6,7 @@ an end-of-text id follows each, as in training.
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import logging
-import lzma
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +17,9 @@ import numpy.typing as npt
 
 from budgetsweep.errors import DataError
 from trainer.data.shards.tokens import Ids, TokenArray, read_shard
-from trainer.data.sources.corpus import open_corpus
-from trainer.data.sources.local_files import EXPECTED, kind_of
+from trainer.data.sources import open_source
+from trainer.data.sources.local_files import EXPECTED, decompressed, kind_of
+from trainer.data.sources.records import named_errors
 from trainer.data.tokenizers import Tokenizer, load_tokenizer
 
 IdArray = npt.NDArray[np.integer[Any]]
@@ -58,7 +55,7 @@ def read_held_out(
     """Read one file into memory.
 
     Args:
-        path: text (.txt, .jsonl, …, packed or not), the course's .npz (its array `val`, or its
+        path: text (.txt, .jsonl, …, compressed or not), the course's .npz (its array `val`, or its
             only one), .npy, or a token shard (.tok).
         tokenizer: of the model, a key of `TOKENIZER_VOCABULARIES`; None: not known, ids only.
         n_vocab: ids that the model has.
@@ -85,7 +82,7 @@ def read_held_out(
         raise DataError(f"{path}: text needs the model's tokenizer: give --tokenizer")
     else:
         ids = _read_text(path, load_tokenizer(tokenizer), text_field)
-        pairs = kind_of(path) == "csv" and open_corpus(str(path), text_field).pairs
+        pairs = kind_of(path) == "csv" and open_source(str(path), text_field).pairs
         name += f", tokenizer {tokenizer}"
     ids = ids[:n_tokens]
     check_ids(ids, n_vocab, str(path))
@@ -126,7 +123,8 @@ def _bytes_per_token(ids: IdArray, tokenizer: str | None) -> float | None:
 
 def _read_text(path: Path, tokenizer: Tokenizer, text_field: str) -> Ids:
     if kind_of(path) == "text":
-        raw = _unpacked(path)
+        with named_errors(str(path)):
+            raw = b"".join(decompressed(path))
         try:
             text = raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -139,12 +137,12 @@ def _read_text(path: Path, tokenizer: Tokenizer, text_field: str) -> Ids:
 
 def _texts(path: Path, text_field: str) -> Iterator[str]:
     """Texts of the records of a file; bad ones are left out and said."""
-    corpus = open_corpus(str(path), text_field)
+    source = open_source(str(path), text_field)
     n_good, bad = 0, []
-    for record in corpus.records():
+    for record in source.records():
         problem = record.problem if record.text is None else _surrogates(record.text)
         if problem:
-            bad.append(f"{corpus.place(record.file, record.record)}: {problem}")
+            bad.append(f"{source.place(record.file, record.record)}: {problem}")
         elif record.text:
             n_good += 1
             yield from record.documents
@@ -160,38 +158,6 @@ def _surrogates(text: str) -> str | None:
     except UnicodeEncodeError:
         return "not Unicode text (lone surrogates)"
     return None
-
-
-def _unpacked(path: Path) -> bytes:
-    """All bytes of a file, packed or not."""
-    try:
-        raw = path.read_bytes()
-        unpack = {
-            ".gz": gzip.decompress,
-            ".bz2": bz2.decompress,
-            ".xz": lzma.decompress,
-            ".zst": _unpack_zstandard,
-        }.get(path.suffix.lower())
-        return raw if unpack is None else unpack(raw)
-    except (EOFError, OSError, ValueError, lzma.LZMAError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read ({reason})") from error
-
-
-def _unpack_zstandard(raw: bytes) -> bytes:
-    import zstandard
-
-    parts: list[bytes] = []
-    try:
-        while raw:
-            frame = zstandard.ZstdDecompressor().decompressobj()
-            parts.append(frame.decompress(raw))
-            if not frame.eof:
-                raise EOFError("ends in the middle (truncated)")
-            raw = frame.unused_data
-    except zstandard.ZstdError as error:
-        raise ValueError(str(error)) from error
-    return b"".join(parts)
 
 
 def _read_numpy(path: Path) -> tuple[IdArray, str]:

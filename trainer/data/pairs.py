@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from budgetsweep.errors import DataError
-from trainer.data.sampler import permuted
+from trainer.data.sampler import EpochOrder
 from trainer.data.shards.tokens import TokenArray
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CHUNK = 1 << 22  # ids looked at together
-_ROUNDS = 8  # as in trainer.data.sampler
-_BLOCK = 4096  # pairs whose order is worked out at once
 
 
 class PairIndex:
@@ -100,7 +98,7 @@ class PairBatch(NamedTuple):
     """(B, T+1) float32, likewise; begin and end are content."""
 
 
-class PairSampler:
+class PairSampler(EpochOrder):
     """Random pairs for training: a pure function of (seed, step, micro-batch)."""
 
     def __init__(
@@ -120,14 +118,11 @@ class PairSampler:
         """
         if not len(index):
             raise DataError("the training text has no whole pair: prepare more of it")
+        super().__init__(seed)
         self._index = index
         self._batch_size = batch_size
-        self._source_len = source_len
-        self._target_len = target_len
-        self._seed = seed
-        self._eot = eot
+        self._lengths_and_eot = (source_len, target_len, eot)
         self._micro_batches = grad_accumulation_steps
-        self._block_of: tuple[int, int, NDArray[np.int64]] = (-1, 0, np.empty(0, np.int64))
 
     def batch(self, step: int, micro: int, device: torch.device) -> PairBatch:
         """Micro-batch `micro` of optimiser step `step` (both from 0), of shape (B, S) and (B, T+1).
@@ -135,30 +130,13 @@ class PairSampler:
         A source longer than S loses its end, a target longer than T its end and the end-of-text id.
         """
         first = (step * self._micro_batches + micro) * self._batch_size
-        chosen = self.chosen(first, self._batch_size)
-        return _collate(self._index, chosen, self._source_len, self._target_len, self._eot, device)
+        chosen = self.draw(first, self._batch_size)
+        return _collate(self._index, chosen, *self._lengths_and_eot, device)
 
-    def chosen(self, first: int, count: int) -> NDArray[np.int64]:
-        """(count,) numbers of the pairs that are `first` … `first + count - 1` of the run."""
-        parts = []
-        while count:
-            epoch, place = divmod(first, len(self._index))
-            block, offset = divmod(place, _BLOCK)
-            part = self._block(epoch, block)[offset : offset + count]
-            parts.append(part)
-            first += part.size
-            count -= part.size
-        return np.concatenate(parts)
-
-    def _block(self, epoch: int, block: int) -> NDArray[np.int64]:
-        """Pairs `block` * _BLOCK … of an epoch, in its order."""
-        if self._block_of[:2] != (epoch, block):
-            n = len(self._index)
-            keys = np.random.SeedSequence([self._seed, epoch]).generate_state(_ROUNDS, np.uint64)
-            places = np.arange(block * _BLOCK, min(n, (block + 1) * _BLOCK), dtype=np.uint64)
-            order = permuted(places, n, np.asarray(keys, np.uint64)).astype(np.int64)
-            self._block_of = (epoch, block, order)
-        return self._block_of[2]
+    def size(self, epoch: int) -> int:
+        """Pairs."""
+        del epoch
+        return len(self._index)
 
 
 def sequential_pairs(
@@ -172,12 +150,8 @@ def sequential_pairs(
     """Every pair once, in order; the last batch may be smaller.
 
     Args:
-        index: the pairs.
-        batch_size: pairs in a batch (B).
         source_len: ids of a source (S), longer ones are cut.
         target_len: ids that the decoder reads (T), longer targets are cut.
-        eot: end-of-text id, for begin, end and padding.
-        device: where the batches go.
     """
     n = len(index)
     for first in range(0, n, batch_size):
@@ -224,8 +198,6 @@ def target_bytes_per_token(
     text. An end-of-text id that fits counts as an id without bytes, as in `TokenData`.
 
     Args:
-        index: the pairs.
-        target_len: ids that the decoder reads (T).
         token_bytes: (n_vocab,) bytes of each id (`TokenData.token_bytes`).
 
     Returns:

@@ -18,8 +18,6 @@ from trainer.config import TOKENIZER_VOCABULARIES
 from trainer.data.cache import (
     data_identity,
     folder_for,
-    is_course_file,
-    is_prepared,
     list_prepared,
     locked,
     prepared_info,
@@ -28,7 +26,7 @@ from trainer.data.config import DataConfig
 from trainer.data.shards.manifest import MANIFEST_NAME, Manifest, load_manifest
 from trainer.data.shards.progress import PrepareProgress
 from trainer.data.shards.tokens import TokenData, open_tokens
-from trainer.data.sources.corpus import is_hub
+from trainer.data.sources import Source, TokenCopy, source_class
 
 __all__ = [
     "PrepareProgress",
@@ -61,12 +59,9 @@ def prepare(
     `data.validation`. A source with less text than wanted gives what it has (`exhausted`).
 
     Args:
-        data: the text.
-        tokenizer_encoding: a key of `TOKENIZER_VOCABULARIES`.
         train_tokens: training tokens wanted; None: data.train_tokens, or all that there are.
         val_tokens: validation tokens wanted; None: data.val_tokens, or what the first preparation
             decided.
-        cache_dir: folder of the cache; None: `$BUDGETSWEEP_CACHE` or the user's cache folder.
         workers: tokenising threads; None: one a core, 8 at most.
         on_progress: called several times a second from this thread.
 
@@ -81,14 +76,15 @@ def prepare(
     val_tokens = data.val_tokens if val_tokens is None else val_tokens
     _check_tokenizer(tokenizer_encoding)
     folder = folder_for(data, tokenizer_encoding, cache_dir)
-    if is_prepared(data.source):
+    source = source_class(data.source)
+    if _is_own_folder(data):
         _check_folder(data, tokenizer_encoding, folder)
         return _open_up_to(folder, train_tokens, val_tokens)
-    if not _is_enough(data, _manifest_of(folder), train_tokens):
+    if not _is_enough(source, _manifest_of(folder), train_tokens):
         with locked(folder):
-            manifest = _manifest_of(folder)  # another process may have done it meanwhile
-            if not _is_enough(data, manifest, train_tokens):
-                if train_tokens is None and is_hub(data.source):
+            manifest = _manifest_of(folder)  # another process may have done it in the meantime
+            if not _is_enough(source, manifest, train_tokens):
+                if train_tokens is None and not source.has_end:
                     raise DataError(
                         f"{data.source}: read from the network only as far as needed: say how many "
                         "training tokens you want (data.train_tokens)"
@@ -116,15 +112,21 @@ def _run(
     workers: int | None,
     on_progress: Callable[[PrepareProgress], None] | None,
 ) -> None:
-    if is_course_file(data.source):
-        from trainer.data.sources.course_npz import import_course_file
-
-        import_course_file(data, tokenizer_encoding, folder, manifest, train_tokens, on_progress)
+    revision = manifest.revision if manifest else None
+    source = source_class(data.source)(data.source, data.text_field, revision)
+    identity = data_identity(data, tokenizer_encoding)
+    copied = source.copy_tokens(
+        TokenCopy(
+            tokenizer_encoding, identity, folder, manifest, data.validation is not None,
+            train_tokens, on_progress,
+        )
+    )  # fmt: skip
+    if copied is not None:
         return
-    from trainer.data.shards.writer import Preparation
+    from trainer.data.writer import Preparation
 
     count = workers or min(os.cpu_count() or 1, _MOST_WORKERS)
-    job = Preparation(data, tokenizer_encoding, folder, manifest, count, on_progress)
+    job = Preparation(data, source, tokenizer_encoding, folder, manifest, count, on_progress)
     manifest = job.run(train_tokens, val_tokens)
     if manifest.bad_records:
         _LOG.warning(
@@ -152,7 +154,7 @@ def open_prepared(
     """
     _check_tokenizer(tokenizer_encoding)
     folder = folder_for(data, tokenizer_encoding, cache_dir)
-    if is_prepared(data.source):
+    if _is_own_folder(data):
         _check_folder(data, tokenizer_encoding, folder)
     manifest = _manifest_of(folder)
     if manifest is None:
@@ -194,11 +196,16 @@ def _manifest_of(folder: Path) -> Manifest | None:
     return load_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
 
 
-def _is_enough(data: DataConfig, manifest: Manifest | None, train_tokens: int | None) -> bool:
+def _is_own_folder(data: DataConfig) -> bool:
+    """Whether the source is a folder of prepared tokens."""
+    return source_class(data.source)(data.source).prepared_folder is not None
+
+
+def _is_enough(source: type[Source], manifest: Manifest | None, train_tokens: int | None) -> bool:
     if manifest is None or not manifest.val_frozen:
         return False
-    if train_tokens is None:  # the hub has no end worth reaching: what is there will do
-        return manifest.exhausted or is_hub(data.source)
+    if train_tokens is None:  # of a source without an end what is there will do
+        return manifest.exhausted or not source.has_end
     return manifest.exhausted or manifest.train_tokens >= train_tokens
 
 

@@ -9,6 +9,7 @@ gives the i-th window directly, so that a run over 10^8 tokens starts at once an
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from budgetsweep.errors import DataError
 
 _ROUNDS = 8  # 4 already look random (Luby-Rackoff); small domains need more
-_BLOCK = 4096  # windows whose order is worked out at once: 0.2 ms a batch otherwise
+_BLOCK = 4096  # items whose order is worked out at once: 0.2 ms a batch otherwise
 
 
 class Tokens(Protocol):
@@ -31,7 +32,60 @@ class Tokens(Protocol):
         """(B,) starts -> (B, length) token ids, int64."""
 
 
-class WindowSampler:
+class EpochOrder(ABC):
+    """The items of a text, epoch after epoch, each once an epoch in an order of its own."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._firsts = [0]  # first items of epoch 0, 1, …, counted over the whole run
+        self._keys_of: tuple[int, NDArray[np.uint64]] = (-1, np.empty(0, np.uint64))
+        self._block_of: tuple[int, int, NDArray[np.int64]] = (-1, 0, np.empty(0, np.int64))
+
+    @abstractmethod
+    def size(self, epoch: int) -> int:
+        """Items in an epoch; at least 1."""
+
+    def place(self, epoch: int, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the items 0 … size - 1 of an epoch lie; by default their numbers."""
+        del epoch
+        return items
+
+    def draw(self, first: int, count: int) -> NDArray[np.int64]:
+        """(count,) places of what comes `first` … `first + count - 1` in the run."""
+        parts = []
+        while count:
+            epoch = self._epoch_of(first)
+            block, index = divmod(first - self._firsts[epoch], _BLOCK)
+            part = self._block(epoch, block)[index : index + count]
+            parts.append(part)
+            first += part.size
+            count -= part.size
+        return np.concatenate(parts)
+
+    def _epoch_of(self, item: int) -> int:
+        while self._firsts[-1] <= item:
+            self._firsts.append(self._firsts[-1] + self.size(len(self._firsts) - 1))
+        return bisect_right(self._firsts, item) - 1
+
+    def _block(self, epoch: int, block: int) -> NDArray[np.int64]:
+        """Places `block` * _BLOCK … of an epoch, in its order."""
+        if self._block_of[:2] != (epoch, block):
+            n = self.size(epoch)
+            order = np.arange(block * _BLOCK, min(n, (block + 1) * _BLOCK), dtype=np.uint64)
+            items = permuted(order, n, self._keys(epoch)[:_ROUNDS]).astype(np.int64)
+            self._block_of = (epoch, block, self.place(epoch, items))
+        return self._block_of[2]
+
+    def _keys(self, epoch: int) -> NDArray[np.uint64]:
+        """Keys of the rounds, and one more."""
+        if self._keys_of[0] != epoch:
+            sequence = np.random.SeedSequence([self._seed, epoch])
+            keys = np.asarray(sequence.generate_state(_ROUNDS + 1, np.uint64), np.uint64)
+            self._keys_of = (epoch, keys)
+        return self._keys_of[1]
+
+
+class WindowSampler(EpochOrder):
     """Windows of one training text, epoch after epoch, without replacement within an epoch."""
 
     def __init__(
@@ -52,62 +106,28 @@ class WindowSampler:
                 f"the training text has {len(tokens):,} tokens and one window needs "
                 f"{seq_len + 1:,} (seq_len + 1): prepare more text or choose a shorter seq_len"
             )
+        super().__init__(seed)
         self._tokens = tokens
         self._batch_size = batch_size
         self._seq_len = seq_len
-        self._seed = seed
         self._micro_batches = grad_accumulation_steps
-        self._first_windows = [0]  # of epoch 0, 1, …, counted over the whole run
-        self._keys_of: tuple[int, NDArray[np.uint64]] = (-1, np.empty(0, np.uint64))
-        self._block_of: tuple[int, int, NDArray[np.int64]] = (-1, 0, np.empty(0, np.int64))
 
     def batch(self, step: int, micro: int = 0) -> NDArray[np.int64]:
         """Micro-batch `micro` of optimiser step `step` (both from 0): (B, S + 1) int64."""
         first = (step * self._micro_batches + micro) * self._batch_size
-        return self._tokens.gather(self.starts(first, self._batch_size), self._seq_len + 1)
+        return self._tokens.gather(self.draw(first, self._batch_size), self._seq_len + 1)
 
-    def starts(self, first: int, count: int) -> NDArray[np.int64]:
-        """Token positions where windows `first` … `first + count - 1` of the run begin."""
-        parts = []
-        while count:
-            epoch = self._epoch_of(first)
-            block, index = divmod(first - self._first_windows[epoch], _BLOCK)
-            part = self._block(epoch, block)[index : index + count]
-            parts.append(part)
-            first += part.size
-            count -= part.size
-        return np.concatenate(parts)
+    def place(self, epoch: int, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Token positions where windows begin."""
+        return self.offset(epoch) + items * self._seq_len
 
     def offset(self, epoch: int) -> int:
         """Where the first window of `epoch` begins: 0 … seq_len - 1."""
         return int(self._keys(epoch)[-1] % min(self._seq_len, len(self._tokens) - self._seq_len))
 
-    def windows_in_epoch(self, epoch: int) -> int:
+    def size(self, epoch: int) -> int:
         """Windows that fit behind the offset of `epoch`; at least 1."""
         return (len(self._tokens) - 1 - self.offset(epoch)) // self._seq_len
-
-    def _epoch_of(self, window: int) -> int:
-        bounds = self._first_windows
-        while bounds[-1] <= window:
-            bounds.append(bounds[-1] + self.windows_in_epoch(len(bounds) - 1))
-        return bisect_right(bounds, window) - 1
-
-    def _block(self, epoch: int, block: int) -> NDArray[np.int64]:
-        """Starts of the windows `block` * _BLOCK … of an epoch, in their order."""
-        if self._block_of[:2] != (epoch, block):
-            n_windows = self.windows_in_epoch(epoch)
-            last = min(n_windows, (block + 1) * _BLOCK)
-            order = np.arange(block * _BLOCK, last, dtype=np.uint64)
-            windows = permuted(order, n_windows, self._keys(epoch)[:_ROUNDS]).astype(np.int64)
-            self._block_of = (epoch, block, self.offset(epoch) + windows * self._seq_len)
-        return self._block_of[2]
-
-    def _keys(self, epoch: int) -> NDArray[np.uint64]:
-        if self._keys_of[0] != epoch:
-            sequence = np.random.SeedSequence([self._seed, epoch])
-            keys = np.asarray(sequence.generate_state(_ROUNDS + 1, np.uint64), np.uint64)
-            self._keys_of = (epoch, keys)
-        return self._keys_of[1]
 
 
 def permuted(index: NDArray[np.uint64], n: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:

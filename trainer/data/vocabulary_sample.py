@@ -1,4 +1,4 @@
-"""Which vocabulary entries a sampled softmax draws: a pure function of (seed, step). No torch.
+"""The vocabulary entries of a sampled softmax: a pure function of (seed, step). No torch.
 
 Id v is drawn with probability π(v) = min(1, c · f(v)^0.75), f its frequency in the training text
 and c such that K ids are drawn: the frequent ones always, the rare ones now and then. Exactly K

@@ -7,9 +7,6 @@ at all, and never replaces anything.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +16,7 @@ from torch import Tensor
 
 from budgetsweep.config import StrictModel, dump_yaml, load_yaml, parse
 from budgetsweep.errors import CheckpointError, ConfigError
+from budgetsweep.files import atomic_folder
 from model.config import ModelConfig
 from model.decoder import DecoderLM
 from trainer.checkpoints.artefacts import FILES, write_model
@@ -38,7 +36,7 @@ SAFETENSORS = "model.safetensors"
 
 
 class ModelDescription(StrictModel):
-    """A config.yaml that tells a model's shape but not how it was trained."""
+    """A config.yaml that has a model's shape but not how it was trained."""
 
     tokenizer_encoding: str | None = None
     """A key of `TOKENIZER_VOCABULARIES`; None: not known."""
@@ -57,7 +55,7 @@ class LoadedModel:
     config: RunConfig | None
     """The run that trained it; None where no config.yaml says so."""
     tokenizer: str | None
-    """Its tokenizer; None where nothing tells. A vocabulary of 257 or 50257 ids does: `bytes` and
+    """Its tokenizer; None where nothing says so. A vocabulary of 257 or 50257 ids does: `bytes` and
     `gpt2`."""
 
     @property
@@ -74,9 +72,8 @@ def open_model(path: Path, n_head: int | None = None, tokenizer: str | None = No
     read off the tensors.
 
     Args:
-        path: folder or weights file.
-        n_head: heads, for weights that do not tell.
-        tokenizer: for a model that does not tell; a key of `TOKENIZER_VOCABULARIES`.
+        n_head: heads, for weights that do not show them.
+        tokenizer: for a model without one; a key of `TOKENIZER_VOCABULARIES`.
 
     Raises:
         CheckpointError: nothing there, damaged, of another shape, or a GPT-2 that `DecoderLM`
@@ -114,12 +111,10 @@ def convert(loaded: LoadedModel, to: Format, folder: Path) -> list[Path]:
     with a config.yaml; the tied head is stored once.
 
     Args:
-        loaded: the model.
-        to: the format.
         folder: must not exist, or be empty.
 
     Returns:
-        The files, in the order in which they were written.
+        The files, sorted by name.
 
     Raises:
         ConfigError: the folder exists and is not empty, or the format cannot hold the model.
@@ -130,16 +125,9 @@ def convert(loaded: LoadedModel, to: Format, folder: Path) -> list[Path]:
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: exists already; give a new or empty folder")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
+        with atomic_folder(folder) as temporary:
             _write_files(temporary, loaded, to)
-            names = [path.name for path in _synced(temporary)]
-            temporary.chmod(0o755)
-            temporary.rename(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            names = sorted(path.name for path in temporary.iterdir())
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from error
     return [folder / name for name in names]
@@ -150,7 +138,7 @@ def _write_files(folder: Path, loaded: LoadedModel, to: Format) -> None:
     if loaded.config is not None:
         config = loaded.config.to_dict()
     else:
-        config = {"model_config": _told(shape)}
+        config = {"model_config": _shape_data(shape)}
         if loaded.tokenizer is not None:
             config = {"tokenizer_encoding": loaded.tokenizer, **config}
     (folder / FILES["config"]).write_text(dump_yaml(config), encoding="utf-8")
@@ -162,11 +150,11 @@ def _write_files(folder: Path, loaded: LoadedModel, to: Format) -> None:
         (folder / GPT2_CONFIG).write_text(json.dumps(gpt2, indent=2) + "\n", encoding="utf-8")
         _write_safetensors(folder / SAFETENSORS, tensors, {})
     else:
-        metadata = {"model_config": json.dumps(_told(shape))}
+        metadata = {"model_config": json.dumps(_shape_data(shape))}
         _write_safetensors(folder / SAFETENSORS, weights, metadata)
 
 
-def _told(shape: ModelConfig) -> dict[str, Any]:
+def _shape_data(shape: ModelConfig) -> dict[str, Any]:
     """A shape as plain data; options only where there are some."""
     return {**shape.sizes(), **shape.options()}
 
@@ -178,20 +166,8 @@ def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[st
     path.write_bytes(save(tensors, metadata={"format": "pt", **metadata}))
 
 
-def _synced(folder: Path) -> list[Path]:
-    """The files of a folder, after they have reached the disk."""
-    paths = sorted(folder.iterdir())
-    for path in paths:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    return paths
-
-
 def run_beside(path: Path) -> RunConfig | None:
     """The run that trained a model, from the config.yaml beside it; None where there is none.
-
-    Args:
-        path: folder or weights file.
 
     Raises:
         CheckpointError: there are no weights.

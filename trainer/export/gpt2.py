@@ -45,8 +45,6 @@ def to_gpt2(
     """config.json and tensors of `transformers`' GPT-2 for the same logits.
 
     Args:
-        weights: of a `DecoderLM`.
-        shape: its shape.
         eot: end-of-text id of its tokenizer, for bos and eos; None: not known.
 
     Raises:
@@ -94,10 +92,6 @@ def to_gpt2(
 def require_gpt2(shape: ModelConfig, where: str) -> None:
     """Refuse a shape with options, but for those of how training began.
 
-    Args:
-        shape: of the model.
-        where: the model, for the message.
-
     Raises:
         ConfigError: GPT-2 has not all its options.
     """
@@ -117,9 +111,7 @@ def from_gpt2(
     """Shape and weights of a `DecoderLM` that gives the logits of a GPT-2 of `transformers`.
 
     Args:
-        config: its config.json.
         tensors: its tensors, with or without the prefix `transformer.`.
-        where: the file, for messages.
 
     Raises:
         CheckpointError: not a GPT-2, one that computes something else (such as OpenAI's own, with

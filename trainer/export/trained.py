@@ -55,7 +55,7 @@ def open_trained(path: Path, device: torch.device) -> Trained:
     )
     if wrong:
         raise CheckpointError(
-            f"{file}: not the weights of the {config.architecture} that config.yaml tells of "
+            f"{file}: not the weights of the {config.architecture} that config.yaml describes "
             f"({len(wrong)} tensors are missing, unexpected or of another shape: {wrong[0]}, …)"
         )
     model.load_state_dict(weights)
@@ -65,11 +65,6 @@ def open_trained(path: Path, device: torch.device) -> Trained:
 
 def evaluate_trained(trained: Trained, data: TokenData, device: torch.device) -> Validation:
     """The run's own kind of validation on other text: masked tokens, or targets of sources.
-
-    Args:
-        trained: the model, on `device`.
-        data: its validation part counts.
-        device: where the model is.
 
     Raises:
         DataError: the text is of another kind or too short.
@@ -83,9 +78,6 @@ def held_out_data(trained: Trained, ids: TokenArray, description: str, *, pairs:
     """Tokens of a file as text to validate on.
 
     Args:
-        trained: tells the tokenizer.
-        ids: the tokens.
-        description: for messages.
         pairs: whether they are `source eot target eot`.
     """
     tokenizer = trained.config.tokenizer_encoding

@@ -81,13 +81,11 @@ def shape_of_weights(
     """The shape of the model that these weights are of.
 
     Args:
-        weights: tensors under the names of `DecoderLM`.
-        where: the file, for messages.
         n_head: heads; None: read from the blocks' `mha.scale_factor`.
 
     Raises:
         CheckpointError: not weights of a `DecoderLM`, or of one with options (`ModelConfig`), which
-            tensors tell in part only.
+            tensors show in part only.
         ConfigError: n_head is wanted but not given, or does not divide n_embd.
     """
     sizes = _sizes(weights, where)
@@ -108,8 +106,6 @@ def model_of_weights(weights: dict[str, Tensor], shape: ModelConfig, where: Path
 
     Args:
         weights: tensors under the names of `DecoderLM`; the blocks' scale may be left out.
-        shape: the model's shape.
-        where: the file, for messages.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected, misshapen, no floating-point one, or
@@ -163,7 +159,7 @@ def _require_no_options(weights: dict[str, Tensor], where: Path) -> None:
     signs += [name for name in weights if name == _HEAD_BIAS]
     if signs:
         raise CheckpointError(
-            f"{where}: of a model with options ({signs[0]}), which its tensors do not tell in "
+            f"{where}: of a model with options ({signs[0]}), which its tensors do not show in "
             "full: keep the config.yaml of its run beside it"
         )
 

@@ -54,7 +54,7 @@ def torch_device(spec: str = "auto") -> torch.device:
     return device
 
 
-def settle_device(spec: str) -> None:
+def use_gpu_for_auto(spec: str) -> None:
     """Make the GPU of `spec` the one that `auto` means from now on in this process.
 
     Configurations of a search say `auto` on every GPU; what is elsewhere than on a GPU stays.

@@ -1,120 +1,70 @@
-"""Muon for many matrices at once: those of one shape are orthogonalised in one batch of products.
+"""Muon for the matrices of the blocks, AdamW for all else (Jordan et al. 2024).
 
-The algorithm is that of Jordan et al. 2024 as `torch.optim.Muon` has it (whose state this one can
-take up), with the scale of Liu et al. 2025. torch's multiplies matrix after matrix: at small widths
-its fifteen products a matrix are a few microseconds each and their calls decide. In batches a step
-takes 3.3 ms for 9.4 at D48 L2, 5.1 for 12.7 at D80 L2, 18 for 28 at D128 L4 (Xeon, one thread,
-torch 2.13, mean of 30, in turns). The learning rate may be a tensor, so that a captured step can be
-replayed with another one.
+Muon's update is scaled to the size of an AdamW update, so that learning rate and decay are the same
+for both (Liu et al. 2025, "Muon is scalable", eq. 4).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from model.config import ModelConfig
+from model.flops import Convention
+from trainer.optim import Hyperparameters, OptimizerKind, Shape
+from trainer.optim.adamw import AdamW
+from trainer.optim.joined import AnyOptimizer, JoinedOptimizers
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration; chosen for a large slope at 0 (Jordan et al. 2024)."""
-NEWTON_SCHULZ_EPS = 1e-7
-"""Least norm to divide by."""
-RMS_OF_ADAMW = 0.2
-"""Root mean square of a typical AdamW update, which Muon's is scaled to (Liu et al. 2025, 2.2)."""
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-
-def orthogonalised(matrices: Tensor, steps: int) -> Tensor:
-    """Matrices near U Vᵀ of each given one's singular value decomposition U S Vᵀ.
-
-    Newton-Schulz iteration in bf16; singular values end between 0.5 and 1.5, no closer.
-
-    Args:
-        matrices: (n, A, B), A at most B: the products are then those of the smaller side.
-        steps: iterations.
-
-    Returns:
-        (n, A, B) in bf16.
-    """
-    a, b, c = COEFFICIENTS
-    x = matrices.bfloat16()
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_(min=NEWTON_SCHULZ_EPS)
-    for _ in range(steps):
-        gram = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
+MOMENTUM = 0.95
+"""Jordan et al. 2024."""
+NEWTON_SCHULZ_STEPS = 5
+"""Iterations of the orthogonalisation (Jordan et al. 2024; torch's default)."""
 
 
-class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, scaled by 0.2 √max(A, B); decoupled decay."""
+class Muon(OptimizerKind):
+    """Orthogonalised momentum."""
 
-    def __init__(
+    name = "muon"
+    decoder_only = True
+
+    def build(
         self,
-        matrices: Iterable[Tensor],
-        lr: float | Tensor,
-        weight_decay: float,
-        momentum: float,
-        ns_steps: int,
-    ) -> None:
-        """Take parameters with two dimensions each.
+        parameters: list[tuple[str, nn.Parameter]],
+        config: Hyperparameters,
+        device: torch.device,
+    ) -> AnyOptimizer:
+        """Ours, beside an AdamW; an AdamW alone where no parameter is a matrix of a block."""
+        from trainer.optim.algorithms import muon
 
-        Args:
-            matrices: the parameters (A, B).
-            lr: learning rate; a tensor lies where the parameters do.
-            weight_decay: decoupled decay a unit of learning rate.
-            momentum: share of the last momentum that is kept.
-            ns_steps: iterations of `orthogonalised`.
+        hidden = [p for name, p in parameters if p.ndim == 2 and "blocks." in name]
+        rest = [(name, p) for name, p in parameters if not (p.ndim == 2 and "blocks." in name)]
+        adamw = AdamW().build(rest, config, device)
+        if not hidden:
+            return adamw
+        ours = muon.Muon(hidden, config.max_lr, config.weight_decay, MOMENTUM, NEWTON_SCHULZ_STEPS)
+        return JoinedOptimizers((adamw, ours))
 
-        Raises:
-            ValueError: a parameter has not two dimensions.
+    def flops_per_step(self, shape: Shape, convention: Convention) -> int:
+        """FLOPs of orthogonalising the momentum of each block's matrices, whatever the batch.
+
+        Each of the five iterations on an a x b matrix, a the smaller side, multiplies a x b by
+        b x a, a x a by a x a and a x a by a x b: 2a²b + a³ multiply-adds.
         """
-        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum,
-                    "ns_steps": ns_steps}  # fmt: skip
-        super().__init__(matrices, defaults)
-        for group in self.param_groups:
-            for each in group["params"]:
-                if each.ndim != 2:
-                    raise ValueError(f"Muon moves matrices, not a tensor {tuple(each.shape)}")
+        assert isinstance(shape, ModelConfig)
+        d = shape.n_embd
+        square, wide = 2 * d**3 + d**3, 2 * 4 * d**3 + d**3
+        macs = NEWTON_SCHULZ_STEPS * shape.n_layer * (4 * square + 2 * wide)
+        return macs if convention == "mac" else 2 * macs
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update all matrices that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            batches: dict[tuple[int, ...], list[Tensor]] = {}
-            for each in group["params"]:
-                if each.grad is not None:
-                    batches.setdefault(tuple(sorted(each.shape)), []).append(each)
-            for batch in batches.values():
-                self._update(batch, group)
-        return loss
+    def state_bytes(self, shape: Shape) -> int:
+        """One moment for each matrix of a block, two for all else."""
+        assert isinstance(shape, ModelConfig)
+        return super().state_bytes(shape) - 4 * shape.n_layer * 12 * shape.n_embd**2
 
-    def _update(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
-        """Update matrices of one shape, some of them turned."""
-        momenta, gradients = [], []
-        for each in matrices:
-            state = self.state[each]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(each)
-            momenta.append(state["momentum_buffer"])
-            assert each.grad is not None
-            gradients.append(each.grad)
-        torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])
-        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
-        wide = torch.stack([_turned(each).bfloat16() for each in ahead])
-        del ahead
-        lr = group["lr"]
-        scale = RMS_OF_ADAMW * math.sqrt(max(matrices[0].shape))
-        moves = orthogonalised(wide, group["ns_steps"]).to(matrices[0].dtype).mul_(lr * scale)
-        torch._foreach_mul_(matrices, 1.0 - lr * group["weight_decay"])
-        for each, move in zip(matrices, moves, strict=True):
-            each.sub_(move.mT if each.shape[0] > each.shape[1] else move)
-
-
-def _turned(matrix: Tensor) -> Tensor:
-    """The matrix (A, B), or its transpose where A is larger."""
-    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+    def update_bytes(self, shape: Shape) -> int:
+        """The batch of the feed-forward's matrices: in float32 and twice in bf16."""
+        assert isinstance(shape, ModelConfig)
+        return 8 * shape.n_layer * 8 * shape.n_embd**2

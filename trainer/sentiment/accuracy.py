@@ -60,7 +60,6 @@ def measure(labels: Sequence[int], predictions: Sequence[int], boundary: float) 
     Args:
         labels: (N,) 0 = negative, 1 = positive.
         predictions: (N,) likewise.
-        boundary: what they were made with.
 
     Raises:
         ValueError: N is 0, or the lengths differ.

@@ -148,11 +148,6 @@ def make_prompts(
     """Draw reviews and put them into the template; drop those that do not fit.
 
     Args:
-        data: the data set.
-        template: with {text} once.
-        tokenizer: the model's.
-        n_positions: most tokens of a prompt.
-        n_vocab: ids that the model has.
         limit: how many reviews are drawn; None: all.
         seed: of the order in which they are drawn; see `trainer.sentiment.labelled.shuffled`.
         only_fitting: draw from those that fit, so that there are `limit` of them if the data set
@@ -203,11 +198,8 @@ def score_words(
 
     Args:
         model: on `device`; comes back in the mode that it was in.
-        device: where it computes.
-        tokenizer: the model's own.
         texts: prompts of at most n_positions tokens.
         tokens: of the negative and the positive word.
-        batch_size: texts read at once.
         on_progress: called after each batch with the texts read so far.
 
     Returns:

@@ -13,15 +13,11 @@ from typing import Any, final
 import numpy as np
 
 from budgetsweep.errors import DataError
-from trainer.data.sources.corpus import Corpus, LocalCorpus, hub_name, is_hub
-from trainer.data.sources.local_files import (
-    COMPRESSIONS,
-    FoundFiles,
-    kind_of,
-    local_file,
-    local_identity,
-)
-from trainer.data.sources.records import Cursor, Record, local_lines
+from trainer.data.sources import Record, Source
+from trainer.data.sources.hub import HubSource
+from trainer.data.sources.local import LocalSource
+from trainer.data.sources.local_files import COMPRESSIONS, FoundFiles, kind_of, local_file
+from trainer.data.sources.records import local_lines
 
 YELP = "yelp_polarity"
 YELP_ON_HUB = "hub:fancyzhx/yelp_polarity"
@@ -78,22 +74,20 @@ def read_labelled(
 
     Args:
         source: `yelp_polarity`, `hub:owner/name[:config]` (both: the split `test`), or a file.
-        text_field: field or column with the text.
-        label_field: field or column with the label.
 
     Raises:
         DataError: no such source, damaged, empty, no such fields, a record (named by its line)
             without text or with another label, only one label, or no network.
     """
-    corpus = _open(source, text_field, label_field)
+    data = _open(source, text_field, label_field)
     texts: list[str] = []
     labels: list[int] = []
-    for record in corpus.records():
+    for record in data.records():
         label = _number(record.label)
         problem = record.problem or _problem(record.text or "")
         if record.text is None or label is None or problem:
             problem = problem or f"label {_shown(record.label)}; expected {LABELS}"
-            raise DataError(f"{corpus.place(record.file, record.record)}: {problem}")
+            raise DataError(f"{data.place(record.file, record.record)}: {problem}")
         texts.append(record.text)
         labels.append(label)
     if not texts:
@@ -105,26 +99,27 @@ def read_labelled(
         )
     if found not in ([0, 1], [1, 2]):
         raise DataError(f"{source}: labels {', '.join(map(str, found))} occur; expected {LABELS}")
-    commit = f" at {corpus.revision}" if corpus.revision else ""
+    commit = f" at {data.revision}" if data.revision else ""
     return LabelledTexts(texts, [label - found[0] for label in labels], f"{source}{commit}")
 
 
-def _open(source: str, text_field: str, label_field: str) -> Corpus:
-    if source == YELP or is_hub(source):
-        from trainer.data.sources.hub import HubCorpus
-
-        name = hub_name(YELP_ON_HUB if source == YELP else source)
-        return HubCorpus(source, *name, text_field, None, split=SPLIT, label_field=label_field)
-    path = Path(source).expanduser()
+def _open(name: str, text_field: str, label_field: str) -> Source | LabelledCsv:
+    if name == YELP or HubSource.claims(name):
+        full = YELP_ON_HUB if name == YELP else name
+        source = HubSource(full, text_field, split=SPLIT, label_field=label_field)
+        source.name = name
+        return source.open()
+    path = Path(name).expanduser()
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no such file"
-        raise DataError(f"{source}: {what}; expected {EXPECTED}")
+        raise DataError(f"{name}: {what}; expected {EXPECTED}")
     if _is_csv(path):
-        return CsvCorpus(source, path, text_field, label_field)
+        return LabelledCsv(path, text_field, label_field)
     kind = kind_of(path)
     if kind not in ("json", "parquet"):
-        raise DataError(f"{source}: what kind of file is this? Expected {EXPECTED}")
-    return LocalCorpus(source, FoundFiles([local_file(path, kind)]), text_field, label_field)
+        raise DataError(f"{name}: what kind of file is this? Expected {EXPECTED}")
+    found = FoundFiles([local_file(path, kind)])
+    return LocalSource(name, text_field).open_files(found, label_field)
 
 
 def _is_csv(path: Path) -> bool:
@@ -158,25 +153,21 @@ def _shown(label: Any) -> str:
 
 
 @final
-class CsvCorpus(Corpus):
+class LabelledCsv:
     """One CSV file with a column for the text and one for the label."""
 
-    def __init__(self, source: str, path: Path, text_field: str, label_field: str) -> None:
+    revision = None
+
+    def __init__(self, path: Path, text_field: str, label_field: str) -> None:
         self.file = local_file(path, "text")
         self.fields = (text_field, label_field)
-        self.description = source
-        self.n_bytes = self.file.text_bytes
-
-    def identity(self) -> dict[str, Any]:
-        """Path, size and time of change."""
-        return {"files": local_identity([self.file]), "fields": list(self.fields)}
 
     def place(self, file: int, record: int) -> str:
         """File and line."""
         del file
         return f"{self.file.path}:{record + 1}"
 
-    def records(self, start: Cursor = (0, 0)) -> Iterator[Record]:
+    def records(self) -> Iterator[Record]:
         """One record a row; the header is none."""
         rows = self._rows()
         first = next(rows, None)
@@ -200,8 +191,7 @@ class CsvCorpus(Corpus):
                     f"{self.place(0, line)}: {len(row)} columns, expected {len(names)} as in the "
                     "first line"
                 )
-            if line >= start[1]:
-                yield Record(0, line, row[text_at], None, (0, line + 1), label=row[label_at])
+            yield Record(0, line, row[text_at], None, (0, line + 1), label=row[label_at])
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """(number of its first line, columns) of each row that is not blank."""

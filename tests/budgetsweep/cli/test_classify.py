@@ -232,7 +232,7 @@ def test_old_files_stay_when_the_new_ones_cannot_be_written(
         if written == 3:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("budgetsweep.config.os.fsync", full)
+    monkeypatch.setattr("budgetsweep.files.os.fsync", full)
     error = refused(
         "classify", "run", "--data", "reviews.csv", *WORDS_OF_BYTES, "--seed", "5", "--limit", "9"
     )

@@ -255,7 +255,7 @@ def test_an_old_file_stays_when_the_new_one_cannot_be_written(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("budgetsweep.config.os.fsync", full)
+    monkeypatch.setattr("budgetsweep.files.os.fsync", full)
     error = refused("generate", "run", "--prefixes", "prefixes.jsonl", "--device", "cpu")
     assert "--out generation.jsonl: cannot be written (No space left on device)" in error
     assert Path("generation.jsonl").read_text() == "precious\n"

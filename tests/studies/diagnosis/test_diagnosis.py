@@ -20,7 +20,7 @@ from studies.diagnosis import HEALTHY, NAMES, CurveFacts, diagnose, steps_needed
 from studies.diagnosis.curves import COLUMNS, Curve
 from tests.support.curves import STEPS, curve, sound_loss
 from trainer.data.shards.tokens import TokenArray, TokenData
-from trainer.data.sources.corpus import DemoCorpus
+from trainer.data.sources import open_source
 
 FACTS = CurveFacts(
     num_steps=1000, warmup_steps=50, sequences_per_step=16,
@@ -47,7 +47,7 @@ def one_thread() -> Iterator[None]:
 @cache
 def library() -> TokenData:
     """The first 3.6 MB of Python's standard library, as bytes."""
-    text = b"".join(r.text.encode() for r in DemoCorpus().records() if r.text)[:3_600_000]
+    text = b"".join(r.text.encode() for r in open_source("demo").records() if r.text)[:3_600_000]
     ids = np.frombuffer(text, np.uint8).astype(np.int64)
     return TokenData(
         train=TokenArray.from_arrays([ids[:3_000_000]]),

@@ -23,7 +23,7 @@ from tests.support.searches import run_search, settings_for
 from trainer.config import RunConfig
 from trainer.events import DeviceInfo
 from trainer.hardware import device as device_module
-from trainer.hardware.device import settle_device, torch_device
+from trainer.hardware.device import torch_device, use_gpu_for_auto
 
 GIB = 2**30
 
@@ -150,7 +150,7 @@ def test_auto_means_the_gpu_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> No
     set_device: Callable[[torch.device], None] = current.append
     monkeypatch.setattr(torch.cuda, "set_device", set_device)
     assert torch_device("auto") == torch.device("cuda:0")
-    settle_device("cuda:1")
+    use_gpu_for_auto("cuda:1")
     assert torch_device("auto") == torch.device("cuda:1")
 
 
@@ -160,7 +160,7 @@ def test_a_worker_settles_on_its_gpu_before_it_says_what_it_has(
     info = DeviceInfo("cuda", "fake", GIB, bf16=True, n_threads=1, count=2)
     done: list[str] = []
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
-    monkeypatch.setattr(device_module, "settle_device", done.append)
+    monkeypatch.setattr(device_module, "use_gpu_for_auto", done.append)
     monkeypatch.setattr(
         device_module, "detect_device", lambda spec: info if done == [spec] else None
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.data_files import fill_tiktoken_cache, make_documents, real_data, write_jsonl
-from trainer.data.shards import blocks
+from trainer.data import blocks
 
 
 @pytest.fixture

@@ -55,8 +55,6 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cac
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert default_cache_dir() == tmp_path / "home" / ".cache" / "budgetsweep"
-    monkeypatch.setattr("sys.platform", "darwin")
-    assert default_cache_dir() == tmp_path / "home" / "Library" / "Caches" / "budgetsweep"
 
 
 def test_a_cache_that_cannot_be_written(source: Path, tmp_path: Path):

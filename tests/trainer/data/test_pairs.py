@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from budgetsweep.errors import DataError
 from trainer.data import pairs
+from trainer.data import sampler as sampler_module
 from trainer.data.pairs import (
     PairBatch,
     PairIndex,
@@ -119,7 +120,7 @@ def test_every_pair_comes_once_before_any_comes_again(
     n: int, size: int, seed: int, micros: int, block: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "_BLOCK", block)
+        patch.setattr(sampler_module, "_BLOCK", block)
         sampler = PairSampler(numbered(n), size, 3, 3, seed, EOT, micros)
         steps = -(-3 * n // (size * micros))
         drawn = [i for step in range(steps) for micro in range(micros)
@@ -149,13 +150,13 @@ def test_micro_batches_are_the_parts_of_the_large_batch() -> None:
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     orders = {
-        tuple(PairSampler(numbered(40), 40, 3, 3, seed, EOT).chosen(40 * epoch, 40))
+        tuple(PairSampler(numbered(40), 40, 3, 3, seed, EOT).draw(40 * epoch, 40))
         for seed in range(3)
         for epoch in range(3)
     }
     assert len(orders) == 9
     first = Counter(
-        int(PairSampler(numbered(5), 1, 3, 3, seed, EOT).chosen(0, 1)[0]) for seed in range(500)
+        int(PairSampler(numbered(5), 1, 3, 3, seed, EOT).draw(0, 1)[0]) for seed in range(500)
     )
     # 100 expected of each; five standard deviations of a binomial are 45.
     assert min(first[i] for i in range(5)) > 55

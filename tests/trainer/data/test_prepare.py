@@ -19,6 +19,7 @@ from tests.support.data_files import (
     same,
     write_jsonl,
 )
+from trainer.data.blocks import document_hash
 from trainer.data.config import DataConfig
 from trainer.data.prepare import (
     PrepareProgress,
@@ -28,11 +29,9 @@ from trainer.data.prepare import (
     prepare,
 )
 from trainer.data.shards import progress
-from trainer.data.shards.blocks import document_hash
 from trainer.data.shards.manifest import load_manifest, save_manifest
 from trainer.data.shards.tokens import TokenArray
-from trainer.data.sources import records
-from trainer.data.sources.corpus import DemoCorpus
+from trainer.data.sources import open_source, records
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
@@ -87,7 +86,7 @@ def test_enough_is_left_alone(source: Path, monkeypatch: pytest.MonkeyPatch):
     def nobody_reads(path: str):
         raise AssertionError(f"{path} was read")
 
-    monkeypatch.setattr(records, "read_lines", nobody_reads)
+    monkeypatch.setattr(records, "decompressed", nobody_reads)
     assert same(prepared(source, 20_000), first)
     assert len(prepared(source, 7).train) == 7
     assert {p.name: p.stat().st_mtime_ns for p in first.folder.iterdir()} == before
@@ -323,7 +322,7 @@ def test_the_demo_needs_nothing():
     data = prepare(DataConfig(source="demo"), "bytes", train_tokens=50_000, val_tokens=None)
     assert len(data.train) == 50_000
     first = decode(TokenArray([data.train[: np.flatnonzero(data.train[:] == 256)[0] + 1]]))
-    library = [record.text for record in DemoCorpus().records()]
+    library = [record.text for record in open_source("demo").records()]
     assert first[0] in library
     again = prepare(DataConfig(source="demo"), "bytes", train_tokens=50_000, val_tokens=None)
     assert same(again, data)
@@ -352,7 +351,7 @@ def test_without_the_tokenizer_nothing_is_left_behind(
     def no_network(name: str):
         raise DataError("tokenizer gpt2: its files could not be fetched")
 
-    monkeypatch.setattr("trainer.data.shards.writer.load_tokenizer", no_network)
+    monkeypatch.setattr("trainer.data.writer.load_tokenizer", no_network)
     with pytest.raises(DataError, match="could not be fetched"):
         prepare(DataConfig(source=str(source)), "gpt2", train_tokens=None, val_tokens=None)
     assert list_prepared() == []

@@ -68,7 +68,7 @@ def test_an_epoch_visits_every_window_at_its_offset_once(
             WindowSampler(Counting(n_tokens), batch_size, seq_len, seed)
         return
     sampler = WindowSampler(Counting(n_tokens), batch_size, seq_len, seed)
-    lengths = [sampler.windows_in_epoch(epoch) for epoch in range(3)]
+    lengths = [sampler.size(epoch) for epoch in range(3)]
     n_batches = -(-sum(lengths) // batch_size)
     windows = np.concatenate([sampler.batch(step) for step in range(n_batches)])
     assert windows.shape == (n_batches * batch_size, seq_len + 1)
@@ -102,12 +102,12 @@ def test_micro_batches_are_the_parts_of_the_large_batch() -> None:
 
 def test_epochs_and_seeds_differ() -> None:
     sampler = WindowSampler(Counting(8 * 64 + 8), 1, 8, seed=0)
-    length = sampler.windows_in_epoch(0)
-    first = sampler.starts(0, length) - sampler.offset(0)
-    second = sampler.starts(length, sampler.windows_in_epoch(1)) - sampler.offset(1)
+    length = sampler.size(0)
+    first = sampler.draw(0, length) - sampler.offset(0)
+    second = sampler.draw(length, sampler.size(1)) - sampler.offset(1)
     other = WindowSampler(Counting(8 * 64 + 8), 1, 8, seed=1)
     assert first[:30].tolist() != second[:30].tolist()
-    assert first[:30].tolist() != (other.starts(0, length) - other.offset(0))[:30].tolist()
+    assert first[:30].tolist() != (other.draw(0, length) - other.offset(0))[:30].tolist()
     assert len({sampler.offset(epoch) for epoch in range(100)}) == 8
 
 
@@ -119,5 +119,5 @@ def test_a_single_window_is_repeated_for_ever() -> None:
 def test_much_text_costs_neither_memory_nor_time_at_the_start() -> None:
     # 3 million windows; a stored permutation would be of that size.
     sampler = WindowSampler(Counting(100_000_000), 256, 32, seed=5)
-    assert np.unique(sampler.starts(0, 100_000)).size == 100_000
+    assert np.unique(sampler.draw(0, 100_000)).size == 100_000
     assert sampler.batch(10_000_000).shape == (256, 33)

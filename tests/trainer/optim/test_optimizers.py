@@ -7,14 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
-from model.config import EncoderDecoderConfig
+from model.config import EncoderDecoderConfig, ModelConfig
 from model.decoder import DecoderLM
 from model.encoder_decoder import EncoderDecoderLM
 from tests.support.comparing import ALL_OPTIONS
 from trainer.config import RunConfig
-from trainer.optim.optimizers import Optimizers, build_optimizer
+from trainer.optim import build_optimizer, optimizer_kinds
+from trainer.optim.joined import JoinedOptimizers
 
+CPU = torch.device("cpu")
 SHAPE = {"n_vocab": 257, "n_embd": 8, "n_head": 2, "n_positions": 16, "n_layer": 2}
 
 
@@ -35,7 +40,7 @@ def config(**changes: Any) -> RunConfig:
 
 def test_matrices_are_decayed_and_nothing_else() -> None:
     model = DecoderLM(**SHAPE)
-    optimizer = build_optimizer(model, config(), "cpu")
+    optimizer = build_optimizer(model, config(), CPU)
     decay = {
         id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
     }
@@ -46,7 +51,7 @@ def test_matrices_are_decayed_and_nothing_else() -> None:
 
 
 def test_settings_reach_every_group() -> None:
-    for group in build_optimizer(DecoderLM(**SHAPE), config(), "cpu").param_groups:
+    for group in build_optimizer(DecoderLM(**SHAPE), config(), CPU).param_groups:
         assert (group["lr"], group["betas"], group["eps"]) == (0.01, (0.8, 0.9), 1e-3)
 
 
@@ -54,7 +59,7 @@ def test_steps_equal_the_algorithm() -> None:
     """Loshchilov & Hutter 2019, algorithm 2: decoupled decay, bias-corrected moments."""
     torch.manual_seed(0)
     layer = torch.nn.Linear(5, 3).double()
-    optimizer = build_optimizer(layer, config(), "cpu")
+    optimizer = build_optimizer(layer, config(), CPU)
     ours = {name: p.detach().numpy().copy() for name, p in layer.named_parameters()}
     m = {name: np.zeros_like(p) for name, p in ours.items()}
     v = {name: np.zeros_like(p) for name, p in ours.items()}
@@ -78,21 +83,21 @@ def test_steps_equal_the_algorithm() -> None:
 def test_frozen_parameters_are_left_out() -> None:
     model = DecoderLM(**SHAPE)
     model.position_embeddings.weight.requires_grad_(False)
-    optimizer = build_optimizer(model, config(), torch.device("cpu"))
+    optimizer = build_optimizer(model, config(), CPU)
     optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert id(model.position_embeddings.weight) not in optimised
     assert math.prod(model.position_embeddings.weight.shape) == 16 * 8
 
 
 def test_a_model_without_vectors_has_one_group() -> None:
-    optimizer = build_optimizer(torch.nn.Linear(2, 2, bias=False), config(), "cpu")
+    optimizer = build_optimizer(torch.nn.Linear(2, 2, bias=False), config(), CPU)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3]
 
 
-def muon_of(model: torch.nn.Module) -> tuple[Optimizers, dict[str, set[int]]]:
+def muon_of(model: torch.nn.Module) -> tuple[JoinedOptimizers, dict[str, set[int]]]:
     """The optimiser, and the parameters that each of its members moves."""
-    optimizer = build_optimizer(model, config(optimizer="muon"), "cpu")
-    assert isinstance(optimizer, Optimizers)
+    optimizer = build_optimizer(model, config(optimizer="muon"), CPU)
+    assert isinstance(optimizer, JoinedOptimizers)
     moved = {
         type(member).__name__: {id(p) for group in member.param_groups for p in group["params"]}
         for member in optimizer.members
@@ -126,7 +131,7 @@ def test_muon_moves_both_stacks_of_an_encoder_decoder() -> None:
 
 
 def test_muon_without_a_block_is_adamw() -> None:
-    optimizer = build_optimizer(torch.nn.Linear(3, 2), config(optimizer="muon"), "cpu")
+    optimizer = build_optimizer(torch.nn.Linear(3, 2), config(optimizer="muon"), CPU)
     assert isinstance(optimizer, torch.optim.AdamW)
 
 
@@ -173,7 +178,7 @@ def test_muon_steps_equal_the_algorithm(size: tuple[int, int]) -> None:
 
 
 def test_the_state_of_muon_survives_saving(tmp_path: Path) -> None:
-    def step(model: DecoderLM, optimizer: Optimizers, seed: int) -> None:
+    def step(model: DecoderLM, optimizer: JoinedOptimizers, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         for p in model.parameters():
             p.grad = torch.randn(p.shape, generator=generator)
@@ -199,3 +204,35 @@ def test_the_state_of_muon_survives_saving(tmp_path: Path) -> None:
     ):
         assert torch.equal(a, b)
         assert not torch.equal(a, c)  # without its state each parameter goes elsewhere
+
+
+@given(d=st.integers(1, 6), layers=st.integers(1, 3))
+def test_muons_products_equal_flop_counter(d: int, layers: int) -> None:
+    shape = ModelConfig(n_vocab=9, n_embd=4 * d, n_head=2, n_positions=4, n_layer=layers)
+    model = DecoderLM.from_config(shape)
+    optimizer, _ = muon_of(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step()
+    muon = optimizer_kinds()["muon"]
+    assert counter.get_total_flops() == muon.flops_per_step(shape, "matmul")
+    assert counter.get_total_flops() == 2 * muon.flops_per_step(shape, "mac")
+
+
+@pytest.mark.parametrize("name", optimizer_kinds())
+@pytest.mark.parametrize("options", [{}, ALL_OPTIONS], ids=["gpt2", "options"])
+def test_what_an_optimizer_remembers_is_counted(name: str, options: dict[str, Any]) -> None:
+    model = DecoderLM(**SHAPE, **options)
+    optimizer = build_optimizer(model, config(optimizer=name), CPU)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    held = sum(value.nbytes for value in values if torch.is_tensor(value) and value.ndim)
+    assert held == optimizer_kinds()[name].state_bytes(model.shape)
+
+
+def test_an_unknown_optimizer_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match="expected one of adamw, muon"):
+        config(optimizer="sgd")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.tiny_runs import tiny_config
-from trainer.optim.schedules import cosine_lr_schedule, lr_schedule, trapezoid_lr_schedule
+from trainer.optim.schedules import cosine_lr_schedule, trapezoid_lr_schedule
 
 rates = st.floats(0.0, 1.0, allow_subnormal=False)
 steps = st.integers(0, 500)
@@ -145,7 +145,7 @@ def test_the_schedule_of_a_configuration() -> None:
     """20 steps, 3 of warm-up, from 0.01 to 0.001."""
 
     def rates_of(**changes: object) -> list[float]:
-        get_lr = lr_schedule(tiny_config(**changes))
+        get_lr = tiny_config(**changes).lr_schedule()
         return [get_lr(t) for t in range(21)]
 
     warmup = [0.0, 0.01 / 3, 0.02 / 3]

@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from budgetsweep.config import write_text_atomically
 from budgetsweep.errors import DataError
+from budgetsweep.files import write_text_atomically
 
 MANIFEST_NAME = "manifest.json"
+TOKEN_BYTES_NAME = "token-bytes.tok"
 MANIFEST_FORMAT = "budgetsweep tokens"
 FORMAT_VERSION = 1
 """Version of shards, manifest, split and order of tokens; another version prepares anew."""

@@ -1,4 +1,4 @@
-"""How far a preparation is: what the worker threads count and what the caller is told. No torch."""
+"""How far a preparation is: what the worker threads count and what is reported. No torch."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import struct
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from budgetsweep.errors import DataError
+from budgetsweep.files import atomic_file
 from trainer.data.facts import DataFacts
 from trainer.data.shards.manifest import (
     FORMAT_VERSION,
@@ -86,6 +86,8 @@ class TokenArray:
         self._ends = np.cumsum([len(part) for part in kept], dtype=np.int64)
         self._starts = [0, *self._ends.tolist()]
         self._n_tokens = n_tokens
+        self.on_device: object = None
+        """A copy on a device (`trainer.data.device_tokens`), which goes with this array."""
 
     @classmethod
     def from_arrays(cls, arrays: Iterable[npt.ArrayLike]) -> TokenArray:
@@ -248,10 +250,7 @@ def write_shard(
     """Write ids as one shard; `path` appears complete and synced, or not at all.
 
     Args:
-        path: file to write; replaced if it exists.
         ids: (N,) uint16.
-        tokenizer: name of the tokenizer.
-        split: `train`, `val` or `token_bytes`.
         extra: plain data kept in the header.
 
     Raises:
@@ -274,20 +273,10 @@ def write_shard(
     header += b" " * (-(_PREFIX.size + len(header)) % _ALIGNMENT)
     prefix = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(header), hashlib.sha256(header).digest())
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(prefix)
-                file.write(header)
-                file.write(payload)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with atomic_file(path) as file:
+            file.write(prefix)
+            file.write(header)
+            file.write(payload)
     except OSError as error:
         raise cannot_write(path, error) from error
     return ShardEntry(file=path.name, n_tokens=len(array), sha256=digest)
@@ -297,7 +286,6 @@ def read_shard(path: Path, *, verify: bool = False) -> tuple[ShardHeader, Ids]:
     """Memory-map a shard.
 
     Args:
-        path: shard file.
         verify: read the payload and compare its SHA-256 too.
 
     Returns:
@@ -367,12 +355,6 @@ def open_tokens(
     """Open a prepared folder, cut to the first `train_tokens` and `val_tokens`.
 
     Headers and sizes of all files used are checked always, payload checksums with `verify`.
-
-    Args:
-        folder: folder with `manifest.json`.
-        train_tokens: use only the first so many; None: all that are prepared.
-        val_tokens: use only the first so many; None: all that are prepared.
-        verify: read everything and compare the checksums.
 
     Raises:
         DataError: not a prepared folder, preparation not finished, a file missing, damaged or

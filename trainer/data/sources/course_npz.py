@@ -8,103 +8,121 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, final
 
 import numpy as np
 
 from budgetsweep.errors import DataError
 from trainer.config import TOKENIZER_VOCABULARIES
-from trainer.data.cache import data_identity
-from trainer.data.config import DataConfig
-from trainer.data.shards.manifest import Manifest, ShardEntry, save_manifest, utc_now
-from trainer.data.shards.progress import PrepareMeter, PrepareProgress
+from trainer.data.shards.manifest import (
+    TOKEN_BYTES_NAME,
+    Manifest,
+    ShardEntry,
+    save_manifest,
+    utc_now,
+)
+from trainer.data.shards.progress import PrepareMeter
 from trainer.data.shards.tokens import Ids, write_shard
+from trainer.data.sources import Source, TokenCopy
 from trainer.data.tokenizers import END_OF_TEXT, load_tokenizer
 
 SHARD_TOKENS = 1 << 22
 _EXPECTED = "expected the arrays train and val of token ids"
 
 
-def import_course_file(
-    data: DataConfig,
-    tokenizer_encoding: str,
-    folder: Path,
-    manifest: Manifest | None,
-    train_tokens: int | None,
-    on_progress: Callable[[PrepareProgress], None] | None = None,
-) -> Manifest:
-    """Copy `val` and as much of `train` as is wanted into shards; the caller holds the lock.
+@final
+class CourseSource(Source):
+    """The file, whose arrays are copied as they are."""
 
-    Args:
-        data: `source` is the file.
-        tokenizer_encoding: the tokenizer that made the ids (the file does not say).
-        folder: where the shards go; exists.
-        manifest: what is there already.
-        train_tokens: training tokens wanted; None: all.
-        on_progress: called after each shard.
+    claims_before = 1
 
-    Raises:
-        DataError: not such a file, damaged, ids of another tokenizer, or no space.
-    """
-    path = Path(data.source).expanduser()
-    if data.validation is not None:
-        raise DataError(f"{path}: has its own validation tokens; remove data.validation")
-    n_vocab = TOKENIZER_VOCABULARIES[tokenizer_encoding]
-    try:
-        with zipfile.ZipFile(path) as archive:
-            n_train = _checked_length(archive, path, "train")
-            _checked_length(archive, path, "val")
-            if manifest is None:
-                manifest = _with_validation(archive, path, data, tokenizer_encoding, folder)
-            meter = PrepareMeter(manifest, on_progress, None)
-            meter.wanted = n_train if train_tokens is None else min(train_tokens, n_train)
-            for ids in _pieces(archive, path, "train", n_vocab, manifest.train_tokens):
-                if manifest.train_tokens >= meter.wanted:
-                    break
-                entry = _write(folder, "train", len(manifest.train), ids, tokenizer_encoding)
-                manifest = manifest.with_changes(
-                    train=(*manifest.train, entry), cursor=(0, manifest.train_tokens + len(ids))
-                )
-                save_manifest(folder, manifest)
-                meter.count(0, len(ids), 0)
-                meter.tick(manifest)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise DataError(f"{path}: damaged or not an .npz file ({error}); {_EXPECTED}") from error
-    exhausted = manifest.train_tokens >= n_train
-    manifest = manifest.with_changes(val_frozen=True, exhausted=exhausted, updated_utc=utc_now())
-    save_manifest(folder, manifest)
-    meter.tick(manifest, force=True)
-    return manifest
+    @classmethod
+    def claims(cls, name: str) -> bool:
+        """A file whose name ends with .npz."""
+        path = Path(name).expanduser()
+        return path.suffix.lower() == ".npz" and path.is_file()
 
+    @property
+    def file(self) -> Path:
+        """The file."""
+        return Path(self.name).expanduser()
 
-def _with_validation(
-    archive: zipfile.ZipFile, path: Path, data: DataConfig, encoding: str, folder: Path
-) -> Manifest:
-    """The first manifest, with all of `val`."""
-    n_vocab = TOKENIZER_VOCABULARIES[encoding]
-    pieces = enumerate(_pieces(archive, path, "val", n_vocab, 0))
-    val = tuple(_write(folder, "val", index, ids, encoding) for index, ids in pieces)
-    token_bytes: ShardEntry | None = None
-    try:
-        table = load_tokenizer(encoding).token_bytes()
-    except DataError:  # no network: bits per byte stay unknown, all else works
-        pass
-    else:
-        name = "token-bytes.tok"
-        token_bytes = write_shard(folder / name, table, tokenizer=encoding, split="token_bytes")
-    return Manifest(
-        source=data.source,
-        description=f"{data.source}, tokenizer {encoding}",
-        identity=data_identity(data, encoding),
-        tokenizer=encoding,
-        n_vocab=n_vocab,
-        eot=END_OF_TEXT[encoding],
-        val=val,
-        token_bytes=token_bytes,
-        created_utc=utc_now(),
-    )
+    def identity(self) -> dict[str, Any]:
+        """Path, size and time of change."""
+        path = self.file.absolute()
+        status = path.stat()
+        return {"npz": [str(path), status.st_size, status.st_mtime_ns]}
+
+    def copy_tokens(self, wanted: TokenCopy) -> Manifest:
+        """Copy `val` and as much of `train` as is wanted.
+
+        Raises:
+            DataError: not such a file, damaged, ids of another tokenizer, or no space.
+        """
+        path, folder, manifest = self.file, wanted.folder, wanted.manifest
+        if wanted.has_validation:
+            raise DataError(f"{path}: has its own validation tokens; remove data.validation")
+        n_vocab = TOKENIZER_VOCABULARIES[wanted.tokenizer]
+        try:
+            with zipfile.ZipFile(path) as archive:
+                n_train = _checked_length(archive, path, "train")
+                _checked_length(archive, path, "val")
+                if manifest is None:
+                    manifest = self._with_validation(archive, wanted)
+                meter = PrepareMeter(manifest, wanted.on_progress, None)
+                meter.wanted = n_train
+                if wanted.train_tokens is not None:
+                    meter.wanted = min(wanted.train_tokens, n_train)
+                for ids in _pieces(archive, path, "train", n_vocab, manifest.train_tokens):
+                    if manifest.train_tokens >= meter.wanted:
+                        break
+                    entry = _write(folder, "train", len(manifest.train), ids, wanted.tokenizer)
+                    manifest = manifest.with_changes(
+                        train=(*manifest.train, entry), cursor=(0, manifest.train_tokens + len(ids))
+                    )
+                    save_manifest(folder, manifest)
+                    meter.count(0, len(ids), 0)
+                    meter.tick(manifest)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+            raise DataError(
+                f"{path}: damaged or not an .npz file ({error}); {_EXPECTED}"
+            ) from error
+        exhausted = manifest.train_tokens >= n_train
+        manifest = manifest.with_changes(
+            val_frozen=True, exhausted=exhausted, updated_utc=utc_now()
+        )
+        save_manifest(folder, manifest)
+        meter.tick(manifest, force=True)
+        return manifest
+
+    def _with_validation(self, archive: zipfile.ZipFile, wanted: TokenCopy) -> Manifest:
+        """The first manifest, with all of `val`."""
+        encoding, folder = wanted.tokenizer, wanted.folder
+        n_vocab = TOKENIZER_VOCABULARIES[encoding]
+        pieces = enumerate(_pieces(archive, self.file, "val", n_vocab, 0))
+        val = tuple(_write(folder, "val", index, ids, encoding) for index, ids in pieces)
+        token_bytes: ShardEntry | None = None
+        try:
+            table = load_tokenizer(encoding).token_bytes()
+        except DataError:  # no network: bits per byte stay unknown, all else works
+            pass
+        else:
+            token_bytes = write_shard(
+                folder / TOKEN_BYTES_NAME, table, tokenizer=encoding, split="token_bytes"
+            )
+        return Manifest(
+            source=self.name,
+            description=f"{self.name}, tokenizer {encoding}",
+            identity=wanted.identity,
+            tokenizer=encoding,
+            n_vocab=n_vocab,
+            eot=END_OF_TEXT[encoding],
+            val=val,
+            token_bytes=token_bytes,
+            created_utc=utc_now(),
+        )
 
 
 def _write(folder: Path, split: str, index: int, ids: Ids, encoding: str) -> ShardEntry:

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from budgetsweep.errors import DataError
-from trainer.data.sources import wikihow
+from trainer.data.sources import Record, wikihow
 from trainer.data.sources.local_files import LocalFile
-from trainer.data.sources.records import BYTE_ORDER_MARK, Record, local_lines
+from trainer.data.sources.records import BYTE_ORDER_MARK, local_lines
 
 LONGEST_ROW_BYTES = 4 << 20
 """A longer row is bad: WikiHow's longest articles are some 100 kB (*assumption*)."""
@@ -107,8 +107,6 @@ def csv_records(
     Args:
         lines: all lines of the file, without their ends, longer ones than `LONGEST_ROW_BYTES` cut
             after as much and a byte more.
-        where: name of the file for messages.
-        index: number of the file.
         first: line to begin at, `next` of an earlier record; 0: after the header.
         field: column that holds the text.
         pairs: whether a file of pairs is expected.

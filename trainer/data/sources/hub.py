@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, final
+from collections.abc import Iterator
+from typing import Any, Self, final
 
 from budgetsweep.errors import DataError
-from trainer.data.sources.corpus import Corpus
+from trainer.data.sources import Cursor, Record, Source
 from trainer.data.sources.csv_rows import LONGEST_ROW_BYTES, csv_columns, csv_records
 from trainer.data.sources.records import (
-    Cursor,
-    Record,
     column_records,
+    datasets_library,
     fields_of,
-    import_datasets,
     json_line_record,
-    read_lines,
+    remote_lines,
     require_fields,
-    without_torch,
 )
-
-T = TypeVar("T")
+from trainer.data.time_limit import answer_within
 
 REQUEST_SECONDS = 10.0
 """Time limit of the first request to the hub."""
@@ -30,70 +25,90 @@ REACH_SECONDS = 18.0
 _PARQUET_ROWS = 512
 
 
+C4 = "hub:allenai/c4:en"
+
+
 @final
-class HubCorpus(Corpus):
-    """One split of a data set, file by file, at one commit.
+class HubSource(Source):
+    """One split of a data set, file by file, at one commit, whose name is in `revision`."""
 
-    Args:
-        source: the name that the user gave, for messages.
-        repo: `owner/name`.
-        config: name of the configuration; None: the only one.
-        text_field: field with the text.
-        revision: commit; None: the newest, whose name is in `revision` afterwards.
-        split: name of the split.
-        label_field: field with a label for each text; None: none is wanted.
-
-    Raises:
-        DataError: no network, no such data set, configuration, split or field.
-    """
+    forms = ("c4", "hub:owner/name")
+    has_end = False
 
     def __init__(
         self,
-        source: str,
-        repo: str,
-        config: str | None,
-        text_field: str,
-        revision: str | None,
+        name: str,
+        text_field: str = "text",
+        revision: str | None = None,
         *,
         split: str = "train",
         label_field: str | None = None,
     ) -> None:
-        self.source = source
-        self.repo = repo
-        self.config = config
-        self.text_field = text_field
-        self.split = split
-        self.label_field = label_field
-        self.description = source if source != "c4" else f"c4 ({repo}, {config})"
-        datasets = import_datasets()
-        self.revision = _reach(source, split, lambda: _commit(repo, revision))
-        self.pairs = False
-        wanted = fields_of(text_field, label_field)
-        with _hub_errors(source, split):
-            loader = datasets.load_dataset_builder(repo, config, revision=self.revision)
-            names = list(loader.info.features or {})
-            if hasattr(loader.config, "columns") and set(wanted) <= set(names):
-                # Parquet: fetch these columns only, in small batches.
-                loader = datasets.load_dataset_builder(
-                    repo, config, revision=self.revision, columns=wanted,
-                    batch_size=_PARQUET_ROWS,
-                )  # fmt: skip
-            self._loader = loader
-            self._urls = [str(url) for url in (loader.config.data_files or {}).get(split, [])]
-            if _is_csv(loader) and self._urls and label_field is None:
-                self.pairs = self._has_pairs()
-        if names:
-            require_fields(wanted, names, source)
-        # Lines of JSON are read one by one, as local ones are: a bad one is no reason to stop.
-        self._by_line = _is_json(loader) and loader.config.field is None
+        """Take `c4` or `hub:owner/name[:config]`.
+
+        Args:
+            revision: commit; None: the newest.
+            label_field: field with a label for each text; None: none is wanted.
+
+        Raises:
+            DataError: the name does not have that form.
+        """
+        super().__init__(name, text_field, revision)
+        self.split, self.label_field = split, label_field
+        full = C4 if name == "c4" else name
+        repo, _, config = full.removeprefix("hub:").partition(":")
+        if not repo or repo.count("/") > 1 or repo.startswith("/") or repo.endswith("/"):
+            raise DataError(
+                f"{name}: expected hub:owner/name or hub:owner/name:config, such as {C4}"
+            )
+        self.repo, self.config = repo, config or None
+        self.description = name if name != "c4" else f"c4 ({self.repo}, {self.config})"
+
+    @classmethod
+    def claims(cls, name: str) -> bool:
+        """`c4`, and what begins with `hub:`."""
+        return name == "c4" or name.startswith("hub:")
+
+    def short_name(self) -> str:
+        """Repository and configuration."""
+        return f"{self.repo}-{self.config}" if self.config else self.repo
 
     def identity(self) -> dict[str, Any]:
         """Repository, configuration and field; the commit is pinned in the manifest."""
         return {"hub": self.repo, "config": self.config, "text_field": self.text_field}
 
+    def open(self) -> Self:
+        """Ask the hub which files there are.
+
+        Raises:
+            DataError: no network, no such data set, configuration, split or field.
+        """
+        with _hub_errors(self.name, self.split):
+            self.revision = answer_within(REACH_SECONDS, lambda: _commit(self.repo, self.revision))
+        wanted = fields_of(self.text_field, self.label_field)
+        with datasets_library() as datasets, _hub_errors(self.name, self.split):
+            at = {"path": self.repo, "name": self.config, "revision": self.revision}
+            loader = datasets.load_dataset_builder(**at)
+            names = list(loader.info.features or {})
+            if hasattr(loader.config, "columns") and set(wanted) <= set(names):
+                # Parquet: fetch these columns only, in small batches.
+                loader = datasets.load_dataset_builder(
+                    **at, columns=wanted, batch_size=_PARQUET_ROWS
+                )
+            self._loader = loader
+            files = loader.config.data_files or {}
+            self._urls = [str(url) for url in files.get(self.split, [])]
+            if _is_csv(loader) and self._urls and self.label_field is None:
+                self.pairs = self._has_pairs()
+        if names:
+            require_fields(wanted, names, self.name)
+        # Lines of JSON are read one by one, as local ones are: a bad one is no reason to stop.
+        self._by_line = _is_json(loader) and loader.config.field is None
+        return self
+
     def records(self, start: Cursor = (0, 0)) -> Iterator[Record]:
         """Records file by file; a file before `start` is not fetched."""
-        with _hub_errors(self.source, self.split, midway=True):
+        with datasets_library(), _hub_errors(self.name, self.split, midway=True):
             if self.pairs:
                 yield from self._pair_records(start)
             elif self._by_line and self._urls:
@@ -103,23 +118,23 @@ class HubCorpus(Corpus):
 
     def _has_pairs(self) -> bool:
         """Whether the first file has the columns of pairs; all else is read as a table."""
-        lines = read_lines(self._urls[0], LONGEST_ROW_BYTES)
+        lines = remote_lines(self._urls[0], LONGEST_ROW_BYTES)
         try:
-            return csv_columns(lines, self.text_field, self.source).pair is not None
+            return csv_columns(lines, self.text_field, self.name).pair is not None
         except DataError:  # other columns, or another dialect that the data set describes
             return False
 
     def _pair_records(self, start: Cursor) -> Iterator[Record]:
         for index in range(start[0], len(self._urls)):
             first = start[1] if index == start[0] else 0
-            lines = read_lines(self._urls[index], LONGEST_ROW_BYTES)
+            lines = remote_lines(self._urls[index], LONGEST_ROW_BYTES)
             where = self.place(index, 0).rpartition(":")[0]
             yield from csv_records(lines, where, index, first, self.text_field, True)
 
     def _line_records(self, start: Cursor) -> Iterator[Record]:
         for index in range(start[0], len(self._urls)):
             first = start[1] if index == start[0] else 0
-            for number, line in enumerate(read_lines(self._urls[index])):
+            for number, line in enumerate(remote_lines(self._urls[index])):
                 if number == 0 and line.lstrip().startswith(b"["):  # one JSON list a file
                     yield from self._table_records((index, first))
                     return
@@ -131,22 +146,20 @@ class HubCorpus(Corpus):
                         yield record
 
     def _table_records(self, start: Cursor) -> Iterator[Record]:
-        with without_torch():
-            whole = self._loader.as_streaming_dataset(split=self.split).with_format("arrow")
+        whole = self._loader.as_streaming_dataset(split=self.split).with_format("arrow")
         n_files = whole.num_shards
         for index in range(start[0], n_files):
             first = start[1] if index == start[0] else 0
-            with without_torch():
-                stream = whole.shard(num_shards=n_files, index=index)
+            stream = whole.shard(num_shards=n_files, index=index)
             yield from column_records(
-                stream, index, first, self.text_field, self.source, self.label_field
+                stream, index, first, self.text_field, self.name, self.label_field
             )
 
     def place(self, file: int, record: int) -> str:
         """File within the repository and line or row."""
         url = self._urls[file] if file < len(self._urls) else f"@/file {file + 1}"
         name = url.rpartition("@")[2].partition("/")[2]
-        return f"{self.source}: {name}:{record + 1}"
+        return f"{self.name}: {name}:{record + 1}"
 
 
 def _ways_on(split: str) -> str:
@@ -174,30 +187,6 @@ def _is_json(loader: Any) -> bool:
     return isinstance(loader, Json)
 
 
-def _reach(source: str, split: str, ask: Callable[[], T]) -> T:
-    """Run the first request to the hub in a thread, so that nothing can make it wait for long."""
-    answers: list[T] = []
-    failures: list[Exception] = []
-
-    def work() -> None:
-        try:
-            answers.append(ask())
-        except Exception as error:  # noqa: BLE001 - reported below, in the caller's thread
-            failures.append(error)
-
-    thread = threading.Thread(target=work, name="reach-hub", daemon=True)
-    thread.start()
-    thread.join(REACH_SECONDS)
-    if answers:
-        return answers[0]
-    if failures:
-        raise _as_data_error(source, failures[0], split) from failures[0]
-    raise DataError(
-        f"{source}: could not be fetched from the Hugging Face hub (no answer within "
-        f"{REACH_SECONDS:.0f} s); {_ways_on(split)}"
-    )
-
-
 class _hub_errors:  # noqa: N801 - a context manager used like a function
     """Failures of the hub's client become one line with both ways on.
 
@@ -205,7 +194,7 @@ class _hub_errors:  # noqa: N801 - a context manager used like a function
     """
 
     def __init__(self, source: str, split: str, midway: bool = False) -> None:
-        self.source = source
+        self.name = source
         self.split = split
         self.midway = midway
 
@@ -216,7 +205,7 @@ class _hub_errors:  # noqa: N801 - a context manager used like a function
         self, kind: type[BaseException] | None, error: BaseException | None, *_: Any
     ) -> None:
         if isinstance(error, Exception) and not isinstance(error, DataError | MemoryError):
-            raise _as_data_error(self.source, error, self.split, self.midway) from error
+            raise _as_data_error(self.name, error, self.split, self.midway) from error
 
 
 def _as_data_error(source: str, error: Exception, split: str, midway: bool = False) -> DataError:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
 import glob
+import gzip
+import lzma
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from budgetsweep.errors import DataError
+from trainer.data.sources import known_forms
 
 Kind = Literal["text", "json", "parquet", "csv"]
 
@@ -22,10 +26,12 @@ KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
     ".csv": "csv",
 }
+PIECE_BYTES = 1 << 20
+"""Read at a time."""
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 EXPECTED = ".txt, .jsonl, .json, .csv (each also .gz, .zst, .xz or .bz2), .parquet, or tokens.npz"
-_PACKED = {".gz": 2.6, ".zst": 2.8, ".xz": 3.6, ".bz2": 3.4}
-"""Bytes of text in a packed byte (English web text, *assumption* within a factor of 1.5)."""
+_TEXT_BYTES = {".gz": 2.6, ".zst": 2.8, ".xz": 3.6, ".bz2": 3.4}
+"""Bytes of text per compressed byte (English web text, *assumption* within a factor of 1.5)."""
 
 # The words that `datasets` takes for the name of another split.
 _HELD_OUT = re.compile(r"(?:^|[\W_\d])(?:validation|valid|dev|val|testing|test|eval|evaluation)"
@@ -47,7 +53,7 @@ class LocalFile:
     @property
     def text_bytes(self) -> int:
         """About how many bytes of text it holds."""
-        return round(self.size * _PACKED.get(self.path.suffix.lower(), 1.0))
+        return round(self.size * _TEXT_BYTES.get(self.path.suffix.lower(), 1.0))
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,7 @@ def find_files(source: str) -> FoundFiles:
             raise DataError(f"{source}: no file matches this pattern")
         return _chosen(source, None, (Path(match) for match in matches))
     raise DataError(
-        f"{source}: no such file or folder; expected c4, demo, hub:owner/name, or a path of "
-        f"{EXPECTED}"
+        f"{source}: no such file or folder; expected {known_forms()}, or a path of {EXPECTED}"
     )
 
 
@@ -154,3 +159,35 @@ def piece_bytes(n_bytes: int) -> int:
     about a thousand GPT-2 tokens, where it is long.
     """
     return min(max(n_bytes // WANTED_PIECES, SMALLEST_PIECE), LARGEST_PIECE)
+
+
+def decompressed(path: Path) -> Iterator[bytes]:
+    """Bytes of a plain or compressed file, a piece at a time.
+
+    Raises:
+        EOFError: it ends in the middle.
+        Exception: whatever gzip, bz2, lzma and zstandard raise for a damaged file.
+    """
+    if path.suffix.lower() == ".zst":
+        yield from _zstandard_pieces(path)
+        return
+    openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    with openers.get(path.suffix.lower(), open)(path, "rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece
+
+
+def _zstandard_pieces(path: Path) -> Iterator[bytes]:
+    """Frame by frame: the library's own reader ends quietly where a cut file ends."""
+    import zstandard
+
+    frame = None
+    with path.open("rb") as file:
+        while raw := file.read(PIECE_BYTES):
+            while raw:
+                if frame is None or frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(raw)
+                raw = frame.unused_data if frame.eof else b""
+    if frame is not None and not frame.eof:
+        raise EOFError

@@ -1,8 +1,8 @@
 """Records of one file through `datasets`: text, JSON lines, JSON and parquet. No torch.
 
-`datasets` opens, unpacks and streams the files, here and on the hub, and reads tables. Lines of
+`datasets` opens and decompresses the files of the hub, and reads tables here and there. Lines of
 text and JSON are split and decoded here, because its own readers give up a file at the first bad
-line, read numbers and text in one field as something else, and drop `encoding` in packed files.
+line, read numbers and text in one field as something else, and drop `encoding` in compressed ones.
 """
 
 from __future__ import annotations
@@ -12,82 +12,61 @@ import contextlib
 import dataclasses
 import glob
 import json
+import logging
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from budgetsweep.errors import DataError
-from trainer.data.sources.local_files import LocalFile
-
-Cursor = tuple[int, int]
-"""(file, record): where reading goes on."""
+from trainer.data.sources import Cursor, Record
+from trainer.data.sources.local_files import PIECE_BYTES, LocalFile, decompressed
 
 _ROWS = 64
 _PARQUET_ROWS = 512
-_CHUNK_BYTES = 1 << 20
 BYTE_ORDER_MARK = codecs.BOM_UTF8
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record of a source."""
+@contextlib.contextmanager
+def datasets_library() -> Iterator[Any]:
+    """The `datasets` library: quiet, with few retries, and not loading torch (a second, 200 MB).
 
-    file: int
-    record: int
-    """Line, row or document within the file, from 0."""
-    text: str | None
-    """None: a bad record."""
-    problem: str | None
-    """Why it is bad."""
-    next: Cursor | None
-    """Where to read on after this record; None: in the middle of something."""
-    source: str | None = None
-    """Source text of a pair, whose target is `text`; None: no pair."""
-    label: Any = None
-    """What stands in the field of the label, where one was asked for."""
-
-    @property
-    def documents(self) -> list[str]:
-        """Its texts in the order of the tokens: of a pair both; none where it is bad or empty."""
-        if not self.text:
-            return []
-        return [self.text] if self.source is None else [self.source, self.text]
-
-
-def import_datasets() -> Any:
-    """The `datasets` library, quiet, and with bounded retries."""
+    Its settings are those of the whole process; afterwards they are as they were.
+    """
     import datasets
     from huggingface_hub.utils import logging as hub_logging
 
+    config = datasets.config
+    wanted = {
+        "TORCH_AVAILABLE": config.TORCH_AVAILABLE and "torch" in sys.modules,
+        # The hub's client retries each request for 23 s by itself; 20 rounds of that would hide a
+        # lost network for eight minutes.
+        "STREAMING_OPEN_MAX_RETRIES": 1,
+        "STREAMING_READ_MAX_RETRIES": 1,
+        "STREAMING_READ_RETRY_INTERVAL": 1,
+    }
+    before = {name: getattr(config, name) for name in wanted}
+    levels = [(log, log.get_verbosity()) for log in (datasets.logging, hub_logging)]
+    shows_bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    # The hub's client retries each request for 23 s by itself; 20 rounds of that would hide a
-    # lost network for eight minutes.
-    datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
-    datasets.config.STREAMING_READ_MAX_RETRIES = 1
-    datasets.config.STREAMING_READ_RETRY_INTERVAL = 1
-    return datasets
-
-
-@contextlib.contextmanager
-def without_torch() -> Iterator[None]:
-    """Keep `datasets` from importing torch (a second, 200 MB) where nothing else has done so."""
-    import datasets
-
-    before = datasets.config.TORCH_AVAILABLE
-    datasets.config.TORCH_AVAILABLE = before and "torch" in sys.modules
+    hub_logging.set_verbosity(logging.ERROR)
+    for name, value in wanted.items():
+        setattr(config, name, value)
     try:
-        yield
+        yield datasets
     finally:
-        datasets.config.TORCH_AVAILABLE = before
+        for name, value in before.items():
+            setattr(config, name, value)
+        for log, level in levels:
+            log.set_verbosity(level)
+        if shows_bars:
+            datasets.enable_progress_bars()
 
 
 @contextlib.contextmanager
-def _named_errors(path: str) -> Iterator[None]:
+def named_errors(path: str) -> Iterator[None]:
     """Failures of the libraries below become one line with the name of the file."""
     try:
         yield
@@ -100,71 +79,52 @@ def _named_errors(path: str) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read ({reason})") from error
 
 
-def read_lines(path: str, longest: int | None = None) -> Iterator[bytes]:
-    """Lines of a plain or packed file without their ends.
+def remote_lines(url: str, longest: int | None = None) -> Iterator[bytes]:
+    """Lines of a file of the hub (hf://…) without their ends; `longest` as in `local_lines`."""
+    with datasets_library() as datasets:
+        address = datasets.StreamingDownloadManager().download_and_extract(url)
+        with datasets.utils.file_utils.xopen(address, "rb") as file:
+            yield from _lines(iter(lambda: file.read(PIECE_BYTES), b""), longest)
 
-    Args:
-        path: a local file, or one of the hub (hf://…).
-        longest: a line with more bytes may lose its end, but stays longer than this; None: whole
-            lines, however long.
-    """
-    datasets = import_datasets()
-    address = datasets.StreamingDownloadManager().download_and_extract(path)
-    with datasets.utils.file_utils.xopen(address, "rb") as file:
-        parts: list[bytes] = []
-        size = 0
-        while chunk := file.read(_CHUNK_BYTES):
-            head, *rest = chunk.split(b"\n")
-            if longest is None or size <= longest:
-                parts.append(head)
-                size += len(head)
-            if rest:
-                yield b"".join(parts).removesuffix(b"\r")
-                for line in rest[:-1]:
-                    yield line.removesuffix(b"\r")
-                parts, size = rest[-1:], len(rest[-1])
-        if last := b"".join(parts):
-            yield last
+
+def _lines(pieces: Iterable[bytes], longest: int | None) -> Iterator[bytes]:
+    parts: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        head, *rest = piece.split(b"\n")
+        if longest is None or size <= longest:
+            parts.append(head)
+            size += len(head)
+        if rest:
+            yield b"".join(parts).removesuffix(b"\r")
+            for line in rest[:-1]:
+                yield line.removesuffix(b"\r")
+            parts, size = rest[-1:], len(rest[-1])
+    if last := b"".join(parts):
+        yield last
 
 
 def local_lines(
     file: LocalFile, first: int, longest: int | None = None
 ) -> Iterator[tuple[int, bytes]]:
-    """(number, line without its end) of a local file, packed or not, from line `first` on.
+    """(number, line without its end) of a local file, compressed or not, from line `first` on.
 
-    `longest` is as in `read_lines`.
+    Args:
+        first: line to begin at, from 0.
+        longest: a line with more bytes may lose its end, but stays longer than this; None: whole
+            lines, however long.
 
     Raises:
         DataError: the file cannot be read, is damaged or cut, or UTF-16.
     """
-    with _named_errors(str(file.path)):
-        for number, line in enumerate(read_lines(str(file.path), longest)):
+    with named_errors(str(file.path)):
+        for number, line in enumerate(_lines(decompressed(file.path), longest)):
             if number == 0:
                 if line.startswith(_UTF16):
                     raise DataError(f"{file.path}: UTF-16 text; save it as UTF-8")
                 line = line.removeprefix(BYTE_ORDER_MARK)
             if number >= first:
                 yield number, line
-        if file.path.suffix.lower() == ".zst":
-            _check_zstandard(file)
-
-
-def _check_zstandard(file: LocalFile) -> None:
-    """Refuse a cut .zst file: its reader ends quietly where the file ends."""
-    import zstandard
-
-    whole = True
-    frame = None
-    with file.path.open("rb") as raw:
-        while chunk := raw.read(_CHUNK_BYTES):
-            while chunk:
-                if frame is None or frame.eof:
-                    frame = zstandard.ZstdDecompressor().decompressobj()
-                frame.decompress(chunk)
-                whole = frame.eof
-                chunk = frame.unused_data if frame.eof else b""
-    if not whole:
-        raise DataError(f"{file.path}: ends in the middle (truncated); fetch it again")
 
 
 def json_records(
@@ -229,23 +189,21 @@ def _json_kind(value: Any) -> str:
     return names.get(type(value), f"a {type(value).__name__}")
 
 
-def _stream(file: LocalFile, builder: str, **options: Any) -> Any:
+def _stream(datasets: Any, file: LocalFile, builder: str, **options: Any) -> Any:
     """A table reader of `datasets` on one local file."""
-    datasets = import_datasets()
     # Brackets and stars in a name are not a pattern.
     files = {"train": [glob.escape(str(file.path))]}
-    with without_torch():
-        loader = datasets.load_dataset_builder(builder, data_files=files, **options)
-        return loader.as_streaming_dataset(split="train").with_format("arrow")
+    loader = datasets.load_dataset_builder(builder, data_files=files, **options)
+    return loader.as_streaming_dataset(split="train").with_format("arrow")
 
 
 def _json_list_records(
     file: LocalFile, index: int, field: str, label_field: str | None
 ) -> Iterator[Record]:
     """Records of one JSON list; there is nowhere to go on from but its end."""
-    with _named_errors(str(file.path)):
+    with named_errors(str(file.path)), datasets_library() as datasets:
         pending: Record | None = None
-        stream = _stream(file, "json")
+        stream = _stream(datasets, file, "json")
         for record in column_records(stream, index, 0, field, str(file.path), label_field):
             if pending is not None:
                 yield pending
@@ -259,10 +217,10 @@ def parquet_records(
 ) -> Iterator[Record]:
     """One record a row of a parquet file."""
     wanted = fields_of(field, label_field)
-    with _named_errors(str(file.path)):
-        names = list(_stream(file, "parquet").features)
+    with named_errors(str(file.path)), datasets_library() as datasets:
+        names = list(_stream(datasets, file, "parquet").features)
         require_fields(wanted, names, str(file.path))
-        stream = _stream(file, "parquet", columns=wanted, batch_size=_PARQUET_ROWS)
+        stream = _stream(datasets, file, "parquet", columns=wanted, batch_size=_PARQUET_ROWS)
         yield from column_records(stream, index, first, field, str(file.path), label_field)
 
 

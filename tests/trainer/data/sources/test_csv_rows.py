@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 
 from budgetsweep.errors import DataError
 from tests.support.data_files import make_documents, prepared, write_jsonl
-from tests.trainer.data.sources.test_corpus import PACK, problems, texts
+from tests.trainer.data.sources.test_local import PACK, problems, texts
 from trainer.data.held_out import read_held_out
-from trainer.data.sources import csv_rows
-from trainer.data.sources.corpus import open_corpus
+from trainer.data.sources import csv_rows, open_source
 from trainer.data.sources.csv_rows import csv_records
 from trainer.data.sources.local_files import find_files
-from trainer.data.sources.records import Record, read_lines
+from trainer.data.sources.records import Record, local_lines
 
 HEADER = b"id,text\n"
 
@@ -121,7 +120,7 @@ def test_bad_rows_are_named_and_passed_over(tmp_path: Path, packing: str, ends: 
         lines += [row, b"1,good, but".replace(b", ", b" "), b""]
     raw = ends.join(lines)
     path = write(tmp_path / f"bad.csv{packing}", PACK[packing](raw) if packing else raw)
-    corpus = open_corpus(str(path))
+    corpus = open_source(str(path))
     assert texts(corpus) == ["good but"] * len(BAD_ROWS)
     expected = [f"{path}:{3 * i + 2} {reason}" for i, (_, reason) in enumerate(BAD_ROWS)]
     found = problems(corpus)
@@ -190,10 +189,11 @@ def test_a_line_without_an_end_is_not_kept(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(csv_rows, "LONGEST_ROW_BYTES", 1 << 20)
     path = tmp_path / "a.csv"
     path.write_bytes(HEADER + b"1," + b"x" * (9 << 20) + b"\n2,good\n")
-    lengths = [len(line) for line in read_lines(str(path), 1 << 20)]
+    (file,) = find_files(str(path)).files
+    lengths = [len(line) for _, line in local_lines(file, 0, 1 << 20)]
     assert 1 << 20 < lengths[1] < 3 << 20
     assert lengths[2] == 6
-    corpus = open_corpus(str(path))
+    corpus = open_source(str(path))
     assert texts(corpus) == ["good"]
     assert problems(corpus) == [f"{path}:2 longer than 1 MiB (a quoted field is not closed?)"]
 
@@ -210,7 +210,7 @@ def test_plain_and_packed(tmp_path: Path, packing: str):
     documents = make_documents(300)
     raw = HEADER + as_csv([(str(i), text + "\nmore") for i, text in enumerate(documents)])
     path = write(tmp_path / f"a.csv{packing}", PACK[packing](raw) if packing else raw)
-    corpus = open_corpus(str(path))
+    corpus = open_source(str(path))
     assert not corpus.pairs
     assert texts(corpus) == [text + "\nmore" for text in documents]
     assert problems(corpus) == []
@@ -219,7 +219,7 @@ def test_plain_and_packed(tmp_path: Path, packing: str):
         for keep in (0.3, 0.95):
             path.write_bytes(whole[: int(len(whole) * keep)])
             with pytest.raises(DataError, match=r"a\.csv\.\w+: ends in the middle \(truncated\)"):
-                list(open_corpus(str(path)).records())
+                list(open_source(str(path)).records())
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_plain_and_packed(tmp_path: Path, packing: str):
 )
 def test_wrong_columns_are_one_line(tmp_path: Path, raw: bytes, message: str):
     path = write(tmp_path / "a.csv", raw)
-    for use in (lambda: open_corpus(str(path)), lambda: prepared(path)):
+    for use in (lambda: open_source(str(path)), lambda: prepared(path)):
         with pytest.raises(DataError) as caught:
             use()
         assert str(caught.value).startswith(f"{path}: {message}")
@@ -261,27 +261,27 @@ def test_columns_in_any_order_and_others_beside_them():
 
 def test_another_field_makes_plain_text(tmp_path: Path):
     path = write(tmp_path / "a.csv", b"headline,title,text\nDo it.,How to,A long enough text\n")
-    assert open_corpus(str(path)).pairs
-    corpus = open_corpus(str(path), "headline")
+    assert open_source(str(path)).pairs
+    corpus = open_source(str(path), "headline")
     assert not corpus.pairs
     assert texts(corpus) == ["Do it."]
     no_title = write(tmp_path / "b.csv", b"headline,title,text\nDo it., ,A long enough text\n")
-    assert problems(open_corpus(str(no_title))) == [f"{no_title}:2 no text in column 'title'"]
+    assert problems(open_source(str(no_title))) == [f"{no_title}:2 no text in column 'title'"]
 
 
 def test_files_of_pairs_and_of_plain_text_do_not_mix(tmp_path: Path):
     write(tmp_path / "a.csv", b"headline,title,text\nDo it.,How to,A long enough text\n")
     write(tmp_path / "b.csv", b"text,headline,title\nA long enough text,Do it.,How to\n")
-    assert len(texts(open_corpus(str(tmp_path)))) == 2
+    assert len(texts(open_source(str(tmp_path)))) == 2
     write(tmp_path / "c.csv", HEADER)
     with pytest.raises(DataError, match=r"c\.csv: some files of this source have the columns"):
-        open_corpus(str(tmp_path))
+        open_source(str(tmp_path))
 
 
 def test_tables_beside_other_files_are_passed_over(tmp_path: Path):
     write(tmp_path / "about.csv", b"no,columns\n")
     write_jsonl(tmp_path / "a.jsonl", ["one"])
-    assert texts(open_corpus(str(tmp_path))) == ["one"]
+    assert texts(open_source(str(tmp_path))) == ["one"]
     assert [f.path.name for f in find_files(str(tmp_path / "*.csv")).files] == ["about.csv"]
 
 

@@ -21,9 +21,9 @@ import pytest
 from tests.support.data_files import ROOT, make_documents
 from tests.support.hub_child import BLOCK_CHARS
 from tests.support.hub_server import Files, Hub
+from trainer.data import blocks
 from trainer.data.config import DataConfig
 from trainer.data.prepare import prepare
-from trainer.data.shards import blocks
 
 OLD, NEW = "a" * 40, "b" * 40
 README = b"""---

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from budgetsweep.errors import DataError
 from tests.support.data_files import decode, prepared, same, write_jsonl
+from trainer.data.blocks import document_hash
 from trainer.data.config import DataConfig
 from trainer.data.pairs import PairIndex
 from trainer.data.prepare import PrepareProgress, folder_for, list_prepared
 from trainer.data.shards import progress
-from trainer.data.shards.blocks import document_hash
 from trainer.data.shards.manifest import _checksum, load_manifest, save_manifest
 from trainer.data.shards.tokens import TokenArray, TokenData
-from trainer.data.sources.corpus import open_corpus
+from trainer.data.sources import open_source
 from trainer.data.sources.wikihow import (
     clean_headline,
     clean_text,
@@ -279,8 +279,8 @@ def test_two_titles_can(tmp_path: Path):
 def test_documents_of_a_pair_are_read_in_the_order_of_their_tokens(tmp_path: Path):
     path = write_csv(tmp_path / "a.csv", articles(3))
     expected = [text for row in articles(3) for text in make_pair(*row) or ()]
-    records = open_corpus(str(path)).records()
-    assert [text for record in records for text in record.documents] == expected
+    found = [text for record in open_source(str(path)).records() for text in record.documents]
+    assert found == expected
 
 
 def test_a_manifest_of_before_there_were_pairs_still_opens(tmp_path: Path):

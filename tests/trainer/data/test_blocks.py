@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from budgetsweep.errors import DataError
 from tests.support.data_files import make_documents, write_jsonl
-from trainer.data.shards import blocks
-from trainer.data.shards.blocks import (
+from trainer.data import blocks
+from trainer.data.blocks import (
     HASH_RANGE,
     SplitRule,
     block_chars,
@@ -24,7 +24,7 @@ from trainer.data.shards.blocks import (
     document_hash,
     encode_block,
 )
-from trainer.data.sources.corpus import open_corpus
+from trainer.data.sources import open_source
 from trainer.data.tokenizers import ByteTokenizer
 
 
@@ -74,7 +74,7 @@ def test_blocks_can_be_continued_from_any_end(
              for i, kind in enumerate(kinds)]  # fmt: skip
     path = tmp_path / "a.jsonl"
     path.write_text("".join(lines))
-    corpus = open_corpus(str(path))
+    corpus = open_source(str(path))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "SMALLEST_BLOCK_CHARS", 300)
         patch.setattr(blocks, "LARGEST_BLOCK_CHARS", 1000)
@@ -91,7 +91,7 @@ def test_blocks_can_be_continued_from_any_end(
 
 
 def encode(path: Path, rule: SplitRule, want_val: bool = True):
-    corpus = open_corpus(str(path))
+    corpus = open_source(str(path))
     (block,) = cut_blocks(corpus)
     counted = []
     made = encode_block(
@@ -117,10 +117,10 @@ def test_duplicates_are_on_one_side(tmp_path: Path):
     assert sorted(train + val) == sorted(documents)
     assert set(train).isdisjoint(val)
     assert [t for t in documents if document_hash(t) < HASH_RANGE // 3] == val  # in their order
-    assert (made.documents, made.val_documents, made.dropped_documents) == (
+    assert (made.counts.documents, made.counts.val_documents, made.counts.dropped_documents) == (
         len(train), len(val), 0,
     )  # fmt: skip
-    assert made.lowest_hash == min(map(document_hash, documents))
+    assert made.counts.lowest_hash == min(map(document_hash, documents))
 
 
 def test_validation_that_is_not_wanted_is_dropped_and_not_trained_on(tmp_path: Path):
@@ -130,7 +130,7 @@ def test_validation_that_is_not_wanted_is_dropped_and_not_trained_on(tmp_path: P
     with_val, without = encode(path, rule), encode(path, rule, want_val=False)
     assert without.train.tolist() == with_val.train.tolist()
     assert len(without.val) == 0
-    assert without.dropped_documents == with_val.val_documents > 0
+    assert without.counts.dropped_documents == with_val.counts.val_documents > 0
 
 
 def test_held_out_documents_are_dropped(tmp_path: Path):
@@ -139,7 +139,7 @@ def test_held_out_documents_are_dropped(tmp_path: Path):
     held_out = frozenset(map(document_hash, documents[10:20]))
     made = encode(path, SplitRule(held_out=held_out))
     assert decode(made.train) == documents[:10] + documents[20:]
-    assert made.dropped_documents == 10
+    assert made.counts.dropped_documents == 10
     only_val = encode(path, SplitRule(only_val=True))
     assert decode(only_val.val) == documents
     assert only_val.hashes == list(map(document_hash, documents))
@@ -150,12 +150,12 @@ def test_empty_documents_and_lone_surrogates(tmp_path: Path):
     path.write_text('{"text": ""}\n{"text": " \\n"}\n{"text": "x\\ud800"}\n{"text": "good"}\n')
     made = encode(path, SplitRule())
     assert decode(made.train) == ["good"]
-    assert made.dropped_documents == 2
-    assert made.bad_examples == [f"{path}:3 not Unicode text (lone surrogate)"]
+    assert made.counts.dropped_documents == 2
+    assert made.counts.bad_examples == [f"{path}:3 not Unicode text (lone surrogate)"]
 
 
 def test_a_stopped_worker_gives_nothing(tmp_path: Path):
-    corpus = open_corpus(str(write_jsonl(tmp_path / "a.jsonl", make_documents(10))))
+    corpus = open_source(str(write_jsonl(tmp_path / "a.jsonl", make_documents(10))))
     (block,) = cut_blocks(corpus)
     stop = threading.Event()
     stop.set()
@@ -169,11 +169,11 @@ def test_a_hopeless_source_is_given_up_early(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"body": "x", "url": "y"}\n' * 1_000_000)
     with pytest.raises(DataError) as caught:
-        list(cut_blocks(open_corpus(str(path))))
+        list(cut_blocks(open_source(str(path))))
     assert str(caught.value) == (
         f"{path}: none of 1000 records can be used; the first: {path}:1 no field 'text'; "
         "fields: body, url; set data.text_field to one of them"
     )
     # One good record among the first thousand, and it goes on.
     path.write_text('{"body": "x"}\n' * 999 + '{"text": "y"}\n' + '{"body": "x"}\n' * 2000)
-    assert sum(block.bad_records for block in cut_blocks(open_corpus(str(path)))) == 2999
+    assert sum(block.bad_records for block in cut_blocks(open_source(str(path)))) == 2999

@@ -16,8 +16,7 @@ import numpy as np
 
 from budgetsweep.errors import DataError
 from trainer.data.shards.tokens import Ids
-from trainer.data.sources.corpus import Corpus
-from trainer.data.sources.records import Cursor
+from trainer.data.sources import Cursor, Source
 from trainer.data.sources.wikihow import split_key
 from trainer.data.tokenizers import Tokenizer
 
@@ -25,7 +24,7 @@ HASH_RANGE = 1 << 64
 SMALLEST_BLOCK_CHARS = 1 << 20
 LARGEST_BLOCK_CHARS = 1 << 24
 _BLOCKS_A_SIZE = 4
-_MAX_EXAMPLES = 5
+MAX_EXAMPLES = 5
 _HOPELESS_RECORDS = 1000
 _DOCUMENTS_A_CALL = 64
 
@@ -65,11 +64,9 @@ class SplitRule:
 
 
 @dataclass(frozen=True)
-class EncodedBlock:
-    """Tokens of a block, by side."""
+class BlockCounts:
+    """What was found in a block; kept in the headers of its shards."""
 
-    train: Ids
-    val: Ids
     documents: int
     """Training documents; a pair counts as one."""
     val_documents: int
@@ -77,8 +74,17 @@ class EncodedBlock:
     bad_records: int
     bad_examples: list[str]
     lowest_hash: int | None
-    hashes: list[int] = field(default_factory=list)
-    """Hashes of the documents where every one is validation."""
+
+
+@dataclass(frozen=True)
+class EncodedBlock:
+    """Tokens of a block, by side."""
+
+    train: Ids
+    val: Ids
+    counts: BlockCounts
+    hashes: list[int]
+    """Hashes of the documents where every one is validation; else none."""
 
 
 def document_hash(text: str) -> int:
@@ -114,14 +120,12 @@ def block_chars(index: int) -> int:
 
 
 def cut_blocks(
-    corpus: Corpus, start: Cursor = (0, 0), index: int = 0, tick: Callable[[], None] | None = None
+    source: Source, start: Cursor = (0, 0), index: int = 0, tick: Callable[[], None] | None = None
 ) -> Generator[Block]:
     """Blocks of a source from a block's end on.
 
     Args:
-        corpus: the documents.
         start: `end` of the block before.
-        index: number of the first block.
         tick: called now and then while reading.
 
     Raises:
@@ -134,7 +138,7 @@ def cut_blocks(
     n_chars = bad = 0
     hopeless = index == 0
     cursor = end = start
-    for seen, record in enumerate(corpus.records(start)):
+    for seen, record in enumerate(source.records(start)):
         if tick is not None and seen % 256 == 0:
             tick()
         if record.text is not None:
@@ -147,10 +151,10 @@ def cut_blocks(
                 n_chars += len(record.source)
         else:
             bad += 1
-            if len(examples) < _MAX_EXAMPLES:
-                examples.append(f"{corpus.place(record.file, record.record)} {record.problem}")
+            if len(examples) < MAX_EXAMPLES:
+                examples.append(f"{source.place(record.file, record.record)} {record.problem}")
             if hopeless and bad >= _HOPELESS_RECORDS:
-                raise nothing_usable(corpus.description, bad, examples)
+                raise nothing_usable(source.description, bad, examples)
         if record.next is not None:
             end = record.next
             if n_chars >= block_chars(index):
@@ -184,7 +188,6 @@ def encode_block(
     """Tokens of a block; runs in a worker thread.
 
     Args:
-        block: the documents.
         tokenizer: shared between threads.
         rule: how documents are split.
         want_val: tokenise validation documents; else they are dropped.
@@ -205,7 +208,7 @@ def encode_block(
             digest = document_hash(split_key(documents[0]) if block.sources else text)
         except UnicodeEncodeError:
             bad += 1
-            if len(examples) < _MAX_EXAMPLES:
+            if len(examples) < MAX_EXAMPLES:
                 examples.append(f"{place(file, record)} not Unicode text (lone surrogate)")
             continue
         hashes.append(digest)
@@ -228,14 +231,12 @@ def encode_block(
             )
             parts += made
         ids[side] = np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
-    return EncodedBlock(
-        train=ids["train"],
-        val=ids["val"],
+    counts = BlockCounts(
         documents=len(sides["train"]) // documents_each,
         val_documents=len(sides["val"]) // documents_each,
         dropped_documents=dropped,
         bad_records=bad,
         bad_examples=examples,
         lowest_hash=min(hashes, default=None),
-        hashes=hashes if rule.only_val else [],
     )
+    return EncodedBlock(ids["train"], ids["val"], counts, hashes if rule.only_val else [])

@@ -5,6 +5,7 @@ No torch. See `trainer.data.prepare` for the order of events that makes it safe 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 from collections import deque
@@ -18,18 +19,27 @@ from typing import Any
 import numpy as np
 
 from budgetsweep.errors import DataError
-from trainer.data.cache import data_identity
-from trainer.data.config import DataConfig
-from trainer.data.shards.blocks import (
+from trainer.data.blocks import (
+    MAX_EXAMPLES,
     VAL_TOKENS,
     Block,
+    BlockCounts,
     SplitRule,
     choose_val_below,
     cut_blocks,
     encode_block,
     nothing_usable,
 )
-from trainer.data.shards.manifest import Manifest, ShardEntry, cannot_write, save_manifest, utc_now
+from trainer.data.cache import data_identity
+from trainer.data.config import DataConfig
+from trainer.data.shards.manifest import (
+    TOKEN_BYTES_NAME,
+    Manifest,
+    ShardEntry,
+    cannot_write,
+    save_manifest,
+    utc_now,
+)
 from trainer.data.shards.progress import (
     TICK_SECONDS,
     TYPICAL_BYTES_PER_TOKEN,
@@ -37,14 +47,12 @@ from trainer.data.shards.progress import (
     PrepareProgress,
 )
 from trainer.data.shards.tokens import read_shard, write_shard
-from trainer.data.sources.corpus import Corpus, open_corpus
+from trainer.data.sources import Source, open_source
 from trainer.data.tokenizers import Tokenizer, load_tokenizer
 
 SEPARATE_VAL_TOKENS = 20_000_000
 """Most tokens taken from a separate validation text."""
 HELD_OUT_NAME = "held-out.bin"
-TOKEN_BYTES_NAME = "token-bytes.tok"
-_MAX_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class _Written:
 
     train: ShardEntry | None
     val: ShardEntry | None
-    stats: dict[str, Any]
+    counts: BlockCounts
     hashes: list[int]
 
 
@@ -62,6 +70,7 @@ class Preparation:
 
     Args:
         data: the text.
+        source: of the training documents.
         tokenizer_encoding: name of the tokenizer.
         folder: where the tokens go; exists.
         manifest: what is there already.
@@ -72,6 +81,7 @@ class Preparation:
     def __init__(
         self,
         data: DataConfig,
+        source: Source,
         tokenizer_encoding: str,
         folder: Path,
         manifest: Manifest | None,
@@ -82,10 +92,8 @@ class Preparation:
         self.folder = folder
         self.workers = workers
         self.tokenizer: Tokenizer = load_tokenizer(tokenizer_encoding)
-        self.corpus = open_corpus(
-            data.source, data.text_field, manifest.revision if manifest else None
-        )
-        if manifest is not None and manifest.pairs != self.corpus.pairs:
+        self.source = source.open()
+        if manifest is not None and manifest.pairs != self.source.pairs:
             raise DataError(
                 f"{folder}: prepared from other columns of {data.source}; delete this folder and "
                 "prepare the text again"
@@ -93,7 +101,7 @@ class Preparation:
         remove_leftovers(folder)
         self.manifest = manifest or self._first_manifest()
         self._stop = threading.Event()
-        self._meter = PrepareMeter(self.manifest, on_progress, self.corpus.n_bytes)
+        self._meter = PrepareMeter(self.manifest, on_progress, self.source.n_bytes)
 
     def _first_manifest(self) -> Manifest:
         table = write_shard(
@@ -104,15 +112,15 @@ class Preparation:
         )
         return Manifest(
             source=self.data.source,
-            description=f"{self.corpus.description}, tokenizer {self.tokenizer.name}",
+            description=f"{self.source.description}, tokenizer {self.tokenizer.name}",
             identity=data_identity(self.data, self.tokenizer.name),
             tokenizer=self.tokenizer.name,
             n_vocab=self.tokenizer.n_vocab,
             eot=self.tokenizer.eot,
             text_field=self.data.text_field,
             validation=self.data.validation,
-            pairs=self.corpus.pairs,
-            revision=self.corpus.revision,
+            pairs=self.source.pairs,
+            revision=self.source.revision,
             token_bytes=table,
             created_utc=utc_now(),
             versions={name: version(name) for name in ("datasets", "tiktoken", "numpy")},
@@ -147,10 +155,10 @@ class Preparation:
         return self.manifest
 
     def _expected_tokens(self, train_tokens: int | None) -> float | None:
-        if self.corpus.n_bytes is None:
+        if self.source.n_bytes is None:
             return train_tokens
         per_token = 1.0 if self.tokenizer.name == "bytes" else TYPICAL_BYTES_PER_TOKEN
-        whole = self.corpus.n_bytes / per_token
+        whole = self.source.n_bytes / per_token
         return whole if train_tokens is None else min(whole, train_tokens)
 
     def _prepare_train(self, train_tokens: int | None, val_tokens: int | None, target: int) -> bool:
@@ -170,35 +178,34 @@ class Preparation:
             return not wants_val() or m.val_tokens >= max(val_tokens or 0, 1)
 
         def commit(block: Block, written: _Written) -> None:
-            keep_val = written.val is not None and wants_val()
-            self._commit(block, written, keep_val)
+            self._commit(block, written, keep_val=written.val is not None and wants_val())
 
-        blocks = cut_blocks(self.corpus, self.manifest.cursor, len(self.manifest.train), self._tick)
-        return self._pipeline(self.corpus, blocks, rule, wants_val, enough, commit)
+        blocks = cut_blocks(self.source, self.manifest.cursor, len(self.manifest.train), self._tick)
+        return self._pipeline(self.source, blocks, rule, wants_val, enough, commit)
 
     def _commit(self, block: Block, written: _Written, keep_val: bool) -> None:
-        m, stats = self.manifest, written.stats
+        m, counts = self.manifest, written.counts
         assert written.train is not None
-        lowest = [h for h in (m.lowest_hash, stats["lowest_hash"]) if h is not None]
-        dropped = stats["dropped_documents"] + (0 if keep_val else stats["val_documents"])
+        lowest = [h for h in (m.lowest_hash, counts.lowest_hash) if h is not None]
+        kept, lost = (counts.val_documents, 0) if keep_val else (0, counts.val_documents)
         self._save(
             train=(*m.train, written.train),
             val=(*m.val, written.val) if keep_val else m.val,
             cursor=block.end,
-            documents=m.documents + stats["documents"],
-            val_documents=m.val_documents + (stats["val_documents"] if keep_val else 0),
-            dropped_documents=m.dropped_documents + dropped,
-            bad_records=m.bad_records + stats["bad_records"],
-            bad_examples=(*m.bad_examples, *stats["bad_examples"])[:_MAX_EXAMPLES],
+            documents=m.documents + counts.documents,
+            val_documents=m.val_documents + kept,
+            dropped_documents=m.dropped_documents + counts.dropped_documents + lost,
+            bad_records=m.bad_records + counts.bad_records,
+            bad_examples=(*m.bad_examples, *counts.bad_examples)[:MAX_EXAMPLES],
             lowest_hash=min(lowest, default=None),
         )
 
-    def _prepare_validation(self, source: str) -> None:
+    def _prepare_validation(self, name: str) -> None:
         """Tokenise a separate validation text; its documents are then kept out of training."""
-        corpus = open_corpus(source, self.data.text_field)
-        if corpus.pairs != self.corpus.pairs:
-            training = self.corpus.description
-            with_pairs, without = (source, training) if corpus.pairs else (training, source)
+        source = open_source(name, self.data.text_field)
+        if source.pairs != self.source.pairs:
+            training = self.source.description
+            with_pairs, without = (name, training) if source.pairs else (training, name)
             raise DataError(
                 f"{without}: no pairs, but {with_pairs} has them; training and validation text "
                 "both need the columns headline, title, text (.csv), or neither"
@@ -213,18 +220,18 @@ class Preparation:
                 entries.append(written.val)
             hashes.update(written.hashes)
             for name in totals:
-                totals[name] += written.stats[name]
-            examples.extend(written.stats["bad_examples"])
+                totals[name] += getattr(written.counts, name)
+            examples.extend(written.counts.bad_examples)
 
         def enough(_pending_chars: int) -> bool:
             return sum(entry.n_tokens for entry in entries) >= SEPARATE_VAL_TOKENS
 
         self._pipeline(
-            corpus, cut_blocks(corpus, tick=self._tick), SplitRule(only_val=True),
+            source, cut_blocks(source, tick=self._tick), SplitRule(only_val=True),
             lambda: True, enough, commit,
         )  # fmt: skip
         if not entries:
-            raise nothing_usable(source, totals["bad_records"], examples)
+            raise nothing_usable(name, totals["bad_records"], examples)
         raw = np.array(sorted(hashes), dtype="<u8").tobytes()
         try:
             (self.folder / HELD_OUT_NAME).write_bytes(raw)
@@ -233,7 +240,7 @@ class Preparation:
         self._save(
             val=tuple(entries),
             held_out_sha256=hashlib.sha256(raw).hexdigest(),
-            bad_examples=tuple(examples[:_MAX_EXAMPLES]),
+            bad_examples=tuple(examples[:MAX_EXAMPLES]),
             **totals,
         )
 
@@ -250,7 +257,7 @@ class Preparation:
         m = self.manifest
         separate = self.data.validation is not None
         if m.documents == 0 and (m.dropped_documents == 0 if separate else m.val_documents == 0):
-            raise nothing_usable(self.corpus.description, m.bad_records, m.bad_examples)
+            raise nothing_usable(self.source.description, m.bad_records, m.bad_examples)
         return m.train_tokens == 0 or m.val_tokens == 0
 
     def _threshold_of_one_document(self) -> int:
@@ -259,14 +266,14 @@ class Preparation:
         return self.manifest.lowest_hash + 1
 
     def _too_few_documents(self) -> DataError:
-        what = "title" if self.corpus.pairs else "document"
+        what = "title" if self.source.pairs else "document"
         if self.data.validation is not None:
             return DataError(
-                f"{self.corpus.description}: every {what} is also in {self.data.validation}, so "
+                f"{self.source.description}: every {what} is also in {self.data.validation}, so "
                 "nothing is left to train on"
             )
         return DataError(
-            f"{self.corpus.description}: only one {what}, so nothing is left to validate on; "
+            f"{self.source.description}: only one {what}, so nothing is left to validate on; "
             "give more text, or a separate one as data.validation"
         )
 
@@ -285,7 +292,7 @@ class Preparation:
 
     def _pipeline(
         self,
-        corpus: Corpus,
+        source: Source,
         blocks: Generator[Block],
         rule: SplitRule,
         wants_val: Callable[[], bool],
@@ -306,7 +313,7 @@ class Preparation:
                         ended = True
                         break
                     pending.append(
-                        (block, pool.submit(self._work, block, corpus, rule, wants_val()))
+                        (block, pool.submit(self._work, block, source, rule, wants_val()))
                     )
                 if not pending:
                     return True
@@ -327,7 +334,7 @@ class Preparation:
             self._stop.clear()
 
     def _work(
-        self, block: Block, corpus: Corpus, rule: SplitRule, want_val: bool
+        self, block: Block, source: Source, rule: SplitRule, want_val: bool
     ) -> _Written | None:
         """Tokenise a block and write its shards, validation first. Runs in a worker thread."""
         what = {
@@ -343,18 +350,11 @@ class Preparation:
         if not rule.only_val and (found := _adopt(train_path, val_path, what, want_val)):
             return found
         made = encode_block(
-            block, self.tokenizer, rule, want_val, corpus.place, self._stop, self._meter.count
+            block, self.tokenizer, rule, want_val, source.place, self._stop, self._meter.count
         )
         if made is None:
             return None
-        stats = {
-            "documents": made.documents,
-            "val_documents": made.val_documents,
-            "dropped_documents": made.dropped_documents,
-            "bad_records": made.bad_records,
-            "bad_examples": made.bad_examples,
-            "lowest_hash": made.lowest_hash,
-        }
+        stats = dataclasses.asdict(made.counts)
         extra = {"block": what, "want_val": want_val, "stats": stats}
         name = self.tokenizer.name
         val = train = None
@@ -362,7 +362,7 @@ class Preparation:
             val = write_shard(val_path, made.val, tokenizer=name, split="val", extra=extra)
         if not rule.only_val:
             train = write_shard(train_path, made.train, tokenizer=name, split="train", extra=extra)
-        return _Written(train, val, stats, made.hashes)
+        return _Written(train, val, made.counts, made.hashes)
 
 
 def _adopt(train_path: Path, val_path: Path, what: Any, want_val: bool) -> _Written | None:
@@ -383,7 +383,7 @@ def _adopt(train_path: Path, val_path: Path, what: Any, want_val: bool) -> _Writ
     except DataError:
         return None
     train = ShardEntry(train_path.name, header.n_tokens, header.sha256)
-    return _Written(train, val, extra["stats"], [])
+    return _Written(train, val, BlockCounts(**extra["stats"]), [])
 
 
 def remove_leftovers(folder: Path) -> None:

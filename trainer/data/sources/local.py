@@ -1,0 +1,77 @@
+"""Local files of text, JSON lines, JSON, CSV and parquet as a source. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self, final
+
+from trainer.data.sources import Cursor, Record, Source
+from trainer.data.sources.csv_rows import csv_file_columns, csv_file_records, mixed_columns
+from trainer.data.sources.local_files import FoundFiles, find_files, local_identity, piece_bytes
+from trainer.data.sources.records import json_records, parquet_records, text_records
+
+
+@final
+class LocalSource(Source):
+    """A file, or the files of a folder or glob pattern in the order of their paths."""
+
+    claims_before = 2
+
+    @classmethod
+    def claims(cls, name: str) -> bool:
+        """What no other source claims."""
+        del name
+        return True
+
+    @property
+    def file(self) -> Path | None:
+        """The path, if it is a file's."""
+        path = Path(self.name).expanduser()
+        return path if path.is_file() else None
+
+    def open(self) -> Self:
+        """Find the files."""
+        return self.open_files(find_files(self.name))
+
+    def open_files(self, found: FoundFiles, label_field: str | None = None) -> Self:
+        """Read these files; with a label beside each text, if one is asked for.
+
+        Raises:
+            DataError: a CSV file has not the columns that are needed.
+        """
+        self.files = found.files
+        self.label_field = label_field
+        self.n_bytes = sum(file.text_bytes for file in self.files)
+        self.description = self.name + found.note
+        self._piece_bytes = piece_bytes(sum(f.size for f in self.files if f.kind == "text"))
+        tables = [file for file in self.files if file.kind == "csv"]
+        pairs = [csv_file_columns(file, self.text_field).pair is not None for file in tables]
+        self.pairs = any(pairs)
+        if self.pairs and not all(pairs):
+            raise mixed_columns(str(tables[pairs.index(False)].path))
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Path, size and time of change of each file."""
+        return {"files": local_identity(find_files(self.name).files), "text_field": self.text_field}
+
+    def records(self, start: Cursor = (0, 0)) -> Iterator[Record]:
+        """Documents file by file."""
+        for index in range(start[0], len(self.files)):
+            first = start[1] if index == start[0] else 0
+            file = self.files[index]
+            if file.kind == "text":
+                yield from text_records(file, index, first, self._piece_bytes)
+            elif file.kind == "json":
+                yield from json_records(file, index, first, self.text_field, self.label_field)
+            elif file.kind == "csv":
+                yield from csv_file_records(file, index, first, self.text_field, self.pairs)
+            else:
+                yield from parquet_records(file, index, first, self.text_field, self.label_field)
+
+    def place(self, file: int, record: int) -> str:
+        """File and line, or file and row of a parquet file."""
+        if self.files[file].kind == "parquet":
+            return f"{self.files[file].path}: row {record + 1}"
+        return f"{self.files[file].path}:{record + 1}"
