@@ -26,7 +26,7 @@ from trainer.data.config import DataConfig
 from trainer.data.shards.manifest import MANIFEST_NAME, Manifest, load_manifest
 from trainer.data.shards.progress import PrepareProgress
 from trainer.data.shards.tokens import TokenData, open_tokens
-from trainer.data.sources import Source, TokenCopy, source_class
+from trainer.data.sources import PrepareJob, Source, source_class
 
 __all__ = [
     "PrepareProgress",
@@ -90,8 +90,11 @@ def prepare(
                         "training tokens you want (data.train_tokens)"
                     )
                 try:
-                    _run(data, tokenizer_encoding, folder, manifest, train_tokens, val_tokens,
-                         workers, on_progress)  # fmt: skip
+                    _run(PrepareJob(
+                        data, tokenizer_encoding, data_identity(data, tokenizer_encoding), folder,
+                        manifest, train_tokens, val_tokens,
+                        workers or min(os.cpu_count() or 1, _MOST_WORKERS), on_progress,
+                    ))  # fmt: skip
                 except DataError:
                     _forget_empty(folder)
                     raise
@@ -102,32 +105,14 @@ def prepare(
     return _open_up_to(folder, train_tokens, val_tokens)
 
 
-def _run(
-    data: DataConfig,
-    tokenizer_encoding: str,
-    folder: Path,
-    manifest: Manifest | None,
-    train_tokens: int | None,
-    val_tokens: int | None,
-    workers: int | None,
-    on_progress: Callable[[PrepareProgress], None] | None,
-) -> None:
-    revision = manifest.revision if manifest else None
+def _run(job: PrepareJob) -> None:
+    data, revision = job.data, job.manifest.revision if job.manifest else None
     source = source_class(data.source)(data.source, data.text_field, revision)
-    identity = data_identity(data, tokenizer_encoding)
-    copied = source.copy_tokens(
-        TokenCopy(
-            tokenizer_encoding, identity, folder, manifest, data.validation is not None,
-            train_tokens, on_progress,
-        )
-    )  # fmt: skip
-    if copied is not None:
-        return
-    from trainer.data.writer import Preparation
+    manifest = source.copy_tokens(job)
+    if manifest is None:
+        from trainer.data.writer import Preparation
 
-    count = workers or min(os.cpu_count() or 1, _MOST_WORKERS)
-    job = Preparation(data, source, tokenizer_encoding, folder, manifest, count, on_progress)
-    manifest = job.run(train_tokens, val_tokens)
+        manifest = Preparation(job, source).run()
     if manifest.bad_records:
         _LOG.warning(
             "%s: %d bad records left out, the first: %s",

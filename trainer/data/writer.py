@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from budgetsweep.errors import DataError
+from budgetsweep.files import write_bytes_atomically
 from trainer.data.blocks import (
     MAX_EXAMPLES,
     VAL_TOKENS,
@@ -30,8 +31,6 @@ from trainer.data.blocks import (
     encode_block,
     nothing_usable,
 )
-from trainer.data.cache import data_identity
-from trainer.data.config import DataConfig
 from trainer.data.shards.manifest import (
     TOKEN_BYTES_NAME,
     Manifest,
@@ -44,10 +43,9 @@ from trainer.data.shards.progress import (
     TICK_SECONDS,
     TYPICAL_BYTES_PER_TOKEN,
     PrepareMeter,
-    PrepareProgress,
 )
 from trainer.data.shards.tokens import read_shard, write_shard
-from trainer.data.sources import Source, open_source
+from trainer.data.sources import PrepareJob, Source, open_source
 from trainer.data.tokenizers import Tokenizer, load_tokenizer
 
 SEPARATE_VAL_TOKENS = 20_000_000
@@ -66,42 +64,23 @@ class _Written:
 
 
 class Preparation:
-    """One preparation of one folder; the caller holds the folder's lock.
+    """One preparation of one folder, from a source of documents."""
 
-    Args:
-        data: the text.
-        source: of the training documents.
-        tokenizer_encoding: name of the tokenizer.
-        folder: where the tokens go; exists.
-        manifest: what is there already.
-        workers: tokenising threads.
-        on_progress: called several times a second from the calling thread.
-    """
-
-    def __init__(
-        self,
-        data: DataConfig,
-        source: Source,
-        tokenizer_encoding: str,
-        folder: Path,
-        manifest: Manifest | None,
-        workers: int,
-        on_progress: Callable[[PrepareProgress], None] | None,
-    ) -> None:
-        self.data = data
-        self.folder = folder
-        self.workers = workers
-        self.tokenizer: Tokenizer = load_tokenizer(tokenizer_encoding)
+    def __init__(self, job: PrepareJob, source: Source) -> None:
+        self.data, self.folder, self.workers = job.data, job.folder, job.workers
+        self._identity = job.identity
+        self._wanted_train, self._wanted_val = job.train_tokens, job.val_tokens
+        self.tokenizer: Tokenizer = load_tokenizer(job.tokenizer)
         self.source = source.open()
-        if manifest is not None and manifest.pairs != self.source.pairs:
+        if job.manifest is not None and job.manifest.pairs != self.source.pairs:
             raise DataError(
-                f"{folder}: prepared from other columns of {data.source}; delete this folder and "
-                "prepare the text again"
+                f"{self.folder}: prepared from other columns of {source.name}; delete this folder "
+                "and prepare the text again"
             )
-        remove_leftovers(folder)
-        self.manifest = manifest or self._first_manifest()
+        remove_leftovers(self.folder)
+        self.manifest = job.manifest or self._first_manifest()
         self._stop = threading.Event()
-        self._meter = PrepareMeter(self.manifest, on_progress, self.source.n_bytes)
+        self._meter = PrepareMeter(self.manifest, job.on_progress, self.source.n_bytes)
 
     def _first_manifest(self) -> Manifest:
         table = write_shard(
@@ -113,7 +92,7 @@ class Preparation:
         return Manifest(
             source=self.data.source,
             description=f"{self.source.description}, tokenizer {self.tokenizer.name}",
-            identity=data_identity(self.data, self.tokenizer.name),
+            identity=self._identity,
             tokenizer=self.tokenizer.name,
             n_vocab=self.tokenizer.n_vocab,
             eot=self.tokenizer.eot,
@@ -126,43 +105,40 @@ class Preparation:
             versions={name: version(name) for name in ("datasets", "tiktoken", "numpy")},
         )
 
-    def run(self, train_tokens: int | None, val_tokens: int | None) -> Manifest:
-        """Prepare until there are so many training tokens, or no more text.
-
-        Args:
-            train_tokens: training tokens wanted; None: all.
-            val_tokens: validation tokens wanted by the first preparation; None: the default.
+    def run(self) -> Manifest:
+        """Prepare until there are as many training tokens as wanted, or no more text.
 
         Raises:
             DataError: nothing usable, no space, or the network is gone. What was finished stays.
         """
-        self._meter.wanted = train_tokens
+        self._meter.wanted = self._wanted_train
         if self.data.validation is not None and self.manifest.held_out_sha256 is None:
             self._prepare_validation(self.data.validation)
-        target = max(val_tokens or 0, VAL_TOKENS)
+        target = max(self._wanted_val or 0, VAL_TOKENS)
         if self.data.validation is None and self.manifest.val_below is None:
-            expected = self._expected_tokens(train_tokens)
-            self._save(val_below=choose_val_below(expected, target))
-        exhausted = self._prepare_train(train_tokens, val_tokens, target)
+            self._save(val_below=choose_val_below(self._expected_tokens(), target))
+        exhausted = self._prepare_train(target)
         if exhausted and self._one_side_is_empty():
             # Few documents, and chance put them all on one side: the lowest hash is validation.
             self._start_again(val_below=self._threshold_of_one_document())
-            exhausted = self._prepare_train(train_tokens, val_tokens, target)
+            exhausted = self._prepare_train(target)
             if self._one_side_is_empty():
                 raise self._too_few_documents()
         self._save(val_frozen=True, exhausted=exhausted)
         self._meter.tick(self.manifest, force=True)
         return self.manifest
 
-    def _expected_tokens(self, train_tokens: int | None) -> float | None:
+    def _expected_tokens(self) -> float | None:
+        train_tokens = self._wanted_train
         if self.source.n_bytes is None:
             return train_tokens
         per_token = 1.0 if self.tokenizer.name == "bytes" else TYPICAL_BYTES_PER_TOKEN
         whole = self.source.n_bytes / per_token
         return whole if train_tokens is None else min(whole, train_tokens)
 
-    def _prepare_train(self, train_tokens: int | None, val_tokens: int | None, target: int) -> bool:
+    def _prepare_train(self, target: int) -> bool:
         """Append training blocks until there are enough; True: the source has no more."""
+        train_tokens, val_tokens = self._wanted_train, self._wanted_val
         rule = SplitRule(self.manifest.val_below, self._held_out())
         separate = self.data.validation is not None
 
@@ -234,7 +210,7 @@ class Preparation:
             raise nothing_usable(name, totals["bad_records"], examples)
         raw = np.array(sorted(hashes), dtype="<u8").tobytes()
         try:
-            (self.folder / HELD_OUT_NAME).write_bytes(raw)
+            write_bytes_atomically(self.folder / HELD_OUT_NAME, raw)
         except OSError as error:
             raise cannot_write(self.folder, error) from error
         self._save(

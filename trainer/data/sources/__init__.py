@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 from budgetsweep.errors import DataError
 from budgetsweep.registry import import_modules_of
+from trainer.data.config import DataConfig
 from trainer.data.shards.manifest import Manifest
 from trainer.data.shards.progress import PrepareProgress
 
@@ -48,23 +49,26 @@ class Record:
 
 
 @dataclass(frozen=True)
-class TokenCopy:
-    """What a source of tokens is asked to copy into shards; the caller holds the folder's lock."""
+class PrepareJob:
+    """What has to be prepared, and where; the caller holds the folder's lock."""
 
+    data: DataConfig
     tokenizer: str
-    """Name of the tokenizer that made the ids (they do not say)."""
+    """A key of `TOKENIZER_VOCABULARIES`."""
     identity: str
-    """For the manifest."""
+    """Hash of what decides the tokens (`trainer.data.cache.data_identity`)."""
     folder: Path
-    """Where the shards go; exists."""
+    """Where the tokens go; exists."""
     manifest: Manifest | None
     """What is there already."""
-    has_validation: bool
-    """A separate validation text was asked for."""
     train_tokens: int | None
     """Training tokens wanted; None: all."""
-    on_progress: Callable[[PrepareProgress], None] | None = None
-    """Called after each shard."""
+    val_tokens: int | None
+    """Validation tokens wanted by the first preparation; None: the default."""
+    workers: int
+    """Tokenising threads."""
+    on_progress: Callable[[PrepareProgress], None] | None
+    """Called several times a second from the calling thread."""
 
 
 class Source(ABC):
@@ -131,9 +135,9 @@ class Source(ABC):
         """The folder of prepared tokens that it is; None: it has to be prepared."""
         return None
 
-    def copy_tokens(self, wanted: TokenCopy) -> Manifest | None:
+    def copy_tokens(self, job: PrepareJob) -> Manifest | None:
         """Copy what holds tokens into shards; None: it holds documents."""
-        del wanted
+        del job
         return None
 
     def open(self) -> Self:

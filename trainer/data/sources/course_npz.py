@@ -25,7 +25,7 @@ from trainer.data.shards.manifest import (
 )
 from trainer.data.shards.progress import PrepareMeter
 from trainer.data.shards.tokens import Ids, write_shard
-from trainer.data.sources import Source, TokenCopy
+from trainer.data.sources import PrepareJob, Source
 from trainer.data.tokenizers import END_OF_TEXT, load_tokenizer
 
 SHARD_TOKENS = 1 << 22
@@ -55,30 +55,30 @@ class CourseSource(Source):
         status = path.stat()
         return {"npz": [str(path), status.st_size, status.st_mtime_ns]}
 
-    def copy_tokens(self, wanted: TokenCopy) -> Manifest:
-        """Copy `val` and as much of `train` as is wanted.
+    def copy_tokens(self, job: PrepareJob) -> Manifest:
+        """Copy `val` and as much of `train` as is job.
 
         Raises:
             DataError: not such a file, damaged, ids of another tokenizer, or no space.
         """
-        path, folder, manifest = self.file, wanted.folder, wanted.manifest
-        if wanted.has_validation:
+        path, folder, manifest = self.file, job.folder, job.manifest
+        if job.data.validation is not None:
             raise DataError(f"{path}: has its own validation tokens; remove data.validation")
-        n_vocab = TOKENIZER_VOCABULARIES[wanted.tokenizer]
+        n_vocab = TOKENIZER_VOCABULARIES[job.tokenizer]
         try:
             with zipfile.ZipFile(path) as archive:
                 n_train = _checked_length(archive, path, "train")
                 _checked_length(archive, path, "val")
                 if manifest is None:
-                    manifest = self._with_validation(archive, wanted)
-                meter = PrepareMeter(manifest, wanted.on_progress, None)
+                    manifest = self._with_validation(archive, job)
+                meter = PrepareMeter(manifest, job.on_progress, None)
                 meter.wanted = n_train
-                if wanted.train_tokens is not None:
-                    meter.wanted = min(wanted.train_tokens, n_train)
+                if job.train_tokens is not None:
+                    meter.wanted = min(job.train_tokens, n_train)
                 for ids in _pieces(archive, path, "train", n_vocab, manifest.train_tokens):
                     if manifest.train_tokens >= meter.wanted:
                         break
-                    entry = _write(folder, "train", len(manifest.train), ids, wanted.tokenizer)
+                    entry = _write(folder, "train", len(manifest.train), ids, job.tokenizer)
                     manifest = manifest.with_changes(
                         train=(*manifest.train, entry), cursor=(0, manifest.train_tokens + len(ids))
                     )
@@ -97,9 +97,9 @@ class CourseSource(Source):
         meter.tick(manifest, force=True)
         return manifest
 
-    def _with_validation(self, archive: zipfile.ZipFile, wanted: TokenCopy) -> Manifest:
+    def _with_validation(self, archive: zipfile.ZipFile, job: PrepareJob) -> Manifest:
         """The first manifest, with all of `val`."""
-        encoding, folder = wanted.tokenizer, wanted.folder
+        encoding, folder = job.tokenizer, job.folder
         n_vocab = TOKENIZER_VOCABULARIES[encoding]
         pieces = enumerate(_pieces(archive, self.file, "val", n_vocab, 0))
         val = tuple(_write(folder, "val", index, ids, encoding) for index, ids in pieces)
@@ -115,7 +115,7 @@ class CourseSource(Source):
         return Manifest(
             source=self.name,
             description=f"{self.name}, tokenizer {encoding}",
-            identity=wanted.identity,
+            identity=job.identity,
             tokenizer=encoding,
             n_vocab=n_vocab,
             eot=END_OF_TEXT[encoding],
