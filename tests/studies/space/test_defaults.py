@@ -6,9 +6,9 @@ import pytest
 
 from budgetsweep.constraint import Admitted, Limits, admit
 from budgetsweep.errors import ConfigError
-from studies.planning import EVAL_SHARE, eval_cost, sample_space, wanted_val_tokens
 from studies.settings import SearchSettings
 from studies.space.defaults import default_space, first_proposal
+from studies.space.sample import EVAL_SHARE, eval_cost, sample_space, wanted_val_tokens
 from trainer.config import TOKENIZER_VOCABULARIES, RunConfig
 
 BUDGETS = [10**11, 10**12, 3 * 10**12, 10**13, 10**14, 10**15, 10**16, 10**17]

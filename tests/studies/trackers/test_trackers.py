@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from studies.trackers import TRACKERS, track
-from studies.trackers.base import Job, Observer, RunView
+from studies.trackers.base import Observer, RunView, Session
 from studies.trackers.composite import Composite
 from tests.support.tiny_runs import tiny_config
 from trainer.events import Point, Progress, RunResult
@@ -77,7 +77,7 @@ def test_trackers_are_closed_at_the_end() -> None:
 
 def test_a_screen_without_a_terminal_has_one_line_a_trial() -> None:
     screen = io.StringIO()
-    job = Job("c4-1e15", budget_flops=10**9, n_trials=4, n_done=1)
+    job = Session("c4-1e15", budget_flops=10**9, n_trials=4, n_done=1)
     with track(job, Console(file=screen, width=200), names=list(TRACKERS)) as trackers:
         tell_all(trackers)
     assert screen.getvalue().startswith("2/4  trial 3  val loss 2.0000  PPL 7.4  best so far  (")
@@ -87,7 +87,7 @@ def test_a_screen_without_a_terminal_has_one_line_a_trial() -> None:
 def test_a_run_of_no_study_has_the_name_of_its_folder_and_says_each_loss() -> None:
     screen = io.StringIO()
     view = RunView(0, "run", None, {}, tiny_config(output_dir="out/[red]"), 10**9)
-    with track(Job("out"), Console(file=screen, width=200)) as trackers:
+    with track(Session("out"), Console(file=screen, width=200)) as trackers:
         trackers.run_point(view, Point(20, 640, 10**6, 1.0, val_loss_nats=3.0))
         trackers.run_ended(view, RESULT, 2.0)
     point, end = screen.getvalue().splitlines()
@@ -98,7 +98,7 @@ def test_a_run_of_no_study_has_the_name_of_its_folder_and_says_each_loss() -> No
 def test_a_terminal_shows_where_runs_are() -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120, color_system=None)
-    with track(Job("c4-1e15", 10**9, 4), console) as trackers:
+    with track(Session("c4-1e15", 10**9, 4), console) as trackers:
         trackers.run_started(VIEW)
         trackers.run_progress(VIEW, Progress(20, 40, 640, 100.0))
         trackers.tick()
