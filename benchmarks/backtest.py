@@ -23,10 +23,14 @@ import numpy as np
 
 from benchmarks.common import ROOT, about, write_results
 from budgetsweep.errors import FitRefused
-from studies.scaling import Observation, Prior, Priors, RunsTable, ScalingFit, read_runs, result
-from studies.scaling import fit as fit_law
-from studies.scaling.fit_data import SAME_BUDGET, budgets_of
+from budgetsweep.formats import loss, percent
+from studies.scaling import result
+from studies.scaling.fit import fit as fit_law
+from studies.scaling.fit_data import SAME_BUDGET, FitPoint, budgets_of
 from studies.scaling.held_out_score import score
+from studies.scaling.priors import Prior, Priors
+from studies.scaling.result import ScalingFit
+from studies.scaling.runs_csv import RunsTable, read_runs
 
 RATIOS = (8, 16, 64, 128)
 PARTS = ("valid", "best", "all")
@@ -81,16 +85,16 @@ def _settings(variant: Variant) -> Iterator[None]:
         yield
 
 
-def backtest(observations: Sequence[Observation], variant: Variant = CHOSEN) -> dict[str, Any]:
+def backtest(points: Sequence[FitPoint], variant: Variant = CHOSEN) -> dict[str, Any]:
     """Scores by ratio of budgets, pooled over the budgets that were fitted."""
-    budgets = budgets_of(observations)
-    flops = np.array([one.flops for one in observations])
+    budgets = budgets_of(points)
+    flops = np.array([one.flops for one in points])
     rows: list[dict[str, Any]] = []
     refused: list[str] = []
     for budget in budgets[1:]:
         below = [
             one
-            for one in observations
+            for one in points
             if one.flops <= budget * math.sqrt(SAME_BUDGET)
             and one.tokens >= variant.least_tokens_per_param * one.n_params
         ]
@@ -100,7 +104,7 @@ def backtest(observations: Sequence[Observation], variant: Variant = CHOSEN) -> 
             except FitRefused as error:
                 refused.append(f"{budget:.3g}: {error}")
                 continue
-            rows += _rows(found, observations, flops, budget)
+            rows += _rows(found, points, flops, budget)
     by_ratio = {
         str(ratio): _pooled([row for row in rows if row["ratio"] == ratio]) for ratio in RATIOS
     }
@@ -108,13 +112,13 @@ def backtest(observations: Sequence[Observation], variant: Variant = CHOSEN) -> 
 
 
 def _rows(
-    found: ScalingFit, observations: Sequence[Observation], flops: Any, budget: float
+    found: ScalingFit, points: Sequence[FitPoint], flops: Any, budget: float
 ) -> Iterator[dict[str, Any]]:
     """A score a ratio for which the table has runs."""
     for ratio in RATIOS:
         near = np.abs(np.log(flops / (ratio * budget))) < math.log(SAME_BUDGET) / 2
         if near.any():
-            told = score(found, [observations[i] for i in np.flatnonzero(near)])
+            told = score(found, [points[i] for i in np.flatnonzero(near)])
             yield {
                 "fitted_to_flops": budget,
                 "n_fitted": found.n_points,
@@ -171,11 +175,11 @@ def to_markdown(outcome: dict[str, Any]) -> str:
         for part in PARTS:
             one = pooled[part]
             cells += [
-                f"{_percent(one['mean_error'])} ({_percent(one['largest_mean_error'])})",
-                f"{_percent(one['coverage'], 0)} of {one['n']}",
+                f"{percent(one['mean_error'], 2)} ({percent(one['largest_mean_error'], 2)})",
+                f"{percent(one['coverage'], 0)} of {one['n']}",
             ]
         nats = pooled["regret_nats"]
-        cells.append(f"{_nats(nats['mean'])} (largest {_nats(nats['largest'])})")
+        cells.append(f"{loss(nats['mean'], 3)} (largest {loss(nats['largest'], 3)})")
         lines.append(f"| {' | '.join(cells)} |")
     if chosen["refused"]:
         lines += ["", "Refused: " + "; ".join(chosen["refused"]) + "."]
@@ -194,19 +198,11 @@ def to_markdown(outcome: dict[str, Any]) -> str:
             for ratio in RATIOS:
                 for part in ("valid", "best"):
                     one = tried["by_ratio"][str(ratio)][part]
-                    cells.append(f"{_percent(one['mean_error'])}, {_percent(one['coverage'], 0)}")
+                    cells.append(f"{percent(one['mean_error'], 2)}, {percent(one['coverage'], 0)}")
             for ratio in (RATIOS[0], RATIOS[-1]):
-                cells.append(_nats(tried["by_ratio"][str(ratio)]["regret_nats"]["mean"]))
+                cells.append(loss(tried["by_ratio"][str(ratio)]["regret_nats"]["mean"], 3))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
-
-
-def _percent(share: float | None, digits: int = 2) -> str:
-    return "–" if share is None else f"{100 * share:.{digits}f} %"
-
-
-def _nats(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
 
 
 def _table(path: Path, group: str | None) -> RunsTable:
@@ -226,15 +222,15 @@ def main() -> int:
     table = _table(arguments.runs, arguments.group)
     variants = VARIANTS if arguments.variants else (CHOSEN,)
     words = [Path(word).name if word == str(arguments.runs) else word for word in sys.argv[1:]]
-    results = [backtest(table.observations, variant) for variant in variants]
+    results = [backtest(table.points, variant) for variant in variants]
     for tried in results[1:]:
         del tried["rows"]  # the means tell enough of what was not chosen
     outcome = {
         **about(" ".join(["python -m benchmarks.backtest", *words])),
         "table": arguments.runs.name,
-        "n_runs": len(table.observations),
-        "n_shapes": len({one.n_params for one in table.observations}),
-        "n_budgets": len(budgets_of(table.observations)),
+        "n_runs": len(table.points),
+        "n_shapes": len({one.n_params for one in table.points}),
+        "n_budgets": len(budgets_of(table.points)),
         "results": results,
     }
     text = to_markdown(outcome)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import trainer.objectives
 import trainer.run_state
-from model.layers import DecoderBlock
+from model.decoder import DecoderLM
 from trainer.config import RunConfig
 from trainer.data.config import DataConfig
 from trainer.data.prepare import open_prepared, prepare
@@ -49,11 +49,11 @@ class RecordedRun:
     """The fields of `trainer.events.Point`."""
 
 
-def demo_tokens(cache_dir: Path | None = None) -> TokenData:
+def demo_tokens() -> TokenData:
     """Python's own standard library as bytes; nothing is downloaded."""
     data = DataConfig(source="demo")
-    prepare(data, "bytes", train_tokens=None, val_tokens=None, cache_dir=cache_dir)
-    return open_prepared(data, "bytes", cache_dir)
+    prepare(data, "bytes", train_tokens=None, val_tokens=None)
+    return open_prepared(data, "bytes")
 
 
 def draw(kind: str, seed: int, n_train: int) -> tuple[dict[str, Any], tuple[int, int], int]:
@@ -157,7 +157,7 @@ def breaking(kind: str) -> Iterator[None]:
         "grad_not_cleared": lambda: mock.patch.object(
             trainer.run_state, "build_optimizer", _never_cleared
         ),
-        "leak": lambda: mock.patch.object(DecoderBlock, "causal", False),
+        "leak": lambda: mock.patch.object(DecoderLM, "causal", False),
     }
     if kind not in patches:
         yield

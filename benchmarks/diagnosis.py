@@ -140,7 +140,7 @@ def doubling(runs: list[RecordedRun]) -> dict[str, Any]:
         judged += 1
         steps = judge(run).steps
         law = steps.extrapolation if steps else None
-        if law is None or not law.is_carried:
+        if law is None or not law.is_estimable:
             continue
         carried += 1
         gain = run.val_loss_nats - measured

@@ -24,10 +24,11 @@ from benchmarks.promotion import best_possible, outcome
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits
 from studies.database.store import Store
-from studies.prior_studies import earlier_runs
+from studies.prior_studies import prior_runs
 from studies.scaling.prediction import fit_study
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
+from studies.simulation.backend import Simulated
 from studies.simulation.worlds import SimulatedWorld, world_named
 from studies.space.rungs import Rungs
 from trainer.config import RunConfig
@@ -43,14 +44,16 @@ def one_seed(args: argparse.Namespace, world: SimulatedWorld, seed: int, best: f
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         first = SearchSettings(
-            storage=Path(folder) / "s.db", study="before", simulate=world.name, seed=1000 + seed,
+            storage=Path(folder) / "s.db", study="before", seed=1000 + seed,
+            backend=Simulated(world.name),
             budget_flops=BEFORE, trials=args.before,
         )  # fmt: skip
         search(first, Hooks())
         for name, rungs in RUNGS.items():
             for points_from in ((), ("before",)):
                 settings = SearchSettings(
-                    storage=first.storage, study=f"{name} {len(points_from)}", simulate=world.name,
+                    storage=first.storage, study=f"{name} {len(points_from)}",
+                    backend=Simulated(world.name),
                     seed=seed, budget_flops=BUDGET, trials=args.trials, rungs=Rungs.parse(rungs),
                     for_scale=SCALE, points_from=points_from,
                 )  # fmt: skip
@@ -66,7 +69,7 @@ def promoted(settings: SearchSettings, world: SimulatedWorld, best: float) -> Ro
         study = store.study(settings.study)
         runs = {run.number: run for run in store.runs(study.id, kind="trial")}
         measured = store.best_run(study.id)
-        fit = fit_study(study, store.runs(study.id), SCALE, earlier_runs(store, study))
+        fit = fit_study(study, store.runs(study.id), SCALE, prior_runs(store, study))
     assert measured is not None
     number = fit.candidates[0].number if fit.candidates else measured.number
     config = parse(RunConfig, runs[number].config, "trial")
@@ -80,7 +83,7 @@ def promoted(settings: SearchSettings, world: SimulatedWorld, best: float) -> Ro
 def markdown(result: Row, args: argparse.Namespace) -> str:
     """The table for people."""
     lines = [
-        "# Earlier studies as points", "",
+        "# Prior studies as data points", "",
         f"`{result['command']}`; {result['machine']}, commit {result['commit']}. {args.seeds} "
         f"seeds a world: {args.before} trials at 1e14, then {args.trials} at 1e15 for 1e17. "
         "Simulated: nothing was trained.", "",
@@ -114,7 +117,7 @@ def main() -> int:
     command = " ".join(["python -m benchmarks.earlier", *sys.argv[1:]])
     result: Row = {**about(command), "worlds": {}}
     for name in args.worlds.split(","):
-        settings = SearchSettings(simulate=name, budget_flops=BUDGET, for_scale=SCALE)
+        settings = SearchSettings(backend=Simulated(name), budget_flops=BUDGET, for_scale=SCALE)
         limits = Limits(int(SCALE * BUDGET), settings.convention)
         world = world_named(name)
         best, _ = best_possible(world, settings.resolved_space(), settings.base(), limits)

@@ -27,7 +27,7 @@ from model.config import EncoderDecoderConfig, ModelConfig, SamplingConfig
 from model.decoder import DecoderLM
 from model.encoder_decoder import EncoderDecoderLM
 from model.generation.decoding import Continuation, continue_texts
-from model.generation.targets import write_targets
+from model.generation.encoder_decoder import write_targets
 
 TARGET = 5.0
 """Times as fast that the decoder with its cache was to be; the encoder-decoder had no such aim."""

@@ -28,11 +28,11 @@ from typing import Any
 
 from benchmarks import gpu_speed
 from benchmarks.common import ROOT, about
-from studies.execution.observer import Observer, RunView
 from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
 from studies.space.rungs import DEFAULT_RUNGS, Rungs
+from studies.trackers.base import Observer, RunView
 from trainer.data.config import DataConfig
 from trainer.events import RunResult
 

@@ -132,8 +132,8 @@ def trials(
     Returns:
         Of each run: seconds from its submission to its result, of training and of validation.
     """
-    from studies.execution.local_pool import WorkerPool
-    from studies.execution.worker import RunEvent
+    from studies.execution.local_pool import LocalPool
+    from studies.execution.messages import Job, RunEvent, Workers
     from trainer.data.prepare import prepare
     from trainer.events import RunResult
 
@@ -147,16 +147,16 @@ def trials(
     fixed = data.fixed_to(tokens, n_tokens, VAL_TOKENS)
     config = config.with_changes(data=fixed.model_copy(update={"max_epochs": 1e3}))
     rows = []
-    with WorkerPool(1, cache_dir=cache) as pool:
+    with LocalPool(Workers(cache_dir=cache)) as pool:
         pool.start_all()
         for number in range(TRIALS):
             start = time.perf_counter()
-            pool.submit(number, config, work / f"trial-{number}", wait_for_verdict=False)
+            pool.submit(Job(number, config, work / f"trial-{number}", wait_for_verdict=False))
             result: RunResult | None = None
             while result is None:
                 for event in pool.poll(0.05):
                     if not isinstance(event, RunEvent):
-                        raise RuntimeError(event.describe())
+                        raise RuntimeError(event.reason)
                     if isinstance(event.event, RunResult):
                         result = event.event
             wall = time.perf_counter() - start

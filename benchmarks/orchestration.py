@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import about, write_results
-from studies.execution.observer import Observer, RunView
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
+from studies.simulation.backend import Simulated
 from studies.simulation.worlds import DEFAULT_WORLD
 from studies.space.search_space import space_from_dict
+from studies.trackers.base import Observer, RunView
 from trainer.data.config import DataConfig
 from trainer.events import RunResult
 
@@ -74,7 +75,7 @@ def measure(n_trials: int, sampler: str, simulate: bool) -> dict[str, Any]:
         text = folder / "text.txt"
         text.write_text("\n\n".join(f"the {i} quick brown foxes {i * i}" for i in range(3000)))
         simulated = SearchSettings(
-            storage=folder / "study.db", study="orchestration", simulate=DEFAULT_WORLD,
+            storage=folder / "study.db", study="orchestration", backend=Simulated(DEFAULT_WORLD),
             sampler=sampler, trials=n_trials,  # type: ignore[arg-type]
         )  # fmt: skip
         settings = (

@@ -34,10 +34,11 @@ from benchmarks.common import ROOT, about, write_results
 from budgetsweep.config import parse
 from budgetsweep.constraint import Admitted, Limits, admit
 from studies.database.store import Store
-from studies.promotion.rescaling import promoted_config
 from studies.scaling.prediction import StudyFit, fit_study
+from studies.scaling.rescaling import promoted_config
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
+from studies.simulation.backend import Simulated
 from studies.simulation.worlds import SimulatedWorld, world_named
 from studies.space.rungs import Rungs
 from studies.space.search_space import SearchSpace
@@ -132,7 +133,7 @@ def best_in(name: str, budget: float, scale: float) -> Best:
     """The best that a search of this budget in a world could be promoted to."""
     world = world_named(name)
     wanted = scale if scale > 1.0 else None
-    settings = SearchSettings(budget_flops=int(budget), simulate=name, for_scale=wanted)
+    settings = SearchSettings(budget_flops=int(budget), backend=Simulated(name), for_scale=wanted)
     limits = Limits(int(scale * budget), settings.convention)
     loss, config = best_possible(world, settings.resolved_space(), settings.base(), limits)
     return Best(world, loss, config)
@@ -151,7 +152,7 @@ def one_seed(args: argparse.Namespace, seed: int) -> Row:
             study = store.study()
             runs = {run.number: run for run in store.runs(study.id, kind="trial")}
             fit = fit_study(study, store.runs(study.id), args.scale)
-            spent = store.ledger(study.id).spent.flops(study.convention)  # type: ignore[arg-type]
+            spent = store.ledger(study.id).spent.flops(study.convention)
     assert found.best is not None
     row: Row = {"seed": seed, "world": world.name, "best": best.loss_nats,
                 "best_n": best.config.n_params, "refusal": fit.refusal, "seconds": seconds,
@@ -192,7 +193,7 @@ def settings_for(args: argparse.Namespace, folder: Path, seed: int) -> SearchSet
         rungs=Rungs.parse(args.rungs),
         for_scale=None if args.measured_only else args.scale,
         sampler=args.sampler,
-        simulate=world_of_seed(args, seed),
+        backend=Simulated(world_of_seed(args, seed)),
         seed=seed,
     )
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, about, write_results
+from model.config import ModelConfig
 
 Settings = dict[str, Any]
 
@@ -53,7 +54,7 @@ VARIANTS: dict[str, Settings] = {
     "modern": {},
     "gpt2": PLAIN,
     "gpt2 + head bias": {**PLAIN, "head_bias": "unigram"},
-    "gpt2 + sampled head": {**PLAIN, "head_samples": 1024},
+    "gpt2 + sampled softmax": {**PLAIN, "head_samples": 1024},
     "gpt2 + RoPE": {**PLAIN, "positions": "rope"},
     "gpt2 + RMSNorm": {**PLAIN, "norm": "rms"},
     "gpt2 + no biases": {**PLAIN, "bias": False},
@@ -63,7 +64,7 @@ VARIANTS: dict[str, Settings] = {
     "gpt2 + zero init": {**PLAIN, "zero_init": True},
     "gpt2 + cosine to 0.1": {"recipe": "gpt2", "min_lr_ratio": 0.1},
     "no head bias": {"head_bias": "none"},
-    "whole head": {"head_samples": None},
+    "full softmax": {"head_samples": None},
     "learned positions": {"positions": "learned"},
     "RMSNorm": {"norm": "rms"},
     "no biases": {"bias": False},
@@ -111,10 +112,7 @@ VARIANTS: dict[str, Settings] = {
         "min_lr": 1e-4, "min_lr_ratio": None, "p_dropout": 0.1,
     },
 }  # fmt: skip
-_SHAPE_KEYS = frozenset({
-    "n_embd", "n_layer", "n_head", "n_positions", "p_dropout", "positions", "norm", "qk_norm",
-    "activation", "bias", "zero_init", "head_bias",
-})  # fmt: skip
+_SHAPE_KEYS = frozenset(ModelConfig.model_fields) - {"n_vocab"}
 
 
 def run_data(variant: str, budget: float, seed: int, data: Settings) -> Settings:

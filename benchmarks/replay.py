@@ -24,17 +24,17 @@ from studies.scaling.prediction import fit_study
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
 from studies.simulation.regret import regrets
-from studies.simulation.replay import ReplayTable, read_table
+from studies.simulation.replay import Replay
 from studies.space.rungs import Rungs
 
 Row = dict[str, Any]
 
 
-def one_seed(args: argparse.Namespace, table: ReplayTable, scale: float, seed: int) -> Row:
+def one_seed(args: argparse.Namespace, table: Replay, scale: float, seed: int) -> Row:
     """A replayed search and what its answers came to."""
     with tempfile.TemporaryDirectory() as folder:
         settings = SearchSettings(
-            storage=Path(folder) / "s.db", replay=table, budget_flops=int(args.budget),
+            storage=Path(folder) / "s.db", backend=table, budget_flops=int(args.budget),
             rungs=Rungs.parse(args.rungs), for_scale=scale, trials=args.trials, seed=seed,
             sampler=args.sampler,
         )  # fmt: skip
@@ -42,7 +42,7 @@ def one_seed(args: argparse.Namespace, table: ReplayTable, scale: float, seed: i
         with Store.open(settings.storage) as store:
             study = store.study()
             fit = fit_study(study, store.runs(study.id), scale)
-            found = regrets(study, fit, store.best_run(study.id), table)
+            found = regrets(study, fit, store.best_run(study.id), table.table)
     assert found is not None
     row: Row = {"seed": seed, "refusal": fit.refusal}
     for one in found.answers:
@@ -88,7 +88,7 @@ def main() -> int:
     parser.add_argument("--sampler", default="law")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     args = parser.parse_args()
-    table = read_table(args.table)
+    table = Replay(args.table)
     command = " ".join(["python -m benchmarks.replay", args.table.name, *sys.argv[2:]])
     result: Row = {**about(command), "scales": {}}
     lines = [

@@ -9,6 +9,9 @@ with the known-good first proposal or without. A search has arrived when the noi
 trial with the lowest *measured* loss is within 0.02 nats of the lowest in the space. Refused
 proposals train nothing and are counted apart.
 
+`--drawn` makes each seed's search in a world of its own (`studies.simulation.worlds.drawn_world`)
+and goes on to the end: the mean regret after 8 to 32 trials of the arms, with its standard error.
+
 `--table` replays published runs besides (docs/replay.md): the space is the sizes that the table has
 at a budget, a proposal that was made before is refused. `--worlds ""` leaves the simulated ones
 out. `--add` keeps what the results have of other arms.
@@ -33,11 +36,12 @@ import numpy as np
 
 from benchmarks.common import about, write_results
 from budgetsweep.constraint import Admitted, Limits, admit
-from studies.samplers.law import LawSampler, Places
+from studies.samplers.base import SearchProblem
+from studies.samplers.law import Places
 from studies.samplers.proposals import Proposals
 from studies.settings import SearchSettings
-from studies.simulation.replay import ReplayTable, read_table
-from studies.simulation.worlds import DEFAULT_WORLD, WORLDS, SimulatedWorld
+from studies.simulation.replay import Replay
+from studies.simulation.worlds import DEFAULT_WORLD, WORLDS, SimulatedWorld, world_named
 from studies.space.defaults import default_space, first_proposal
 from studies.space.search_space import SearchSpace, Value, space_from_dict
 from trainer.config import TOKENIZER_VOCABULARIES, RunConfig
@@ -47,6 +51,8 @@ CLOSE_NATS = 0.02
 CAPS = {"gp": 30, "law": 60}
 CAP = 60
 """Trials after which a search is given up."""
+DRAWN_AT = (8, 12, 16, 24, 32)
+"""Trials after which regrets in drawn worlds are told."""
 
 _default = WORLDS[DEFAULT_WORLD]
 WORLDS_TRIED: dict[str, SimulatedWorld] = {
@@ -138,6 +144,8 @@ class Arrival:
     """Proposals refused on the way."""
     regret_nats: float
     """Of the best at the end."""
+    regrets: tuple[float, ...] = ()
+    """The same after each trained trial."""
 
 
 def lowest(space: SearchSpace, loss: Callable[[dict[str, Value]], float], seeds: int = 3) -> float:
@@ -157,8 +165,7 @@ def lowest(space: SearchSpace, loss: Callable[[dict[str, Value]], float], seeds:
 def simulated(world: SimulatedWorld) -> dict[bool, Problem]:
     """The default search in a world, with the budget as an equation or free steps (the key)."""
     base: dict[str, Any] = {
-        "tokenizer_encoding": "gpt2", "trainer": "simulated", "world": world.name,
-        "data": {"source": "simulated"},
+        "tokenizer_encoding": "gpt2", "data": {"source": "simulated"},
     }  # fmt: skip
     limits = Limits(BUDGET)
     space = default_space(BUDGET, TOKENIZER_VOCABULARIES["gpt2"], "nanogpt")
@@ -186,8 +193,8 @@ def simulated(world: SimulatedWorld) -> dict[bool, Problem]:
     }
 
 
-def search(problem: Problem, arm: Arm, cap: int, seed: int) -> Arrival:
-    """One search until it is close or gives up."""
+def search(problem: Problem, arm: Arm, cap: int, seed: int, *, stops: bool = True) -> Arrival:
+    """One search until it is close, unless it never `stops`, or gives up."""
     space = problem.space
     first = None
     if arm.first and problem.first is not None:
@@ -195,11 +202,12 @@ def search(problem: Problem, arm: Arm, cap: int, seed: int) -> Arrival:
     elif arm.first:
         vocabulary = TOKENIZER_VOCABULARIES["gpt2"]
         first = first_proposal(space, problem.limits.budget_flops, vocabulary, "nanogpt")
-    law = LawSampler(space, problem.base, problem.limits) if arm.sampler == "law" else None
-    proposals = Proposals(None, "benchmark", space, arm.sampler, seed, first, False, law)  # type: ignore[arg-type]
+    searched = SearchProblem(space, problem.limits, problem.base, seed, first)
+    proposals = Proposals(None, "benchmark", searched, arm.sampler, False)  # type: ignore[arg-type]
     lowest_measured, regret = math.inf, math.inf
     seen: set[str] = set()
     trained = refused = in_a_row = 0
+    regrets: list[float] = []
     while trained < cap and refused < 20 * cap:
         proposal = proposals.propose(rejected_in_a_row=in_a_row)
         config = problem.config(proposal.settings, seed)
@@ -213,13 +221,30 @@ def search(problem: Problem, arm: Arm, cap: int, seed: int) -> Arrival:
         measured = problem.measured(config)
         if not math.isfinite(measured):
             proposals.fail(proposal.number)
-            continue
-        proposals.complete(proposal.number, measured)
+        else:
+            proposals.complete(proposal.number, measured)
         if measured < lowest_measured:
             lowest_measured, regret = measured, problem.true(config) - problem.best
-            if regret <= CLOSE_NATS:
+            if stops and regret <= CLOSE_NATS:
                 return Arrival(trained, refused, regret)
-    return Arrival(None, refused, regret)
+        regrets.append(regret)
+    return Arrival(None, refused, regret, tuple(regrets))
+
+
+def in_drawn_worlds(arms: list[Arm], seeds: int) -> None:
+    """Print the mean regret of arms after some trials, each seed in a world of its own."""
+    regrets: dict[Arm, list[tuple[float, ...]]] = {arm: [] for arm in arms}
+    for seed in range(seeds):
+        problems = simulated(world_named(f"drawn-{seed}"))
+        for arm in arms:
+            found = search(problems[arm.equation], arm, DRAWN_AT[-1], seed, stops=False)
+            regrets[arm].append(found.regrets)
+    for arm, rows in regrets.items():
+        after = np.array([[row[n - 1] for n in DRAWN_AT] for row in rows])
+        errors = after.std(axis=0, ddof=1) / math.sqrt(len(rows))
+        told = zip(DRAWN_AT, after.mean(axis=0), errors, strict=True)
+        cells = ", ".join(f"{n}: {mean:.4f} ± {error:.4f}" for n, mean, error in told)
+        print(f"{arm.name}, n = {len(rows)}, nats after trials: {cells}", flush=True)
 
 
 def summary(arrivals: list[Arrival], cap: int) -> dict[str, Any]:
@@ -237,19 +262,19 @@ def summary(arrivals: list[Arrival], cap: int) -> dict[str, Any]:
     }
 
 
-def replayed(table: ReplayTable, budget: int) -> Problem:
+def replayed(table: Replay, budget: int) -> Problem:
     """The sizes that a table has at a budget, with the losses of its runs."""
-    settings = SearchSettings(replay=table, budget_flops=budget)
+    settings = SearchSettings(backend=table, budget_flops=budget)
     space = settings.resolved_space()
 
     def loss(config: RunConfig) -> float:
-        place = table.place(config)
+        place = table.table.place(config)
         assert place is not None
         return place.run.loss_nats
 
-    best = table.lowest(budget)
+    best = table.table.lowest(budget)
     assert best is not None
-    first = table.first(space, budget)
+    first = table.first_proposal(space, budget)
     return Problem(space, settings.base(), Limits(budget), loss, loss, best.loss_nats, first)
 
 
@@ -268,6 +293,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--worlds", default=",".join(WORLDS_TRIED))
     parser.add_argument("--arms", default=",".join(arm.name.replace(", ", "/") for arm in ARMS))
+    parser.add_argument("--drawn", action="store_true", help="a world for each seed")
     parser.add_argument("--jobs", type=int, default=1, help="searches at a time")
     parser.add_argument("--table", type=Path)
     parser.add_argument("--budgets", default="1e17,8e17", help="of the table")
@@ -276,6 +302,9 @@ def main() -> None:
     options = parser.parse_args()
     wanted = {name.replace("/", ", ") for name in options.arms.split(",")}
     arms = [arm for arm in ARMS if arm.name in wanted]
+    if options.drawn:
+        in_drawn_worlds(arms, options.seeds)
+        return
     facts = about(f"python -m benchmarks.samplers --seeds {options.seeds}")
     result: dict[str, Any] = {**facts, "close_nats": CLOSE_NATS, "worlds": {}}
     before = options.out / "samplers.json"
@@ -304,7 +333,7 @@ def main() -> None:
 
 
 def _replay(options: argparse.Namespace, result: dict[str, Any], commit: str) -> None:
-    table = read_table(options.table)
+    table = Replay(options.table)
     result["replay"] = {"table": options.table.name, "commit": commit, "budgets": {}}
     for text in options.budgets.split(","):
         problem = replayed(table, int(float(text)))
@@ -319,9 +348,9 @@ def _replay(options: argparse.Namespace, result: dict[str, Any], commit: str) ->
             print(f"replay {text}: {arm.name}: {_cell(arms[arm.name])}", flush=True)
 
 
-def _loss(table: ReplayTable, n_params: float, budget: float) -> float:
+def _loss(table: Replay, n_params: float, budget: float) -> float:
     """How far a size of the table is above the best of its budget."""
-    runs = [one for one in table.table.observations if math.isclose(one.flops, budget, rel_tol=0.1)]
+    runs = [one for one in table.table.points if math.isclose(one.flops, budget, rel_tol=0.1)]
     lowest = min(one.loss_nats for one in runs)
     return min(one.loss_nats for one in runs if one.n_params == n_params) - lowest
 

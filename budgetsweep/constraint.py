@@ -15,18 +15,15 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from budgetsweep.config import parse
 from budgetsweep.errors import ConfigError
-from model.flops import CONVENTIONS, Convention
-from studies.simulation.data import SimulatedData
+from model.flops import Convention
 from trainer.config import RunConfig
+from trainer.data.facts import DataFacts
 from trainer.events import DeviceInfo
 from trainer.memory import estimate_memory_bytes
-
-if TYPE_CHECKING:
-    from trainer.data.shards.tokens import TokenData
 
 MIN_VALIDATION_WINDOWS = 8
 """Windows of seq_len tokens that a validation pass must have: fewer give no standard error worth
@@ -51,7 +48,7 @@ class Limits:
     """What a configuration must fit into; None: not limited or not known."""
 
     budget_flops: int
-    convention: Convention = "nanogpt"
+    convention: Convention = Convention.NANOGPT
     device: DeviceInfo | None = None
     train_tokens: int | None = None
     """Training tokens there are."""
@@ -62,16 +59,14 @@ class Limits:
     val_pairs: int | None = None
     """Validation pairs there are."""
 
-    def with_data(self, data: TokenData | SimulatedData) -> Limits:
-        """The same limits and those of a prepared text; a simulated one has no end."""
-        if isinstance(data, SimulatedData):
-            return self
+    def with_data(self, data: DataFacts) -> Limits:
+        """The same limits and those of prepared data."""
         return dataclasses.replace(
             self,
-            train_tokens=len(data.train),
-            val_tokens=len(data.val),
-            train_pairs=data.n_train_pairs,
-            val_pairs=data.n_val_pairs,
+            train_tokens=data.train_tokens,
+            val_tokens=data.val_tokens,
+            train_pairs=data.train_pairs,
+            val_pairs=data.val_pairs,
         )
 
 
@@ -114,7 +109,7 @@ def affordable_steps(config: RunConfig, budget_flops: int, convention: Conventio
 
 def planned_flops(config: RunConfig) -> dict[Convention, int]:
     """Training FLOPs of a filled configuration in every convention."""
-    return {name: charge_per_step(config, name) * config.steps for name in CONVENTIONS}
+    return {name: charge_per_step(config, name) * config.steps for name in Convention}
 
 
 def fill(config: RunConfig) -> RunConfig:

@@ -1,6 +1,6 @@
 """Everything that budgetsweep raises on purpose.
 
-A `UserError` is a mistake that the user can mend: the command line prints its message as one
+A `UserError` is a mistake that the user can fix: the command line prints its message as one
 line and exits with code 2. The message says what is wrong, where, what was expected and what to
 do. Any other exception is a defect of ours and keeps its traceback.
 """
@@ -13,7 +13,7 @@ class BudgetsweepError(Exception):
 
 
 class UserError(BudgetsweepError):
-    """Something the user can mend; shown as one line, exit code 2."""
+    """Something the user can fix; shown as one line, exit code 2."""
 
 
 class ConfigError(UserError):
@@ -40,7 +40,7 @@ class StudyError(UserError):
 
 
 class FitRefused(UserError):
-    """The runs at hand do not carry a scaling fit; the message says what is missing."""
+    """Too few runs to fit a scaling law; the message says what to add."""
 
 
 class BudgetExceeded(BudgetsweepError):

@@ -10,40 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model.attention import CrossAttention, MultiHeadAttention
     from model.classification import classify_binary_sentiment
+    from model.course import DecoderBlock, FeedForward, MultiHeadAttention
     from model.decoder import DecoderLM
-    from model.encoder import EncoderLM, corrupt_tokens, masked_token_loss
-    from model.encoder_decoder import EncoderDecoderLM, target_loss
+    from model.encoder import EncoderLM, corrupt_tokens
+    from model.encoder_decoder import EncoderDecoderLM
     from model.generation.decoding import generate, score
     from model.generation.sampling import softmax_with_temperature
-    from model.layers import CrossDecoderBlock, DecoderBlock, EncoderBlock, FeedForward
-
-_HOME = {
-    "CrossAttention": "model.attention",
-    "CrossDecoderBlock": "model.layers",
-    "DecoderBlock": "model.layers",
-    "DecoderLM": "model.decoder",
-    "EncoderBlock": "model.layers",
-    "EncoderDecoderLM": "model.encoder_decoder",
-    "EncoderLM": "model.encoder",
-    "FeedForward": "model.layers",
-    "MultiHeadAttention": "model.attention",
-    "classify_binary_sentiment": "model.classification",
-    "corrupt_tokens": "model.encoder",
-    "generate": "model.generation.decoding",
-    "masked_token_loss": "model.encoder",
-    "score": "model.generation.decoding",
-    "softmax_with_temperature": "model.generation.sampling",
-    "target_loss": "model.encoder_decoder",
-}
 
 __all__ = [
-    "CrossAttention",
-    "CrossDecoderBlock",
     "DecoderBlock",
     "DecoderLM",
-    "EncoderBlock",
     "EncoderDecoderLM",
     "EncoderLM",
     "FeedForward",
@@ -51,17 +28,29 @@ __all__ = [
     "classify_binary_sentiment",
     "corrupt_tokens",
     "generate",
-    "masked_token_loss",
     "score",
     "softmax_with_temperature",
-    "target_loss",
 ]
+
+_HOME = {
+    "DecoderBlock": "course",
+    "DecoderLM": "decoder",
+    "EncoderDecoderLM": "encoder_decoder",
+    "EncoderLM": "encoder",
+    "FeedForward": "course",
+    "MultiHeadAttention": "course",
+    "classify_binary_sentiment": "classification",
+    "corrupt_tokens": "encoder",
+    "generate": "generation.decoding",
+    "score": "generation.decoding",
+    "softmax_with_temperature": "generation.sampling",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(f"model.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

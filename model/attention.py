@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.config import ModelConfig
 from model.cpu.attention import attend_in_blocks
 from model.cpu.block_sizes import SLOW_CPU_HEAD_DIM, attends_in_blocks
 from model.generation.kv_cache import LayerCache, LayerMemory, NewTokens
@@ -89,22 +90,14 @@ def _is_slow(heads: Tensor) -> bool:
 class _Projections(nn.Module):
     """What self-attention and cross-attention share: four projections, dropout on the output."""
 
-    def __init__(self, n_embd: int, n_head: int, p_dropout: float, bias: bool = True) -> None:
+    def __init__(self, shape: ModelConfig) -> None:
         super().__init__()
-        if n_head < 1 or n_embd < 1 or n_embd % n_head:
-            raise ValueError(
-                f"n_embd = {n_embd} is not a multiple of n_head = {n_head}: "
-                "every head must have the same width"
-            )
-        self.n_embd = n_embd
-        self.n_head = n_head
-        self.head_dim = n_embd // n_head
-        self.p_dropout = p_dropout
-        self.q_attn = nn.Linear(n_embd, n_embd, bias=bias)
-        self.k_attn = nn.Linear(n_embd, n_embd, bias=bias)
-        self.v_attn = nn.Linear(n_embd, n_embd, bias=bias)
-        self.proj = nn.Linear(n_embd, n_embd, bias=bias)
-        self.dropout = nn.Dropout(p_dropout)
+        self.n_embd, self.n_head, self.head_dim = shape.n_embd, shape.n_head, shape.head_dim
+        self.p_dropout = shape.p_dropout
+        self.q_attn, self.k_attn, self.v_attn, self.proj = (
+            nn.Linear(shape.n_embd, shape.n_embd, bias=shape.bias) for _ in range(4)
+        )
+        self.dropout = nn.Dropout(shape.p_dropout)
         self.scale = self.head_dim**-0.5
 
     def projection(self, attn: Tensor) -> Tensor:
@@ -118,10 +111,6 @@ class CrossAttention(_Projections):
     Queries come from one sequence, keys and values from the other; dropout is on the weights and on
     the output.
     """
-
-    def __init__(self, n_embd: int, n_head: int, p_dropout: float = 0.1) -> None:
-        """Build the projections; arguments and errors as in `MultiHeadAttention`."""
-        super().__init__(n_embd, n_head, p_dropout)
 
     def forward(self, x: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
         """Let each position of x see all content of memory.
@@ -156,36 +145,20 @@ class CrossAttention(_Projections):
         return self.projection(heads.transpose(1, 2).reshape(x.shape))
 
 
-class MultiHeadAttention(_Projections):
+class SelfAttention(_Projections):
     """Multi-head self-attention (GPT-2): dropout on the weights and on the output."""
 
-    def __init__(
-        self,
-        n_embd: int,
-        n_head: int,
-        p_dropout: float = 0.1,
-        *,
-        causal: bool = True,
-        qk_norm: bool = False,
-        bias: bool = True,
-    ) -> None:
+    def __init__(self, shape: ModelConfig, *, causal: bool = True) -> None:
         """Build the projections.
 
         Args:
-            n_embd: width D.
-            n_head: heads H; must divide n_embd.
-            p_dropout: dropout on attention weights and on the projected output.
+            shape: the model's. With `qk_norm` each query and key is divided by its root mean square
+                (Henry et al. 2020; Dehghani et al. 2023), so that scores stay within √HD.
             causal: whether a position sees nothing after it; False: all content, as in an encoder.
-            qk_norm: whether each query and key is divided by its root mean square (Henry et al.
-                2020; Dehghani et al. 2023), so that scores stay within √HD.
-            bias: whether the projections have biases.
-
-        Raises:
-            ValueError: n_embd is not a multiple of n_head.
         """
-        super().__init__(n_embd, n_head, p_dropout, bias)
+        super().__init__(shape)
         self.causal = causal
-        self.qk_norm = qk_norm
+        self.qk_norm = shape.qk_norm
         # Only for checkpoints of the course's reference, which hold it; the code uses `scale`.
         self.register_buffer("scale_factor", torch.tensor(self.scale))
 

@@ -1,14 +1,21 @@
-"""The shape of a model and how tokens are drawn from it: plain settings, no torch."""
+"""The shape of a model and how tokens are drawn from it: plain settings, no torch.
+
+A hyperparameter is a field here with a default: run configurations, search spaces, files and
+reports take it from the field. Beside this file it touches the layer that reads it, and
+`model.flops` if it changes the number of parameters or the products.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from budgetsweep.config import StrictModel, shape_error
 
 Size = Annotated[int, Field(ge=1, le=1 << 24, strict=True)]
+AT_START = "at start"
+"""Marks a field that decides what a model begins as and not what its weights compute."""
 
 
 class _Width(StrictModel):
@@ -35,6 +42,11 @@ class _Width(StrictModel):
         """Width of one head (D / H)."""
         return self.n_embd // self.n_head
 
+    @property
+    def n_inner(self) -> int:
+        """Width inside the feed-forward network."""
+        return 4 * self.n_embd
+
 
 class ModelConfig(_Width):
     """Shape of the decoder-only transformer (GPT-2 shape, tied head), and of the encoder-only."""
@@ -55,11 +67,11 @@ class ModelConfig(_Width):
     """Of the feed-forward network; relu2: max(0, x)²."""
     bias: bool = True
     """Whether linear layers have biases."""
-    zero_init: bool = False
+    zero_init: Annotated[bool, AT_START] = False
     """Whether each sub-layer begins as adding nothing: its last projection is zero."""
     head_bias: Literal["none", "unigram"] = "none"
     """What is added to the logits: nothing, or the log frequency of each token in the training
-    text, which is counted and not trained."""
+    data, which is counted and not trained."""
 
     @model_validator(mode="after")
     def _heads_can_be_rotated(self) -> Self:
@@ -74,23 +86,29 @@ class ModelConfig(_Width):
         """Number of blocks."""
         return self.n_layer
 
-    @property
-    def decoder_depth(self) -> int:
-        """Number of blocks that write text: all of a decoder's."""
-        return self.n_layer
-
     def sizes(self) -> dict[str, int | float]:
         """What GPT-2's shape has too, by name."""
         return {name: getattr(self, name) for name in sorted(_SIZES)}
 
-    def options(self) -> dict[str, bool | str]:
-        """What differs from GPT-2's shape, by name."""
-        names = type(self).model_fields.keys() - _SIZES
-        values = {name: getattr(self, name) for name in sorted(names)}
-        return {n: v for n, v in values.items() if v != type(self).model_fields[n].default}
+    def options(self, *, at_start: bool = True) -> dict[str, Any]:
+        """What differs from GPT-2's shape, by name.
+
+        Args:
+            at_start: with what only decides what the model begins as.
+        """
+        return {
+            name: getattr(self, name)
+            for name, field in sorted(type(self).model_fields.items())
+            if name not in _SIZES
+            and getattr(self, name) != field.default
+            and (at_start or AT_START not in field.metadata)
+        }
 
 
-_SIZES = frozenset({*_Width.model_fields, "n_positions", "n_layer", "p_dropout"})
+_SIZES = frozenset(
+    {name for name, field in ModelConfig.model_fields.items() if field.is_required()}
+    | {"p_dropout"}
+)
 
 
 class EncoderDecoderConfig(_Width):
@@ -113,9 +131,18 @@ class EncoderDecoderConfig(_Width):
         return self.n_encoder_layer + self.n_decoder_layer
 
     @property
-    def decoder_depth(self) -> int:
-        """Number of blocks that write text."""
-        return self.n_decoder_layer
+    def encoder(self) -> ModelConfig:
+        """The shape of the side that reads the source."""
+        return self._side(self.n_source_positions, self.n_encoder_layer)
+
+    @property
+    def decoder(self) -> ModelConfig:
+        """The shape of the side that writes the target, cross-attention left out."""
+        return self._side(self.n_target_positions, self.n_decoder_layer)
+
+    def _side(self, n_positions: int, n_layer: int) -> ModelConfig:
+        shared = {name: getattr(self, name) for name in (*_Width.model_fields, "p_dropout")}
+        return ModelConfig(**shared, n_positions=n_positions, n_layer=n_layer)
 
 
 class SamplingConfig(StrictModel):

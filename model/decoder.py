@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
 
+from model.config import ModelConfig
 from model.generation.kv_cache import KeyValueCache
-from model.layers import DecoderBlock
-from model.transformer import StackLM
+from model.layers import Block
+from model.transformer import Transformer
 
 
-class DecoderLM(StackLM):
+class DecoderLM(Transformer):
     """Decoder-only language model: `forward` gives the logits of each next token."""
 
-    block = DecoderBlock
+    causal = True
+
+    def __init__(
+        self,
+        n_vocab: int,
+        n_embd: int,
+        n_head: int,
+        n_positions: int,
+        n_layer: int,
+        p_dropout: float = 0.1,
+        **options: Any,
+    ) -> None:
+        """Build the model from the course's arguments, which are fields of `ModelConfig`.
+
+        An adapter at the edge: the product calls `from_config`. Options are the other fields.
+
+        Raises:
+            ValueError: n_embd is not a multiple of n_head, or a size is out of range.
+        """
+        shape = ModelConfig(
+            n_vocab=n_vocab, n_embd=n_embd, n_head=n_head, n_positions=n_positions, n_layer=n_layer,
+            p_dropout=p_dropout, **options,
+        )  # fmt: skip
+        super().__init__(shape)
+
+    @classmethod
+    def from_config(cls, shape: ModelConfig) -> Self:
+        """A freshly initialised model of this shape."""
+        return cls(**shape.model_dump())
 
     @torch.no_grad()
     def extend(
@@ -40,7 +69,7 @@ class DecoderLM(StackLM):
         if self.shape.positions == "learned":
             x = x + self.position_embeddings(positions)
         rotation = self.rotation(positions, input_ids.shape[1])
-        blocks = cast("list[DecoderBlock]", self.blocks)
+        blocks = cast("list[Block]", self.blocks)
         for block, past in zip(blocks, cache.layers, strict=True):
             x = block.extend(x, past, new, rotation)
         return self.ln(x)

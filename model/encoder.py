@@ -12,19 +12,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.layers import EncoderBlock
-from model.loss import linear_cross_entropy
-from model.transformer import StackLM
+from model.transformer import Transformer
+
+P_MASK, P_RANDOM = 0.8, 0.1
+"""Shares of the tokens to predict that become the mask and a random id; the rest stays."""
 
 
-class EncoderLM(StackLM):
+class EncoderLM(Transformer):
     """Encoder-only language model: `forward` gives the logits of the token at each position.
 
     It has the decoder's shape, parameters and charge in `nanogpt`, and n_vocab counts the mask
     token.
     """
 
-    block = EncoderBlock
+    causal = False
 
 
 class CorruptedTokens(NamedTuple):
@@ -40,60 +41,39 @@ class CorruptedTokens(NamedTuple):
 
 def corrupt_tokens(
     input_ids: Tensor,
-    attention_mask: Tensor | None,
     n_vocab: int,
     mask_id: int,
+    n_chosen: int,
     *,
     generator: torch.Generator,
     special_ids: Iterable[int] = (),
-    p_chosen: float = 0.15,
-    p_mask: float = 0.8,
-    p_random: float = 0.1,
-    n_chosen: int | None = None,
 ) -> CorruptedTokens:
     """Choose tokens to predict and hide most of them (Devlin et al. 2019, 3.1 and appendix A.1).
 
-    Each content token that is not special is chosen with probability p_chosen, independently of the
-    others. If chance chooses none, the one that came nearest is taken, so that a batch with such a
-    token always has a loss. Of the chosen, a share p_mask becomes `mask_id`, a share p_random a
-    random id that is not special (possibly the same as before), and the rest stays. With n_chosen
-    each row has that many chosen, as in BERT's own code, so that every batch costs the same.
+    Each row has `n_chosen` tokens chosen, as in BERT's own code, so that every batch costs the
+    same; a row with fewer that are not special has all of those chosen. Of the chosen, a share
+    P_MASK becomes `mask_id`, a share P_RANDOM a random id that is not special (possibly the same as
+    before), and the rest stays.
 
     A pure function of its arguments and the generator's state. It always draws three tensors of
     (B, S), so what it does at one position does not depend on the ids at another.
 
     Args:
         input_ids: (B, S) int64 ids.
-        attention_mask: (B, S), 1 for content and 0 for padding; None: all content.
         n_vocab: token ids V.
         mask_id: the id that hides a token; special itself.
+        n_chosen: tokens to choose in each row.
         generator: where the draws come from, on any device.
         special_ids: ids never chosen and never put in as random ones (separators, end of text).
-        p_chosen: probability that a token is to be predicted.
-        p_mask: share of the chosen that becomes mask_id.
-        p_random: share of the chosen that becomes a random id.
-        n_chosen: tokens to choose in each row, instead of p_chosen; a row with fewer that are
-            eligible has all of them chosen.
 
     Raises:
-        ValueError: a probability is out of range, an id is not below n_vocab, every id is special,
-            or the mask's shape is not that of the ids.
+        ValueError: an id is not below n_vocab, or every id is special.
     """
     special = sorted({mask_id, *special_ids})
-    if not (0 < p_chosen <= 1 and p_mask >= 0 and p_random >= 0 and p_mask + p_random <= 1):
-        raise ValueError(
-            f"p_chosen = {p_chosen}, p_mask = {p_mask}, p_random = {p_random}: expected "
-            "probabilities, the first above 0, the last two adding up to at most 1"
-        )
     if special[0] < 0 or special[-1] >= n_vocab or len(special) == n_vocab:
         raise ValueError(
             f"mask and special ids {special}: expected ids from 0 to {n_vocab - 1} (n_vocab - 1), "
             "and at least one more that is not special"
-        )
-    if attention_mask is not None and attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, expected that of "
-            f"input_ids, {tuple(input_ids.shape)}"
         )
     device = input_ids.device
     is_special = torch.zeros(n_vocab, dtype=torch.bool)
@@ -105,48 +85,11 @@ def corrupt_tokens(
     which = torch.randint(len(ordinary), shape, generator=generator, device=source).to(device)
 
     eligible = ~is_special.to(device)[input_ids]
-    if attention_mask is not None:
-        eligible &= attention_mask != 0
     draw = draw.masked_fill(~eligible, torch.inf)
-    if n_chosen is None:
-        chosen = draw < p_chosen
-    else:
-        nearest = draw.topk(min(n_chosen, draw.shape[1]), dim=1, largest=False).indices
-        chosen = torch.zeros_like(eligible).scatter_(1, nearest, value=True) & eligible
-    if not chosen.any():
-        chosen = (draw == draw.min()) & eligible
-    inputs = input_ids.masked_fill(chosen & (fate < p_mask), mask_id)
-    randomised = chosen & (fate >= p_mask) & (fate < p_mask + p_random)
+    nearest = draw.topk(min(n_chosen, draw.shape[1]), dim=1, largest=False).indices
+    chosen = torch.zeros_like(eligible).scatter_(1, nearest, value=True) & eligible
+    inputs = input_ids.masked_fill(chosen & (fate < P_MASK), mask_id)
+    randomised = chosen & (fate >= P_MASK) & (fate < P_MASK + P_RANDOM)
     return CorruptedTokens(
         torch.where(randomised, ordinary[which], inputs), chosen, input_ids[chosen]
-    )
-
-
-def masked_token_loss(
-    model: EncoderLM,
-    corrupted: CorruptedTokens,
-    attention_mask: Tensor | None = None,
-    chunk_tokens: int | None = None,
-) -> Tensor:
-    """Mean cross-entropy of the chosen tokens, in nats; the head runs at these positions only.
-
-    Args:
-        model: the encoder.
-        corrupted: what `corrupt_tokens` gave.
-        attention_mask: (B, S), 1 for content and 0 for padding; None: all content.
-        chunk_tokens: as in `linear_cross_entropy`.
-
-    Returns:
-        Scalar, as `linear_cross_entropy` gives it.
-
-    Raises:
-        ValueError: no token is chosen, or as in `EncoderLM.embed`.
-    """
-    if not len(corrupted.targets):
-        raise ValueError(
-            "no token to predict: the batch holds nothing but padding and special tokens"
-        )
-    hidden = model.hidden(corrupted.inputs, attention_mask)[corrupted.chosen]
-    return linear_cross_entropy(
-        hidden, model.head_weight, corrupted.targets, chunk_tokens, model.head_bias
     )

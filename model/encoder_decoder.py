@@ -14,87 +14,54 @@ from torch import Tensor, nn
 
 from model.config import EncoderDecoderConfig
 from model.generation.kv_cache import KeyValueCache, TargetCache
-from model.generation.sampling import evaluating, require_finite, softmax_with_temperature
-from model.layers import CrossDecoderBlock, EncoderBlock
-from model.loss import linear_cross_entropy
-from model.transformer import embedding_sum, initialise, require_same_shape
+from model.layers import Block, CrossDecoderBlock, build_norm
+from model.transformer import embedding_sum, initialise
 
 
 class EncoderDecoderLM(nn.Module):
-    """Encoder-decoder language model: two pre-LN stacks, one token embedding, tied head.
+    """Encoder-decoder language model: pre-norm blocks on both sides, one embedding, tied head.
 
     Source and target share the token embedding (one vocabulary) but not the position embeddings, as
     in BART (Lewis et al. 2020): the two sides have lengths of their own, and being fifth in a
     source says nothing about being fifth in its target.
     """
 
-    def __init__(
-        self,
-        n_vocab: int,
-        n_embd: int,
-        n_head: int,
-        n_source_positions: int,
-        n_target_positions: int,
-        n_encoder_layer: int,
-        n_decoder_layer: int,
-        p_dropout: float = 0.1,
-    ) -> None:
+    def __init__(self, shape: EncoderDecoderConfig) -> None:
         """Build and initialise the model.
 
         Weights are N(0, 0.02), biases zero, LayerNorm one and zero. The last projection of each
         sub-layer is N(0, 0.02/√n), where n counts the additions to its own residual stream: the
         encoder's has 2·n_encoder_layer, the decoder's 3·n_decoder_layer. The memory passes a
         LayerNorm in between, so the encoder's depth does not add to the decoder's.
-
-        Args:
-            n_vocab: token ids V of both sides.
-            n_embd: width D.
-            n_head: heads H; must divide n_embd.
-            n_source_positions: longest source.
-            n_target_positions: longest target.
-            n_encoder_layer: blocks of the encoder.
-            n_decoder_layer: blocks of the decoder.
-            p_dropout: dropout on the embedding sums, attention weights and sub-layer outputs.
-
-        Raises:
-            ValueError: n_embd is not a multiple of n_head, or a size is out of range.
         """
         super().__init__()
-        self.shape = EncoderDecoderConfig(
-            n_vocab=n_vocab,
-            n_embd=n_embd,
-            n_head=n_head,
-            n_source_positions=n_source_positions,
-            n_target_positions=n_target_positions,
-            n_encoder_layer=n_encoder_layer,
-            n_decoder_layer=n_decoder_layer,
-            p_dropout=p_dropout,
-        )
-        self.token_embeddings = nn.Embedding(n_vocab, n_embd)
-        self.source_position_embeddings = nn.Embedding(n_source_positions, n_embd)
-        self.target_position_embeddings = nn.Embedding(n_target_positions, n_embd)
-        self.dropout = nn.Dropout(p_dropout)
+        self.shape = shape
+        encoder, decoder, width = shape.encoder, shape.decoder, shape.n_embd
+        self.token_embeddings = nn.Embedding(shape.n_vocab, width)
+        self.source_position_embeddings = nn.Embedding(shape.n_source_positions, width)
+        self.target_position_embeddings = nn.Embedding(shape.n_target_positions, width)
+        self.dropout = nn.Dropout(shape.p_dropout)
         self.encoder_blocks = nn.ModuleList(
-            EncoderBlock(n_embd, n_head, p_dropout) for _ in range(n_encoder_layer)
+            Block(encoder, causal=False) for _ in range(encoder.n_layer)
         )
-        self.encoder_ln = nn.LayerNorm(n_embd)
+        self.encoder_ln = build_norm(encoder)
         self.decoder_blocks = nn.ModuleList(
-            CrossDecoderBlock(n_embd, n_head, p_dropout) for _ in range(n_decoder_layer)
+            CrossDecoderBlock(decoder) for _ in range(decoder.n_layer)
         )
-        self.ln = nn.LayerNorm(n_embd)
+        self.ln = build_norm(decoder)
         embeddings = [
             self.token_embeddings,
             self.source_position_embeddings,
             self.target_position_embeddings,
         ]
         initialise(nn.ModuleList(embeddings), residual_additions=1)
-        initialise(self.encoder_blocks, residual_additions=2 * n_encoder_layer)
-        initialise(self.decoder_blocks, residual_additions=3 * n_decoder_layer)
+        initialise(self.encoder_blocks, residual_additions=2 * encoder.n_layer)
+        initialise(self.decoder_blocks, residual_additions=3 * decoder.n_layer)
 
     @classmethod
     def from_config(cls, shape: EncoderDecoderConfig) -> Self:
         """A freshly initialised model of this shape."""
-        return cls(**shape.model_dump())
+        return cls(shape)
 
     head_bias: None = None
     """The head has no bias."""
@@ -107,16 +74,7 @@ class EncoderDecoderLM(nn.Module):
     def encode(self, source_ids: Tensor, source_mask: Tensor | None = None) -> Tensor:
         """What the decoder sees of a source: the memory (B, S, D), after a LayerNorm.
 
-        Args:
-            source_ids: (B, S) token ids.
-            source_mask: (B, S), 1 for content and 0 for padding; None: all content. Positions count
-                content only.
-
-        Returns:
-            (B, S, D); what stands at padding is finite and means nothing.
-
-        Raises:
-            ValueError: the source is too long, or the mask's shape is not that of the ids.
+        What stands at padding is finite and means nothing. Arguments and errors as in `forward`.
         """
         embedded = embedding_sum(
             source_ids,
@@ -139,17 +97,13 @@ class EncoderDecoderLM(nn.Module):
     ) -> Tensor:
         """What the head sees: (B, T, D) after the final LayerNorm.
 
-        Args:
-            target_ids: (B, T) token ids.
-            memory: (B, S, D), what `encode` gave.
-            target_mask: (B, T), 1 for content and 0 for padding; None: all content.
-            source_mask: (B, S), that of the memory.
-
-        Raises:
-            ValueError: the target is too long, there are not as many targets as sources, or a
-                mask's shape is not that of the ids.
+        The memory (B, S, D) is what `encode` gave of the source. Arguments and errors else as in
+        `forward`.
         """
-        _require_as_many(target_ids, len(memory))
+        if len(target_ids) != len(memory):
+            raise ValueError(
+                f"{len(target_ids)} targets for {len(memory)} sources: expected as many of both"
+            )
         embedded = embedding_sum(
             target_ids,
             target_mask,
@@ -175,7 +129,7 @@ class EncoderDecoderLM(nn.Module):
         """
         blocks = cast("list[CrossDecoderBlock]", self.decoder_blocks)
         return TargetCache(
-            KeyValueCache(self.shape, len(memory), capacity, self.head_weight),
+            KeyValueCache(self.shape.decoder, len(memory), capacity, self.head_weight),
             [block.cross.remember(memory, source_mask) for block in blocks],
         )
 
@@ -194,15 +148,8 @@ class EncoderDecoderLM(nn.Module):
 
         Returns:
             (B, T, D); what stands at padding means nothing.
-
-        Raises:
-            ValueError: there are not as many targets as sources, or the mask's shape is not that of
-                the ids.
         """
         assert not self.training, "the cached path has no dropout: call eval() first"
-        _require_as_many(target_ids, len(cache.past.lengths))
-        if target_mask is not None:
-            require_same_shape(target_ids, target_mask)
         new = cache.past.advance(target_ids, target_mask)
         positions = self.target_position_embeddings(new.positions.clamp(min=0))
         x = self.token_embeddings(target_ids) + positions
@@ -241,7 +188,8 @@ class EncoderDecoderLM(nn.Module):
         Args:
             source_ids: (B, S) token ids.
             target_ids: (B, T) token ids.
-            source_mask: (B, S), 1 for content and 0 for padding; None: all content.
+            source_mask: (B, S), 1 for content and 0 for padding; None: all content. Positions count
+                content only.
             target_mask: (B, T), likewise.
 
         Returns:
@@ -252,129 +200,3 @@ class EncoderDecoderLM(nn.Module):
                 mask's shape is not that of its ids.
         """
         return self.token_logits(self.hidden(source_ids, target_ids, source_mask, target_mask))
-
-    @torch.no_grad()
-    def generate(
-        self,
-        source_ids: Tensor,
-        prefix_ids: Tensor,
-        max_new_tokens: int,
-        source_mask: Tensor | None = None,
-        prefix_mask: Tensor | None = None,
-        *,
-        temperature: float = 0.0,
-        generator: torch.Generator | None = None,
-        stop_id: int | None = None,
-        use_cache: bool = True,
-    ) -> Tensor:
-        """Continue target prefixes; the encoder runs once, the decoder once a token.
-
-        No dropout and no gradients; the model comes back in the mode that it was in. The cache
-        changes no token, but for the rounding of the logits: where two tokens are as good as equal,
-        or a draw falls on the edge between two, rounding may decide.
-
-        Args:
-            source_ids: (B, S) token ids.
-            prefix_ids: (B, T) beginnings of the targets, each with one content token at least.
-            max_new_tokens: tokens to add (N).
-            source_mask: (B, S), 1 for content and 0 for padding; None: all content.
-            prefix_mask: (B, T), likewise; padding may stand on either side.
-            temperature: logits are divided by it; 0: always the most likely token.
-            generator: where draws come from; None: torch's global one. Not used when greedy.
-            stop_id: the id that ends a target. What follows it in a row is filled with it, and
-                generation ends early when every row has it.
-            use_cache: keep the keys and values of source and target instead of computing those of
-                the source and of the whole target again for each token.
-
-        Returns:
-            (B, n) ids without the prefix, n at most N.
-
-        Raises:
-            ValueError: a sequence is or would become too long, a prefix is nothing but padding, the
-                temperature is not a number from 0 on, or shapes do not fit together.
-            CheckpointError: the model's logits are not finite.
-        """
-        longest = prefix_ids.shape[1] + max(max_new_tokens - 1, 0)  # the last token is not read
-        if max_new_tokens < 0 or longest > self.shape.n_target_positions:
-            raise ValueError(
-                f"{max_new_tokens} new tokens after {prefix_ids.shape[1]}, but the model has "
-                f"positions for {self.shape.n_target_positions} (n_target_positions)"
-            )
-        if not 0.0 <= temperature < float("inf"):
-            raise ValueError(f"temperature = {temperature}, expected a number from 0 on")
-        mask = torch.ones_like(prefix_ids) if prefix_mask is None else (prefix_mask != 0).long()
-        if not mask.any(dim=1).all():
-            raise ValueError("a prefix without content: begin it with a token, such as end-of-text")
-        ids, n_prefix, n_read = prefix_ids, prefix_ids.shape[1], 0
-        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        with evaluating(self):
-            memory = self.encode(source_ids, source_mask)
-            cache = self.remember(memory, longest, source_mask) if use_cache else None
-            for _ in range(max_new_tokens):
-                if cache is None:
-                    hidden = self.decode(ids, memory, mask, source_mask)
-                else:  # what is chosen is content, so the prefix alone needs a mask
-                    hidden = self.extend(ids[:, n_read:], cache, None if n_read else mask)
-                    n_read = ids.shape[1]
-                last = mask[:, -hidden.shape[1] :].cumsum(dim=1).argmax(dim=1)  # the last content
-                logits = self.token_logits(hidden[torch.arange(len(ids)), last])
-                chosen = _choose(logits, temperature, generator)
-                if stop_id is not None:
-                    chosen = chosen.masked_fill(ended, stop_id)
-                    ended = ended | (chosen == stop_id)
-                ids = torch.cat([ids, chosen[:, None]], dim=1)
-                mask = torch.cat([mask, torch.ones_like(chosen)[:, None]], dim=1)
-                if ended.all():
-                    break
-        return ids[:, n_prefix:]
-
-
-def target_loss(
-    model: EncoderDecoderLM,
-    source_ids: Tensor,
-    target_ids: Tensor,
-    source_mask: Tensor | None = None,
-    target_mask: Tensor | None = None,
-    chunk_tokens: int | None = None,
-) -> Tensor:
-    """Mean cross-entropy of each target token but the first, in nats; padding does not count.
-
-    A token counts where it and its left neighbour are content. The head runs there only.
-
-    Args:
-        model: the encoder-decoder.
-        source_ids: (B, S) token ids.
-        target_ids: (B, T) token ids, the first one given.
-        source_mask: (B, S), 1 for content and 0 for padding; None: all content.
-        target_mask: (B, T), likewise.
-        chunk_tokens: as in `linear_cross_entropy`.
-
-    Returns:
-        Scalar, as `linear_cross_entropy` gives it.
-
-    Raises:
-        ValueError: no target has two tokens, or as in `EncoderDecoderLM.forward`.
-    """
-    hidden = model.hidden(source_ids, target_ids, source_mask, target_mask)
-    content = torch.ones_like(target_ids) if target_mask is None else target_mask
-    counts = (content[:, 1:] != 0) & (content[:, :-1] != 0)
-    if not counts.any():
-        raise ValueError("no token to predict: every target has less than two tokens of content")
-    predicting, targets = hidden[:, :-1][counts], target_ids[:, 1:][counts]
-    return linear_cross_entropy(predicting, model.head_weight, targets, chunk_tokens)
-
-
-def _require_as_many(target_ids: Tensor, n_sources: int) -> None:
-    if len(target_ids) != n_sources:
-        raise ValueError(
-            f"{len(target_ids)} targets for {n_sources} sources: expected as many of both"
-        )
-
-
-def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    """One token id a row of logits (B, V)."""
-    require_finite(logits)
-    if temperature == 0:
-        return logits.argmax(dim=1)
-    probabilities = softmax_with_temperature(logits, temperature)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)

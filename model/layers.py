@@ -1,42 +1,31 @@
-"""Feed-forward network and pre-norm blocks."""
+"""Feed-forward network and pre-norm blocks, each built from the model's shape."""
 
 from __future__ import annotations
-
-from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import CrossAttention, MultiHeadAttention
+from model.attention import CrossAttention, SelfAttention
+from model.config import ModelConfig
 from model.generation.kv_cache import LayerCache, LayerMemory, NewTokens
 
-Norm = Literal["layer", "rms"]
-Activation = Literal["gelu", "relu2"]
 
-
-def build_norm(n_embd: int, norm: Norm) -> nn.Module:
+def build_norm(shape: ModelConfig) -> nn.Module:
     """LayerNorm, or RMSNorm without parameters (Zhang & Sennrich 2019)."""
-    if norm == "rms":
-        return nn.RMSNorm(n_embd, elementwise_affine=False)
-    return nn.LayerNorm(n_embd)
+    if shape.norm == "rms":
+        return nn.RMSNorm(shape.n_embd, elementwise_affine=False)
+    return nn.LayerNorm(shape.n_embd)
 
 
-class FeedForward(nn.Module):
+class MLP(nn.Module):
     """Position-wise network D -> 4D -> activation -> D, dropout on the output."""
 
-    def __init__(
-        self,
-        n_embd: int,
-        p_dropout: float = 0.1,
-        *,
-        activation: Activation = "gelu",
-        bias: bool = True,
-    ) -> None:
+    def __init__(self, shape: ModelConfig) -> None:
         super().__init__()
-        self.activation = activation
-        self.linear_in = nn.Linear(n_embd, 4 * n_embd, bias=bias)
-        self.linear_out = nn.Linear(4 * n_embd, n_embd, bias=bias)
-        self.dropout = nn.Dropout(p_dropout)
+        self.activation = shape.activation
+        self.linear_in = nn.Linear(shape.n_embd, shape.n_inner, bias=shape.bias)
+        self.linear_out = nn.Linear(shape.n_inner, shape.n_embd, bias=shape.bias)
+        self.dropout = nn.Dropout(shape.p_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the network to x (..., D).
@@ -48,29 +37,20 @@ class FeedForward(nn.Module):
         return self.dropout(self.linear_out(inner))
 
 
-class _Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x)) (pre-norm, as in GPT-2)."""
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x)) (pre-norm, as in GPT-2).
 
-    causal: ClassVar[bool]
+    An encoder's block is the same: BERT itself normalises after each addition, but pre-norm trains
+    without warm-up at these sizes (Xiong et al. 2020).
+    """
 
-    def __init__(
-        self,
-        n_embd: int,
-        n_head: int,
-        p_dropout: float = 0.1,
-        *,
-        norm: Norm = "layer",
-        qk_norm: bool = False,
-        activation: Activation = "gelu",
-        bias: bool = True,
-    ) -> None:
+    def __init__(self, shape: ModelConfig, *, causal: bool = True) -> None:
+        """Build the block; arguments as in `SelfAttention`."""
         super().__init__()
-        self.ln_1 = build_norm(n_embd, norm)
-        self.mha = MultiHeadAttention(
-            n_embd, n_head, p_dropout, causal=self.causal, qk_norm=qk_norm, bias=bias
-        )
-        self.ln_2 = build_norm(n_embd, norm)
-        self.ff = FeedForward(n_embd, p_dropout, activation=activation, bias=bias)
+        self.ln_1 = build_norm(shape)
+        self.mha = SelfAttention(shape, causal=causal)
+        self.ln_2 = build_norm(shape)
+        self.ff = MLP(shape)
 
     def forward(
         self, x: Tensor, attention_mask: Tensor | None = None, rotation: Tensor | None = None
@@ -85,44 +65,28 @@ class _Block(nn.Module):
         x = x + self.mha(self.ln_1(x), attention_mask, rotation)
         return x + self.ff(self.ln_2(x))
 
-
-class DecoderBlock(_Block):
-    """Pre-LN block in which no position sees the future."""
-
-    causal = True
-
     def extend(
         self, x: Tensor, past: LayerCache, new: NewTokens, rotation: Tensor | None = None
     ) -> Tensor:
-        """Transform new tokens x (B, T, D), which also see what `past` holds."""
+        """Transform new tokens x (B, T, D), which also see what `past` holds; causal only."""
         x = x + self.mha.extend(self.ln_1(x), past, new, rotation)
         return x + self.ff(self.ln_2(x))
 
 
-class EncoderBlock(_Block):
-    """Pre-LN block in which every position sees all content.
-
-    BERT itself normalises after each addition; pre-LN trains without warm-up at these sizes and is
-    what the decoder has (Xiong et al. 2020).
-    """
-
-    causal = False
-
-
 class CrossDecoderBlock(nn.Module):
-    """Causal self-attention, cross-attention, feed-forward; each is x + f(LN(x)) (pre-LN).
+    """Causal self-attention, cross-attention, feed-forward; each is x + f(norm(x)) (pre-norm).
 
     The memory comes normalised from the encoder, so cross-attention normalises its queries only.
     """
 
-    def __init__(self, n_embd: int, n_head: int, p_dropout: float = 0.1) -> None:
+    def __init__(self, shape: ModelConfig) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(n_embd)
-        self.mha = MultiHeadAttention(n_embd, n_head, p_dropout)
-        self.ln_cross = nn.LayerNorm(n_embd)
-        self.cross = CrossAttention(n_embd, n_head, p_dropout)
-        self.ln_2 = nn.LayerNorm(n_embd)
-        self.ff = FeedForward(n_embd, p_dropout)
+        self.ln_1 = build_norm(shape)
+        self.mha = SelfAttention(shape)
+        self.ln_cross = build_norm(shape)
+        self.cross = CrossAttention(shape)
+        self.ln_2 = build_norm(shape)
+        self.ff = MLP(shape)
 
     def forward(
         self,

@@ -2,7 +2,7 @@
 
 With V = 50257 the logits are by far the largest tensor of a training step. Here they exist for one
 chunk of tokens at a time, and the gradients are computed in the same pass, so that nothing is
-computed twice: three products a chunk (logits, gradient of the hidden states, of the matrix).
+computed twice: three products per chunk (logits, gradient of the hidden states, of the matrix).
 
 On a CPU the passes over the logits cost as much as the products. The probabilities are therefore
 not normalised: with E = exp(logits) and row sums Z, the gradients are (E/Z - onehot) W and
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.cpu.block_sizes import loss_chunk_tokens
-from model.cpu.threads import team_size, together
+from model.cpu.threads import run_on_threads, team_size
 
 SAFE_LOGIT = 60.0
 """Largest |logit| for exp without subtracting the maximum: e^±60 times any vocabulary is far
@@ -87,14 +87,14 @@ def token_losses(
     losses = torch.empty(len(targets), dtype=_wide(hidden.dtype), device=hidden.device)
     with torch.autocast(hidden.device.type, enabled=False):
         for part in _parts(len(targets), chunk):
-            found = together(_log_sum, head.shares, part)
+            found = run_on_threads(_log_sum, head.shares, part)
             logs, rights = (torch.stack(each) for each in zip(*found, strict=True))
             losses[part] = logs.logsumexp(0) - rights.sum(0)
     return losses
 
 
 def _log_sum(share: _Share, part: slice) -> tuple[Tensor, Tensor]:
-    """Of a chunk: log Σ exp(logit) over the share's ids, and the target's logit or 0."""
+    """Of a chunk: log Σ exp(logit) over the share's entries, and the target's logit or 0."""
     logits = share.logits(part)
     right = share.target_logits(logits, part)
     blocks = _parts(len(logits), _rows_in_cache(logits))
@@ -119,7 +119,7 @@ def _rows_in_cache(matrix: Tensor) -> int:
 
 
 class _Share:
-    """The head for some of the vocabulary's ids, ready for products over chunks of tokens."""
+    """The head for some entries of the vocabulary, ready for products over chunks of tokens."""
 
     def __init__(
         self, h: Tensor, weight: Tensor, targets: Tensor, first: int, chunk: int, small: bool
@@ -127,7 +127,7 @@ class _Share:
         self.h = h
         """(N, D) hidden states in the precision of the products."""
         self.w = weight.to(h.dtype)
-        """(V', D) rows of the matrix in the same precision; they begin with id `first`."""
+        """(V', D) rows of the matrix in the same precision; they begin with entry `first`."""
         self.wT = self.w.T.contiguous()
         """(D, V'), contiguous: without this copy oneDNN's bf16 product takes four times as long."""
         self.buffer = h.new_empty(chunk, len(weight))
@@ -147,7 +147,7 @@ class _Share:
         return torch.mm(h, self.wT, out=self.buffer[: len(h)])
 
     def own(self, part: slice) -> tuple[Tensor, Tensor]:
-        """Tokens of a chunk whose targets are among these ids, and their columns."""
+        """Tokens of a chunk whose targets are among these entries, and their columns."""
         targets = self.targets[part]
         if self.whole:
             return self.rows[: len(targets)], targets
@@ -166,7 +166,7 @@ class _Share:
 
 
 class _Head(NamedTuple):
-    """The head of all ids."""
+    """The head of the whole vocabulary."""
 
     shares: list[_Share]
     """One for each thread of a team."""
@@ -193,16 +193,16 @@ def _prepare(
     )
     n_shares = team_size(kind) if small and len(h) * len(w) >= LEAST_SHARED_LOGITS else 1
     if n_shares > 1 and not 0 <= int(targets.min()) <= int(targets.max()) < len(w):
-        raise IndexError(f"a target is not among the {len(w)} ids of the vocabulary")
+        raise IndexError(f"a target is not among the {len(w)} entries of the vocabulary")
 
-    def share(ids: slice) -> _Share:
-        made = _Share(h, w[ids], targets, ids.start, min(chunk, len(h)), small)
+    def share(rows: slice) -> _Share:
+        made = _Share(h, w[rows], targets, rows.start, min(chunk, len(h)), small)
         made.whole = n_shares == 1
-        made.bias = None if bias is None else bias[ids]
+        made.bias = None if bias is None else bias[rows]
         return made
 
     size = -(-len(w) // n_shares // 64) * 64 if n_shares > 1 else len(w)
-    return _Head(together(share, list(_parts(len(w), size))), small)
+    return _Head(run_on_threads(share, list(_parts(len(w), size))), small)
 
 
 def _largest_logit(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -265,16 +265,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             gradients = [_Gradients(share, wide) for share in head.shares]
             for part in _parts(n, chunk):
-                sums = together(_Gradients.exponentials, gradients, part)
+                sums = run_on_threads(_Gradients.exponentials, gradients, part)
                 z, log_z, right = (_total(each) for each in zip(*sums, strict=True))
                 if head.small:
                     log_z = z.log()
                 loss += (log_z - right).sum()
                 inverse = (1.0 / z)[:, None]
                 scaledT = (hidden[part] * (inverse * early)).to(low).T.contiguous()
-                products = together(_Gradients.products, gradients, part, z, scaledT)
+                products = run_on_threads(_Gradients.products, gradients, part, z, scaledT)
                 torch.mul(_total(products), inverse / n, out=d_hidden[part])
-            together(_Gradients.write, gradients, d_weight, late)
+            run_on_threads(_Gradients.write, gradients, d_weight, late)
         ctx.save_for_backward(d_hidden, d_weight)
         return loss / n
 
@@ -335,11 +335,11 @@ class _Gradients:
         return (e @ self.share.w).to(self.wide)
 
     def write(self, d_weight: Tensor, factor: float) -> None:
-        """Put what was added up, times a factor, into these ids' rows of the matrix's gradient."""
+        """Put what was added up, times a factor, into these rows of the matrix's gradient."""
         if factor != 1.0:
             self.d_weightT *= factor
-        ids = slice(self.share.first, self.share.first + len(self.share.w))
-        d_weight[ids].copy_(self.d_weightT.T)
+        rows = slice(self.share.first, self.share.first + len(self.share.w))
+        d_weight[rows].copy_(self.d_weightT.T)
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:

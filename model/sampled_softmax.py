@@ -1,11 +1,11 @@
-"""Cross-entropy over a sample of the vocabulary: a head that costs K rows instead of V.
+"""Sampled softmax: cross-entropy over K entries of the vocabulary instead of V.
 
 With V = 50257 most of a small model's training FLOPs are logits of tokens that nobody would have
 expected. Here the sum over the vocabulary in log Z = log Σ exp(logit) is estimated: the target
-counts as it is, and of all others the K ids that were drawn beforehand, the same for all tokens of
-a batch, id v with probability π(v) and therefore with weight 1/π(v) (Horvitz & Thompson 1952). The
-estimate of Z is unbiased, that of the loss a little too low (Jensen); with all ids drawn it is the
-full loss. Frequent ids are always drawn, so what is estimated is the tail.
+counts as it is, and of all others the K entries that were drawn beforehand, the same for all tokens
+of a batch, entry v with probability π(v) and therefore with weight 1/π(v) (Horvitz & Thompson
+1952). The estimate of Z is unbiased, that of the loss a little too low (Jensen); with all drawn it
+is the full loss. Frequent entries are always drawn, so what is estimated is the tail.
 
 The correction of Jean et al. (2015), in which the target's logit is lowered by log π too, trains as
 well (docs/experiments.md), but its value is that of an easier question: here a training curve can
@@ -25,12 +25,12 @@ from model.loss import times
 
 
 class VocabularySample(NamedTuple):
-    """Ids that all tokens of a batch are compared with."""
+    """Vocabulary entries that all tokens of a batch are compared with."""
 
-    ids: Tensor
+    entries: Tensor
     """(K,) int64, ascending, none twice."""
     log_inclusion: Tensor
-    """(V,) float32, log π(v): how likely each id of the vocabulary was to be drawn."""
+    """(V,) float32, log π(v): how likely each entry of the vocabulary was to be drawn."""
 
 
 def sampled_cross_entropy(
@@ -68,10 +68,10 @@ def sampled_cross_entropy(
         and sample.log_inclusion.shape == weight.shape[:1]
         and (bias is None or bias.shape == weight.shape[:1])
     )
-    if not shapes_fit or not len(targets) or sample.ids.ndim != 1 or not len(sample.ids):
+    if not shapes_fit or not len(targets) or sample.entries.ndim != 1 or not len(sample.entries):
         raise ValueError(
             f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, targets "
-            f"{tuple(targets.shape)}, {tuple(sample.ids.shape)} ids drawn with chances "
+            f"{tuple(targets.shape)}, {tuple(sample.entries.shape)} entries drawn with chances "
             f"{tuple(sample.log_inclusion.shape)}: expected (N, D), (V, D), (N,), (K,) and (V,) "
             "with N and K at least 1"
         )
@@ -98,12 +98,12 @@ class _SampledCrossEntropy(torch.autograd.Function):
         low = hidden.dtype
         if torch.is_autocast_enabled(kind) and low != torch.float64:
             low = torch.get_autocast_dtype(kind)
-        ids = sample.ids
-        rows = weight.detach()[ids].to(low)
-        shift = -sample.log_inclusion[ids].to(wide)
+        entries = sample.entries
+        rows = weight.detach()[entries].to(low)
+        shift = -sample.log_inclusion[entries].to(wide)
         if bias is not None:
             bias = bias.to(wide)
-            shift += bias[ids]
+            shift += bias[entries]
         loss = torch.zeros((), dtype=wide, device=hidden.device)
         d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
         d_rows = torch.zeros(rows.shape, dtype=wide, device=hidden.device)
@@ -120,9 +120,9 @@ class _SampledCrossEntropy(torch.autograd.Function):
                     right += bias[target]
                 logits = torch.mm(h_low, rows.T).to(wide).add_(shift)
                 # A target that was drawn too is one candidate, not two.
-                place = torch.searchsorted(ids, target).clamp_(max=len(ids) - 1)
+                place = torch.searchsorted(entries, target).clamp_(max=len(entries) - 1)
                 logits[here, place] = logits[here, place].masked_fill(
-                    ids[place] == target, -torch.inf
+                    entries[place] == target, -torch.inf
                 )
                 top = torch.maximum(logits.amax(dim=1), right)
                 e = logits.sub_(top[:, None]).exp_()
@@ -134,7 +134,7 @@ class _SampledCrossEntropy(torch.autograd.Function):
                 d_hidden[part] = (torch.mm(p, rows).to(wide) + missing * own) * share
                 d_rows += torch.mm(p.T, h_low)
                 _add_rows(d_weight, target, missing * h.to(wide) * share)
-        _add_rows(d_weight, ids, d_rows.mul_(share))
+        _add_rows(d_weight, entries, d_rows.mul_(share))
         ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype))
         return loss * share
 
@@ -145,9 +145,9 @@ class _SampledCrossEntropy(torch.autograd.Function):
         return d_hidden, d_weight, None, None, None, None
 
 
-def _add_rows(matrix: Tensor, ids: Tensor, rows: Tensor) -> None:
-    """Add rows (n, D) to those of matrix (V, D) that ids (n,) name, the same sum every time."""
+def _add_rows(matrix: Tensor, at: Tensor, rows: Tensor) -> None:
+    """Add rows (n, D) to those of matrix (V, D) that `at` (n,) names, the same sum every time."""
     if matrix.device.type == "cpu":
-        matrix.index_add_(0, ids, rows)
+        matrix.index_add_(0, at, rows)
     else:  # index_add_ adds in any order there
-        matrix.index_put_((ids,), rows, accumulate=True)
+        matrix.index_put_((at,), rows, accumulate=True)

@@ -1,17 +1,17 @@
-"""What the decoder-only and the encoder-only model share: all but who may see whom."""
+"""The transformer of the decoder-only and the encoder-only model, which differ in who sees whom."""
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.flops import flops_per_token
-from model.layers import Activation, DecoderBlock, EncoderBlock, Norm, build_norm
+from model.flops import Convention, flops_per_token
+from model.layers import Block, build_norm
 from model.rotary import rotation_table
 
 INIT_STD = 0.02
@@ -68,7 +68,11 @@ def content_positions(
         )
     if attention_mask is None:
         return None
-    require_same_shape(input_ids, attention_mask)
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, expected that of "
+            f"input_ids, {tuple(input_ids.shape)}"
+        )
     counted = (attention_mask != 0).long().cumsum(dim=1)
     return (counted - 1).clamp(min=0)
 
@@ -87,116 +91,46 @@ def embedding_sum(
     return tokens(input_ids) + positions(where)
 
 
-def require_same_shape(input_ids: Tensor, attention_mask: Tensor) -> None:
-    """Refuse a mask that is not one of these ids.
+class Transformer(nn.Module):
+    """Embeddings, pre-norm blocks, final norm, tied head."""
 
-    Raises:
-        ValueError: its shape is not theirs.
-    """
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, expected that of "
-            f"input_ids, {tuple(input_ids.shape)}"
-        )
+    causal: ClassVar[bool]
+    """Whether a position sees nothing after it."""
 
-
-class StackLM(nn.Module):
-    """Embeddings, one stack of pre-norm blocks, final norm, tied head."""
-
-    block: ClassVar[type[DecoderBlock | EncoderBlock]]
-    """What the stack is made of."""
-
-    def __init__(
-        self,
-        n_vocab: int,
-        n_embd: int,
-        n_head: int,
-        n_positions: int,
-        n_layer: int,
-        p_dropout: float = 0.1,
-        *,
-        positions: Literal["learned", "rope"] = "learned",
-        norm: Norm = "layer",
-        qk_norm: bool = False,
-        activation: Activation = "gelu",
-        bias: bool = True,
-        zero_init: bool = False,
-        head_bias: Literal["none", "unigram"] = "none",
-    ) -> None:
+    def __init__(self, shape: ModelConfig) -> None:
         """Build and initialise the model; without options it is GPT-2's.
 
         Weights are N(0, 0.02), the two projections into the residual stream of each block
-        N(0, 0.02/√(2·n_layer)), biases zero, LayerNorm one and zero (Radford et al. 2019, 2.3).
-
-        Args:
-            n_vocab: token ids V.
-            n_embd: width D.
-            n_head: heads H; must divide n_embd.
-            n_positions: longest sequence P.
-            n_layer: blocks L.
-            p_dropout: dropout on the embedding sum, attention weights and sub-layer outputs.
-            positions: this option and the following are described in `model.config.ModelConfig`.
-            norm: see there.
-            qk_norm: see there.
-            activation: see there.
-            bias: see there.
-            zero_init: see there.
-            head_bias: see there; zeros until `count_unigrams` is called or weights are loaded.
-
-        Raises:
-            ValueError: n_embd is not a multiple of n_head, or a size is out of range.
+        N(0, 0.02/√(2·n_layer)), biases zero, LayerNorm one and zero (Radford et al. 2019, 2.3). A
+        head bias is zero until `count_unigrams` is called or weights are loaded.
         """
         super().__init__()
-        self.shape = ModelConfig(
-            n_vocab=n_vocab,
-            n_embd=n_embd,
-            n_head=n_head,
-            n_positions=n_positions,
-            n_layer=n_layer,
-            p_dropout=p_dropout,
-            positions=positions,
-            norm=norm,
-            qk_norm=qk_norm,
-            activation=activation,
-            bias=bias,
-            zero_init=zero_init,
-            head_bias=head_bias,
-        )
-        self.n_positions = n_positions
-        self.token_embeddings = nn.Embedding(n_vocab, n_embd)
-        if positions == "learned":
-            self.position_embeddings = nn.Embedding(n_positions, n_embd)
+        self.shape = shape
+        self.n_positions = shape.n_positions
+        self.token_embeddings = nn.Embedding(shape.n_vocab, shape.n_embd)
+        if shape.positions == "learned":
+            self.position_embeddings = nn.Embedding(shape.n_positions, shape.n_embd)
         else:  # follows from the shape: no checkpoint needs it
-            table = rotation_table(n_positions, self.shape.head_dim)
+            table = rotation_table(shape.n_positions, shape.head_dim)
             self.rotation_table: Tensor
             self.register_buffer("rotation_table", table, persistent=False)
-        self.dropout = nn.Dropout(p_dropout)
-        self.blocks = nn.ModuleList(
-            self.block(
-                n_embd,
-                n_head,
-                p_dropout,
-                norm=norm,
-                qk_norm=qk_norm,
-                activation=activation,
-                bias=bias,
-            )
-            for _ in range(n_layer)
-        )
-        self.ln = build_norm(n_embd, norm)
+        self.dropout = nn.Dropout(shape.p_dropout)
+        self.blocks = nn.ModuleList(Block(shape, causal=self.causal) for _ in range(shape.n_layer))
+        self.ln = build_norm(shape)
         self.head_bias: Tensor | None
-        self.register_buffer("head_bias", None if head_bias == "none" else torch.zeros(n_vocab))
-        initialise(self, residual_additions=2 * n_layer, zero_residual=zero_init)
+        zeros = None if shape.head_bias == "none" else torch.zeros(shape.n_vocab)
+        self.register_buffer("head_bias", zeros)
+        initialise(self, residual_additions=2 * shape.n_layer, zero_residual=shape.zero_init)
 
     @classmethod
     def from_config(cls, shape: ModelConfig) -> Self:
         """A freshly initialised model of this shape."""
-        return cls(**shape.model_dump())
+        return cls(shape)
 
     @property
     def flops_per_token(self) -> int:
-        """Training FLOPs a token as the course charges them (`nanogpt`), a look-up included."""
-        return flops_per_token(self.shape, self.n_positions, "nanogpt")
+        """Training FLOPs per token as the course charges them (`nanogpt`), look-ups included."""
+        return flops_per_token(self.shape, self.n_positions, Convention.NANOGPT)
 
     @property
     def head_weight(self) -> Tensor:
@@ -205,13 +139,13 @@ class StackLM(nn.Module):
 
     @torch.no_grad()
     def count_unigrams(self, counts: Tensor) -> None:
-        """Set the head's bias to log frequencies, shifted so that the text's mean is 0.
+        """Set the head's bias to log frequencies, shifted so that the data's mean is 0.
 
         Every id counts half a time more than it occurs (Krichevsky & Trofimov 1981), so that none
         is impossible. The softmax does not see the shift; bf16 keeps more digits near 0.
 
         Args:
-            counts: (V,) how often each id occurs in the training text.
+            counts: (V,) how often each id occurs in the training data.
 
         Raises:
             ValueError: the model has no such bias.

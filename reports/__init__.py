@@ -1,1 +1,4 @@
-"""Reports: read the database, draw, explain."""
+"""Reports: read the database, draw, explain.
+
+Nothing here trains, fits or writes a table.
+"""

@@ -9,56 +9,22 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from budgetsweep.config import dump_yaml
 from budgetsweep.files import write_bytes_atomically, write_text_atomically
-from model.flops import CONVENTIONS
-from reports.document import (
-    Block,
-    Bullets,
-    Code,
-    Document,
-    Heading,
-    Picture,
-    clean,
-    to_html,
-    to_markdown,
-)
+from model.flops import Convention
+from reports.document import Block, Document, Heading, Picture, clean, to_html, to_markdown
 from reports.facts import Facts
-from reports.figures import runs as runs
-from reports.figures import space as space
-from reports.figures import study_scaling
 from reports.read import read_study
+from reports.sections import FIGURES, SECTIONS, MakeFigure
 from reports.style import theme
-from reports.style.formats import loss
 from reports.style.theme import Chart, NoChart
-from reports.text import curves as text_curves
-from reports.text import replay as text_replay
-from reports.text import scaling as text_scaling
-from reports.text import search as text_search
-from reports.text import summary
-from reports.text.advice import advice
+from reports.text import best, provenance
+from reports.text.curves import verdict_names
 from studies.database.tables import Run
-from studies.simulation.worlds import is_replayed
-
-FIGURES = (
-    runs.history,
-    runs.learning_curves,
-    space.isoflop,
-    space.learning_rate,
-    space.parallel,
-    space.importance,
-    runs.schedule,
-    runs.proposals,
-    study_scaling.isoflop_fit,
-    study_scaling.compute_frontier,
-    study_scaling.regret,
-    study_scaling.lr_optimum,
-)
 
 
 @dataclass(frozen=True)
@@ -81,7 +47,7 @@ def build_report(storage_url: str, study_name: str | None, out_dir: Path) -> Rep
 
     Args:
         storage_url: SQLAlchemy URL of the study's database, or the name of a SQLite file.
-        study_name: which study; None: the one that was begun last.
+        study_name: which study; None: the one that was started last.
         out_dir: made if it is missing; files of an earlier report in it are replaced.
 
     Raises:
@@ -91,30 +57,34 @@ def build_report(storage_url: str, study_name: str | None, out_dir: Path) -> Rep
 
 
 def write_report(
-    facts: Facts,
-    out_dir: Path,
-    figures: Sequence[Callable[[Facts], Chart | NoChart]] = FIGURES,
+    facts: Facts, out_dir: Path, figures: Collection[MakeFigure] = FIGURES
 ) -> ReportFiles:
     """Write the report of facts already read, with all figures or only some."""
-    folder = out_dir / "figures"
-    written: list[Path] = []
-    pictures: dict[str, Picture] = {}
-    for make in figures:
-        chart = make(facts)
-        if chart.name in text_replay.hidden(facts):
-            chart = NoChart(chart.name, "")
-        pictures[chart.name] = _picture(chart, folder, written)
-    best_yaml = _write_best(facts, out_dir / "best.yaml")
-    data_csv = out_dir / "data.csv"
+    drawn: list[Path] = []
+    blocks: list[Block] = [*best.head(facts)]
+    for section in SECTIONS:
+        blocks.append(Heading(section.question))
+        for make_text in section.texts:
+            blocks += make_text(facts)
+        for make_figure in section.figures:
+            if make_figure in figures:
+                blocks.append(_picture(make_figure(facts), out_dir / "figures", drawn))
+    document = Document(f"Study {facts.study.name}", best.subtitle(facts), blocks)
+    best_yaml: Path | None = out_dir / "best.yaml"
+    configuration = provenance.best_yaml(facts)
+    if configuration is None:
+        (out_dir / "best.yaml").unlink(missing_ok=True)
+        best_yaml = None
+    else:
+        write_text_atomically(out_dir / "best.yaml", configuration)
+    data_csv, markdown, page = (out_dir / f"{n}" for n in ("data.csv", "report.md", "report.html"))
     write_text_atomically(data_csv, data_table(facts))
-    document = compose(facts, pictures, best_yaml)
-    markdown, page = out_dir / "report.md", out_dir / "report.html"
     write_text_atomically(markdown, to_markdown(document, lambda name: f"figures/{name}.png"))
     write_text_atomically(page, to_html(document))
-    return ReportFiles(page, markdown, data_csv, best_yaml, written)
+    return ReportFiles(page, markdown, data_csv, best_yaml, drawn)
 
 
-def _picture(chart: Chart | NoChart, folder: Path, written: list[Path]) -> Picture:
+def _picture(chart: Chart | NoChart, folder: Path, drawn: list[Path]) -> Picture:
     """Draw a figure in all its renditions; files of a figure that no longer exists are removed."""
     png, svg = folder / f"{chart.name}.png", folder / f"{chart.name}.svg"
     if isinstance(chart, NoChart):
@@ -125,81 +95,8 @@ def _picture(chart: Chart | NoChart, folder: Path, written: list[Path]) -> Pictu
     narrow = theme.svg(chart, "narrow")
     write_bytes_atomically(png, pixels)
     write_text_atomically(svg, theme.on_paper(wide))
-    written += [png, svg]
-    return Picture(
-        chart,
-        {
-            "wide": wide,
-            "wide-dark": theme.to_dark(wide),
-            "narrow": narrow,
-            "narrow-dark": theme.to_dark(narrow),
-        },
-    )
-
-
-def compose(facts: Facts, pictures: dict[str, Picture], best_yaml: Path | None) -> Document:
-    """The report's blocks, in the order of the questions; figures not drawn are left out."""
-
-    def shown(*names: str) -> list[Picture]:
-        hidden = text_replay.hidden(facts)
-        return [pictures[name] for name in names if name in pictures and name not in hidden]
-
-    title, subtitle = summary.title(facts)
-    blocks: list[Block] = [
-        *summary.simulated(facts),
-        *summary.head(facts),
-        Heading("What was best?"),
-        *summary.best(facts),
-        *shown("history", "learning_curves"),
-        Heading("What do the curves say?"),
-        *text_curves.curves(facts),
-        Heading("What did it cost?"),
-        *summary.cost(facts),
-        Heading("What was tried?"),
-        *text_search.tried(facts),
-        *text_search.best_few(facts),
-        *text_replay.stand_ins(facts),
-        *shown("isoflop", "learning_rate", "parallel", "importance", "schedule"),
-    ]
-    if best_yaml is not None and facts.best is not None:
-        blocks.append(Code("The best configuration (best.yaml)", _best_text(facts, facts.best)))
-    blocks += [
-        Heading("Why were proposals rejected?"),
-        *text_search.rejected(facts),
-        *shown("proposals"),
-        Heading("What failed?"),
-        *text_search.failed(facts),
-        Heading("What is predicted of a larger budget?"),
-        *text_scaling.answers(facts),
-        *shown("isoflop_fit", "compute_frontier", "regret", "lr_optimum"),
-        *text_scaling.scores(facts),
-        Heading("What did the larger budget bring?"),
-        *text_search.promotion(facts),
-        Heading("What to do next?"),
-        Bullets(advice(facts)),
-        Heading("Where this comes from"),
-        text_search.provenance(facts),
-    ]
-    return Document(title, subtitle, blocks)
-
-
-def _write_best(facts: Facts, path: Path) -> Path | None:
-    if facts.best is None:
-        path.unlink(missing_ok=True)
-        return None
-    write_text_atomically(path, _best_text(facts, facts.best))
-    return path
-
-
-def _best_text(facts: Facts, best: Run) -> str:
-    study = " ".join(clean(facts.study.name).split())
-    config = {**best.config, "output_dir": "outputs/best"}  # not the folder of the trial's results
-    return (
-        f"# Trial {best.number} of study {study}: validation loss "
-        f"{loss(best.val_loss_nats)} nats a token.\n"
-        + ("" if is_replayed(facts.world) else "# Runs again: budgetsweep train best.yaml\n")
-        + dump_yaml(config)
-    )
+    drawn += [png, svg]
+    return Picture(chart, wide, narrow)
 
 
 _RUN_FACTS = (
@@ -232,12 +129,12 @@ def _row(facts: Facts, run: Run) -> dict[str, Any]:
     parent = facts.trial_of(run)
     row["parent_trial"] = parent.number if parent is not None else ""
     spending = facts.data.spending.get(run.id)
-    for convention in CONVENTIONS:
+    for convention in Convention:
         row[f"spent_flops_{convention}"] = (
             spending.spent.flops(convention) if spending is not None else ""
         )
     row["spent_tokens"] = spending.spent.tokens if spending is not None else ""
-    row["verdicts"] = " ".join(text_curves.verdict_names(facts, run))
+    row["verdicts"] = " ".join(verdict_names(facts, run))
     row.update(_flat("param", run.params))
     row.update(_flat("config", run.config))
     row.update(_flat("version", run.versions))

@@ -7,12 +7,15 @@ from a configuration can become markup.
 from __future__ import annotations
 
 import base64
-import html
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from reports.style.theme import Chart, NoChart
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from reports.style.theme import DARK, LIGHT, Chart, NoChart, to_dark
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,23 @@ class Picture:
     """A figure in the renditions that a page needs, or why there is none."""
 
     chart: Chart | NoChart
-    renditions: dict[str, str] = field(default_factory=dict)
-    """SVG text by rendition: wide, wide-dark, narrow, narrow-dark."""
+    wide: str = ""
+    """SVG text for a desktop, in the light palette."""
+    narrow: str = ""
+    """The same for a phone."""
+
+    @property
+    def sources(self) -> list[tuple[str, str]]:
+        """Media query and data URI of each rendition, the last one for all other screens."""
+        dark, small = "(prefers-color-scheme: dark)", "(max-width: 600px)"
+        drawings = (
+            (f"{small} and {dark}", to_dark(self.narrow)),
+            (small, self.narrow),
+            (dark, to_dark(self.wide)),
+            ("", self.wide),
+        )
+        start = "data:image/svg+xml;base64,"
+        return [(m, start + base64.b64encode(svg.encode()).decode()) for m, svg in drawings]
 
 
 Block = Heading | Text | Bullets | Cards | Table | Code | Picture
@@ -108,154 +126,21 @@ def clean(text: object) -> str:
 
 # ── HTML ─────────────────────────────────────────────────────────────────────────────────────
 
-_STYLE = """
-:root { color-scheme: light dark; --paper:#ffffff; --ink:#1f2933; --muted:#56616d; --line:#d9dee3;
-  --tint:#f4f6f8; --best:#0072b2; }
-@media (prefers-color-scheme: dark) { :root { --paper:#15191e; --ink:#e7eaee; --muted:#a9b3be;
-  --line:#333c46; --tint:#1d232a; --best:#5cb8f5; } }
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; }
-body { margin: 0; background: var(--paper); color: var(--ink); overflow-wrap: break-word;
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 56rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
-h2 { font-size: 1.25rem; line-height: 1.3; margin: 3rem 0 .75rem; padding-top: 1rem;
-  border-top: 1px solid var(--line); }
-p, ul, h1 { max-width: 46rem; }
-p, ul { margin: .75rem 0; }
-ul { padding-left: 1.2rem; }
-li { margin: .5rem 0; }
-.sub, figcaption, caption, .card small, .none { color: var(--muted); }
-.sub { margin: 0 0 1.5rem; }
-.caption { margin: 1.25rem 0 .5rem; font-weight: 600; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem; }
-.card { background: var(--tint); border-radius: 8px; padding: .7rem .85rem; }
-.card b { display: block; font-size: 1.55rem; line-height: 1.25; color: var(--best);
-  font-variant-numeric: tabular-nums; }
-.card span, .card small { display: block; font-size: .85rem; line-height: 1.35; }
-figure { margin: 1.5rem 0; max-width: 48rem; }
-figure img { display: block; width: 100%; max-width: 100%; height: auto; }
-.none { background: var(--tint); border-radius: 8px; padding: .8rem 1rem; }
-.scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: separate; border-spacing: 0; font-size: .9rem;
-  font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .35rem; }
-th, td { padding: .32rem .6rem; border-bottom: 1px solid var(--line); text-align: right;
-  vertical-align: top; white-space: nowrap; }
-th:first-child { text-align: left; padding-left: 0; }
-tbody th { font-weight: 400; position: sticky; left: 0; background: var(--paper);
-  white-space: normal; min-width: 6rem; max-width: 15rem; }
-thead th { font-weight: 600; color: var(--muted); vertical-align: bottom; }
-td strong { color: var(--best); }
-.words th, .words td { text-align: left; }
-.words td:last-child { white-space: normal; min-width: 17rem; overflow-wrap: anywhere; }
-@media (max-width: 600px) { .words td:last-child { min-width: 13rem; } }
-details { margin: 1rem 0; }
-summary { cursor: pointer; color: var(--muted); }
-pre { overflow-x: auto; background: var(--tint); border-radius: 8px; padding: .8rem 1rem;
-  font: .82rem/1.45 ui-monospace, "DejaVu Sans Mono", monospace; }
-@media print { details > pre { white-space: pre-wrap; } h2 { break-after: avoid; }
-  figure, .cards { break-inside: avoid; } }
-"""
-
 
 def to_html(document: Document) -> str:
-    """One self-contained page; nothing is fetched and nothing is run."""
-    body = "\n".join(_html_block(block) for block in document.blocks)
-    title, subtitle = _h(document.title), _h(document.subtitle)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<h1>{title}</h1>\n<p class="sub">{subtitle}</p>\n{body}\n</main>\n</body>\n</html>\n'
+    """The report as one page that needs nothing else and runs nothing."""
+    page = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: value if isinstance(value, Markup) else clean(value),
     )
-
-
-def _h(text: object) -> str:
-    return html.escape(clean(text), quote=True)
-
-
-def _html_block(block: Block) -> str:
-    match block:
-        case Heading(text):
-            return f"<h2>{_h(text)}</h2>"
-        case Text():
-            return f"<p>{_html_text(block)}</p>"
-        case Bullets(items):
-            return "<ul>\n" + "\n".join(f"<li>{_html_text(i)}</li>" for i in items) + "\n</ul>"
-        case Cards():
-            return _html_cards(block)
-        case Table():
-            return _html_table(block)
-        case Code(summary, text):
-            return f"<details><summary>{_h(summary)}</summary>\n<pre>{_h(text)}</pre></details>"
-        case Picture():
-            return _html_picture(block)
-
-
-def _html_text(text: Text) -> str:
-    lead = f"<strong>{_h(text.lead)}</strong> " if text.lead else ""
-    return lead + _h(text.text)
-
-
-def _html_cards(block: Cards) -> str:
-    cards = "\n".join(
-        f'<div class="card"><span>{_h(card.label)}</span><b>{_h(card.value)}</b>'
-        f"<small>{_h(card.note)}</small></div>"
-        for card in block.cards
+    return page.get_template("page.html").render(
+        document=document, light=LIGHT, dark=DARK, kind=lambda block: type(block).__name__
     )
-    return f'<p class="caption">{_h(block.caption)}</p>\n<div class="cards">\n{cards}\n</div>'
-
-
-def _html_table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{_h(cell)}</th>' for cell in table.head)
-    rows = "\n".join(
-        "<tr>"
-        + "".join(
-            _html_cell(cell, column, strong=(index, column) in table.strong)
-            for column, cell in enumerate(row)
-        )
-        + "</tr>"
-        for index, row in enumerate(table.rows)
-    )
-    caption = f"<caption>{_h(table.caption)}</caption>" if table.caption else ""
-    words = ' class="words"' if table.wide_text else ""
-    return (
-        f'<div class="scroll" tabindex="0"><table{words}>{caption}\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
-    )
-
-
-def _html_cell(cell: str, column: int, *, strong: bool) -> str:
-    text = f"<strong>{_h(cell)}</strong>" if strong else _h(cell)
-    return f'<th scope="row">{text}</th>' if column == 0 else f"<td>{text}</td>"
-
-
-def _html_picture(picture: Picture) -> str:
-    if isinstance(picture.chart, NoChart):
-        return f'<p class="none">{_h(picture.chart.why)}</p>'
-    source = {name: _data_uri(svg) for name, svg in picture.renditions.items()}
-    dark, small = "(prefers-color-scheme: dark)", "(max-width: 600px)"
-    sources = "\n".join(
-        f'<source media="{media}" srcset="{source[name]}">'
-        for media, name in (
-            (f"{small} and {dark}", "narrow-dark"),
-            (small, "narrow"),
-            (dark, "wide-dark"),
-        )
-    )
-    alt = _h(f"{picture.chart.title}. {picture.chart.alt}")
-    return (
-        f'<figure id="{_h(picture.chart.name)}"><picture>\n{sources}\n'
-        f'<img src="{source["wide"]}" alt="{alt}"></picture></figure>'
-    )
-
-
-def _data_uri(svg: str) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
 # ── Markdown ─────────────────────────────────────────────────────────────────────────────────

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
+from budgetsweep.formats import known
+from model.flops import Convention
 from reports.read import StudyData
-from reports.style.formats import known
 from studies.database.ledger import Amount, of_steps
-from studies.database.tables import Rejection, Run, Study
+from studies.database.tables import FINALIST, PROMOTION, Rejection, Run, Study
 from studies.diagnosis import Diagnosis
 from studies.diagnosis.curves import Curve
 from studies.diagnosis.study_runs import diagnose_runs
-from studies.simulation.worlds import world_of
 from studies.space.search_space import Parameter
 from trainer.config import RunConfig
 
@@ -47,7 +48,7 @@ class Costs:
     """None: the ledger has no entry."""
     spent: Amount | None
     redone: Amount
-    """Part of `spent` that was computed again after a kill."""
+    """Part of `spent` that was recomputed after a kill."""
     train_seconds: float | None
     eval_seconds: float | None
 
@@ -60,9 +61,9 @@ class Facts:
         self.study: Study = data.study
         self.rejections: list[Rejection] = data.rejections
         self.trials = sorted((r for r in data.runs if r.kind == "trial"), key=lambda r: r.number)
-        self.promotions = sorted(
-            (r for r in data.runs if r.kind == "promotion"), key=lambda r: r.number
-        )
+        kinds = (FINALIST, PROMOTION)
+        self.promotions = sorted((r for r in data.runs if r.kind in kinds), key=lambda r: r.id)
+        """Finalists of the search among them."""
 
     @cached_property
     def ranked(self) -> list[Run]:
@@ -74,7 +75,7 @@ class Facts:
 
     @cached_property
     def complete_trials(self) -> list[Run]:
-        """Complete trials of all rungs with a finite validation loss, by number."""
+        """Complete trials of all budget levels with a finite validation loss, by number."""
         return [r for r in self.trials if r.status == "complete" and known(r.val_loss_nats)]
 
     @property
@@ -84,7 +85,7 @@ class Facts:
 
     @property
     def first(self) -> Run | None:
-        """The first proposal that was admitted: the known-good start of the search."""
+        """The first proposal that was admitted: the baseline of the search."""
         return self.trials[0] if self.trials else None
 
     @property
@@ -132,6 +133,20 @@ class Facts:
         """A run's learning curves."""
         return self.data.curves.get(run.id)
 
+    def has_learning_rate(self, run: Run) -> bool:
+        """Whether a run's learning rate was recorded.
+
+        Where it was not, its configuration stands for a size and a number of tokens only.
+        """
+        curve = self.curve(run)
+        return curve is not None and bool(np.isfinite(curve.lr).any())
+
+    @property
+    def law(self) -> dict[str, Any] | None:
+        """The scaling law that was fitted last, with its points; None: there is none."""
+        fit = self.data.fit
+        return None if fit is None or fit.refusal is not None else fit.record
+
     @cached_property
     def diagnoses(self) -> dict[int, Diagnosis]:
         """What the curves say, by run id; of complete runs and of those that diverged."""
@@ -144,9 +159,8 @@ class Facts:
         redone = Amount()
         for run in runs:
             if run.steps_redone:
-                redone += of_steps(
-                    run.steps_redone, run.num_steps, run.tokens_per_step, _planned_flops(run)
-                )
+                planned = [run.planned_flops(name) for name in Convention]
+                redone += of_steps(run.steps_redone, run.num_steps, run.tokens_per_step, planned)
         return Costs(
             planned=sum((e.planned for e in entries), Amount()) if entries else None,
             spent=sum((e.spent for e in entries), Amount()) if entries else None,
@@ -172,11 +186,6 @@ class Facts:
         return SeedNoise(
             math.sqrt(squares / freedom), len(repeated), sum(len(losses) for losses in repeated)
         )
-
-    @property
-    def world(self) -> str | None:
-        """The simulated world of the study; None: its runs were trained."""
-        return world_of(self.study.settings.get("base", {}))
 
     @cached_property
     def rival(self) -> Run | None:
@@ -217,24 +226,15 @@ def final_loss(run: Run) -> float:
     return run.val_loss_nats
 
 
-def _planned_flops(run: Run) -> list[int]:
-    return [run.planned_flops_nanogpt, run.planned_flops_matmul, run.planned_flops_mac]
-
-
-def charged_flops(run: Run, convention: str) -> int:
-    """A run's planned training FLOPs in one convention."""
-    return int(getattr(run, f"planned_flops_{convention}"))
-
-
 def tokens_per_param(run: Run) -> float:
-    """Training tokens a parameter (embeddings counted)."""
+    """Training tokens per parameter (embeddings counted)."""
     return run.planned_tokens / run.n_params
 
 
-def samples_head(run: Run) -> bool:
+def has_sampled_softmax(run: Run) -> bool:
     """Whether training computed the logits of a part of the vocabulary only.
 
-    Then most parameters are no part of a token's cost, and rules of tokens a parameter do not hold.
+    Then most parameters are not active, and rules of tokens per parameter do not hold.
     """
     return run.config.get("head_samples") is not None
 
@@ -245,12 +245,6 @@ def run_config(run: Run) -> RunConfig | None:
         return RunConfig.model_validate(run.config)
     except ValidationError:
         return None
-
-
-def max_lr(run: Run) -> float | None:
-    """Peak learning rate."""
-    value = run.config.get("max_lr")
-    return float(value) if isinstance(value, int | float) and value > 0 else None
 
 
 def as_number(value: Any) -> float | None:

@@ -24,9 +24,9 @@ from budgetsweep.config import did_you_mean
 from budgetsweep.errors import StudyError
 from studies.database import connection as storage
 from studies.database.ledger import Amount
+from studies.database.reader import curve_rows
 from studies.database.tables import Fit, LedgerEntry, Prediction, Rejection, Run, Study
-from studies.diagnosis.curves import Curve
-from studies.diagnosis.study_curves import read_curves
+from studies.diagnosis.curves import COLUMNS, Curve
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def read_study(storage_url: str, study_name: str | None = None) -> StudyData:
                     )
                 ),
                 spending=_read_ledger(session, study.id),
-                curves=read_curves(session, study.id),
+                curves=Curve.each_of(curve_rows(session, study.id, COLUMNS)),
                 other_studies=[other for other in names if other != name],
                 **_read_predictions(session, study.id),
             )

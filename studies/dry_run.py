@@ -6,17 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from budgetsweep.constraint import Limits
-from studies.planning import (
-    Sample,
-    Speed,
-    TimePlan,
-    measure_speed,
-    measuring_seconds,
-    plan_time,
-    sample_space,
-)
-from studies.search import share_gpus, worker_pool
+from studies.planning import Speed, TimePlan, measure_speed, measuring_seconds, plan_time
 from studies.settings import SearchSettings
+from studies.space.sample import Sample, sample_space
 from studies.space.search_space import SearchSpace
 
 
@@ -37,28 +29,24 @@ def dry_run(
     """Sample the space, ask the constraint and measure the device; write and train nothing."""
     space = settings.resolved_space()
     base = settings.base()
-    if settings.world is not None:
-        limits = Limits(settings.budget_flops, settings.convention)
-        sample = sample_space(space, base, limits, n, settings.seed, on_progress)
-        return DryRun(settings, space, sample, "a run that nobody trains takes none", None)
-    seconds = measuring_seconds(settings.budget_flops)
-    with worker_pool(settings) as pool:
-        share_gpus(settings, pool)
+    with settings.backend.executor(settings.asked_workers) as executor:
         limits = Limits(
             settings.budget_flops,
             settings.convention,
-            pool.device_per_worker(),
+            executor.device(),
             val_tokens=settings.data.val_tokens,
             train_tokens=settings.data.train_tokens,
         )
         sample = sample_space(space, base, limits, n, settings.seed, on_progress)
         if not sample.admitted:
             return DryRun(settings, space, sample, "nothing is admitted", None)
-        speed = measure_speed(sample, pool.measure_share, pool.device().name, seconds_each=seconds)
+        seconds = measuring_seconds(settings.budget_flops)
+        speed = measure_speed(sample, executor, seconds_each=seconds)
+        n_workers = executor.n_workers
     plan = None
     if isinstance(speed, Speed):
         plan = plan_time(
-            sample, speed, n_trials=settings.trials, n_workers=pool.n_workers,
+            sample, speed, n_trials=settings.trials, n_workers=n_workers,
             budget_flops=settings.budget_flops, rungs=settings.rungs,
         )  # fmt: skip
     return DryRun(settings, space, sample, speed, plan)

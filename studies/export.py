@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.database.store import Store
-from studies.database.tables import Run
+from studies.database.tables import FINALIST, PROMOTION, Run
 
 
 def export_study(storage: str | Path, name: str | None) -> dict[str, dict[str, Any] | str]:
@@ -21,7 +21,7 @@ def export_study(storage: str | Path, name: str | None) -> dict[str, dict[str, A
     """
     with Store.open(storage) as store:
         study = store.study(name)
-        kinds = ("trial", "promotion")
+        kinds = ("trial", FINALIST, PROMOTION)
         runs = [run for kind in kinds for run in store.runs(study.id, kind=kind)]
         best = store.best_run(study.id)
     files: dict[str, dict[str, Any] | str] = {

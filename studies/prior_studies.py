@@ -1,8 +1,8 @@
-"""Earlier studies whose complete runs are points of another study's law (`--points-from`).
+"""Prior studies whose complete runs are data points of another study's fit (`--points-from`).
 
-A law needs several budgets, and an earlier search at a smaller one has paid for them. Its runs are
-points and nothing else: no candidates for promotion, no trials of the sampler's. Losses must be
-comparable, so they must be measured on the same tokens and have learned from the same text.
+A law needs several budgets, and a prior search at a smaller one has paid for them. Its runs are
+data points and nothing else: no candidates for promotion, no trials of the sampler's. Losses must
+be comparable, so they must be measured on the same tokens and have learned from the same data.
 """
 
 from __future__ import annotations
@@ -13,67 +13,46 @@ from typing import Any
 
 from budgetsweep.config import parse
 from budgetsweep.errors import DataError, StudyError
+from model.flops import Convention
 from studies.database.store import Store
 from studies.database.tables import Run, Study
-from studies.simulation.worlds import world_of
+from studies.scaling.fitted_runs import PriorRuns
 from studies.space.search_space import SearchSpace
 from trainer.data.config import DataConfig
 
-Earlier = Mapping[str, list[Run]]
-"""Complete runs by the name of their study."""
-
-TEXT = {"source": "text", "validation": "validation text", "text_field": "field of the text"}
-"""What names a text, in words."""
+DATA_NAMES = {"source": "data set", "validation": "validation set", "text_field": "text field"}
+"""What names a study's data, in words."""
 
 
-def settle(
+def base_with_prior_studies(
     store: Store,
     name: str,
-    convention: str,
+    convention: Convention,
     space: SearchSpace,
-    base: dict[str, Any],
-    names: Iterable[str],
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Refuse earlier studies of another kind before a study is entered.
+    """The run settings of a new study, with the validation tokens of its prior studies.
 
-    Args:
-        store: the database of all of them.
-        name: of the new study.
-        convention: of its budget.
-        space: its search space.
-        base: its run settings.
-        names: of the earlier ones.
-
-    Returns:
-        `base` with the earlier studies' number of validation tokens, unless it has its own: losses
-        are compared on the same text.
+    Unless it has its own number of them. `name` is the new study's, `settings` name the prior ones.
 
     Raises:
         StudyError: there is no such study, or its runs cannot be compared.
     """
-    for other in _studies(store, name, names):
-        _refuse(other, convention, space.to_dict()["parameters"], base)
+    base: dict[str, Any] = settings["base"]
+    for other in _studies(store, name, settings["points_from"]):
+        _check_kind(other, convention, space.to_dict()["parameters"], settings)
         if base["data"].get("val_tokens") is None and other.val_tokens is not None:
             base = {**base, "data": {**base["data"], "val_tokens": other.val_tokens}}
     return base
 
 
-def earlier_runs(
-    store: Store,
-    study: Study,
-    names: Iterable[str] = (),
-    cache_dir: Path | None = None,
-) -> Earlier:
-    """Complete runs of the earlier studies of a study, and of others that are named.
+def prior_runs(
+    store: Store, study: Study, names: Iterable[str] = (), cache_dir: Path | None = None
+) -> PriorRuns:
+    """Complete runs of the prior studies of a study, and of others that are named.
 
-    Of a study's own those that had ended when it was begun, so that a search goes on after an
-    interruption as it would have without; of the others all.
-
-    Args:
-        store: the database of all of them.
-        study: whose law is to be fitted; its data are fixed.
-        names: of further studies.
-        cache_dir: where tokens lie.
+    Of a study's own prior ones those runs that had ended when it was created, so that a search goes
+    on after an interruption as it would have without; of the others all.
 
     Raises:
         StudyError: there is no such study, or its runs cannot be compared with this one's.
@@ -84,85 +63,85 @@ def earlier_runs(
         _check(study, other, cache_dir)
         runs = store.runs(other.id, statuses=("complete",))
         if other.name not in names:
-            begun = study.created_utc
-            runs = [r for r in runs if r.finished_utc is not None and r.finished_utc <= begun]
+            created = study.created_utc
+            runs = [r for r in runs if r.finished_utc is not None and r.finished_utc <= created]
         found[other.name] = runs
     return found
 
 
 def _studies(store: Store, name: str, names: Iterable[str]) -> list[Study]:
-    found = []
-    for other in dict.fromkeys(names):
-        if other == name:
-            raise StudyError(f"--points-from {other}: a study's own runs are points anyway")
-        found.append(store.study(other))
-    return found
+    wanted = list(dict.fromkeys(names))
+    if name in wanted:
+        raise StudyError(f"--points-from {name}: a study's own runs are data points anyway")
+    return [store.study(other) for other in wanted]
 
 
 def _check(study: Study, other: Study, cache_dir: Path | None) -> None:
     """Refuse a study whose losses are not comparable with another's."""
-    _refuse(other, study.convention, study.space["parameters"], study.settings["base"])
+    _check_kind(other, study.convention, study.space["parameters"], study.settings)
     if other.val_checksum != study.val_checksum:
         tokens, advice = "", ""
         if other.val_tokens != study.val_tokens:
             tokens = f" ({other.val_tokens} tokens, here {study.val_tokens})"
-            advice = "; a study that is begun with --points-from measures on as much"
+            advice = "; a study that is created with --points-from validates on as much"
         raise StudyError(
-            f"--points-from {other.name}: another validation text{tokens}, by its checksum, so "
+            f"--points-from {other.name}: another validation set{tokens}, by its checksum, so "
             f"that losses cannot be compared{advice}"
         )
-    if not _same_training_text(study, other, cache_dir):
+    if not _same_training_data(study, other, cache_dir):
         raise StudyError(
-            f"--points-from {other.name}: another training text, by its checksum, so that losses "
+            f"--points-from {other.name}: another training set, by its checksum, so that losses "
             "cannot be compared"
         )
 
 
-def _same_training_text(study: Study, other: Study, cache_dir: Path | None) -> bool:
-    """Whether two studies learn from one text, the one perhaps from less of it."""
+def _same_training_data(study: Study, other: Study, cache_dir: Path | None) -> bool:
+    """Whether two studies learn from one data set, the one perhaps from less of it."""
     if study.data_checksum == other.data_checksum:
         return True
-    if world_of(study.settings["base"]) is not None:
-        return False
     from trainer.data.prepare import open_prepared
 
-    texts = {
+    data = {
         one.name: parse(DataConfig, one.settings["base"]["data"], "data") for one in (study, other)
     }
-    if any(text.train_tokens is None for text in texts.values()):
+    if any(config.train_tokens is None for config in data.values()):
         return False
-    short, long = sorted((study, other), key=lambda one: texts[one.name].train_tokens or 0)
-    cut = texts[long.name].model_copy(update={"train_tokens": texts[short.name].train_tokens})
+    short, long = sorted((study, other), key=lambda one: data[one.name].train_tokens or 0)
+    cut = data[long.name].model_copy(update={"train_tokens": data[short.name].train_tokens})
     try:
         opened = open_prepared(cut, study.settings["base"]["tokenizer_encoding"], cache_dir)
     except DataError as error:
         raise StudyError(
-            f"--points-from {other.name}: its training text cannot be compared ({error})"
+            f"--points-from {other.name}: its training set cannot be compared ({error})"
         ) from error
     return opened.data_checksum == short.data_checksum
 
 
-def _refuse(
-    other: Study, convention: str, parameters: Mapping[str, Any], base: Mapping[str, Any]
+def _check_kind(
+    other: Study, convention: str, parameters: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
-    """Refuse a study of another kind, whatever its texts hold."""
+    """Refuse a study of another kind, whatever its data hold."""
     theirs, space = other.settings["base"], other.space["parameters"]
+    base = settings["base"]
     compared = {
         "FLOP convention": (other.convention, convention),
-        "simulated world or table of runs": (world_of(theirs), world_of(base)),
+        "source of losses": (
+            other.settings.get("backend", "training"),
+            settings.get("backend", "training"),
+        ),
         "tokenizer": (theirs["tokenizer_encoding"], base["tokenizer_encoding"]),
         "architecture": (_fixed(space, "architecture"), _fixed(parameters, "architecture")),
         "recipe": (_fixed(space, "recipe"), _fixed(parameters, "recipe")),
     }
-    if world_of(base) is None:
-        for key, what in TEXT.items():
+    if settings.get("location") is None:  # else a file, which its checksum names
+        for key, what in DATA_NAMES.items():
             compared[what] = (theirs["data"].get(key), base["data"].get(key))
-    for what, (before, now) in compared.items():
-        if before != now:
-            told = ["none" if one is None else one for one in (before, now)]
+    for what, values in compared.items():
+        if values[0] != values[1]:
+            before, now = ("none" if value is None else value for value in values)
             raise StudyError(
-                f"--points-from {other.name}: another {what} ({told[0]}, here {told[1]}), so that "
-                "its runs are no points of the same law"
+                f"--points-from {other.name}: another {what} ({before}, here {now}), so that its "
+                "runs do not follow the same law"
             )
 
 

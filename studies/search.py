@@ -9,64 +9,45 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit
 from budgetsweep.errors import ConfigError, StudyError
-from model.flops import Convention
 from studies.database.connection import storage_url
 from studies.database.store import Store
 from studies.database.tables import FINISHED_STATUSES, Run, Study
+from studies.execution.base import Backend, Executor
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher
-from studies.execution.local_pool import WorkerPool
-from studies.execution.observer import Observer
-from studies.planning import (
-    PLAN_SAMPLES,
-    Speed,
-    TimePlan,
-    measure_speed,
-    measuring_seconds,
-    plan_time,
-    sample_space,
-)
-from studies.prior_studies import earlier_runs, settle
+from studies.execution.training import check_same_data
+from studies.planning import Speed, TimePlan, measure_speed, measuring_seconds, plan_time
+from studies.prior_studies import base_with_prior_studies, prior_runs
 from studies.promotion.finalists import train_finalists
 from studies.promotion.promote import DEFAULT_SCALE, PromoteHooks
-from studies.samplers.law import LawSampler
+from studies.samplers.base import SearchProblem
 from studies.samplers.objective import Objective
 from studies.samplers.proposals import Proposals
 from studies.scaling.prediction import StudyFit, fit_study, promoted
-from studies.settings import SearchSettings, no_gpu_to_share
-from studies.simulation.pool import SimulatedPool
-from studies.simulation.worlds import is_replayed, world_of
+from studies.settings import SearchSettings
 from studies.space.defaults import first_proposal
+from studies.space.sample import PLAN_SAMPLES, sample_space
 from studies.space.search_space import SearchSpace
-from studies.study_data import fix_data
 from studies.trials import TrialSource, reconcile
 from trainer.config import TOKENIZER_VOCABULARIES
+from trainer.data.facts import DataFacts
 
 if TYPE_CHECKING:
-    from trainer.data.prepare import PrepareProgress
-
-
-def _go_ahead(plan: TimePlan) -> bool:
-    del plan
-    return True
+    pass
 
 
 @dataclass
-class Hooks:
-    """How a search talks to its caller."""
+class Hooks(PromoteHooks):
+    """How a search talks to its caller, its finalists included."""
 
-    observer: Observer = field(default_factory=Observer)
-    should_stop: Callable[[], bool] = lambda: False
-    should_kill: Callable[[], bool] = lambda: False
-    confirm: Callable[[TimePlan], bool] = _go_ahead
+    confirm: Callable[[TimePlan], bool] = lambda _: True
     """Asked once before the first trial, with the measured time; False: do not start."""
-    on_prepare: Callable[[PrepareProgress], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,58 +77,21 @@ def search(settings: SearchSettings, hooks: Hooks) -> SearchOutcome:
     base = settings.base()
     _check_base(base, space, settings)
     with contextlib.ExitStack() as stack:
-        pool: WorkerPool | SimulatedPool | None = None
+        executor: Executor | None = None
         if settings.names_device:  # which may be missing: that leaves no new database behind
-            pool = worker_pool(settings)
-            stack.enter_context(pool)
-            share_gpus(settings, pool)
-        # So with earlier studies: they are in the database already.
+            executor = stack.enter_context(settings.backend.executor(settings.asked_workers))
+            executor.device()
+        # So with prior studies: they are in the database already.
         store = Store.open(settings.storage, create=not settings.points_from)
         stack.callback(store.close)
         study = _open_study(store, settings, space, base)
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
         stack.callback(store.release_lease, study.id)
-        if pool is None:
-            pool = _pool(settings)
-            stack.enter_context(pool)
+        if executor is None:
+            executor = stack.enter_context(settings.backend.executor(settings.asked_workers))
         else:
-            stack.callback(pool.close)  # before the lease is given back
-        return _search(store, study, settings, space, pool, hooks)
-
-
-def _pool(settings: SearchSettings) -> WorkerPool | SimulatedPool:
-    if settings.world is not None:
-        return SimulatedPool(settings.workers or 1, table=settings.replay)
-    return worker_pool(settings)
-
-
-def worker_pool(settings: SearchSettings) -> WorkerPool:
-    """The pool of a search that trains, its first worker on the way up."""
-    return WorkerPool(
-        settings.workers or 1,
-        device=settings.device,
-        threads=settings.threads,
-        cache_dir=settings.cache_dir,
-    )
-
-
-def share_gpus(settings: SearchSettings, pool: WorkerPool) -> None:
-    """Give each GPU the number of workers asked for, which decides what memory a trial may take.
-
-    Args:
-        settings: what is asked for.
-        pool: not started but for its first worker, which is waited for.
-
-    Raises:
-        ConfigError: there is no such device, or it is no GPU and a number per GPU is asked for.
-        StudyError: the first worker did not start.
-    """
-    wanted, kind = settings.trials_per_gpu, pool.device().kind
-    if wanted is None:
-        return
-    if kind != "cuda":
-        raise no_gpu_to_share(wanted, settings.device)
-    pool.share_gpus(wanted)
+            stack.callback(executor.close)  # before the lease is given back
+        return _search(store, study, settings, space, executor, hooks)
 
 
 def _check_base(base: Mapping[str, Any], space: SearchSpace, settings: SearchSettings) -> None:
@@ -176,13 +120,14 @@ def _open_study(
         "rungs": str(settings.rungs),
         "for_scale": settings.for_scale,
         "points_from": list(settings.points_from),
+        "backend": settings.backend.name,
+        "location": settings.backend.location,
+        "sizes_only": settings.backend.sizes_only,
     }
-    if settings.replay is not None:
-        stored_settings["replay"] = str(settings.replay.path)
     study = store.find_study(settings.study_name)
     if study is None:
-        stored_settings["base"] = settle(
-            store, settings.study_name, settings.convention, space, base, settings.points_from
+        stored_settings["base"] = base_with_prior_studies(
+            store, settings.study_name, settings.convention, space, stored_settings
         )
         return store.create_study(
             name=settings.study_name,
@@ -194,7 +139,7 @@ def _open_study(
             settings=stored_settings,
         )
     asked = {
-        "simulated world or table of runs": (world_of(study.settings["base"]), world_of(base)),
+        "source of losses": (study.settings.get("backend", "training"), settings.backend.name),
         "budget": (study.budget_flops, settings.budget_flops),
         "convention": (study.convention, settings.convention),
         "sampler": (study.sampler, settings.sampler),
@@ -207,7 +152,10 @@ def _open_study(
         ),
         "scale to search for": (study.settings.get("for_scale"), settings.for_scale),
         "search space": (study.space, space.to_dict()),
-        "run settings": (_comparable(study.settings["base"]), _comparable(base)),
+        "run settings": (
+            _comparable(study.settings["base"], settings.backend),
+            _comparable(base, settings.backend),
+        ),
     }
     for what, (old, new) in asked.items():
         if old != new:
@@ -216,15 +164,15 @@ def _open_study(
                 f"study {study.name!r} was made with another {what}{shown}; its trials could not "
                 "be compared. Give the same as before, or another name with --study"
             )
-    if settings.replay is not None and study.settings.get("replay") != stored_settings["replay"]:
-        store.update_settings(study.id, {**study.settings, "replay": stored_settings["replay"]})
+    if study.settings.get("location") != settings.backend.location:  # it was moved
+        store.update_settings(study.id, {**study.settings, "location": settings.backend.location})
         return store.study(study.name)
     return study
 
 
-def _comparable(base: Mapping[str, Any]) -> dict[str, Any]:
+def _comparable(base: Mapping[str, Any], backend: Backend) -> dict[str, Any]:
     """Base settings without the device and what the prepared data filled in."""
-    if is_replayed(world_of(base)):  # the table is known by its checksum, not by its file's name
+    if backend.location is not None:  # a file is known by its checksum, not by its name
         return {k: v for k, v in base.items() if k not in ("device", "data")}
     data = {k: v for k, v in base["data"].items() if k not in ("train_tokens", "val_tokens")}
     return {**{k: v for k, v in base.items() if k != "device"}, "data": data}
@@ -235,28 +183,26 @@ def _search(
     study: Study,
     settings: SearchSettings,
     space: SearchSpace,
-    pool: WorkerPool | SimulatedPool,
+    executor: Executor,
     hooks: Hooks,
 ) -> SearchOutcome:
-    study, data = fix_data(
-        store, study, space, cache_dir=settings.cache_dir, on_prepare=hooks.on_prepare
-    )
+    study, data = _fix_data(store, study, space, settings, hooks)
     base = study.settings["base"]
     proposals = Proposals(
-        storage_url(settings.storage) if settings.world is None else None,
+        storage_url(settings.storage) if settings.backend.keeps_sampler_state else None,
         study.name,
-        space,
+        _problem(space, study, settings),
         settings.sampler,
-        settings.seed,
-        _first(space, base, study, settings),
         settings.pruning,
-        _law(space, base, study) if settings.sampler == "law" else None,
     )
     try:
-        earlier = earlier_runs(store, study, cache_dir=settings.cache_dir)
-        for name, runs in earlier.items():
-            hooks.observer.message(f"{len(runs)} complete runs of {name} are points of the law too")
-        objective = Objective(study, store.runs(study.id), earlier)
+        prior = prior_runs(store, study, cache_dir=settings.cache_dir)
+        for name, runs in prior.items():
+            hooks.observer.message(
+                f"{len(runs)} complete runs of {name} are data points of the fit too"
+            )
+        hooks.observer.message(f"data: {data.description}")
+        objective = Objective(study, store.runs(study.id), prior)
         reconcile(store, study, proposals, objective)
         source = TrialSource(
             store,
@@ -267,19 +213,19 @@ def _search(
             proposals,
             objective,
             hooks.observer,
-            device=pool.device_per_worker(),
+            executor=executor,
             should_stop=hooks.should_stop,
         )
         if source.reason_to_stop() is None and not hooks.should_stop():
             if not source.recovered and not store.runs(study.id, kind="trial"):
-                plan = _announce(settings, space, base, source.limits, pool, hooks)
+                plan = _announce(settings, space, base, source.limits, executor, hooks)
                 if plan is not None and not hooks.confirm(plan):
                     return _outcome(store, study, settings, "not started", finished=False)
-            pool.start_all()
+            executor.start_all()
             finished = Dispatcher(
                 store,
                 study,
-                pool,
+                executor,
                 source,
                 hooks.observer,
                 should_stop=lambda: hooks.should_stop() or source.out_of_time(),
@@ -290,15 +236,7 @@ def _search(
             finished = True
         missing = None
         if finished and not source.out_of_time() and not hooks.should_stop():
-            promote_hooks = PromoteHooks(
-                observer=hooks.observer,
-                should_stop=hooks.should_stop,
-                should_kill=hooks.should_kill,
-                on_prepare=hooks.on_prepare,
-            )
-            missing = train_finalists(
-                store, study, settings, pool, promote_hooks, source.out_of_time
-            )
+            missing = train_finalists(store, study, settings, executor, hooks, source.out_of_time)
         reason = source.reason_to_stop() or ("interrupted" if not finished else "done")
         finished = finished and missing is None and not source.out_of_time()
         return _outcome(store, study, settings, missing or reason, finished=finished)
@@ -306,25 +244,45 @@ def _search(
         proposals.close()
 
 
+def _fix_data(
+    store: Store, study: Study, space: SearchSpace, settings: SearchSettings, hooks: Hooks
+) -> tuple[Study, DataFacts]:
+    """The study's data, prepared; the first time they are written into its row."""
+    data, facts = settings.backend.fix_data(study, space, settings.asked_workers, hooks.on_prepare)
+    if study.val_checksum is not None:
+        check_same_data(study, facts)
+        return study, facts
+    base = {**study.settings["base"], "data": dict(data)}
+    store.set_study_data(study.id, facts, {**study.settings, "base": base})
+    return store.study(study.name), facts
+
+
+def _problem(space: SearchSpace, study: Study, settings: SearchSettings) -> SearchProblem:
+    """What a sampler is told of the search."""
+    limits = Limits(study.budget_flops, study.convention)
+    base, scale = study.settings["base"], study.settings.get("for_scale")
+    return SearchProblem(
+        space=space,
+        limits=limits,
+        base=base,
+        seed=settings.seed,
+        first=_first(space, base, limits, settings),
+        promoted=None if scale is None else lambda config: promoted(study, config, scale),
+        sizes_only=settings.backend.sizes_only,
+    )
+
+
 def _first(
-    space: SearchSpace, base: Mapping[str, Any], study: Study, settings: SearchSettings
+    space: SearchSpace, base: Mapping[str, Any], limits: Limits, settings: SearchSettings
 ) -> dict[str, Any] | None:
     """The known-good first proposal, unless the constraint refuses it."""
-    if settings.replay is not None:
-        return settings.replay.first(space, study.budget_flops)
+    own = settings.backend.first_proposal(space, limits.budget_flops)
+    if own is not None:
+        return own
     n_vocab = TOKENIZER_VOCABULARIES[base["tokenizer_encoding"]]
-    convention: Convention = study.convention  # type: ignore[assignment]
-    first = first_proposal(space, study.budget_flops, n_vocab, convention)
-    answer = admit(space.run_data(first, base), Limits(study.budget_flops, convention))
+    first = first_proposal(space, limits.budget_flops, n_vocab, limits.convention)
+    answer = admit(space.run_data(first, base), limits)
     return first if isinstance(answer, Admitted) else None
-
-
-def _law(space: SearchSpace, base: Mapping[str, Any], study: Study) -> LawSampler:
-    limits = Limits(study.budget_flops, study.convention)  # type: ignore[arg-type]
-    for_scale = study.settings.get("for_scale")
-    if for_scale is None:
-        return LawSampler(space, base, limits)
-    return LawSampler(space, base, limits, lambda config: promoted(study, config, for_scale))
 
 
 def _announce(
@@ -332,7 +290,7 @@ def _announce(
     space: SearchSpace,
     base: Mapping[str, Any],
     limits: Limits,
-    pool: WorkerPool | SimulatedPool,
+    executor: Executor,
     hooks: Hooks,
 ) -> TimePlan | None:
     """Measure the device and say what a trial and the search will take; None: nobody knows."""
@@ -342,14 +300,10 @@ def _announce(
         raise ConfigError(
             f"no configuration of the space fits this device and data; {sample.example(reason)}"
         )
-    if isinstance(pool, SimulatedPool):
+    if executor.device() is None:
         return None
-    speed = measure_speed(
-        sample,
-        pool.measure_share,
-        pool.device().name,
-        seconds_each=measuring_seconds(settings.budget_flops),
-    )
+    seconds = measuring_seconds(settings.budget_flops)
+    speed = measure_speed(sample, executor, seconds_each=seconds)
     if not isinstance(speed, Speed):
         hooks.observer.message(f"the speed of this device could not be measured: {speed}")
         return None
@@ -357,7 +311,7 @@ def _announce(
         sample,
         speed,
         n_trials=settings.trials,
-        n_workers=pool.n_workers,
+        n_workers=executor.n_workers,
         budget_flops=settings.budget_flops,
         rungs=settings.rungs,
     )
@@ -368,9 +322,9 @@ def _outcome(
 ) -> SearchOutcome:
     best, fit = store.best_run(study.id), None
     if best is not None:
-        earlier = earlier_runs(store, study, cache_dir=settings.cache_dir)
+        prior = prior_runs(store, study, cache_dir=settings.cache_dir)
         scale = settings.for_scale or DEFAULT_SCALE
-        fit = fit_study(study, store.runs(study.id), scale, earlier)
+        fit = fit_study(study, store.runs(study.id), scale, prior)
         store.add_fit(study.id, scale=fit.scale, refusal=fit.refusal, record=fit.to_dict())
     return SearchOutcome(
         study_name=study.name,

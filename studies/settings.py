@@ -11,16 +11,16 @@ from sqlalchemy import make_url
 
 from budgetsweep.config import apply_overrides
 from budgetsweep.errors import ConfigError
-from model.flops import CONVENTIONS, Convention
+from model.flops import Convention
 from studies.database.connection import storage_url
 from studies.database.tables import Study
-from studies.samplers.registry import SamplerName
-from studies.simulation.replay import ReplayTable
-from studies.simulation.simulated_run import REPORTS
-from studies.simulation.worlds import world_named
+from studies.execution.base import Backend
+from studies.execution.local_pool import no_gpu_to_share
+from studies.execution.messages import Workers
+from studies.execution.training import Training
 from studies.space.defaults import DEFAULT_RECIPE, default_space
 from studies.space.rungs import Rungs
-from studies.space.search_space import SearchSpace, space_from_dict
+from studies.space.search_space import SamplerName, SearchSpace, space_from_dict
 from trainer.config import ARCHITECTURES, TOKENIZER_VOCABULARIES
 from trainer.data.config import DataConfig
 from trainer.recipes import RECIPES
@@ -33,13 +33,6 @@ TRIALS_FOR_RUNGS = 12
 
 
 MAX_TRIALS_PER_GPU = 64
-
-
-def no_gpu_to_share(wanted: int, device: str) -> ConfigError:
-    """The refusal of a number of trials per GPU where there is none."""
-    return ConfigError(
-        f"--trials-per-gpu {wanted}: no GPU with device {device}: use --workers {wanted}"
-    )
 
 
 def plans_rungs(sampler: str | None, trials: int) -> bool:
@@ -55,7 +48,7 @@ class SearchSettings:
     study: str | None = None
     """None: named after the data and the budget."""
     budget_flops: int = 10**15
-    convention: Convention = "nanogpt"
+    convention: Convention = Convention.NANOGPT
     space: SearchSpace | None = None
     """None: the built-in space for the budget."""
     sampler: SamplerName = "law"
@@ -75,11 +68,8 @@ class SearchSettings:
     device: str = "auto"
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: str = "gpt2"
-    simulate: str | None = None
-    """A world of `studies.simulation.worlds`: losses come from its law, nothing is trained or
-    read."""
-    replay: ReplayTable | None = None
-    """Losses come from a table of finished runs, nothing is trained or read."""
+    backend: Backend = field(default_factory=Training)
+    """Where losses come from."""
     pruning: bool = False
     rungs: Rungs = field(default_factory=Rungs)
     """Budgets of the runs, as multiples of this one."""
@@ -88,7 +78,7 @@ class SearchSettings:
     is_default_plan: bool = False
     """Nobody asked for these rungs and this scale: a study that exists keeps its own."""
     points_from: tuple[str, ...] = ()
-    """Earlier studies of the database whose complete runs are points of the law."""
+    """Prior studies of the database whose complete runs are data points of the fit."""
     keep: Keep = "best"
     """Whose model.pt stays on disk."""
     overrides: tuple[str, ...] = ()
@@ -115,9 +105,7 @@ class SearchSettings:
             raise ConfigError(
                 "--prune compares trials at equal shares of one budget; leave out --rungs below 1"
             )
-        if self.convention not in CONVENTIONS:
-            raise ConfigError(f"--convention: expected one of {', '.join(CONVENTIONS)}")
-        self._check_world()
+        self.backend.check(self)
 
     def _check_sharing(self) -> None:
         """Refuse a number of trials per GPU that cannot be had, where that is known already."""
@@ -130,50 +118,20 @@ class SearchSettings:
             raise ConfigError(
                 "--trials-per-gpu and --workers both say how many trials run at a time; give one"
             )
-        if self.simulate is not None:
-            raise ConfigError("--simulate: leave out --trials-per-gpu: nothing is trained on a GPU")
         if self.device in ("cpu", "mps"):
             raise no_gpu_to_share(wanted, self.device)
-
-    def _check_world(self) -> None:
-        """Refuse what a simulated world or a table of runs cannot answer."""
-        if self.simulate is not None:
-            world_named(self.simulate)
-        if self.replay is not None:
-            self._check_replay(self.replay)
-        for override in self.overrides:
-            if override.partition("=")[0].strip() in ("trainer", "world"):
-                raise ConfigError(f"--set {override}: a search is simulated by --simulate WORLD")
-
-    def _check_replay(self, table: ReplayTable) -> None:
-        """Refuse what a table of finished runs cannot answer."""
-        refused = {
-            "--simulate": (self.simulate is not None, "losses are the table's or a formula's"),
-            "--trials-per-gpu": (self.trials_per_gpu is not None, "nothing is trained on a GPU"),
-            "--prune": (self.pruning, "a table has one loss a run, no curve to prune by"),
-            "--space": (self.space is not None, "the space is the sizes of the table"),
-            "--set": (bool(self.overrides), "the table knows sizes and budgets, no other setting"),
-            "--convention": (self.convention != "nanogpt", "a table counts 6·N·D, as nanogpt does"),
-            "--sampler grid": (
-                self.sampler == "grid" and len(self.rungs.of_trials) > 1,
-                "it tries each size once, on one rung only",
-            ),
-        }
-        for name, (given, why) in refused.items():
-            if given:
-                raise ConfigError(f"--replay: leave out {name}: {why}")
-        table.check(self.budget_flops, self.rungs)
 
     @property
     def names_device(self) -> bool:
         """A device is asked for that a machine may lack."""
-        missing = self.device not in ("auto", "cpu") or self.trials_per_gpu is not None
-        return self.world is None and missing
+        return self.device not in ("auto", "cpu") or self.trials_per_gpu is not None
 
     @property
-    def world(self) -> str | None:
-        """The simulated world or the table that losses come from; None: runs are trained."""
-        return self.simulate if self.replay is None else self.replay.world
+    def asked_workers(self) -> Workers:
+        """What is asked of the executor."""
+        return Workers(
+            self.workers or 1, self.trials_per_gpu, self.device, self.threads, self.cache_dir
+        )
 
     def continuing(self, study: Study) -> SearchSettings:
         """The same, with the rungs of a study that exists where none were asked for."""
@@ -187,18 +145,15 @@ class SearchSettings:
         """The study's name: `c4-1e+15`, unless one is given."""
         if self.study is not None:
             return self.study
-        source = self.text.source.rstrip("/").rsplit("/", 1)[-1].split("*")[0]
+        source = self.study_data.source.rstrip("/").rsplit("/", 1)[-1].split("*")[0]
         name = "".join(c if c.isalnum() or c in "-_." else "-" for c in source.split(".")[0])
         return f"{name.strip('-') or 'data'}-{self.budget_flops:.3g}".replace("+", "")
 
     @property
-    def text(self) -> DataConfig:
-        """The text; of a simulated search the name of its world."""
-        if self.replay is not None:
-            return DataConfig(source=f"replayed-{self.replay.path.name}")
-        if self.simulate is None:
-            return self.data
-        return DataConfig(source=f"simulated-{self.simulate}")
+    def study_data(self) -> DataConfig:
+        """The data; those of a backend without any have its name."""
+        name = self.backend.source_name
+        return self.data if name is None else DataConfig(source=name)
 
     @property
     def folder(self) -> Path:
@@ -215,12 +170,9 @@ class SearchSettings:
             "tokenizer_encoding": self.tokenizer,
             "device": self.device,
             "seed": self.seed,
-            "data": self.text.model_dump(mode="json", exclude_none=True),
+            "data": self.study_data.model_dump(mode="json", exclude_none=True),
         }
-        if self.replay is not None:
-            base |= self.replay.base()
-        if self.simulate is not None:
-            base |= {"trainer": "simulated", "world": self.simulate, "num_reports": REPORTS}
+        base |= self.backend.run_settings()
         return apply_overrides(base, self.overrides)
 
     def resolved_space(self) -> SearchSpace:
@@ -229,8 +181,9 @@ class SearchSettings:
         Raises:
             ConfigError: no such tokenizer, architecture or recipe.
         """
-        if self.replay is not None:
-            return self.replay.space(self.budget_flops, self.rungs)
+        own = self.backend.own_space(self.budget_flops, self.rungs)
+        if own is not None:
+            return own
         n_vocab = TOKENIZER_VOCABULARIES.get(self.tokenizer)
         if n_vocab is None:
             known = ", ".join(TOKENIZER_VOCABULARIES)
@@ -244,8 +197,6 @@ class SearchSettings:
         recipe = settings.get("recipe", DEFAULT_RECIPE)
         if recipe not in RECIPES:
             raise ConfigError(f"--set recipe={recipe}: expected one of {', '.join(RECIPES)}")
-        if self.simulate is not None and architecture != "decoder":
-            raise ConfigError("--simulate: the laws are of decoders; leave architecture out")
         space = self.space or default_space(
             self.budget_flops, n_vocab, self.convention, architecture, recipe, self.for_scale
         )

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from studies.database.store import Store
-from studies.database.tables import Run
+from studies.database.tables import FINALIST, PROMOTION, Run
 from studies.diagnosis import HEALTHY, NAMES, Diagnosis
+from studies.diagnosis.curves import COLUMNS, Curve
 from studies.diagnosis.study_runs import diagnose_runs
-from studies.simulation.worlds import world_of
 
 
 def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
@@ -22,7 +22,9 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
     with Store.open(storage) as store:
         study = store.study(name)
         trials = store.runs(study.id, kind="trial")
-        promotions = store.runs(study.id, kind="promotion")
+        promotions = [
+            run for kind in (FINALIST, PROMOTION) for run in store.runs(study.id, kind=kind)
+        ]
         ledger = store.ledger(study.id)
         best = store.best_run(study.id)
         rejections: dict[str, dict[str, Any]] = {}
@@ -30,7 +32,8 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
             entry = rejections.setdefault(rejection.reason, {"count": 0})
             entry["count"] += 1
             entry["example"] = rejection.detail
-        judged = diagnose_runs((*trials, *promotions), study, store.curves(study.id))
+        curves = Curve.each_of(store.curve_rows(study.id, COLUMNS))
+        judged = diagnose_runs((*trials, *promotions), study, curves)
         numbers = {run.id: run.number for run in trials}
         everything = (*trials, *promotions)
         unfinished = ("queued", "running", "interrupted")
@@ -41,7 +44,7 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
             "sampler": study.sampler,
             "seed": study.seed,
             "data": study.data_description,
-            "simulated": world_of(study.settings.get("base", {})),
+            "backend": study.settings.get("backend", "training"),
             "val_tokens": study.val_tokens,
             "val_checksum": study.val_checksum,
             "trials": dict(Counter(run.status for run in trials)),
@@ -65,7 +68,7 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
 
 
 def _verdicts(judged: dict[int, Diagnosis], trials: list[Run]) -> dict[str, dict[str, Any]]:
-    """What the curves of trials accuse, with the trials' numbers; healthy ones are left out."""
+    """Problems detected in the curves of trials, with the trials' numbers."""
     found: dict[str, list[int]] = {}
     for run in trials:
         for name in _names(judged, run):

@@ -7,23 +7,21 @@ import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit
 from studies.database.store import Store, config_hash
 from studies.database.tables import FINISHED_STATUSES, Rejection, Run, Study
+from studies.execution.base import Executor
 from studies.execution.dispatcher import recover
-from studies.execution.observer import Observer
+from studies.samplers.grid import SpaceExhausted
 from studies.samplers.objective import Objective
-from studies.samplers.proposals import Proposal, Proposals, SpaceExhausted
+from studies.samplers.proposals import Proposal, Proposals
 from studies.settings import SearchSettings
 from studies.space.rungs import Rungs, rung_budget
 from studies.space.search_space import SearchSpace
-from trainer.events import DeviceInfo, Point, RunResult
-
-if TYPE_CHECKING:
-    from studies.simulation.data import SimulatedData
-    from trainer.data.shards.tokens import TokenData
+from studies.trackers.base import Observer
+from trainer.data.facts import DataFacts
+from trainer.events import Point, RunResult
 
 MAX_REJECTED_IN_A_ROW = 2_000
 """So many refusals in a row end a search: the space has hardly anything that fits."""
@@ -35,15 +33,13 @@ def reconcile(store: Store, study: Study, proposals: Proposals, objective: Objec
     rejections = store.rejections(study.id)
     rejected = {rejection.number for rejection in rejections}
     rows: list[Run | Rejection] = [*runs.values(), *rejections]
-    decided = {row.number: row.params for row in rows}
-    for number in sorted(decided):
-        proposals.restore(number, decided[number])
     rungs, n_runs = Rungs.of_study(study.settings), 0
-    for number in sorted(decided):  # a refused one had the rung of the next run
+    for row in sorted(rows, key=lambda row: row.number):
+        # A refused one had the rung of the next run.
         budget = rung_budget(rungs.of_trial(n_runs), study.budget_flops)
-        if number in runs:
-            budget, n_runs = runs[number].budget_flops, n_runs + 1
-        proposals.has_budget(number, budget)
+        if isinstance(row, Run):
+            budget, n_runs = row.budget_flops, n_runs + 1
+        proposals.restore(row.number, row.params, budget)
     for proposal in proposals.open_proposals():
         run = runs.get(proposal.number)
         if proposal.number in rejected:
@@ -56,7 +52,7 @@ def tell(proposals: Proposals, run: Run, objective: Objective) -> None:
     """Pass a finished trial's outcome to Optuna."""
     value = objective.value(run) if run.status == "complete" else None
     if value is not None:
-        proposals.complete(run.number, value, run.budget_flops)
+        proposals.complete(run.number, value)
     elif run.status == "pruned":
         proposals.prune(run.number)
     else:
@@ -72,12 +68,12 @@ class TrialSource:
         study: Study,
         settings: SearchSettings,
         space: SearchSpace,
-        data: TokenData | SimulatedData,
+        data: DataFacts,
         proposals: Proposals,
         objective: Objective,
         observer: Observer,
         *,
-        device: DeviceInfo | None,
+        executor: Executor,
         should_stop: Callable[[], bool],
     ) -> None:
         """Find out where the study stands.
@@ -87,11 +83,11 @@ class TrialSource:
             study: its row, data fixed.
             settings: when to stop, what to keep.
             space: what varies.
-            data: the study's tokens.
+            data: the study's.
             proposals: the Optuna side, reconciled.
             objective: what a finished trial is worth.
             observer: hears of refused proposals.
-            device: what one worker may use; None: a simulated run needs none.
+            executor: what carries the runs out.
             should_stop: asked between proposals.
         """
         self._store, self._study, self._settings = store, study, settings
@@ -99,7 +95,7 @@ class TrialSource:
         self._proposals, self._objective = proposals, objective
         self._observer, self._should_stop = observer, should_stop
         self._started = time.monotonic()
-        self.recovered = [run for run in recover(store, study) if run.kind == "trial"]
+        self.recovered = [run for run in recover(store, study, executor) if run.kind == "trial"]
         known = {run.number for run in store.runs(study.id, kind="trial")}
         known |= {rejection.number for rejection in store.rejections(study.id)}
         self._undecided = [p for p in proposals.open_proposals() if p.number not in known]
@@ -112,8 +108,8 @@ class TrialSource:
         self._ended: str | None = None
         self.limits = Limits(
             budget_flops=study.budget_flops,
-            convention=study.convention,  # type: ignore[arg-type]
-            device=device,
+            convention=study.convention,
+            device=executor.device(),
         ).with_data(data)
 
     def out_of_time(self) -> bool:
@@ -164,16 +160,14 @@ class TrialSource:
         return self._settings.rungs.of_trial(self._n_started)
 
     def _used_up(self) -> str | None:
-        """Why there is nothing left to replay for the next trial; None: there is."""
-        table = self._settings.replay
-        if table is None:
-            return None
+        """Why there is nothing left to try for the next trial; None: there is."""
         budget = rung_budget(self._rung(), self._study.budget_flops)
-        there = len(table.widths(self._space, budget))
+        return self._settings.backend.exhausted(self._space, budget, self._tried)
+
+    def _tried(self, budget_flops: int) -> int:
+        """Trials of a budget so far."""
         trials = self._store.runs(self._study.id, kind="trial")
-        if sum(run.budget_flops == budget for run in trials) < there:
-            return None
-        return f"all {there} runs of the table at {budget:.4g} FLOPs have been replayed"
+        return sum(run.budget_flops == budget_flops for run in trials)
 
     def _decide(self, proposal: Proposal) -> Run | None:
         run_dir = self._settings.folder / f"trial-{proposal.number:05d}"
@@ -187,8 +181,8 @@ class TrialSource:
             digest = config_hash(answer.config)
             if digest in self._hashes:
                 answer = Rejected(Reason.DUPLICATE, "this configuration has been tried already")
-            elif self._settings.replay is not None:
-                answer = self._settings.replay.admitted(answer)
+            else:
+                answer = self._settings.backend.refusal(answer) or answer
         if isinstance(answer, Rejected):
             self._reject(proposal, answer)
             return None

@@ -16,10 +16,11 @@ from budgetsweep.errors import ConfigError
 from model.config import EncoderDecoderConfig, ModelConfig
 from model.flops import (
     Convention,
+    count_active_params,
     count_params,
-    flops_per_masked_sequence,
-    flops_per_pair,
-    flops_per_token,
+    flops_per_masked_sequence_by_part,
+    flops_per_pair_by_part,
+    flops_per_token_by_part,
     params_by_group,
 )
 from trainer.data.config import Count, DataConfig
@@ -55,18 +56,19 @@ Rate = Annotated[float, Field(ge=0.0, le=1e3)]
 
 
 _PAIR_KEYS = frozenset(EncoderDecoderConfig.model_fields) - ModelConfig.model_fields.keys()
-_STACK_KEYS = frozenset(ModelConfig.model_fields) - EncoderDecoderConfig.model_fields.keys()
+_OTHER_KEYS = frozenset(ModelConfig.model_fields) - EncoderDecoderConfig.model_fields.keys()
 
 
 def _shape_tag(shape: Any) -> str:
     """Which of the two classes a shape is to be read as; see `budgetsweep.config.parse`."""
     keys = shape.keys() if isinstance(shape, dict) else ()
     pair = isinstance(shape, EncoderDecoderConfig) or not _PAIR_KEYS.isdisjoint(keys)
-    return "<pair>" if pair else "<stack>"
+    return "<encoder-decoder>" if pair else "<decoder>"
 
 
 Shape = Annotated[
-    Annotated[ModelConfig, Tag("<stack>")] | Annotated[EncoderDecoderConfig, Tag("<pair>")],
+    Annotated[ModelConfig, Tag("<decoder>")]
+    | Annotated[EncoderDecoderConfig, Tag("<encoder-decoder>")],
     Discriminator(_shape_tag),
 ]
 
@@ -78,12 +80,6 @@ class RunConfig(StrictModel):
     """`decoder` learns to predict the next token, `encoder` masked tokens, `encoder-decoder` a
     target from its source."""
 
-    trainer: Literal["torch", "simulated", "replayed"] = "torch"
-    """simulated: nothing is trained, the loss is that of `world` (docs/simulation.md); replayed: it
-    is that of a finished run in a table (docs/replay.md)."""
-    world: str | None = None
-    """simulated: a name that `studies.simulation.worlds.world_named` knows; replayed: `table:`
-    and its checksum."""
     recipe: Recipe = "gpt2"
     """What the options below and those of model_config are where they are not given: `gpt2` the
     course's, `modern` what gives the least loss for the FLOPs (docs/experiments.md)."""
@@ -95,7 +91,7 @@ class RunConfig(StrictModel):
     """Shape of the model; n_vocab may be left out and follows from the tokenizer (an encoder has
     one id more, for the mask)."""
     data: DataConfig = DataConfig()
-    """Training and validation text."""
+    """Training and validation data."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """auto: CUDA, then MPS, then the CPU."""
     batch_size: Count
@@ -107,8 +103,8 @@ class RunConfig(StrictModel):
     masked_fraction: float | None = Field(default=None, gt=0.0, le=1.0)
     """Share of a sequence's tokens to predict; encoder only; None: `MASKED_FRACTION`."""
     head_samples: Count | None = None
-    """Token ids that training compares a target with (K; `model.sampled_softmax`); None: all.
-    Decoder only; evaluation always takes all."""
+    """Vocabulary entries of the sampled softmax (K; `model.sampled_softmax`); None: full softmax.
+    Decoder only; evaluation always takes the full softmax."""
     grad_accumulation_steps: Count = 1
     """Micro-batches in one optimiser step."""
     num_training_steps: Count | Literal["fill"] = "fill"
@@ -148,7 +144,7 @@ class RunConfig(StrictModel):
     can be."""
     budget_flops: Annotated[int, Field(ge=1, le=MAX_FLOPS)] | None = None
     """Training FLOPs that this run may spend; needed by `num_training_steps: fill`."""
-    convention: Convention = "nanogpt"
+    convention: Convention = Convention.NANOGPT
     """How training FLOPs are counted against the budget."""
     num_evals: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 5
     """Validation passes, at equal fractions of the run; the last one at its end."""
@@ -190,7 +186,7 @@ class RunConfig(StrictModel):
             return data
         architecture = data.get("architecture", "decoder")
         pair = architecture == "encoder-decoder"
-        other = shape.keys() & (_STACK_KEYS if pair else _PAIR_KEYS)
+        other = shape.keys() & (_OTHER_KEYS if pair else _PAIR_KEYS)
         if other or (pair and shape.keys().isdisjoint(_PAIR_KEYS)):
             raise ValueError(
                 f"the {architecture} has the sizes {', '.join(sorted(_PAIR_KEYS))} in model_config"
@@ -212,7 +208,6 @@ class RunConfig(StrictModel):
     def _consistent(self) -> RunConfig:
         self._check_lengths()
         self._check_options()
-        self._check_world()
         smallest = TOKENIZER_VOCABULARIES[self.tokenizer_encoding]
         masks = self.architecture == "encoder"
         if self.model.n_vocab < smallest + masks:
@@ -248,28 +243,6 @@ class RunConfig(StrictModel):
             if length > positions:
                 raise shape_error(f"{name} = {length} is longer than {limit} = {positions}")
 
-    def _check_world(self) -> None:
-        """A simulated run names its world, which knows decoders; a real one has none."""
-        if self.trainer == "torch":
-            if self.world is not None:
-                raise ValueError("world: only a run with trainer: simulated has one")
-            return
-        from studies.simulation.worlds import (  # NumPy, which a real run need not load
-            TABLE,
-            world_named,
-        )
-
-        if self.trainer == "replayed":
-            if not (self.world or "").startswith(TABLE):
-                raise ValueError(f"world: of a replayed run, expected {TABLE}CHECKSUM")
-        else:
-            try:
-                world_named(self.world or "")
-            except ConfigError as error:
-                raise ValueError(str(error)) from error
-        if self.architecture != "decoder":
-            raise ValueError(f"trainer: {self.trainer}: the laws are of decoders")
-
     def _check_options(self) -> None:
         """What only a decoder has is not asked of others, and what excludes itself is not given."""
         if self.architecture != "decoder":
@@ -283,23 +256,11 @@ class RunConfig(StrictModel):
                 raise ValueError(f"{given[0]}: only a decoder can have it")
         if self.head_samples is not None and self.head_samples >= self.model.n_vocab:
             raise ValueError(
-                f"head_samples = {self.head_samples} is not less than the {self.model.n_vocab} ids "
-                "of the vocabulary: give fewer, or head_samples: null to compare with all"
+                f"head_samples = {self.head_samples} is not less than the {self.model.n_vocab} "
+                "entries of the vocabulary: give fewer, or head_samples: null for the full softmax"
             )
         if self.cooldown_fraction is not None and self.schedule != "wsd":
             raise ValueError("cooldown_fraction: only schedule: wsd has a cooldown")
-
-    @property
-    def stack_shape(self) -> ModelConfig:
-        """The shape of a decoder or an encoder."""
-        assert isinstance(self.model, ModelConfig)
-        return self.model
-
-    @property
-    def pair_shape(self) -> EncoderDecoderConfig:
-        """The shape of an encoder-decoder."""
-        assert isinstance(self.model, EncoderDecoderConfig)
-        return self.model
 
     @property
     def optimizer_kind(self) -> OptimizerKind:
@@ -339,8 +300,8 @@ class RunConfig(StrictModel):
         return max(1, round((self.masked_fraction or MASKED_FRACTION) * self.seq_len))
 
     @property
-    def head_rows(self) -> int | None:
-        """Token ids whose logits training computes for a token; None: all."""
+    def logits_per_token(self) -> int | None:
+        """Logits that training computes for a token: the samples' and the target's; None: all."""
         return None if self.head_samples is None else self.head_samples + 1
 
     @property
@@ -354,12 +315,9 @@ class RunConfig(StrictModel):
         return count_params(self.model)
 
     @property
-    def n_charged_params(self) -> int:
-        """Parameters that a token is charged for: of a sampled softmax only its rows."""
-        if self.head_rows is None:
-            return self.n_params
-        shape = self.stack_shape
-        return self.n_params - max(0, shape.n_vocab - self.head_rows) * shape.n_embd
+    def n_active_params(self) -> int:
+        """Parameters that a training step multiplies a token by (`count_active_params`)."""
+        return count_active_params(self.model, self.logits_per_token)
 
     @property
     def n_block_params(self) -> int:
@@ -367,21 +325,28 @@ class RunConfig(StrictModel):
         groups = params_by_group(self.model)
         return self.n_params - groups["token_embedding"] - groups["position_embedding"]
 
-    def flops_per_step(self, convention: Convention) -> int:
-        """Training FLOPs of one optimiser step, gradient accumulation included.
+    def flops_by_part(self, convention: Convention) -> dict[str, int]:
+        """Training FLOPs by part: of a decoder's token, of an encoder's sequence or of a pair.
 
         Padding is charged as what it is beside: the products are computed. Where padding's logits
-        are not, `matmul` and `mac` are the most that a step can cost.
+        are not, `matmul` and `mac` are the most that it can cost.
         """
         if isinstance(self.model, EncoderDecoderConfig):
             assert self.source_len is not None
-            each = flops_per_pair(self.model, self.source_len, self.seq_len, convention)
-        elif self.architecture == "encoder":
+            return flops_per_pair_by_part(self.model, self.source_len, self.seq_len, convention)
+        if self.architecture == "encoder":
             predicted = self.predicted_per_sequence
-            each = flops_per_masked_sequence(self.model, self.seq_len, predicted, convention)
-        else:
-            rows = self.head_rows
-            each = self.seq_len * flops_per_token(self.model, self.seq_len, convention, rows)
+            return flops_per_masked_sequence_by_part(
+                self.model, self.seq_len, predicted, convention
+            )
+        logits = self.logits_per_token
+        return flops_per_token_by_part(self.model, self.seq_len, convention, logits)
+
+    def flops_per_step(self, convention: Convention) -> int:
+        """Training FLOPs of one optimiser step, gradient accumulation included."""
+        each = sum(self.flops_by_part(convention).values())
+        if self.architecture == "decoder":
+            each *= self.seq_len
         return each * self.sequences_per_step + self.optimizer_flops_per_step(convention)
 
     def optimizer_flops_per_step(self, convention: Convention) -> int:
@@ -439,8 +404,6 @@ class RunConfig(StrictModel):
             data["grad_clip"] = None
         if self.architecture == "decoder":  # the course's file has none of these keys
             del data["architecture"]
-        if self.trainer == "torch":
-            del data["trainer"]
         if self.cuda_graph == "auto":
             del data["cuda_graph"]
         for name in RUN_OPTIONS[self.recipe]:  # left out, the recipe would speak

@@ -46,6 +46,8 @@ class Checkpointed:
     """A checkpoint of `step` is safely on disk."""
 
     step: int
+    steps_executed: int
+    """Optimiser steps computed in all attempts, as the run's meter counts them."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 
@@ -13,7 +11,8 @@ from budgetsweep.errors import NonFiniteLoss
 from trainer.checkpoints.artefacts import read_finished
 from trainer.config import RunConfig
 from trainer.data.shards.tokens import TokenData
-from trainer.events import Checkpointed, Command, Point, Progress, RunResult
+from trainer.driver import Run
+from trainer.events import Command
 from trainer.hardware.device import (
     flushing_denormals,
     is_out_of_memory,
@@ -22,9 +21,6 @@ from trainer.hardware.device import (
     torch_device,
 )
 from trainer.run_state import RunState
-
-Event: TypeAlias = Progress | Point | Checkpointed
-Run: TypeAlias = Generator[Event, Command | None, RunResult]
 
 
 def train_run(config: RunConfig, data: TokenData, run_dir: Path) -> Run:

@@ -143,7 +143,7 @@ def _saved_by_block(
         (2, N * D * 4),  # residual stream before each LayerNorm
         (4, N * 4),  # mean and 1/deviation of each LayerNorm
         (3, N * D * low),  # inputs of the projections: two LayerNorms' outputs, the heads' outputs
-        (2, N * 4 * D * low),  # feed-forward before and after GELU
+        (2, N * shape.n_inner * low),  # feed-forward before and after GELU
     ]
     if in_blocks:
         # Decoders only: encoders mask their padding.
@@ -209,7 +209,7 @@ def _backward(config: RunConfig, kind: DeviceKind, bf16: bool) -> int:
         else:
             written_out = stack.masked or (kind == "cpu" and shape.p_dropout > 0)
             attention = 4 * shape.n_head * stack.length if written_out else 0
-        block = 4 * shape.n_embd + max(16 * shape.n_embd, attention)
+        block = 4 * shape.n_embd + max(4 * shape.n_inner, attention)
         blocks.append(config.batch_size * stack.length * block)
     return 8 * shape.n_vocab * shape.n_embd + max(blocks)
 

@@ -189,7 +189,7 @@ class NextToken(_Stream[Windows]):
         config = self.config
         if self.device.type == "cuda":
             self.keep_on_device(data.train)
-        if config.stack_shape.head_bias == "unigram" or config.head_samples is not None:
+        if getattr(config.model, "head_bias", None) == "unigram" or config.head_samples is not None:
             self._counts = data.train.counts(config.model.n_vocab)
         if self._counts is not None and config.head_samples is not None:
             self._sample_by(self._counts)
@@ -350,12 +350,11 @@ class MaskedTokens(_Stream[CorruptedTokens]):
         draws = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
         return corrupt_tokens(
             ids,
-            None,
             self.config.model.n_vocab,
             self.config.mask_id,
+            self.config.predicted_per_sequence,
             generator=torch.Generator().manual_seed(int(draws >> np.uint64(1))),
             special_ids=self.special_ids,
-            n_chosen=self.config.predicted_per_sequence,
         )
 
 

@@ -200,12 +200,11 @@ class RunState:
 
     def save(self) -> Checkpointed:
         """Write a checkpoint of this step, unless there is one."""
-        if self.saved_step == self.step:
-            return Checkpointed(self.step)
-        self.collect()
-        checkpoint.save(self.run_dir, self._state(), self.step)
-        self.saved_at, self.saved_step = time.monotonic(), self.step
-        return Checkpointed(self.step)
+        if self.saved_step != self.step:
+            self.collect()
+            checkpoint.save(self.run_dir, self._state(), self.step)
+            self.saved_at, self.saved_step = time.monotonic(), self.step
+        return Checkpointed(self.step, self.meter.executed_steps)
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+import click
 
-from budgetsweep.cli.display import WorkDisplay
+from budgetsweep.cli.options import FILE, device_option, json_option, model_options
 from budgetsweep.errors import ConfigError
-from budgetsweep.files import write_bytes_atomically, write_text_atomically
-from trainer.hardware.environment import prepare_environment
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from trainer.sentiment.accuracy import Decision, Ranking
     from trainer.sentiment.classify import Prompts
 
 FACTS, PREDICTIONS, FIGURE = "classification.json", "predictions.csv", "histogram"
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What was measured."""
 
     prompts: Prompts
@@ -46,29 +40,62 @@ class Outcome:
     majority_accuracy: float
 
 
+@click.command("classify")
+@click.argument("model", type=FILE)
+@click.option(
+    "--data", "source", metavar="SOURCE", required=True,
+    help="yelp_polarity, hub:owner/name (split test), or FILE.csv, .jsonl, .parquet.",
+)  # fmt: skip
+@click.option(
+    "--words", default="negative,positive", show_default=True, metavar="NEG,POS",
+    help="Two words, each one token with the space before it, which is added.",
+)  # fmt: skip
+@click.option(
+    "--template", default=r"Here is a yelp review.\n{text}\nThis review is", show_default=True,
+    metavar="TEXT", help=r"What the model reads; {text} is the review, \n a line end.",
+)  # fmt: skip
+@click.option(
+    "--calibrate", is_flag=True,
+    help="Judge by the median of p(positive) instead of 0.5; the table shows both.",
+)  # fmt: skip
+@click.option(
+    "--limit", type=click.IntRange(0), default=1000, show_default=True,
+    help="Reviews drawn; 0: all.",
+)  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=42, show_default=True, help="Of the draw.")
+@click.option(
+    "--draw", type=click.Choice(["all", "fitting"]), default="all", show_default=True,
+    help="From all reviews, then drop what does not fit; or from those that fit.",
+)  # fmt: skip
+@click.option("--text-field", default="text", show_default=True, help="Field with the review.")
+@click.option("--label-field", default="label", show_default=True, help="Field with the label.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Reviews at once."
+)
+@click.option(
+    "--out", type=FILE, default="classification", show_default=True,
+    metavar="FOLDER", help="Folder to write.",
+)  # fmt: skip
+@json_option
+@model_options
+@device_option
 def classify_command(
-    console: Console,
-    *,
-    model: Path,
-    source: str,
-    words: str,
-    template: str,
-    calibrate: bool,
-    limit: int,
-    seed: int,
-    draw: Literal["all", "fitting"],
-    text_field: str,
-    label_field: str,
-    batch_size: int,
-    out: Path,
-    as_json: bool,
-    n_head: int | None,
-    tokenizer: str | None,
-    device: str,
-) -> None:
-    """Classify reviews with a trained model and say how often it is right."""
+    model: Path, source: str, words: str, template: str, calibrate: bool, limit: int, seed: int,
+    draw: Literal["all", "fitting"], text_field: str, label_field: str, batch_size: int, out: Path,
+    as_json: bool, n_head: int | None, tokenizer: str | None, device: str,
+) -> None:  # fmt: skip
+    """Classify reviews by the word that a trained model expects next.
+
+    MODEL is a run's folder, a model.pt, the course's too, or a converted model. Labels are 0
+    (negative) and 1 (positive), or 1 and 2.
+
+    Writes classification.json, predictions.csv and histogram.png and .svg.
+    """
+    from trainer.hardware.environment import prepare_environment
+
     prepare_environment()
-    check_folder(out)
+    _check_folder(out)
+    from budgetsweep.cli.display import WorkDisplay, new_console
     from trainer.data.tokenizers import load_tokenizer
     from trainer.export.formats import open_model
     from trainer.hardware.device import enough_memory, torch_device
@@ -86,7 +113,7 @@ def classify_command(
     two = parse_words(words, template)
     loaded = open_model(model, n_head, tokenizer)
     if loaded.tokenizer is None:
-        raise ConfigError(f"{loaded.path}: nothing tells its tokenizer: give --tokenizer")
+        raise ConfigError(f"{loaded.path}: its tokenizer is not known: give --tokenizer")
     where = torch_device(device)
     encoding = load_tokenizer(loaded.tokenizer)
     shape = loaded.shape
@@ -96,7 +123,7 @@ def classify_command(
         data, template, encoding, shape.n_positions, shape.n_vocab,
         limit=limit or None, seed=seed, only_fitting=draw == "fitting",
     )  # fmt: skip
-    quiet = Console(quiet=True) if as_json else console  # nothing but JSON goes to a script
+    console, quiet = new_console(), new_console(quiet=as_json)  # nothing but JSON goes to a script
     smaller = enough_memory(f"give a --batch-size below {batch_size}")
     progress = WorkDisplay(quiet, total=len(prompts.rows), verb="reading", unit="reviews")
     with smaller, progress as display:
@@ -104,7 +131,7 @@ def classify_command(
             loaded.model.to(where), where, encoding, prompts.texts, tokens, batch_size,
             on_progress=display.update,
         ).tolist()  # fmt: skip
-    outcome = measured(prompts, probabilities)
+    outcome = _measured(prompts, probabilities)
     chosen = outcome.calibrated if calibrate else outcome.without
     facts = {
         "model": str(loaded.path), "tokenizer": loaded.tokenizer,
@@ -112,19 +139,17 @@ def classify_command(
         "data_checksum": data.checksum, "n_data": len(data), "limit": limit, "seed": seed,
         "draw": draw, "n_drawn": prompts.n_drawn, "n_dropped": prompts.n_dropped,
         "template": template, "words": list(two), "tokens": tokens, "calibrate": calibrate,
-        "accuracy": chosen.accuracy, **figures(outcome),
+        "accuracy": chosen.accuracy, **_figures(outcome),
     }  # fmt: skip
-    write_files(out, facts, outcome)
+    _write_files(out, facts, outcome)
     if as_json:
-        console.print_json(json.dumps(facts))
+        console.print_json(data=facts)
         return
-    print_outcome(console, facts, outcome)
-    console.print(
-        f"{escape(str(out))}: {FACTS}, {PREDICTIONS}, {FIGURE}.png, {FIGURE}.svg", highlight=False
-    )
+    _print_outcome(console, facts, outcome)
+    console.print(f"{out}: {FACTS}, {PREDICTIONS}, {FIGURE}.png, {FIGURE}.svg")
 
 
-def measured(prompts: Prompts, probabilities: list[float]) -> Outcome:
+def _measured(prompts: Prompts, probabilities: list[float]) -> Outcome:
     """The decisions at both boundaries, and how good they are.
 
     Args:
@@ -150,8 +175,10 @@ def measured(prompts: Prompts, probabilities: list[float]) -> Outcome:
     )
 
 
-def figures(outcome: Outcome) -> dict[str, Any]:
+def _figures(outcome: Outcome) -> dict[str, Any]:
     """All figures of an outcome, as plain data."""
+    from dataclasses import asdict
+
     from trainer.sentiment.accuracy import RANDOM_ACCURACY
 
     labels = outcome.prompts.labels
@@ -161,13 +188,13 @@ def figures(outcome: Outcome) -> dict[str, Any]:
         "n_positive": sum(labels),
         "random_accuracy": RANDOM_ACCURACY,
         "majority_accuracy": outcome.majority_accuracy,
-        **dataclasses.asdict(outcome.ranking),
-        "without_calibration": dataclasses.asdict(outcome.without),
-        "with_calibration": dataclasses.asdict(outcome.calibrated),
+        **asdict(outcome.ranking),
+        "without_calibration": asdict(outcome.without),
+        "with_calibration": asdict(outcome.calibrated),
     }
 
 
-def check_folder(out: Path) -> None:
+def _check_folder(out: Path) -> None:
     """Find out before the work whether its result can be written.
 
     Raises:
@@ -182,18 +209,22 @@ def check_folder(out: Path) -> None:
         raise ConfigError(f"--out {out}: {there} cannot be written to; give another folder")
 
 
-def write_files(out: Path, facts: Mapping[str, Any], outcome: Outcome) -> None:
+def _write_files(out: Path, facts: Mapping[str, Any], outcome: Outcome) -> None:
     """Write the four files; older ones stay until all new ones are complete.
 
     Raises:
         ConfigError: they cannot be written.
     """
-    svg, png = histogram(outcome)
+    import tempfile
+
+    from budgetsweep.files import write_bytes_atomically, write_text_atomically
+
+    svg, png = _histogram(outcome)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".classify.") as name:
             folder = Path(name)
-            write_text_atomically(folder / PREDICTIONS, predictions_csv(outcome))
+            write_text_atomically(folder / PREDICTIONS, _predictions_csv(outcome))
             write_text_atomically(folder / f"{FIGURE}.svg", svg)
             write_bytes_atomically(folder / f"{FIGURE}.png", png)
             write_text_atomically(folder / FACTS, json.dumps(facts, indent=1) + "\n")
@@ -203,7 +234,7 @@ def write_files(out: Path, facts: Mapping[str, Any], outcome: Outcome) -> None:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from error
 
 
-def predictions_csv(outcome: Outcome) -> str:
+def _predictions_csv(outcome: Outcome) -> str:
     """A line a review, in the order of the data set; `row` counts from 0."""
     text = io.StringIO()
     text.write("row,label,p_positive,prediction,prediction_calibrated\n")
@@ -213,7 +244,7 @@ def predictions_csv(outcome: Outcome) -> str:
     return text.getvalue()
 
 
-def histogram(outcome: Outcome) -> tuple[str, bytes]:
+def _histogram(outcome: Outcome) -> tuple[str, bytes]:
     """The figure of p(positive) as SVG and PNG."""
     import numpy as np
 
@@ -228,35 +259,34 @@ def histogram(outcome: Outcome) -> tuple[str, bytes]:
     return on_paper(svg), png
 
 
-def print_outcome(console: Console, facts: Mapping[str, Any], outcome: Outcome) -> None:
+def _print_outcome(console: Console, facts: Mapping[str, Any], outcome: Outcome) -> None:
     """The table, and what it says in a sentence."""
     prompts = outcome.prompts
     labels = prompts.labels
-    drawn = f"{prompts.n_drawn:,} of {facts['n_data']:,} reviews of {escape(facts['data'])}"
+    drawn = f"{prompts.n_drawn:,} of {facts['n_data']:,} reviews of {facts['data']}"
     if prompts.n_drawn == facts["n_data"]:
-        drawn = f"{prompts.n_drawn:,} reviews of {escape(facts['data'])}"
+        drawn = f"{prompts.n_drawn:,} reviews of {facts['data']}"
     fitting = prompts.n_drawn - prompts.n_dropped
     taken = f", the first {len(labels):,} of them" if len(labels) < fitting else ""
     console.print(
         f"{drawn} (seed {facts['seed']}), {prompts.n_dropped:,} dropped: longer with the template "
         f"than {facts['n_positions']} tokens; {fitting:,} fit{taken}: "
         f"{len(labels) - sum(labels):,} negative, {sum(labels):,} positive",
-        highlight=False,
     )
     console.print(_table(console, outcome))
+    console.print("confusion matrix: the last four columns, (true, predicted)")
     ranking = outcome.ranking
     if ranking.auc is not None:
         console.print(
             f"AUC {ranking.auc:.3f} (95 % {ranking.auc_ci95_low:.3f} to "
             f"{ranking.auc_ci95_high:.3f}; chance is 0.5, no boundary is needed)",
-            highlight=False,
         )
     calibrate = bool(facts["calibrate"])
     decision = outcome.calibrated if calibrate else outcome.without
-    console.print(verdict(decision, outcome.majority_accuracy, calibrate), highlight=False)
+    console.print(_verdict(decision, outcome.majority_accuracy, calibrate))
 
 
-def verdict(decision: Decision, majority: float, calibrate: bool) -> str:
+def _verdict(decision: Decision, majority: float, calibrate: bool) -> str:
     """Whether the accuracy beats that of naming the larger class, in one line."""
     interval = f"{_percent(decision.ci95_low)} to {_percent(decision.ci95_high)}"
     words = {
@@ -272,13 +302,12 @@ def verdict(decision: Decision, majority: float, calibrate: bool) -> str:
 
 
 def _table(console: Console, outcome: Outcome) -> Table:
-    table = Table(box=box.ROUNDED) if console.is_terminal else Table(box=None, pad_edge=False)
-    heads = (
-        "", "accuracy", "95 % interval", "boundary", "negative as negative", "as positive",
-        "positive as negative", "as positive",
-    )  # fmt: skip
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i else "left")
+    from budgetsweep.cli.display import number_table
+
+    confusion = [
+        f"({true}, {predicted})" for true in ("neg", "pos") for predicted in ("neg", "pos")
+    ]
+    table = number_table(console, "", "accuracy", "95 % interval", "boundary", *confusion)
     labels = outcome.prompts.labels
     larger = "positive" if 2 * sum(labels) > len(labels) else "negative"
     table.add_row("random (expected)", _percent(0.5))

@@ -1,61 +1,79 @@
-"""Text prepared ahead of time, and the list of what is prepared: `data prepare`, `data info`."""
+"""Data prepared ahead of time, and the list of what is prepared: `data prepare`, `data info`."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+import click
 
-from budgetsweep.cli.display import PrepareDisplay
-from trainer.data.config import DataConfig
+from budgetsweep.cli.options import cache_dir_option, data_options, json_option
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trainer.data.config import DataConfig
     from trainer.data.shards.tokens import TokenData
 
 
+def data_settings(
+    source: str, validation: str | None, text_field: str, tokenizer: str | None
+) -> tuple[DataConfig, str]:
+    """What the data options say: the data and their tokenizer."""
+    from budgetsweep.config import parse
+    from trainer.data.config import DataConfig
+    from trainer.data.sources import source_class
+
+    data = {"source": source, "validation": validation, "text_field": text_field}
+    config = parse(DataConfig, data, "--data")
+    return config, tokenizer or source_class(source).default_tokenizer
+
+
+@click.group("data")
+def data_command() -> None:
+    """Prepare data and list what is prepared."""
+
+
+@data_command.command("prepare")
+@click.argument("named", metavar="[SOURCE]", required=False)
+@data_options
+@click.option(
+    "--train-tokens", type=click.IntRange(1), help="Training tokens wanted [default: all]."
+)
+@click.option("--val-tokens", type=click.IntRange(1), help="Validation tokens wanted.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Tokenising threads.")
 def prepare_command(
-    config: DataConfig,
-    tokenizer: str,
-    console: Console,
-    *,
-    train_tokens: int | None,
-    val_tokens: int | None,
-    cache_dir: Path | None,
-    workers: int | None,
-) -> None:
-    """Tokenise and say what there is."""
-    from trainer.data.prepare import prepare
+    named: str | None, source: str, validation: str | None, text_field: str,
+    tokenizer: str | None, **limits: Any,
+) -> None:  # fmt: skip
+    """Tokenise data into the cache (searches and promotions do this by themselves).
 
-    data = prepare(
-        config, tokenizer, train_tokens=train_tokens, val_tokens=val_tokens, cache_dir=cache_dir,
-        workers=workers, on_progress=PrepareDisplay(console),
-    )  # fmt: skip
+    SOURCE is what --data takes. A .csv with the columns headline, title, text (WikiHow) gives
+    pairs for an encoder-decoder.
+    """
+    from budgetsweep.cli.display import PrepareDisplay, new_console
+    from trainer.data.prepare import prepare, prepared_info
+
+    if named is not None:
+        given = click.get_current_context().get_parameter_source("source")
+        if given is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"give the source once: {named} or --data {source}")
+        source = named
+    config, encoding = data_settings(source, validation, text_field, tokenizer)
+    console = new_console()
+    data = prepare(config, encoding, on_progress=PrepareDisplay(console), **limits)
     console.print(
-        f"{escape(data.description)}: {len(data.train):,} training and {len(data.val):,} "
-        f"validation tokens in {data.folder}",
-        highlight=False,
+        f"{data.description}: {len(data.train):,} training and {len(data.val):,} "
+        f"validation tokens in {data.folder}"
     )
-    _print_left_out(data, console)
-    if data.pairs:
-        _print_pairs(data, console)
-
-
-def _print_left_out(data: TokenData, console: Console) -> None:
-    from trainer.data.prepare import prepared_info
-
     info = prepared_info(data.folder)
-    what = "pairs" if info.pairs else "documents"
     if info.documents:  # the course's file does not say
         console.print(
-            f"{info.documents:,} {what}; left out: {info.bad_records:,} bad, "
-            f"{info.dropped_documents:,} dropped",
-            highlight=False,
+            f"{info.documents:,} {'pairs' if info.pairs else 'documents'}; left out: "
+            f"{info.bad_records:,} bad, {info.dropped_documents:,} dropped"
         )
+    if data.pairs:
+        _print_pairs(data, console)
 
 
 def _print_pairs(data: TokenData, console: Console) -> None:
@@ -66,7 +84,7 @@ def _print_pairs(data: TokenData, console: Console) -> None:
     for name, tokens in (("training", data.train), ("validation", data.val)):
         index = PairIndex(tokens, data.eot)
         if not len(index):
-            console.print(f"{name}: no whole pair", highlight=False)
+            console.print(f"{name}: no whole pair")
             continue
         sides = (("source", index.source_lengths), ("target", index.target_lengths))
         lengths = "; ".join(
@@ -75,28 +93,34 @@ def _print_pairs(data: TokenData, console: Console) -> None:
             )
             for side, values in sides
         )
-        console.print(f"{name}: {len(index):,} pairs, {lengths}", highlight=False)
+        console.print(f"{name}: {len(index):,} pairs, {lengths}")
 
 
-def info_command(console: Console, cache_dir: Path | None, *, verify: bool, as_json: bool) -> None:
+@data_command.command("info")
+@cache_dir_option
+@click.option("--verify", is_flag=True, help="Read everything and compare checksums.")
+@json_option
+def info_command(cache_dir: Path | None, verify: bool, as_json: bool) -> None:
     """List prepared token sets."""
+    from dataclasses import asdict
+
+    from budgetsweep.cli.display import columns, new_console
     from trainer.data.prepare import list_prepared
 
+    console = new_console()
     prepared = list_prepared(cache_dir, verify=verify)
     if as_json:
-        rows = [{k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(p).items()}
-                for p in prepared]  # fmt: skip
-        console.print_json(json.dumps(rows))
+        console.print_json(data=[asdict(entry) for entry in prepared], default=str)
         return
     if not prepared:
         console.print("nothing is prepared yet; `budgetsweep data prepare` does it")
         return
-    table = Table("source", "tokenizer", "train tokens", "val tokens", "documents",
-                  "left out", "state", "folder", box=None, pad_edge=False)  # fmt: skip
+    table = columns("source", "tokenizer", "train tokens", "val tokens", "documents", "left out",
+                    "state", "folder")  # fmt: skip
     for entry in prepared:
         documents = f"{entry.documents:,} pairs" if entry.pairs else f"{entry.documents:,}"
         table.add_row(
-            escape(entry.source), entry.tokenizer_encoding, f"{entry.train_tokens:,}",
+            entry.source, entry.tokenizer_encoding, f"{entry.train_tokens:,}",
             f"{entry.val_tokens:,}", documents,
             f"{entry.bad_records:,} bad, {entry.dropped_documents:,} dropped",
             entry.state, str(entry.folder),

@@ -1,26 +1,21 @@
-"""What a configuration costs, laid out for a person: `budgetsweep flops CONFIG.yaml`."""
+"""`budgetsweep flops`: what a configuration costs, laid out for a person."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+import click
 
-from budgetsweep.cli.display import count, duration, flops, gib
-from budgetsweep.constraint import affordable_steps, epochs, fill, planned_flops
-from model.config import EncoderDecoderConfig
-from model.flops import (
-    CONVENTIONS,
-    Convention,
-    flops_per_masked_sequence_by_part,
-    flops_per_pair_by_part,
-    flops_per_token_by_part,
-    params_by_group,
-)
-from trainer.config import Architecture, RunConfig
+from budgetsweep.cli.options import FILE, Flops, json_option, set_option
+from budgetsweep.cli.train import run_config
+from budgetsweep.errors import DataError
+from budgetsweep.formats import count, duration, flops, gib
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trainer.config import Architecture, RunConfig
     from trainer.data.shards.tokens import TokenData
 
 FLOPS_OF: dict[Architecture, str] = {
@@ -28,27 +23,45 @@ FLOPS_OF: dict[Architecture, str] = {
     "encoder": "flops_per_sequence",
     "encoder-decoder": "flops_per_pair",
 }
-"""What the FLOPs are counted of, as the key of `explain`'s facts."""
+"""What the FLOPs are counted of, as the key of the facts."""
 
 
-def explain(config: RunConfig, *, measure: bool) -> dict[str, Any]:
-    """Facts about a configuration's cost, as plain data.
+@click.command("flops")
+@click.argument("config", type=FILE)
+@click.option("--budget", type=Flops(), help="Budget to compare with.")
+@click.option("--no-measure", is_flag=True, help="Do not measure this device.")
+@json_option
+@set_option
+def flops_command(
+    config: Path, budget: int | None, no_measure: bool, as_json: bool, overrides: tuple[str, ...]
+) -> None:
+    """Explain what a configuration costs: parameters, FLOPs, tokens, memory, time."""
+    from trainer.hardware.environment import prepare_environment
 
-    Args:
-        config: with steps, or `fill` and a budget.
-        measure: also detect the device, estimate its memory and measure its speed (loads torch).
+    run = run_config(config, budget, overrides)
+    prepare_environment()
+    from budgetsweep.cli.display import new_console
 
-    Raises:
-        ConfigError: `fill` without a budget.
-    """
+    facts, console = _explain(run, measure=not no_measure), new_console()
+    if as_json:
+        console.print_json(data=facts)
+    else:
+        _print_explanation(facts, console)
+
+
+def _explain(config: RunConfig, *, measure: bool) -> dict[str, Any]:
+    """Facts about a configuration's cost, as plain data; measuring the device loads torch."""
+    from budgetsweep.constraint import affordable_steps, epochs, fill, planned_flops
+    from model.flops import Convention, params_by_group
+
     config = fill(config)
     facts: dict[str, Any] = {
         "params": params_by_group(config.model),
         "n_params": config.n_params,
         "architecture": config.architecture,
-        FLOPS_OF[config.architecture]: {name: _by_part(config, name) for name in CONVENTIONS},
+        FLOPS_OF[config.architecture]: {name: config.flops_by_part(name) for name in Convention},
         "optimizer_flops_per_step": {
-            name: config.optimizer_flops_per_step(name) for name in CONVENTIONS
+            name: config.optimizer_flops_per_step(name) for name in Convention
         },
         "head_samples": config.head_samples,
         "steps": config.steps,
@@ -80,22 +93,8 @@ def explain(config: RunConfig, *, measure: bool) -> dict[str, Any]:
     return facts
 
 
-def _by_part(config: RunConfig, convention: Convention) -> dict[str, int]:
-    """Training FLOPs by part: of a token, of a masked sequence or of a pair (`FLOPS_OF`)."""
-    if isinstance(config.model, EncoderDecoderConfig):
-        assert config.source_len is not None
-        return flops_per_pair_by_part(config.model, config.source_len, config.seq_len, convention)
-    if config.architecture == "encoder":
-        predicted = config.predicted_per_sequence
-        return flops_per_masked_sequence_by_part(
-            config.model, config.seq_len, predicted, convention
-        )
-    return flops_per_token_by_part(config.model, config.seq_len, convention, config.head_rows)
-
-
 def _prepared(config: RunConfig) -> TokenData | None:
     """The run's data as far as they are prepared; None when none are."""
-    from budgetsweep.errors import DataError
     from trainer.data.prepare import open_prepared
 
     try:
@@ -123,9 +122,10 @@ def _on_this_device(config: RunConfig) -> dict[str, Any]:
     return facts
 
 
-def print_explanation(facts: dict[str, Any], console: Console) -> None:
-    """Print `explain`'s facts as tables."""
-    groups = Table("parameters", "", "share", box=None, pad_edge=False)
+def _print_explanation(facts: dict[str, Any], console: Console) -> None:
+    from budgetsweep.cli.display import columns
+
+    groups = columns("parameters", "", "share")
     for name, number in facts["params"].items():
         groups.add_row(name, f"{number:,}", f"{100 * number / facts['n_params']:.1f} %")
     groups.add_row("all", f"{facts['n_params']:,}", "", style="bold")
@@ -135,7 +135,7 @@ def print_explanation(facts: dict[str, Any], console: Console) -> None:
     for convention, parts in facts[key].items():
         total = sum(parts.values())
         what = key.removeprefix("flops_per_").replace("_", " ")
-        table = Table(f"FLOPs a {what} ({convention})", "", "share", box=None, pad_edge=False)
+        table = columns(f"FLOPs per {what} ({convention})", "", "share")
         for name, number in parts.items():
             table.add_row(name, f"{number:,}", f"{100 * number / total:.1f} %")
         table.add_row("all", f"{total:,}", "", style="bold")
@@ -145,22 +145,24 @@ def print_explanation(facts: dict[str, Any], console: Console) -> None:
 
 
 def _print_totals(facts: dict[str, Any], console: Console) -> None:
+    from rich.table import Table
+
     table = Table.grid(padding=(0, 2))
     table.add_row(
         "tokens",
         f"{facts['tokens']:,} ({facts['steps']:,} steps of {facts['tokens_per_step']:,}), "
-        f"{facts['tokens_per_param']:.2f} a parameter",
+        f"{facts['tokens_per_param']:.2f} per parameter",
     )
     if facts["head_samples"] is not None:
         table.add_row(
-            "head",
-            f"training compares a token with {facts['head_samples']:,} ids and its target, not "
-            "with all; evaluation with all",
+            "sampled softmax",
+            f"training compares a token with {facts['head_samples']:,} vocabulary entries and its "
+            "target; evaluation uses the full softmax",
         )
     own = facts["optimizer_flops_per_step"][facts["convention"]]
     if own:
         share = own * facts["steps"] / facts["train_flops"][facts["convention"]]
-        table.add_row("optimiser's products", f"{own:,} FLOPs a step, {100 * share:.1f} % of all")
+        table.add_row("optimiser's products", f"{own:,} FLOPs per step, {100 * share:.1f} % of all")
     for convention, total in facts["train_flops"].items():
         table.add_row(f"training FLOPs, {convention}", f"{total:,} ({total:.4e})")
     if facts["budget_flops"] is not None:
@@ -193,4 +195,4 @@ def _print_totals(facts: dict[str, Any], console: Console) -> None:
             table.add_row("time here", "does not fit in memory")
         else:
             table.add_row("time here", f"about {duration(facts['seconds'])} (measured speed)")
-    console.print(table, highlight=False)
+    console.print(table)

@@ -1,23 +1,22 @@
-"""Prefixes in, continuations out: the files and the table of `budgetsweep generate`. No torch."""
+"""`budgetsweep generate`: prefixes in, continuations out, side by side."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import click
 
+from budgetsweep.cli.options import FILE, device_option, model_options
 from budgetsweep.errors import ConfigError, DataError
-from budgetsweep.files import write_text_atomically
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from model.config import SamplingConfig
     from model.generation.decoding import Continuation
 
@@ -25,8 +24,7 @@ SHOWN_PREFIXES = 20
 """Rows of the table; the file has them all."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One line of generation.jsonl."""
 
     prefix: str
@@ -51,6 +49,116 @@ class Sample:
             n_tokens=len(continuation.ids), finish_reason=continuation.finish_reason,
             top_k=sampling.top_k, top_p=sampling.top_p, seed=seed,
         )  # fmt: skip
+
+
+@click.command("generate")
+@click.argument("model", type=FILE)
+@click.option(
+    "--prefixes", type=FILE, required=True, metavar="FILE",
+    help='One {"prefix": "..."} a line.',
+)  # fmt: skip
+@click.option(
+    "--temperature", "temperatures", type=float, multiple=True, default=(0.0,), show_default=True,
+    help="0: always the most likely token (repeatable: side by side).",
+)  # fmt: skip
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=64, show_default=True,
+    help="Most tokens of a continuation.",
+)  # fmt: skip
+@click.option("--top-k", type=int, help="Draw from the k most likely tokens only.")
+@click.option(
+    "--top-p", type=float, help="Draw from the fewest tokens that make up this probability."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
+@click.option(
+    "--ignore-eot", is_flag=True, help="Write on behind an end-of-text token, as the course does."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Prefixes at once."
+)
+@click.option(
+    "--out", type=FILE, default="generation.jsonl", show_default=True,
+    metavar="FILE", help="File to write.",
+)  # fmt: skip
+@model_options
+@device_option
+def generate_command(
+    model: Path, prefixes: Path, temperatures: tuple[float, ...], max_new_tokens: int,
+    top_k: int | None, top_p: float | None, seed: int, ignore_eot: bool, batch_size: int, out: Path,
+    n_head: int | None, tokenizer: str | None, device: str,
+) -> None:  # fmt: skip
+    """Let a trained model continue texts, at several temperatures side by side.
+
+    MODEL is a run's folder, a model.pt, the course's too, or a converted model.
+
+    A context longer than the model's n_positions loses its older half: the newer half is read
+    again from position 0. Of a longer prefix the last n_positions tokens count.
+    """
+    from trainer.hardware.environment import prepare_environment
+
+    prepare_environment()
+    from budgetsweep.cli.display import WorkDisplay, new_console
+    from budgetsweep.config import parse
+    from model.config import SamplingConfig
+
+    samplings = [
+        parse(SamplingConfig, {"temperature": t, "top_k": top_k, "top_p": top_p}, "generate")
+        for t in dict.fromkeys(temperatures)
+    ]
+    texts = read_prefixes(prefixes)
+    check_writable(out, prefixes)
+    from model.encoder_decoder import EncoderDecoderLM
+    from model.generation.decoding import continue_texts
+    from model.generation.encoder_decoder import write_targets
+    from trainer.data.tokenizers import load_tokenizer
+    from trainer.export.formats import open_model, run_beside
+    from trainer.export.trained import open_trained
+    from trainer.hardware.device import enough_memory, torch_device
+
+    where, console = torch_device(device), new_console()
+    run = run_beside(model)
+    if run is not None and run.architecture == "encoder":
+        raise ConfigError(
+            f"{model}: holds an encoder, which names masked tokens and continues no text; expected "
+            "a decoder or an encoder-decoder"
+        )
+    write: Callable[..., list[Continuation]]
+    if run is not None and run.architecture == "encoder-decoder":
+        trained = open_trained(model, where)
+        assert isinstance(trained.model, EncoderDecoderLM)
+        longest = trained.model.shape.n_target_positions
+        if max_new_tokens > longest:
+            raise ConfigError(
+                f"--max-new-tokens {max_new_tokens}: the model has positions for targets of "
+                f"{longest} tokens"
+            )
+        assert isinstance(trained.model, EncoderDecoderLM)
+        write = functools.partial(write_targets, trained.model)
+        encoding = load_tokenizer(trained.config.tokenizer_encoding)
+    else:
+        loaded = open_model(model, n_head, tokenizer)
+        if loaded.tokenizer is None:
+            raise ConfigError(f"{loaded.path}: its tokenizer is not known: give --tokenizer")
+        encoding = load_tokenizer(loaded.tokenizer)
+        write = functools.partial(continue_texts, loaded.model.to(where))
+    if (top_k or top_p) and not any(sampling.temperature for sampling in samplings):
+        console.print("--top-k and --top-p change nothing at temperature 0")
+    samples: list[list[Sample]] = [[] for _ in texts]
+    per_temperature = len(texts) * max_new_tokens
+    total = per_temperature * len(samplings)
+    smaller = enough_memory(f"give a --batch-size below {batch_size}")
+    with smaller, WorkDisplay(console, total=total, verb="generating", unit="tokens") as display:
+        for n, sampling in enumerate(samplings):
+            continuations = write(
+                where, encoding, texts, batch_size, max_new_tokens, sampling,
+                seed=seed, stop_at_eot=not ignore_eot,
+                on_progress=functools.partial(display.update, before=n * per_temperature),
+            )  # fmt: skip
+            for row, text, continuation in zip(samples, texts, continuations, strict=True):
+                row.append(Sample.of(text, sampling, seed, continuation))
+    write_samples(out, samples)
+    print_side_by_side(samples, console)
+    console.print(f"{len(texts) * len(samplings):,} continuations in {out}")
 
 
 def read_prefixes(path: Path) -> list[str]:
@@ -137,10 +245,10 @@ def write_samples(out: Path, samples: Sequence[Sequence[Sample]]) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
+    from budgetsweep.files import write_text_atomically
+
     lines = [
-        json.dumps(dataclasses.asdict(sample), ensure_ascii=False) + "\n"
-        for row in samples
-        for sample in row
+        json.dumps(sample._asdict(), ensure_ascii=False) + "\n" for row in samples for sample in row
     ]
     try:
         write_text_atomically(out, "".join(lines))
@@ -154,6 +262,10 @@ def _cannot_write(out: Path, error: OSError) -> ConfigError:
 
 def print_side_by_side(samples: Sequence[Sequence[Sample]], console: Console) -> None:
     """A row a prefix, a column a temperature."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
     if console.is_terminal:
         table = Table(box=box.ROUNDED, show_lines=True)
     else:
@@ -166,7 +278,7 @@ def print_side_by_side(samples: Sequence[Sequence[Sample]], console: Console) ->
         table.add_row(*(Text(_visible(cell, console.encoding)) for cell in cells))
     console.print(table)
     if len(samples) > SHOWN_PREFIXES:
-        console.print(f"... and {len(samples) - SHOWN_PREFIXES:,} more prefixes", highlight=False)
+        console.print(f"... and {len(samples) - SHOWN_PREFIXES:,} more prefixes")
 
 
 def _visible(text: str, encoding: str) -> str:

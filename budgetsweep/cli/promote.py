@@ -1,28 +1,30 @@
-"""What `promote` does once its words are parsed, and the two answers of a search."""
+"""`budgetsweep promote`: the final run, and what a search says of which trial to take."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+import click
 
-from budgetsweep.cli.display import (
-    PrepareDisplay,
-    RunsDisplay,
-    Stopper,
-    count,
-    duration,
-    flops,
-    gib,
-    print_notice,
-    settings_text,
+from budgetsweep.cli.options import (
+    FOLDER,
+    cache_dir_option,
+    device_option,
+    points_from_option,
+    runs_dir_option,
+    set_option,
+    storage_options,
+    yes_option,
 )
-from studies.simulation.worlds import is_replayed, mark, world_of
+from budgetsweep.cli.signals import Signals
+from budgetsweep.formats import count, duration, flops, gib
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from studies.database.tables import Prediction
     from studies.promotion.promote import PromoteSettings, PromotionPlan
     from studies.scaling.prediction import Candidate, StudyFit
@@ -31,105 +33,127 @@ LONG_SECONDS = 6 * 3600.0
 """A promotion longer than this is asked about on a terminal."""
 
 
-def promote_command(
-    settings: PromoteSettings, console: Console, signals: Stopper, *, yes: bool
-) -> bool:
-    """Run a promotion with progress; True when it is complete."""
-    from studies.promotion.promote import PromoteHooks, promote
+@click.command("promote")
+@click.option(
+    "--scale", type=float, default=100.0, show_default=True, help="Multiple of the budget."
+)
+@click.option("--trial", type=click.IntRange(0), help="Trial to promote.")
+@click.option(
+    "--select", type=click.Choice(["measured", "predicted"]),
+    help="The trial that measured best, or whose shape is predicted best at the larger budget "
+    "[default: predicted, where the trials carry a prediction].",
+)  # fmt: skip
+@click.option("--output-dir", type=FOLDER, help="Folder for model.pt …")
+@runs_dir_option
+@cache_dir_option
+@points_from_option
+@storage_options
+@set_option
+@device_option
+@yes_option
+def promote_command(yes: bool, **given: Any) -> None:
+    """Train the final run: a trial's shape with --scale times the search's FLOPs, never more."""
+    from budgetsweep.cli.display import new_console
+    from studies.promotion.promote import PromoteSettings
 
-    display = RunsDisplay(console, n_trials=1, n_done=0, budget_flops=0, title="promotion")
+    settings = PromoteSettings(**given)
+    with Signals().caught() as signals:
+        finished = _promote(settings, new_console(), signals, yes=yes)
+    if not finished:
+        sys.exit(130 if signals.should_stop() else 1)
+
+
+def _promote(settings: PromoteSettings, console: Console, signals: Signals, *, yes: bool) -> bool:
+    """Run a promotion with progress; True when it is complete."""
+    from budgetsweep.cli.display import PrepareDisplay
+    from studies.promotion.promote import PromoteHooks, promote
+    from studies.trackers import track
+    from studies.trackers.base import Session
 
     def on_plan(plan: PromotionPlan) -> bool:
-        print_notice(console, plan.config.world)
-        _print_promotion_plan(plan, console)
+        _print_plan(plan, console)
         long = plan.seconds is not None and plan.seconds > LONG_SECONDS
         if not long or yes or not console.is_terminal:
             return True
-        import click
+        return click.confirm("Continue anyway?", default=False)
 
-        return click.confirm("start all the same?", default=False)
-
-    hooks = PromoteHooks(
-        observer=display,
-        should_stop=signals.should_stop,
-        should_kill=signals.should_kill,
-        on_plan=on_plan,
-        on_prepare=PrepareDisplay(console),
-    )
-    with display:
-        outcome = promote(settings, hooks)
+    with track(Session("promotion"), console) as trackers:
+        outcome = promote(
+            settings,
+            PromoteHooks(
+                observer=trackers,
+                should_stop=signals.should_stop,
+                should_kill=signals.should_kill,
+                on_plan=on_plan,
+                on_prepare=PrepareDisplay(console),
+            ),
+        )
     run, trial = outcome.run, outcome.trial
     if run is None or run.status in ("queued", "interrupted"):
-        console.print("the same command again continues this promotion", highlight=False)
+        console.print("the same command again continues this promotion")
         return False
     if run.status == "failed":
-        console.print(f"the promotion failed: {escape(run.reason or '')}", highlight=False)
+        console.print(f"the promotion failed: {run.reason or ''}")
         return False
     assert run.val_loss_nats is not None
     assert trial.val_loss_nats is not None
-    world = world_of(run.config)
-    files = "config.yaml, eval.json, curve.csv"
+    assert run.output_dir is not None
+    written = (name for name in ("model.pt", "config.yaml", "eval.json", "curve.csv")
+               if Path(run.output_dir, name).exists())  # fmt: skip
     console.print(
-        f"promoted trial {trial.number}{mark(world)}: val loss "
-        f"{trial.val_loss_nats:.4f} -> {run.val_loss_nats:.4f}, PPL {trial.val_ppl:,.1f} -> "
-        f"{run.val_ppl:,.1f}\n{run.output_dir}: {files if world else f'model.pt, {files}'}",
-        highlight=False,
+        f"promoted trial {trial.number}: val loss {trial.val_loss_nats:.4f} -> "
+        f"{run.val_loss_nats:.4f}, PPL {trial.val_ppl:,.1f} -> {run.val_ppl:,.1f}\n"
+        f"{run.output_dir}: {', '.join(written)}"
     )
     if outcome.predicted is not None:
         predicted = outcome.predicted
-        inside = predicted.low_nats <= run.val_loss_nats <= predicted.high_nats
+        within = predicted.low_nats <= run.val_loss_nats <= predicted.high_nats
         console.print(
             f"predicted {predicted.val_loss_nats:.4f}: off by "
             f"{run.val_loss_nats - predicted.val_loss_nats:+.4f} nats, "
-            f"{'inside' if inside else 'outside'} the interval "
-            f"({predicted.low_nats:.4f} to {predicted.high_nats:.4f})",
-            highlight=False,
+            f"{'within' if within else 'outside'} the interval "
+            f"({predicted.low_nats:.4f} to {predicted.high_nats:.4f})"
         )
     if outcome.regret is not None:
-        console.print(escape(outcome.regret.words), highlight=False)
+        console.print(outcome.regret)
     return True
 
 
-def _print_promotion_plan(plan: PromotionPlan, console: Console) -> None:
-    config, rule = plan.config, plan.rescaling
-    factor = config.max_lr / float(plan.selection.trial.config["max_lr"])
+def _print_plan(plan: PromotionPlan, console: Console) -> None:
+    from budgetsweep.cli.display import settings_text
+
+    config, rule, selection = plan.config, plan.rescaling, plan.selection
+    factor = config.max_lr / float(selection.trial.config["max_lr"])
     epochs = "" if plan.epochs is None else f", {plan.epochs:.2f} epochs of the data"
     memory = "" if plan.memory_bytes is None else f", about {gib(plan.memory_bytes)} of memory"
     time = "" if plan.seconds is None else f", about {duration(plan.seconds)} here"
-    selection = plan.selection
     if selection.fit.refusal is not None:
-        console.print(f"no prediction: {escape(selection.fit.refusal)}", highlight=False)
+        console.print(f"no prediction: {selection.fit.refusal}")
     elif selection.selected_by == "predicted":
-        console.print(_why(selection.fit), highlight=False)
+        console.print(_why(selection.fit))
     console.print(
         f"promoting trial {selection.trial.number}: {flops(plan.charge_flops)} of "
         f"{flops(plan.budget_flops)} FLOPs, {count(config.total_tokens)} tokens in "
-        f"{config.steps:,} steps of {config.tokens_per_step:,}{epochs}{memory}{time}",
-        highlight=False,
+        f"{config.steps:,} steps of {config.tokens_per_step:,}{epochs}{memory}{time}"
     )
-    if not is_replayed(config.world):  # of whose runs no other setting is known
-        console.print(
-            f"for {rule.tokens_ratio:.3g} times the tokens: batch x{rule.batch_factor}, "
-            f"learning rate x{factor:.3g}, {config.warmup_steps:,} steps of warm-up, weight decay "
-            "kept; "
-            f"{settings_text(plan.changes)}",
-            highlight=False,
-        )
+    console.print(
+        f"for {rule.tokens_ratio:.3g} times the tokens: batch x{rule.batch_factor}, "
+        f"learning rate x{factor:.3g}, {config.warmup_steps:,} steps of warm-up, weight decay "
+        f"kept; {settings_text(plan.changes)}"
+    )
     if plan.predicted is not None:
-        console.print(f"predicted: {_loss_text(plan.predicted)}, on record", highlight=False)
+        console.print(f"predicted, recorded before the run: {_loss_text(plan.predicted)}")
 
 
 def print_answers(fit: StudyFit, console: Console) -> None:
     """The best at the search's budget and the best predicted at the larger one, side by side."""
+    from budgetsweep.cli.display import columns
+
     if fit.refusal is not None or fit.choice is None:
         why = fit.refusal or "no trial had the whole budget"
-        console.print(
-            f"which trial to promote by {fit.scale:g} is not predicted: {escape(why)}",
-            highlight=False,
-        )
+        console.print(f"which trial is best at {fit.scale:g} x the budget is not predicted: {why}")
         return
-    table = Table("", "trial", "parameters", "at this budget", f"at {fit.scale:g} x (80 %)",
-                  box=None, pad_edge=False)  # fmt: skip
+    table = columns("", "trial", "parameters", "at this budget", f"at {fit.scale:g} x (80 %)")
     by_number = {candidate.number: candidate for candidate in fit.candidates}
     for name, number in (
         ("measured best", fit.choice.measured),
@@ -139,7 +163,7 @@ def print_answers(fit: StudyFit, console: Console) -> None:
         here = f"{c.at_budget_nats:.4f}" + ("" if c.measured_nats is not None else " (predicted)")
         table.add_row(name, str(number), count(c.n_params), here, _interval(c))
     console.print(table)
-    console.print(_why(fit), highlight=False)
+    console.print(_why(fit))
 
 
 def _why(fit: StudyFit) -> str:
@@ -149,10 +173,9 @@ def _why(fit: StudyFit) -> str:
     if choice.measured == choice.predicted:
         return f"trial {choice.measured} is the best here and predicted best at {fit.scale:g} x"
     return (
-        f"trial {choice.measured} instead of {choice.predicted} would cost "
-        f"{choice.measured_costs_nats:.3f} nats at {fit.scale:g} x "
-        f"({choice.measured_costs_low:.3f} to {choice.measured_costs_high:.3f}), "
-        f"{choice.predicted} instead of {choice.measured} {choice.predicted_costs_nats:.3f} here; "
+        f"choosing trial {choice.measured} has a regret of {choice.measured_costs_nats:.3f} nats "
+        f"at {fit.scale:g} x ({choice.measured_costs_low:.3f} to {choice.measured_costs_high:.3f})"
+        f", trial {choice.predicted} one of {choice.predicted_costs_nats:.3f} nats here; "
         "promote takes the predicted best, --select measured the other"
     )
 
@@ -161,10 +184,11 @@ def _interval(candidate: Candidate) -> str:
     return f"{candidate.loss_nats:.3f} ({candidate.low_nats:.3f} to {candidate.high_nats:.3f})"
 
 
-def _loss_text(told: Prediction) -> str:
+def _loss_text(predicted: Prediction) -> str:
     return (
-        f"val loss {told.val_loss_nats:.3f} ({told.low_nats:.3f} to {told.high_nats:.3f}), PPL "
-        f"{math.exp(told.val_loss_nats):,.1f} ({math.exp(told.low_nats):,.1f} to "
-        f"{math.exp(told.high_nats):,.1f}; {100 * told.level:.0f} %), "
-        f"{told.extrapolation:.3g} times the largest run fitted"
+        f"val loss {predicted.val_loss_nats:.3f} "
+        f"({predicted.low_nats:.3f} to {predicted.high_nats:.3f}), PPL "
+        f"{math.exp(predicted.val_loss_nats):,.1f} ({math.exp(predicted.low_nats):,.1f} to "
+        f"{math.exp(predicted.high_nats):,.1f}; {100 * predicted.level:.0f} %), "
+        f"{predicted.extrapolation:.3g} times the largest run fitted"
     )

@@ -1,15 +1,14 @@
 """How much the loss and a CPU's attention compute at once. No torch.
 
-The loss, measured on a CPU (Xeon with AMX, one thread, torch 2.13): CPU time in µs a token of loss
-and gradients together, V = 50257, bf16 autocast, least of four. "All": F.cross_entropy of all
-logits.
+The loss, measured on a CPU (Xeon with AMX, one thread, torch 2.13): CPU time in µs per token of
+loss and gradients, V = 50257, bf16 autocast, least of four. "All": F.cross_entropy of all logits.
 
 | tokens in a chunk | 64 | 128 | 192 | 320 | 512 | 1024 | 2048 | all |
 |---|---|---|---|---|---|---|---|---|
 | D = 64 | 245 | 185 | 166 | 159 | 151 | 157 | 161 | 1010 |
 | D = 128 | 372 | 272 | 244 | 174 | 143 | 160 | 170 | 898 |
 
-Small chunks pay for adding up the matrix's gradient (V x D a chunk), large ones leave the cache.
+Small chunks pay for adding up the matrix's gradient (V x D per chunk), large ones leave the cache.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 An operation that is split over OpenMP's threads ends when the last of them wakes up and is done;
 a training step has a thousand of them. Here the step is cut into a few long tasks, one a thread,
-whose operations use that thread alone: two of them wait for each other a few times a step.
+whose operations use that thread alone: two of them wait for each other a few times per step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ were measured."""
 
 
 def team_size(kind: str) -> int:
-    """How many tasks `together` can run at once here: PyTorch's number of threads on a CPU, else 1.
+    """How many tasks `run_on_threads` can run at once: PyTorch's threads on a CPU, else 1.
 
     It is 1 inside a task, while torch.compile traces, and where operations are watched
     (`torch.utils.flop_counter`), which follows no other threads.
@@ -41,7 +41,7 @@ def team_size(kind: str) -> int:
     return threads if threads <= MAX_TEAM else 1
 
 
-def together(
+def run_on_threads(
     function: Callable[Concatenate[M, P], T],
     members: Sequence[M],
     *args: P.args,

@@ -4,8 +4,8 @@
 its last P tokens. When prompt and continuation have filled all P positions, the older half leaves:
 the last P // 2 tokens are read again from position 0, and there is room for P - P // 2 more. So a
 token is predicted from P // 2 + 1 to P tokens before it, and with a cache the reading again costs
-about one token a token. The rule depends on the number of tokens alone, so it is the same with and
-without a cache, in any batch.
+about one token per token. The rule depends on the number of tokens alone, so it is the same with
+and without a cache, in any batch.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def score(
     logits = torch.empty(len(prompts), model.shape.n_vocab, dtype=model.head_weight.dtype)
     with evaluating(model):
         for rows in batches_by_length(prompts, batch_size):
-            reader = _Reader(model, device, tokenizer.eot_token)
+            reader = _Reader(model, device, tokenizer.eot_token, 0)
             logits[rows] = reader([prompts[i] for i in rows]).to(logits)
     return logits
 
@@ -241,7 +241,7 @@ def score(
 class _Reader:
     """Logits (B, V) of the token after each text, from its whole context."""
 
-    def __init__(self, model: DecoderLM, device: Device, pad: int, max_new_tokens: int = 0) -> None:
+    def __init__(self, model: DecoderLM, device: Device, pad: int, max_new_tokens: int) -> None:
         self.model = model
         self.device = device
         self.pad = pad
@@ -249,22 +249,12 @@ class _Reader:
 
     def __call__(self, texts: Sequence[list[int]]) -> Tensor:
         """A text is at most n_positions tokens of prompt, then what was generated."""
-        hidden = self.model.hidden(*self._left_padded(list(map(self._context, texts))))
+        contexts = list(map(self._context, texts))
+        hidden = self.model.hidden(*left_padded(contexts, self.pad, self.device))
         return self.model.token_logits(hidden[:, -1])
 
     def _context(self, text: list[int]) -> list[int]:
         return text[context_start(len(text), self.model.n_positions) :]
-
-    def _left_padded(self, contexts: list[list[int]]) -> tuple[Tensor, Tensor | None]:
-        """Ids (B, S) and mask (B, S); None where nothing is padding."""
-        longest = max(map(len, contexts))
-        padding = [longest - len(context) for context in contexts]
-        ids = [[self.pad] * n + context for n, context in zip(padding, contexts, strict=True)]
-        mask = None
-        if any(padding):
-            mask = torch.tensor([[0.0] * n + [1.0] * (longest - n) for n in padding])
-            mask = mask.to(self.device)
-        return torch.tensor(ids, device=self.device), mask
 
 
 class _CachedReader(_Reader):
@@ -294,7 +284,7 @@ class _CachedReader(_Reader):
         return KeyValueCache(self.model.shape, n_rows, capacity, self.model.head_weight)
 
     def _extend(self, contexts: list[list[int]], cache: KeyValueCache) -> Tensor:
-        ids, mask = self._left_padded(contexts)
+        ids, mask = left_padded(contexts, self.pad, self.device)
         return self.model.extend(ids, cache, mask)
 
 
@@ -316,6 +306,19 @@ def encode_texts(
             "tokenizer that the model was trained with"
         )
     return prompts
+
+
+def left_padded(
+    texts: Sequence[list[int]], pad: int, device: Device
+) -> tuple[Tensor, Tensor | None]:
+    """Ids (B, S) and mask (B, S); None where nothing is padding."""
+    longest = max(map(len, texts))
+    padding = [longest - len(text) for text in texts]
+    ids = [[pad] * n + text for n, text in zip(padding, texts, strict=True)]
+    mask = None
+    if any(padding):
+        mask = torch.tensor([[0.0] * n + [1.0] * (longest - n) for n in padding]).to(device)
+    return torch.tensor(ids, device=device), mask
 
 
 def batches_by_length(prompts: Sequence[list[int]], batch_size: int) -> Iterator[list[int]]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.config import EncoderDecoderConfig, ModelConfig
+from model.config import ModelConfig
 
 
 class NewTokens(NamedTuple):
@@ -55,19 +55,17 @@ class KeyValueCache:
     the keys and values of padding (slot -1); nobody reads it.
     """
 
-    def __init__(
-        self, shape: ModelConfig | EncoderDecoderConfig, n_rows: int, capacity: int, like: Tensor
-    ) -> None:
+    def __init__(self, shape: ModelConfig, n_rows: int, capacity: int, like: Tensor) -> None:
         """An empty cache.
 
         Args:
-            shape: the model's shape; what its decoder reads is kept.
+            shape: of the model, or of the decoder's side of one.
             n_rows: rows of the batch (B).
             capacity: most tokens that a row will hold.
             like: a tensor of the model's type and device.
         """
         # Zeros: a slot that may not be seen has weight 0, and 0 times whatever else might be NaN.
-        size = (2, shape.decoder_depth, n_rows, shape.n_head, capacity + 1, shape.head_dim)
+        size = (2, shape.n_layer, n_rows, shape.n_head, capacity + 1, shape.head_dim)
         self._all = like.new_zeros(size)
         self.capacity = capacity
         self.lengths = [0] * n_rows

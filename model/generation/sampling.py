@@ -66,7 +66,7 @@ def _most_likely(probabilities: Tensor, enough: float) -> tuple[Tensor, Tensor]:
 
 
 def choose_tokens(logits: Tensor, sampling: SamplingConfig, draws: Tensor) -> list[int]:
-    """One token a row, by inverting the cumulative distribution.
+    """One token per row, by inverting the cumulative distribution.
 
     Args:
         logits: (B, V).

@@ -10,13 +10,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from reports.facts import Facts, charged_flops, final_loss, run_config, samples_head
+from budgetsweep.formats import count, flops, loss, plural, rate, times
+from reports.facts import Facts, final_loss, has_sampled_softmax, run_config
 from reports.style import theme
 from reports.style.axes import linear_axis, log_axis, loss_limits, nats, padded_log_limits
-from reports.style.formats import loss, plural, power, rate, short, times
+from reports.style.marks import LOSS_LABEL, clip_marks, dots, key, mark_best
 from reports.style.theme import (
     BEST,
     GOOD,
@@ -30,39 +30,7 @@ from reports.style.theme import (
     NoChart,
 )
 from studies.database.tables import Run
-from studies.diagnosis.curves import Curve, FloatArray
-
-LOSS_LABEL = "validation loss (nats a token)"
-
-
-def dots(axes: Axes, x: FloatArray, y: FloatArray, **options: object) -> None:
-    """Markers without lines; many of them become pixels, so that the file stays small."""
-    settings: dict[str, object] = {
-        "linestyle": "none",
-        "marker": "o",
-        "markersize": 5,
-        "markeredgewidth": 0,
-        "rasterized": len(x) > theme.RASTER_ABOVE,
-        **options,
-    }
-    axes.plot(x, y, **settings)  # type: ignore[arg-type]
-
-
-def key(label: str, **options: object) -> Line2D:
-    """An entry of a legend."""
-    settings: dict[str, object] = {"linestyle": "none", "markersize": 5.5, "markeredgewidth": 0}
-    return Line2D([], [], label=label, **{**settings, **options})  # type: ignore[arg-type]
-
-
-def clip_marks(axes: Axes, x: FloatArray, y: FloatArray, top: float) -> int:
-    """Mark runs whose loss lies above the axis by a triangle at its top; their number."""
-    above = y > top
-    if above.any():
-        axes.plot(
-            x[above], np.full(int(above.sum()), 0.985), transform=axes.get_xaxis_transform(),
-            linestyle="none", marker="^", markersize=5.5, color=OTHER, markeredgewidth=0,
-        )  # fmt: skip
-    return int(above.sum())
+from studies.diagnosis.curves import FloatArray
 
 
 def history(facts: Facts) -> Chart | NoChart:
@@ -99,22 +67,15 @@ def history(facts: Facts) -> Chart | NoChart:
         linear_axis(axes, "x", (-0.03 * reach, 1.03 * reach), integer=True)
         linear_axis(axes, "y", (low, high), nats)
         so_far = np.minimum.accumulate(losses)
-        axes.step(
-            np.append(numbers, last),
-            np.append(so_far, so_far[-1]),
-            where="post",
-            color=BEST,
-            lw=1.8,
-        )
+        steps = np.append(numbers, last), np.append(so_far, so_far[-1])
+        axes.step(*steps, where="post", color=BEST, lw=1.8)
         dots(axes, numbers, losses, color=OTHER)
-        axes.plot([best.number], [final_loss(best)], "o", ms=8, color=BEST, mec=theme.PAPER)
-        above = clip_marks(axes, numbers, losses, high)
+        mark_best(axes, best.number, final_loss(best))
         handles = [
             key("complete trial", marker="o", color=OTHER),
             key("best so far", linestyle="-", lw=1.8, color=BEST),
+            *clip_marks(axes, numbers, losses, high),
         ]
-        if above:
-            handles.append(key(f"{above} above the frame", marker="^", color=OTHER))
         if failed:
             edge = axes.get_xaxis_transform()
             axes.plot(
@@ -141,21 +102,20 @@ def history(facts: Facts) -> Chart | NoChart:
 def learning_curves(facts: Facts) -> Chart | NoChart:
     """Validation loss against training FLOPs on log axes, the promoted run beyond the trials."""
     curves = {r.id: c for r in facts.data.runs if (c := _val_curve(facts, r)) is not None}
-    if not curves:
-        return NoChart(
-            "learning_curves", "No run has reported a validation loss yet: no learning curves."
-        )
+    if all(len(losses) < 2 for _, losses in curves.values()):
+        why = "No run has reported two validation losses: no learning curves."
+        return NoChart("learning_curves", why)
     best, promotions = facts.best, [r for r in facts.promotions if r.id in curves]
     trials = [r for r in facts.trials if r.id in curves and (best is None or r.id != best.id)]
 
     def draw(figure: Figure, layout: Layout) -> None:
         axes = figure.subplots()
         every = list(curves.values())
-        flops = np.concatenate([x for x, _ in every])
+        spent = np.concatenate([x for x, _ in every])
         losses = np.concatenate([y for _, y in every])
         ends = np.array([y[-1] for _, y in every])
         top = min(float(losses.max()), max(2.2 * float(ends.min()), 1.15 * float(np.median(ends))))
-        log_axis(axes, "x", padded_log_limits(flops, 0.1), lambda v: power(v, 2), 6)
+        log_axis(axes, "x", padded_log_limits(spent, 0.1), flops, 6)
         log_axis(axes, "y", (float(losses.min()) * 0.97, top * 1.06), nats, 7)
         many = len(trials) > 60
         alpha = min(0.75, max(0.06, 30 / max(1, len(trials))))
@@ -177,7 +137,7 @@ def learning_curves(facts: Facts) -> Chart | NoChart:
             )
         for run, colour in zip(promotions, _promotion_colours(), strict=False):
             _highlight(axes, facts, run, curves[run.id], colour, marker="D")
-            label = f"promotion {run.number}, {times(run.scale)}"
+            label = f"{run.kind} {run.number}, {times(run.scale)}"
             handles.append(key(label, linestyle="-", lw=2, marker="D", color=colour))
         if best is not None or promotions:
             handles.append(key("their training loss", linestyle="-", lw=0.9, color=MUTED))
@@ -193,7 +153,7 @@ def learning_curves(facts: Facts) -> Chart | NoChart:
 
 
 def _val_curve(facts: Facts, run: Run) -> tuple[FloatArray, FloatArray] | None:
-    curve: Curve | None = facts.curve(run)
+    curve = facts.curve(run)
     if curve is None:
         return None
     there = np.isfinite(curve.val_loss_nats) & (curve.flops > 0) & (curve.val_loss_nats > 0)
@@ -237,7 +197,7 @@ def _curves_title(facts: Facts) -> str:
         return f"Trial {best.number} ended at {loss(best.val_loss_nats, 3)} nats"
     middle = float(np.median([final_loss(r) for r in facts.ranked]))
     return (
-        f"Trial {best.number} ended {middle - final_loss(best):.3f} nats below the middle one of "
+        f"Trial {best.number} ended {middle - final_loss(best):.3f} nats below the median of "
         f"{len(facts.ranked)} trials"
     )
 
@@ -246,7 +206,7 @@ _REASON_LOOKS = {
     "over_budget": ("over budget", "^", LIGHT["promoted"]),
     "out_of_memory": ("too much memory", "s", LIGHT["purple"]),
     "too_many_epochs": ("too many epochs", "D", LIGHT["amber"]),
-    "too_little_validation_data": ("too little validation text", "P", LIGHT["green"]),
+    "too_little_validation_data": ("too little validation data", "P", LIGHT["green"]),
     "duplicate": ("duplicate", "X", LIGHT["brown"]),
     "no_run": ("no run in the table", "P", LIGHT["cyan"]),
     "invalid_value": ("invalid value", "v", LIGHT["cyan"]),
@@ -267,12 +227,12 @@ def proposals(facts: Facts) -> Chart | NoChart:
     elif facts.rejections:
         title = (
             f"{len(facts.rejections)} of {facts.n_proposals} proposals were refused before they "
-            f"cost anything; the rest keep to {power(study.budget_flops, 3)} FLOPs"
+            f"cost anything; the rest keep to {flops(study.budget_flops)} FLOPs"
         )
     else:
         title = (
             f"All {plural(len(facts.trials), 'proposal')} kept to the budget of "
-            f"{power(study.budget_flops, 3)} FLOPs"
+            f"{flops(study.budget_flops)} FLOPs"
         )
 
     def draw(figure: Figure, layout: Layout) -> None:
@@ -282,13 +242,13 @@ def proposals(facts: Facts) -> Chart | NoChart:
         all_sizes = [*sizes, *(float(r.n_params or 1) for r in placed)]
         all_tokens = [*tokens, *(float(r.tokens or 1) for r in placed)]
         x_limits, y_limits = padded_log_limits(all_sizes), padded_log_limits(all_tokens, 0.1)
-        log_axis(axes, "x", x_limits, short)
-        log_axis(axes, "y", y_limits, short)
+        log_axis(axes, "x", x_limits, count)
+        log_axis(axes, "y", y_limits, count)
         handles = []
-        if not any(samples_head(r) for r in facts.trials):  # whose N is not what a token costs
+        if not any(has_sampled_softmax(r) for r in facts.trials):  # whose tokens do not cost all N
             grid = np.geomspace(*x_limits, 50)
             axes.plot(grid, study.budget_flops / (6 * grid), color=MUTED, lw=1.2, ls=(0, (4, 3)))
-            line = f"6·N·D = {power(study.budget_flops, 3)}"
+            line = f"6·N·D = {flops(study.budget_flops)}"
             handles.append(key(line, linestyle="--", color=MUTED))
         if facts.trials:
             dots(
@@ -310,9 +270,7 @@ def proposals(facts: Facts) -> Chart | NoChart:
         handles.insert(0, key(f"admitted ({len(sizes)})", marker="o", color=INK))
         if facts.best is not None:
             best = facts.best
-            axes.plot(
-                [best.n_params], [best.planned_tokens], "o", ms=9, color=BEST, mec=theme.PAPER
-            )
+            mark_best(axes, best.n_params, best.planned_tokens)
             handles.insert(1, key(f"best (trial {best.number})", marker="o", color=BEST))
         if unplaced:
             theme.remark(axes, f"not shown: {unplaced} without a valid size")
@@ -336,7 +294,7 @@ def exact_limits(facts: Facts) -> tuple[FloatArray, FloatArray]:
     budget, convention = facts.study.budget_flops, facts.study.convention
     limits = sorted(
         {
-            (r.n_params, budget * r.planned_tokens / charged_flops(r, convention))
+            (r.n_params, budget * r.planned_tokens / r.planned_flops(convention))
             for r in facts.trials
         }
     )
@@ -350,9 +308,8 @@ def schedule(facts: Facts) -> Chart | NoChart:
     if best is None:
         return NoChart("schedule", "No trial is complete yet, so there is no best schedule.")
     config = run_config(best)
-    if config is None or config.num_training_steps == "fill":
-        why = f"The configuration of trial {best.number} does not say its schedule."
-        return NoChart("schedule", why)
+    if config is None or config.num_training_steps == "fill" or not facts.has_learning_rate(best):
+        return NoChart("schedule", f"No learning rate of trial {best.number} was recorded.")
     steps, warmup = config.steps, config.warmup_steps
     get_lr = config.lr_schedule()
     rise = f"rose to {rate(config.max_lr)} in {plural(warmup, 'step')}" if warmup else (

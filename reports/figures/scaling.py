@@ -1,7 +1,7 @@
 """Figures of a scaling fit: isoFLOP valleys, loss against compute, regret, learning rate.
 
 Each takes a frame of runs (`n_params`, `tokens`, `val_loss_nats`; where known `max_lr`,
-`batch_tokens`; NaN where not) and a fit as `ScalingFit.to_dict` writes it. FLOPs are 6 · N · D.
+`batch_tokens`; NaN where not) and their fit. FLOPs are 6 · N · D.
 """
 
 from __future__ import annotations
@@ -16,16 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from reports.figures.runs import LOSS_LABEL, clip_marks, dots, key
-from reports.figures.scaling_runs import (
-    as_if_tuned,
-    at_budget,
-    carried_rates,
-    losses_as_run,
-)
+from budgetsweep.formats import count, flops, loss, rate
 from reports.style import theme
 from reports.style.axes import linear_axis, log_axis, nats, padded_log_limits
-from reports.style.formats import loss, power, rate, short
+from reports.style.marks import LOSS_LABEL, clip_marks, dots, key
 from reports.style.theme import (
     BEST,
     GOOD,
@@ -40,7 +34,7 @@ from reports.style.theme import (
 )
 from studies.diagnosis.curves import FloatArray
 from studies.scaling.fit_data import FLOPS_PER_PARAM_TOKEN, distinct_budgets
-from studies.scaling.result import UNDERTRAINED_BELOW, Prediction, ScalingFit
+from studies.scaling.result import UNDERTRAINED_BELOW, ScalingFit
 
 MOST_BUDGETS = 7
 """Budgets drawn as valleys; of more an even choice."""
@@ -50,74 +44,68 @@ STEPS = 60
 """Points of a drawn curve."""
 
 
-def isoflop_fit(points: pd.DataFrame, fit: Mapping[str, Any]) -> Chart | NoChart:
+def isoflop_fit(points: pd.DataFrame, fit: ScalingFit) -> Chart | NoChart:
     """Loss against parameters at equal FLOPs: runs, the law's valleys, their lowest points.
 
     Where rates and batches are known, runs are drawn as if well tuned: what the fit says that
     theirs cost is taken off.
     """
-    found = ScalingFit.from_dict(dict(fit))
-    runs = as_if_tuned(points, found)
+    runs = _as_if_tuned(points, fit)
     budgets = distinct_budgets(runs["flops"].to_numpy())
-    shown = [b for b in budgets if len(at_budget(runs, b)) > 1]
+    shown = [b for b in budgets if (runs["budget"] == b).sum() > 1]
     if not shown:
         return NoChart("isoflop_fit", "No two runs have the same FLOPs: no valley to draw.")
     if len(shown) > MOST_BUDGETS:
         places = np.linspace(0, len(shown) - 1, MOST_BUDGETS).round().astype(int)
         shown = [shown[i] for i in places]
     ends = [budgets[0], budgets[-1]]
-    best = [found.best_params(flops) for flops in ends]
+    best = [fit.best_params(budget) for budget in ends]
     slope = np.log(best[1] / best[0]) / np.log(ends[1] / ends[0]) if len(budgets) > 1 else np.nan
     title = (
-        f"The best size grows as the {slope:.2f}th power of the FLOPs: {short(best[0])} parameters "
-        f"at {power(ends[0], 3)}, {short(best[1])} at {power(ends[1], 3)}"
+        f"The best size grows as the {slope:.2f}th power of the FLOPs: {count(best[0])} parameters "
+        f"at {flops(ends[0])}, {count(best[1])} at {flops(ends[1])}"
     )
     if len(budgets) == 1:
-        title = f"At {power(ends[0], 3)} FLOPs the best size is {short(best[0])} parameters"
-    tuned = found.knows_lr or found.knows_batch
+        title = f"At {flops(ends[0])} FLOPs the best size is {count(best[0])} parameters"
 
     def draw(figure: Figure, layout: Layout) -> None:
         axes = figure.subplots()
         limits = padded_log_limits(runs["n_params"].to_numpy())
-        low, high = _valley_limits(runs, found, shown)
-        log_axis(axes, "x", limits, short, 7 if layout == "wide" else 5)
+        low, high = _valley_limits(runs, fit, shown)
+        log_axis(axes, "x", limits, count, 7 if layout == "wide" else 5)
         linear_axis(axes, "y", (low, high), nats)
         handles: list[Any] = []
-        for i, flops in enumerate(shown):
-            _valley(axes, at_budget(runs, flops), found, flops, LIGHT[COLOURS[i % len(COLOURS)]])
-            handles.append(
-                key(f"{power(flops, 3)} FLOPs", marker="o", color=LIGHT[COLOURS[i % len(COLOURS)]])
-            )
+        for budget, colour in zip(shown, COLOURS, strict=False):
+            _valley(axes, runs[runs["budget"] == budget], fit, budget, LIGHT[colour])
+            handles.append(key(f"{flops(budget)} FLOPs", marker="o", color=LIGHT[colour]))
         path = np.geomspace(budgets[0], budgets[-1] * 10, STEPS)
-        sizes = np.array([found.best_params(flops) for flops in path])
-        lowest = found.losses(sizes, path / FLOPS_PER_PARAM_TOKEN / sizes)
+        sizes = np.array([fit.best_params(budget) for budget in path])
+        lowest = fit.losses(sizes, path / FLOPS_PER_PARAM_TOKEN / sizes)
         axes.plot(sizes, lowest, color=INK, lw=1.4, linestyle=(0, (4, 2)), zorder=3)
         handles.append(
             key("best size, to ×10 FLOPs", linestyle=(0, (4, 2)), linewidth=1.4, color=INK)
         )
         drawn = runs[runs["budget"].isin(shown)]
-        above = clip_marks(axes, drawn["n_params"].to_numpy(), drawn["loss"].to_numpy(), high)
-        if above:
-            handles.append(key(f"{above} above the frame", marker="^", color=OTHER))
+        handles += clip_marks(axes, drawn["n_params"].to_numpy(), drawn["loss"].to_numpy(), high)
         axes.set_xlabel("parameters")
         axes.set_ylabel(LOSS_LABEL)
-        if tuned:
+        if fit.knows_lr or fit.knows_batch:
             theme.remark(axes, "runs as if well tuned")
         elif len(shown) < len(budgets):
             theme.remark(axes, f"{len(shown)} of {len(budgets)} budgets")
         theme.legend_below(figure, handles, layout)
 
     alt = (
-        "Validation loss of runs against their parameters, one colour a budget; the fitted law at "
-        "each budget as a line, dotted where runs have less than "
-        f"{UNDERTRAINED_BELOW:g} tokens a parameter; a dashed line joins the best sizes."
+        "Validation loss of runs against their parameters, one colour per budget; the fitted law "
+        "at each budget as a line, dotted where runs have less than "
+        f"{UNDERTRAINED_BELOW:g} tokens per parameter; a dashed line joins the best sizes."
     )
     return Chart("isoflop_fit", title, alt, draw, 4.4)
 
 
 def compute_frontier(
     points: pd.DataFrame,
-    fit: Mapping[str, Any],
+    fit: ScalingFit,
     prediction: Mapping[str, float] | None = None,
     outcome: Mapping[str, float] | None = None,
 ) -> Chart | NoChart:
@@ -129,20 +117,22 @@ def compute_frontier(
         prediction: `n_params`, `tokens`, `loss_nats`, `low_nats`, `high_nats` of a run to come.
         outcome: `n_params`, `tokens`, `loss_nats` of that run as measured.
     """
-    found = ScalingFit.from_dict(dict(fit))
     if not len(points):
         return NoChart("compute_frontier", "No run is finished: no loss against compute.")
-    runs = as_if_tuned(points, found)
-    flops = runs["flops"].to_numpy()
+    spent = _flops_of(points).to_numpy(dtype=float)
     measured = points["val_loss_nats"].to_numpy(dtype=float)
-    told = [_flops_of(one) for one in (prediction, outcome) if one is not None]
-    reach = max([10 * found.flops_range[1], *told])
-    path = np.geomspace(flops.min(), reach, STEPS)
-    frontier = [_best_at(found, one) for one in path]
-    end = frontier[-1]
+    promoted = [_flops_of(one) for one in (prediction, outcome) if one is not None]
+    reach = max([10 * fit.flops_range[1], *promoted])
+    path = np.geomspace(spent.min(), reach, STEPS)
+    sizes = [fit.best_params(budget) for budget in path]
+    frontier = [
+        fit.predict(size, budget / FLOPS_PER_PARAM_TOKEN / size, level=LEVEL)
+        for size, budget in zip(sizes, path, strict=True)
+    ]
+    lows, highs = [one.low_nats for one in frontier], [one.high_nats for one in frontier]
     title = (
-        f"The law expects {loss(end.loss_nats, 3)} nats at {power(reach, 3)} FLOPs and the best "
-        f"size, {loss(end.low_nats, 3)} to {loss(end.high_nats, 3)} with 80 %"
+        f"The law predicts {loss(frontier[-1].loss_nats, 3)} nats at {flops(reach)} FLOPs and the "
+        f"best size ({loss(lows[-1], 3)} to {loss(highs[-1], 3)}, 80 % interval)"
     )
     if prediction is not None:
         title = (
@@ -153,40 +143,32 @@ def compute_frontier(
             inside = prediction["low_nats"] <= outcome["loss_nats"] <= prediction["high_nats"]
             title += (
                 f", measured {loss(outcome['loss_nats'], 3)}: "
-                f"{'inside' if inside else 'outside'} the interval"
+                f"{'within' if inside else 'outside'} the interval"
             )
 
     def draw(figure: Figure, layout: Layout) -> None:
         axes = figure.subplots()
-        low = min(one.low_nats for one in frontier)
-        values = [low, float(measured.min())]
-        values += [one["loss_nats"] for one in (outcome,) if one is not None]
-        values += [one["low_nats"] for one in (prediction,) if one is not None]
-        top = max(frontier[0].high_nats, float(np.quantile(measured, 0.6)))
+        values = [min(lows), float(measured.min())]
+        values += [outcome["loss_nats"]] if outcome is not None else []
+        values += [prediction["low_nats"]] if prediction is not None else []
+        top = max(highs[0], float(np.quantile(measured, 0.6)))
         margin = 0.06 * (top - min(values))
         high = top + 2 * margin
-        log_axis(
-            axes, "x", padded_log_limits([flops.min(), reach]), lambda v: power(v, 2),
-            6 if layout == "wide" else 4,
-        )  # fmt: skip
+        limits = padded_log_limits([spent.min(), reach])
+        log_axis(axes, "x", limits, flops, 6 if layout == "wide" else 4)
         linear_axis(axes, "y", (min(values) - margin, high), nats)
-        axes.fill_between(
-            path, [o.low_nats for o in frontier], [o.high_nats for o in frontier], color=GOOD,
-            alpha=0.18, lw=0,
-        )  # fmt: skip
+        axes.fill_between(path, lows, highs, color=GOOD, alpha=0.18, lw=0)
         axes.plot(path, [o.loss_nats for o in frontier], color=BEST, lw=1.8)
-        axes.axvline(found.flops_range[1], color=MUTED, lw=0.9, linestyle=(0, (2, 3)))
-        dots(axes, flops, measured, color=OTHER, zorder=1.8)
-        above = clip_marks(axes, flops, measured, high)
+        axes.axvline(fit.flops_range[1], color=MUTED, lw=0.9, linestyle=(0, (2, 3)))
+        dots(axes, spent, measured, color=OTHER, zorder=1.8)
         handles: list[Any] = [
             key(f"{len(points)} runs", marker="o", color=OTHER),
             key("law at the best size", linestyle="-", linewidth=1.8, color=BEST),
             Patch(color=GOOD, alpha=0.3, label="80 % of runs"),
             key("largest FLOPs fitted", linestyle=(0, (2, 3)), linewidth=0.9, color=MUTED),
+            *clip_marks(axes, spent, measured, high),
+            *_promoted_marks(axes, prediction, outcome),
         ]
-        if above:
-            handles.append(key(f"{above} above the frame", marker="^", color=OTHER))
-        handles += _promoted_marks(axes, prediction, outcome)
         axes.set_xlabel("training FLOPs (6 · parameters · tokens)")
         axes.set_ylabel(LOSS_LABEL)
         theme.legend_below(figure, handles, layout)
@@ -200,12 +182,12 @@ def compute_frontier(
 
 def regret(
     points: pd.DataFrame,
-    fit: Mapping[str, Any],
+    fit: ScalingFit,
     small_flops: float,
     large_flops: float,
     chosen: Mapping[str, float] | None = None,
 ) -> Chart | NoChart:
-    """What each size costs at two budgets over the best size there, by the law.
+    """Regret of each size at two budgets: its loss over that of the best size there, by the law.
 
     Args:
         points: runs; their sizes are drawn.
@@ -214,44 +196,43 @@ def regret(
         large_flops: the promotion's.
         chosen: sizes to mark, by what they are called ("best measured": 3.5e6).
     """
-    found = ScalingFit.from_dict(dict(fit))
     sizes = np.unique(points["n_params"].to_numpy(dtype=float))
     marked = dict(chosen or {})
     if len(sizes) < 2:
         return NoChart("regret", "Fewer than two sizes: nothing to choose between.")
-    best = {flops: found.best_params(flops) for flops in (small_flops, large_flops)}
-    lost = float(_regret(found, np.array([best[small_flops]]), large_flops)[0][0])
-    won = float(_regret(found, np.array([best[large_flops]]), small_flops)[0][0])
+    small, large = fit.best_params(small_flops), fit.best_params(large_flops)
+    later = float(_regret(fit, np.array([small]), large_flops)[0][0])
+    here = float(_regret(fit, np.array([large]), small_flops)[0][0])
     title = (
-        f"The best size at {power(small_flops, 3)} FLOPs loses {loss(lost, 2)} nats at "
-        f"{power(large_flops, 3)}; the best one there costs {loss(won, 2)} nats here"
+        f"The best size at {flops(small_flops)} FLOPs has a regret of {loss(later, 2)} nats at "
+        f"{flops(large_flops)}; the best size there has {loss(here, 2)} nats here"
     )
 
     def draw(figure: Figure, layout: Layout) -> None:
         axes = figure.subplots()
-        every = [*sizes, *best.values(), *marked.values()]
+        every = [*sizes, small, large, *marked.values()]
         limits = padded_log_limits(every)
         path = np.geomspace(*limits, STEPS)
         handles: list[Any] = []
         top = 0.0
-        for flops, colour in ((small_flops, BEST), (large_flops, PROMOTED)):
-            middle, low, high = _regret(found, path, flops)
+        for budget, colour in ((small_flops, BEST), (large_flops, PROMOTED)):
+            middle, low, high = _regret(fit, path, budget)
             axes.fill_between(path, low, high, color=colour, alpha=0.15, lw=0)
             axes.plot(path, middle, color=colour, lw=1.8)
-            at_sizes = _regret(found, sizes, flops)[0]
+            at_sizes = _regret(fit, sizes, budget)[0]
             dots(axes, sizes, at_sizes, color=colour, markersize=4.5)
             top = max(top, float(np.quantile(at_sizes, 0.8)))
             handles.append(
-                key(f"at {power(flops, 3)} FLOPs", linestyle="-", linewidth=1.8, color=colour)
+                key(f"at {flops(budget)} FLOPs", linestyle="-", linewidth=1.8, color=colour)
             )
         top = max(1.15 * top, 0.1)
         for (name, size), dash in zip(marked.items(), ((0, (4, 2)), (0, (1, 2))), strict=False):
             axes.axvline(size, color=INK, lw=1.2, linestyle=dash)
             handles.append(key(name, linestyle=dash, linewidth=1.2, color=INK))
-        log_axis(axes, "x", limits, short, 7 if layout == "wide" else 5)
+        log_axis(axes, "x", limits, count, 7 if layout == "wide" else 5)
         linear_axis(axes, "y", (-0.02 * top, top), nats)
         axes.set_xlabel("parameters (dots: sizes tried)")
-        axes.set_ylabel("nats over the best size")
+        axes.set_ylabel("regret (nats)")
         theme.remark(axes, "by the law, well tuned; band: 80 %")
         theme.legend_below(figure, handles, layout)
 
@@ -262,78 +243,101 @@ def regret(
     return Chart("regret", title, alt, draw)
 
 
-def lr_optimum(points: pd.DataFrame, fit: Mapping[str, Any]) -> Chart | NoChart:
+def lr_optimum(points: pd.DataFrame, fit: ScalingFit) -> Chart | NoChart:
     """Peak learning rates of runs against tokens, and the fitted optimum with its band.
 
-    Rates are carried to the median size and the best batch by the fit, so that they compare.
+    The fit rescales rates to the median size and the best batch, so that they compare.
     """
-    found = ScalingFit.from_dict(dict(fit))
-    if not found.knows_lr:
-        return NoChart("lr_optimum", "The runs tell no learning rates: no optimum to draw.")
+    if not fit.knows_lr:
+        return NoChart("lr_optimum", "No learning rates of the runs are known: no optimum to draw.")
     rows = points[np.isfinite(points["max_lr"].to_numpy(dtype=float))]
     tokens = rows["tokens"].to_numpy(dtype=float)
     size = float(np.exp(np.median(np.log(rows["n_params"].to_numpy(dtype=float)))))
-    rates = carried_rates(found, rows, size)
+    rates = _carried_rates(fit, rows, size)
     low_d, high_d = float(tokens.min()), float(tokens.max())
-    cost = (losses_as_run(rows, found) - losses_as_run(rows.assign(max_lr=np.nan), found)).clip(0)
+    cost = (_losses_as_run(rows, fit) - _losses_as_run(rows.assign(max_lr=np.nan), fit)).clip(0)
+    most = max(0.02, float(np.quantile(cost, 0.25)))
     middle = float(np.sqrt(low_d * high_d))
     title = (
-        f"The best peak learning rate is about {found.tuned_lr(size, middle):.2g} for "
-        f"{short(size)} parameters at {short(middle)} tokens; e times off costs "
-        f"{loss(found.k_lr_nats, 3)} nats"
+        f"The best peak learning rate is about {fit.tuned_lr(size, middle):.2g} for "
+        f"{count(size)} parameters at {count(middle)} tokens; a factor of e from the optimum costs "
+        f"{loss(fit.k_lr_nats, 3)} nats"
     )
 
     def draw(figure: Figure, layout: Layout) -> None:
         axes = figure.subplots()
         reach = max(high_d * 10, low_d * 1.1)
         path = np.geomspace(low_d, reach, STEPS)
-        drawn = np.array([found.tuned_lr(size, one) for one in path])
+        drawn = np.array([fit.tuned_lr(size, one) for one in path])
         rng = np.random.default_rng(0)
-        fits = [found.draw(rng) for _ in range(100)]
+        fits = [fit.draw(rng) for _ in range(100)]
         band = np.quantile(
             [[one.tuned_lr(size, tokens) for tokens in path] for one in fits], (0.1, 0.9), axis=0
         )
-        log_axis(axes, "x", padded_log_limits([low_d, reach]), short, 6 if layout == "wide" else 4)
+        log_axis(axes, "x", padded_log_limits([low_d, reach]), count, 6 if layout == "wide" else 4)
         shown = [*rates, float(drawn.min()), float(drawn.max())]
         log_axis(axes, "y", padded_log_limits(shown), rate, 6)
         axes.fill_between(path, band[0], band[1], color=GOOD, alpha=0.18, lw=0)
         axes.plot(path, drawn, color=BEST, lw=1.8)
-        cheap = cost < max(0.02, float(np.quantile(cost, 0.25)))
+        cheap = cost < most
         dots(axes, tokens[~cheap], rates[~cheap], color=OTHER)
         dots(axes, tokens[cheap], rates[cheap], color=LIGHT["green"], marker="s")
-        most = max(0.02, float(np.quantile(cost, 0.25)))
         handles: list[Any] = [
-            key("best rate", linestyle="-", linewidth=1.8,
-                color=BEST),
+            key("best learning rate", linestyle="-", linewidth=1.8, color=BEST),
             Patch(color=GOOD, alpha=0.3, label="80 %"),
-            key(f"cost < {loss(most, 2)} nats", marker="s",
-                color=LIGHT["green"]),
+            key(f"cost < {loss(most, 2)} nats", marker="s", color=LIGHT["green"]),
             key("other run", marker="o", color=OTHER),
-        ]  # fmt: skip
+        ]
         axes.set_xlabel("training tokens")
         axes.set_ylabel("peak learning rate")
-        theme.remark(axes, f"rates carried to {short(size)} parameters and the best batch")
+        theme.remark(axes, f"rescaled to {count(size)} parameters and the best batch")
         theme.legend_below(figure, handles, layout)
 
     alt = (
         "Peak learning rate of each run against its tokens, both on log axes, with the fitted best "
-        "rate and its 80 % band."
+        "learning rate and its 80 % band."
     )
     return Chart("lr_optimum", title, alt, draw)
 
 
-def _valley(axes: Axes, runs: pd.DataFrame, fit: ScalingFit, flops: float, colour: str) -> None:
+def _as_if_tuned(points: pd.DataFrame, fit: ScalingFit) -> pd.DataFrame:
+    """Runs with `flops`, their `budget`, and `loss` less what learning rate and batch cost."""
+    runs = points.assign(flops=_flops_of(points))
+    cost = _losses_as_run(runs, fit) - fit.losses(runs["n_params"], runs["tokens"])
+    budgets = np.array(distinct_budgets(runs["flops"].to_numpy()))
+    nearest = np.abs(np.log(runs["flops"].to_numpy()[:, None] / budgets)).argmin(axis=1)
+    return runs.assign(loss=runs["val_loss_nats"] - cost, budget=budgets[nearest])
+
+
+def _losses_as_run(runs: pd.DataFrame, fit: ScalingFit) -> FloatArray:
+    """Losses by the fit with the learning rates and batches of the runs."""
+    known = {name: runs[name].to_numpy() for name in ("max_lr", "batch_tokens") if name in runs}
+    return fit.losses(runs["n_params"], runs["tokens"], **known)
+
+
+def _carried_rates(fit: ScalingFit, rows: pd.DataFrame, size: float) -> FloatArray:
+    """Peak learning rates, rescaled by the fit to another size and the best batch: (runs,)."""
+    batches = rows["batch_tokens"] if "batch_tokens" in rows else [None] * len(rows)
+    factors = [
+        fit.tuned_lr(size, tokens)
+        / fit.tuned_lr(n_params, tokens, batch if batch and np.isfinite(batch) else None)
+        for n_params, tokens, batch in zip(rows["n_params"], rows["tokens"], batches, strict=True)
+    ]
+    return rows["max_lr"].to_numpy(dtype=float) * np.array(factors)
+
+
+def _valley(axes: Axes, runs: pd.DataFrame, fit: ScalingFit, budget: float, colour: str) -> None:
     """Runs of one budget, the law there, and its lowest point."""
     sizes = runs["n_params"].to_numpy()
     path = np.geomspace(sizes.min() / 1.1, sizes.max() * 1.1, STEPS)
-    tokens = flops / FLOPS_PER_PARAM_TOKEN / path
+    tokens = budget / FLOPS_PER_PARAM_TOKEN / path
     curve = fit.losses(path, tokens)
     few = tokens / path < UNDERTRAINED_BELOW
     axes.plot(path[~few], curve[~few], color=colour, lw=1.3)
     axes.plot(path[few], curve[few], color=colour, lw=1.1, linestyle=(0, (1, 2)))
     dots(axes, sizes, runs["loss"].to_numpy(), color=colour, markersize=4.5)
-    best = fit.best_params(flops)
-    lowest = fit.losses([best], [flops / FLOPS_PER_PARAM_TOKEN / best])
+    best = fit.best_params(budget)
+    lowest = fit.losses([best], [budget / FLOPS_PER_PARAM_TOKEN / best])
     axes.plot([best], lowest, "D", ms=6, color=colour, mec=theme.PAPER, zorder=4)
 
 
@@ -354,12 +358,8 @@ def _valley_limits(
     return low - margin, high + margin
 
 
-def _best_at(fit: ScalingFit, flops: float) -> Prediction:
-    size = fit.best_params(flops)
-    return fit.predict(size, flops / FLOPS_PER_PARAM_TOKEN / size, level=LEVEL)
-
-
-def _flops_of(run: Mapping[str, float]) -> float:
+def _flops_of(run: Any) -> Any:
+    """FLOPs of a run, or of each run of a frame."""
     return FLOPS_PER_PARAM_TOKEN * run["n_params"] * run["tokens"]
 
 
@@ -386,14 +386,13 @@ def _promoted_marks(
 
 
 def _regret(
-    fit: ScalingFit, sizes: FloatArray, flops: float
+    fit: ScalingFit, sizes: FloatArray, budget: float
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Nats over the best size at one budget: most probable, low and high of 80 %, each (sizes,)."""
 
     def over_best(one: ScalingFit) -> FloatArray:
-        best = one.best_params(flops)
-        every = np.append(sizes, best)
-        losses = one.losses(every, flops / FLOPS_PER_PARAM_TOKEN / every)
+        every = np.append(sizes, one.best_params(budget))
+        losses = one.losses(every, budget / FLOPS_PER_PARAM_TOKEN / every)
         return losses[:-1] - losses[-1]
 
     drawn = [over_best(one) for one in fit.each_draw()]

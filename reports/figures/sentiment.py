@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from reports.figures.runs import key
+from budgetsweep.formats import percent, whole
 from reports.style.axes import linear_axis
-from reports.style.formats import count
+from reports.style.marks import key
 from reports.style.theme import BEST, INK, PROMOTED, Chart, Layout, legend_below, remark
 from studies.diagnosis.curves import FloatArray
 
@@ -38,9 +38,9 @@ def p_positive_histogram(
         accuracies: without and with calibration.
     """
     n = len(probabilities)
-    plain, calibrated = (f"{100 * accuracy:.1f} %" for accuracy in accuracies)
+    plain, calibrated = (percent(accuracy, 1) for accuracy in accuracies)
     title = (
-        f"Accuracy {plain} at the boundary 0.5, {calibrated} at the median, on {count(n)} reviews"
+        f"Accuracy {plain} at the boundary 0.5, {calibrated} at the median, on {whole(n)} reviews"
     )
     share = float((probabilities > EVEN_ODDS).mean())
 
@@ -61,12 +61,12 @@ def p_positive_histogram(
         linear_axis(axes, "y", (0, 1.08 * max(tallest, 1)), integer=True)
         axes.set_xlabel("p(positive): softmax over the two words")
         axes.set_ylabel("reviews")
-        remark(axes, f"{100 * share:.0f} % lie above 0.5")
+        remark(axes, f"{percent(share, 0)} lie above 0.5")
         boundary = {"linestyle": "-", "color": INK, "linewidth": 1.5}
         n_positive = int((labels == 1).sum())
         handles = [
-            Patch(color=PROMOTED, alpha=0.6, label=f"negative reviews ({count(n - n_positive)})"),
-            Patch(color=BEST, alpha=0.6, label=f"positive reviews ({count(n_positive)})"),
+            Patch(color=PROMOTED, alpha=0.6, label=f"negative reviews ({whole(n - n_positive)})"),
+            Patch(color=BEST, alpha=0.6, label=f"positive reviews ({whole(n_positive)})"),
             key("boundary 0.5", **boundary),
             key(f"median {median:.3f}", **{**boundary, "linestyle": (0, (4, 2))}),
         ]
@@ -76,7 +76,7 @@ def p_positive_histogram(
         name="histogram",
         title=title,
         alt=(
-            f"Histogram of p(positive) of {count(n)} reviews, one outline for each class, from "
+            f"Histogram of p(positive) of {whole(n)} reviews, one outline for each class, from "
             f"{float(probabilities.min()):.3f} to {float(probabilities.max()):.3f}, with lines at "
             f"0.5 and at the median {median:.3f}."
         ),

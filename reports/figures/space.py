@@ -11,19 +11,11 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from reports.facts import (
-    BEST_FEW,
-    Facts,
-    as_number,
-    charged_flops,
-    final_loss,
-    max_lr,
-    tokens_per_param,
-)
-from reports.figures.runs import LOSS_LABEL, clip_marks, dots, key
+from budgetsweep.formats import count, flops, loss, plural, rate, setting
+from reports.facts import BEST_FEW, Facts, as_number, final_loss, tokens_per_param
 from reports.style import theme
 from reports.style.axes import linear_axis, log_axis, loss_limits, nats, padded_log_limits
-from reports.style.formats import loss, plural, power, rate, setting, short
+from reports.style.marks import LOSS_LABEL, clip_marks, dots, key, mark_best
 from reports.style.theme import BEST, GOOD, LIGHT, MUTED, OTHER, Chart, Layout, NoChart
 from studies.database.tables import Run
 from studies.diagnosis.curves import FloatArray
@@ -44,7 +36,7 @@ def isoflop(facts: Facts) -> Chart | NoChart:
     """Loss against parameters at equal training FLOPs."""
     budget = facts.study.budget_flops
     convention = facts.study.convention
-    runs = [r for r in facts.ranked if charged_flops(r, convention) >= AT_BUDGET * budget]
+    runs = [r for r in facts.ranked if r.planned_flops(convention) >= AT_BUDGET * budget]
     if not runs:
         return NoChart("isoflop", "No complete trial used the whole budget: no view at the budget.")
     best = runs[0]
@@ -52,8 +44,8 @@ def isoflop(facts: Facts) -> Chart | NoChart:
     losses = np.array([final_loss(r) for r in runs])
     different = len({r.n_params for r in runs})
     title = (
-        f"At {power(budget, 3)} FLOPs the lowest loss has {short(best.n_params)} parameters and "
-        f"{tokens_per_param(best):.3g} tokens a parameter"
+        f"At {flops(budget)} FLOPs the lowest loss has {count(best.n_params)} parameters and "
+        f"{tokens_per_param(best):.3g} tokens per parameter"
     )
     if different > 2 and best.n_params in (min(sizes), max(sizes)):
         title += ", at the edge of the sizes tried"
@@ -61,7 +53,7 @@ def isoflop(facts: Facts) -> Chart | NoChart:
     def draw(figure: Figure, layout: Layout) -> None:
         axes = figure.subplots()
         low, high = loss_limits(losses)
-        log_axis(axes, "x", padded_log_limits(sizes), short, 7 if layout == "wide" else 5)
+        log_axis(axes, "x", padded_log_limits(sizes), count, 7 if layout == "wide" else 5)
         linear_axis(axes, "y", (low, high), nats)
         dots(axes, sizes, losses, color=OTHER)
         handles = [key(f"{len(runs)} trials at the budget", marker="o", color=OTHER)]
@@ -69,11 +61,9 @@ def isoflop(facts: Facts) -> Chart | NoChart:
         if len(edge[0]) > 2:
             axes.plot(*edge, color=GOOD, lw=1.8, zorder=1.9)
             handles.append(key("lowest of each size", linestyle="-", lw=1.8, color=GOOD))
-        axes.plot([best.n_params], [final_loss(best)], "o", ms=8.5, color=BEST, mec=theme.PAPER)
+        mark_best(axes, best.n_params, final_loss(best))
         handles.append(key(f"trial {best.number}, the best", marker="o", color=BEST))
-        above = clip_marks(axes, sizes, losses, high)
-        if above:
-            handles.append(key(f"{above} above the frame", marker="^", color=OTHER))
+        handles += clip_marks(axes, sizes, losses, high)
         axes.set_xlabel("parameters (embeddings counted)")
         axes.set_ylabel(LOSS_LABEL)
         theme.legend_below(figure, handles, layout)
@@ -96,12 +86,12 @@ def _lowest_by_size(sizes: FloatArray, losses: FloatArray) -> tuple[FloatArray, 
 
 def learning_rate(facts: Facts) -> Chart | NoChart:
     """Loss against the peak learning rate, by size class."""
-    runs = [r for r in facts.ranked if max_lr(r)]
-    rates = np.array([max_lr(r) for r in runs], dtype=float)
+    runs = [r for r in facts.ranked if facts.has_learning_rate(r) and r.config["max_lr"] > 0]
+    rates = np.array([r.config["max_lr"] for r in runs], dtype=float)
     if len(set(rates.tolist())) < 2:
         why = "All complete trials have one learning rate, so nothing shows what it does."
         if not runs:
-            why = "No complete trial, so nothing shows what the learning rate does."
+            why = "No complete trial has a recorded learning rate, so nothing shows what it does."
         return NoChart("learning_rate", why)
     losses = np.array([final_loss(r) for r in runs])
     few = rates[:BEST_FEW]
@@ -123,9 +113,7 @@ def learning_rate(facts: Facts) -> Chart | NoChart:
             key(f"trial {runs[0].number}, the best", marker="o", markerfacecolor="none",
                 markeredgecolor=BEST, markeredgewidth=2, markersize=8)
         )  # fmt: skip
-        above = clip_marks(axes, rates, losses, high)
-        if above:
-            handles.append(key(f"{above} above the frame", marker="^", color=OTHER))
+        handles += clip_marks(axes, rates, losses, high)
         axes.set_xlabel("peak learning rate")
         axes.set_ylabel(LOSS_LABEL)
         theme.legend_below(figure, handles, layout)
@@ -144,9 +132,9 @@ def _size_classes(runs: list[Run]) -> list[tuple[str, FloatArray, str, str]]:
     if len(runs) < 12 or not min(sizes) < low < high < max(sizes):
         return [("complete trial", everything, "o", OTHER)]
     return [
-        (f"≤ {short(low)} parameters", sizes <= low, "v", LIGHT["amber"]),
-        (f"≤ {short(high)}", (sizes > low) & (sizes <= high), "o", LIGHT["green"]),
-        (f"> {short(high)}", sizes > high, "s", LIGHT["purple"]),
+        (f"≤ {count(low)} parameters", sizes <= low, "v", LIGHT["amber"]),
+        (f"≤ {count(high)}", (sizes > low) & (sizes <= high), "o", LIGHT["green"]),
+        (f"> {count(high)}", sizes > high, "s", LIGHT["purple"]),
     ]
 
 
@@ -304,12 +292,12 @@ def importance(facts: Facts) -> Chart | NoChart:
         return NoChart("importance", why)
     shares, quantile = importances(facts)
     if not shares:
-        why = "Importance cannot be told: the complete trials vary in fewer than two parameters."
+        why = "Importance is unknown: the complete trials vary in fewer than two parameters."
         return NoChart("importance", why)
     names = list(shares)
     top = max(1, round(quantile * len(runs)))
     title = (
-        f"{names[0]} tells most about which trials are among the best {top} of {len(runs)} "
+        f"{names[0]} matters most for being among the best {top} of {len(runs)} trials "
         f"({100 * shares[names[0]]:.0f} %)"
     )
 

@@ -1,4 +1,4 @@
-"""The figures of a scaling fit for the law that a study has on record."""
+"""The figures of a scaling fit for the law that a study has stored."""
 
 from __future__ import annotations
 
@@ -6,63 +6,61 @@ from typing import Any
 
 import pandas as pd
 
+from budgetsweep.formats import known
 from reports.facts import Facts, final_loss, run_config
-from reports.figures import scaling as figures_scaling
-from reports.style.formats import known
+from reports.figures import scaling
 from reports.style.theme import Chart, NoChart
+from studies.scaling.result import ScalingFit
 
-NO_LAW = "The runs carry no law of the loss; the text says why."
+NO_LAW = "Too few runs to fit a scaling law: the text above says what is missing."
 
 
 def isoflop_fit(facts: Facts) -> Chart | NoChart:
-    """Loss against size at each rung, the law's valleys and their lowest points."""
-    record = _record(facts)
-    if record is None:
+    """Loss against size at each budget level, the law's valleys and their lowest points."""
+    if (record := facts.law) is None:
         return NoChart("isoflop_fit", NO_LAW)
-    return figures_scaling.isoflop_fit(_points(record), record["fit"])
+    return scaling.isoflop_fit(_points(record), ScalingFit.from_dict(record["fit"]))
 
 
 def compute_frontier(facts: Facts) -> Chart | NoChart:
     """Loss against compute, the frontier, and the promotion: predicted, then measured."""
-    record = _record(facts)
-    if record is None:
+    if (record := facts.law) is None:
         return NoChart("compute_frontier", NO_LAW)
-    prediction, outcome = _promoted(facts, record)
-    return figures_scaling.compute_frontier(_points(record), record["fit"], prediction, outcome)
+    law = ScalingFit.from_dict(record["fit"])
+    return scaling.compute_frontier(_points(record), law, *_promoted(facts, record))
 
 
 def regret(facts: Facts) -> Chart | NoChart:
     """What each size costs at the search's budget and at the promotion's."""
-    record, fit = _record(facts), facts.data.fit
+    record, fit = facts.law, facts.data.fit
     if record is None or fit is None:
         return NoChart("regret", NO_LAW)
     chosen = {}
     if record["choice"] is not None:
-        sizes = {p["run_id"]: p["n_params"] for p in record["points"]}
-        numbers = {c["number"]: c["run_id"] for c in record["candidates"]}
+        sizes = {c["number"]: c["n_params"] for c in _candidates(record)}
         for name in ("measured", "predicted"):
-            chosen[f"{name} best"] = sizes[numbers[record["choice"][name]]]
+            chosen[f"{name} best"] = sizes[record["choice"][name]]
     budget = float(facts.study.budget_flops)
-    return figures_scaling.regret(
-        _points(record), record["fit"], budget, budget * fit.scale, chosen
-    )
+    law = ScalingFit.from_dict(record["fit"])
+    return scaling.regret(_points(record), law, budget, budget * fit.scale, chosen)
 
 
 def lr_optimum(facts: Facts) -> Chart | NoChart:
     """The best learning rate against tokens, as the law has it."""
-    record = _record(facts)
-    if record is None:
+    if (record := facts.law) is None:
         return NoChart("lr_optimum", NO_LAW)
-    return figures_scaling.lr_optimum(_points(record), record["fit"])
-
-
-def _record(facts: Facts) -> dict[str, Any] | None:
-    fit = facts.data.fit
-    return None if fit is None or fit.refusal is not None else fit.record
+    return scaling.lr_optimum(_points(record), ScalingFit.from_dict(record["fit"]))
 
 
 def _points(record: dict[str, Any]) -> pd.DataFrame:
-    return pd.DataFrame(record["points"]).drop(columns=["run_id"]).astype(float)
+    columns = ["n_params", "tokens", "val_loss_nats", "max_lr", "batch_tokens"]
+    return pd.DataFrame(record["points"])[columns].astype(float)
+
+
+def _candidates(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Trials that could be promoted, the best predicted first, with N as the law counts it."""
+    sizes = {point["run_id"]: point["n_params"] for point in record["points"]}
+    return [{**c, "n_params": sizes[c["run_id"]]} for c in record["candidates"]]
 
 
 def _promoted(
@@ -73,25 +71,20 @@ def _promoted(
     Before there is one: the best candidate.
     """
     runs = {run.id: run for run in facts.promotions}
-    for told in reversed(facts.data.predictions):
-        run = runs.get(told.run_id)
+    for predicted in reversed(facts.data.predictions):
+        run = runs.get(predicted.run_id)
         config = None if run is None else run_config(run)
         if run is None or config is None:
             continue
         blocks = record.get("counts") == "blocks"
-        n_params = config.n_block_params if blocks else config.n_charged_params
+        n_params = config.n_block_params if blocks else config.n_active_params
         size = {"n_params": float(n_params), "tokens": float(run.planned_tokens)}
-        prediction = {**size, "loss_nats": told.val_loss_nats, "low_nats": told.low_nats,
-                      "high_nats": told.high_nats}  # fmt: skip
+        prediction = {**size, "loss_nats": predicted.val_loss_nats,
+                      "low_nats": predicted.low_nats, "high_nats": predicted.high_nats}  # fmt: skip
         ended = run.status == "complete" and known(run.val_loss_nats)
         return prediction, {**size, "loss_nats": final_loss(run)} if ended else None
     if not record["candidates"]:
         return None, None
-    best = record["candidates"][0]
-    sizes = {p["run_id"]: p["n_params"] for p in record["points"]}
-    names = ("loss_nats", "low_nats", "high_nats")
-    return (
-        {"n_params": sizes[best["run_id"]], "tokens": float(best["tokens"]),
-         **{name: best[name] for name in names}},
-        None,
-    )  # fmt: skip
+    names = ("n_params", "tokens", "loss_nats", "low_nats", "high_nats")
+    best = _candidates(record)[0]
+    return {name: float(best[name]) for name in names}, None

@@ -1,4 +1,4 @@
-"""The look of figures and numbers: palette, axes, formats.
+"""The look of figures: palette, axes, marks, rendering.
 
 No study is known here.
 """

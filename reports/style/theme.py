@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -21,7 +22,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.ft2font import LoadFlags
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 
@@ -66,6 +66,9 @@ OTHER, BEST, GOOD, PROMOTED = (LIGHT[role] for role in ("other", "best", "good",
 Layout = Literal["wide", "narrow"]
 _WIDTH_INCHES: dict[Layout, float] = {"wide": 7.4, "narrow": 4.0}
 _TITLE_POINTS: dict[Layout, float] = {"wide": 11.0, "narrow": 10.5}
+_TITLE_EMS = 0.6
+"""Width of a character of a title over the font's size: a little above the mean, so that any line
+fits."""
 PNG_DPI = 160
 RASTER_DPI = 120
 """Resolution of what is drawn as pixels inside an SVG."""
@@ -158,8 +161,8 @@ def drawn(chart: Chart, layout: Layout) -> Iterator[Figure]:
         )
         FigureCanvasAgg(figure)
         size = _TITLE_POINTS[layout]
-        room = 72 * _WIDTH_INCHES[layout] * 0.97 / size
-        title = _balanced(printable(chart.title, 150), room)
+        width = int(72 * _WIDTH_INCHES[layout] / size / _TITLE_EMS)
+        title = _balanced(printable(chart.title, 150), width)
         figure.suptitle(title, x=0.004, ha="left", fontsize=size, weight="bold")
         chart.draw(figure, layout)
         # Laid out once, for every format; as the figure's own engine it would be at each drawing.
@@ -167,42 +170,15 @@ def drawn(chart: Chart, layout: Layout) -> Iterator[Figure]:
         yield figure
 
 
-def _balanced(title: str, room: float) -> str:
-    """Break a title into as few lines as fit in `room` (in units of the font size), about equal."""
-    words = [word[i : i + 24] for word in title.split() for i in range(0, len(word), 24)]
-    n_lines = len(_broken(words, room))
-    least = sum(map(_bold_width, words)) / n_lines
-    for step in range(21):
-        lines = _broken(words, least + (room - least) * step / 20)
-        if len(lines) <= n_lines:
+def _balanced(title: str, width: int) -> str:
+    """Break a title into as few lines of at most `width` characters as it needs, about equal."""
+    lines = textwrap.wrap(title, width)
+    for narrower in range(width - 1, len(title) // max(1, len(lines)), -1):
+        tried = textwrap.wrap(title, narrower)
+        if len(tried) > len(lines):
             break
+        lines = tried
     return "\n".join(lines)
-
-
-def _broken(words: list[str], room: float) -> list[str]:
-    """Words in lines of at most `room`."""
-    lines: list[list[str]] = []
-    space = _bold_width("n n") - _bold_width("nn")
-    used = 0.0
-    for word in words:
-        longer = used + space + _bold_width(word)
-        if lines and longer <= room:
-            lines[-1].append(word)
-            used = longer
-        else:
-            lines.append([word])
-            used = _bold_width(word)
-    return [" ".join(line) for line in lines]
-
-
-@lru_cache(maxsize=4096)
-def _bold_width(text: str) -> float:
-    """Width of a text in the titles' font, in units of the font size."""
-    font = get_font(findfont(FontProperties(family="DejaVu Sans", weight="bold")))
-    font.set_size(100.0, 72)
-    font.set_text(text, 0.0, flags=LoadFlags.NO_HINTING)
-    width, _ = font.get_width_height()
-    return width / 64 / 100
 
 
 def svg(chart: Chart, layout: Layout) -> str:

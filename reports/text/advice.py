@@ -9,31 +9,29 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from reports.document import Text
+from budgetsweep.formats import count, flops, known, loss, percent, plural, rate, setting, times
+from reports.document import Bullets, Text
 from reports.facts import (
     BEST_FEW,
     SEED_NOISE_NATS,
     Facts,
     as_number,
-    charged_flops,
     final_loss,
+    has_sampled_softmax,
     run_config,
-    samples_head,
     tokens_per_param,
 )
-from reports.style.formats import known, loss, percent, plural, power, rate, setting, short, times
 from reports.text.search import REASONS
 from studies.database.tables import Run
-from studies.simulation.worlds import is_replayed
 from studies.space.search_space import Parameter
 
 TRIALS_PER_PARAMETER = 3
 FEWEST_TRIALS = 12
-"""A search of fewer complete trials, or of fewer than three a varied parameter, has hardly begun
-(*assumption*; TPE itself draws its first ten at random)."""
+"""A search of fewer complete trials, or of fewer than three per varied parameter, has hardly
+started (*assumption*; TPE itself draws its first ten at random)."""
 
 TOKENS_PER_PARAM = 20.0
-"""Training tokens a parameter at which published models of one budget are best (Hoffmann et al.
+"""Training tokens per parameter at which published models of one budget are best (Hoffmann et al.
 2022); 14 to 23 near 1e15 to 1e17 FLOPs (Porian et al. 2024)."""
 
 FAR_FROM_RATIO = 5.0
@@ -45,7 +43,7 @@ MANY_REJECTED = 0.3
 FULL_BUDGET = 0.9
 
 
-def advice(facts: Facts) -> list[Text]:
+def advice(facts: Facts) -> list[Bullets]:
     """Remarks, the most urgent first; at least one."""
     remarks = [
         *_nothing_yet(facts),
@@ -59,7 +57,7 @@ def advice(facts: Facts) -> list[Text]:
         *_shape_for_promotion(facts),
         *_promotions(facts),
     ]
-    return remarks or [Text("Nothing in these records asks for another step.")]
+    return [Bullets(remarks or [Text("Nothing in these records asks for another step.")])]
 
 
 def _nothing_yet(facts: Facts) -> Iterator[Text]:
@@ -68,8 +66,8 @@ def _nothing_yet(facts: Facts) -> Iterator[Text]:
     open_runs = [r for r in facts.trials if r.status in ("queued", "running", "interrupted")]
     if open_runs or not facts.n_proposals:
         yield Text(
-            "The same budgetsweep search command goes on where it stopped; report again then.",
-            "Go on.",
+            "The same budgetsweep search command continues where it stopped; report again then.",
+            "Continue.",
         )
     elif not facts.trials:
         reason, number = Counter(r.reason for r in facts.rejections).most_common(1)[0]
@@ -85,27 +83,26 @@ def _failures(facts: Facts) -> Iterator[Text]:
     failed = [run for run in facts.trials if run.status == "failed"]
     if not failed:
         return
-    unstable = [r for r in failed if "nan" in (r.reason or "") or "inf" in (r.reason or "")]
-    rates = [value for r in unstable if (value := as_number(r.config.get("max_lr"))) is not None]
-    if unstable and rates:
+    diverged = [r for r in failed if "nan" in (r.reason or "") or "inf" in (r.reason or "")]
+    rates = [value for r in diverged if (value := as_number(r.config.get("max_lr"))) is not None]
+    if rates:
         yield Text(
-            f"{plural(len(unstable), 'trial').capitalize()} ended in a loss that is no number, the "
-            f"lowest at a learning rate of {rate(min(rates))}. Lower the upper end of max_lr, or "
-            "lengthen the warm-up.",
+            f"{plural(len(diverged), 'trial')} diverged (NaN), the first at a learning rate of "
+            f"{rate(min(rates))}. Lower the upper end of max_lr, or lengthen the warm-up.",
             "Training became unstable.",
         )
     memory = [r for r in failed if "memory" in (r.reason or "").lower()]
     if memory:
         yield Text(
-            f"{plural(len(memory), 'trial').capitalize()} ran out of memory although the estimate "
-            "admitted it: something else uses the device, or batch_size is too large.",
+            f"{plural(len(memory), 'trial')} ran out of memory although the estimate admitted it: "
+            "something else uses the device, or batch_size is too large.",
             "Memory ran out.",
         )
-    if len(failed) > len(facts.trials) / 4 and not unstable and not memory:
+    if len(failed) > len(facts.trials) / 4 and not diverged and not memory:
         yield Text(
             f"{len(failed)} of {len(facts.trials)} trials failed; the first: "
             f"{failed[0].reason or 'no reason recorded'}.",
-            "Mend what fails before searching on.",
+            "Fix what fails before you search on.",
         )
 
 
@@ -119,10 +116,10 @@ def _rejections(facts: Facts) -> Iterator[Text]:
         "invalid_shape": "search head_dim instead of n_head, and steps of n_embd that it divides",
         "invalid_value": "narrow the ranges to values that a run accepts",
         "out_of_memory": "lower the upper ends of batch_size and seq_len",
-        "too_little_validation_data": "prepare more validation text or shorten seq_len",
-        "too_many_epochs": "prepare more text, or raise the smallest n_embd",
+        "too_little_validation_data": "prepare more validation data or shorten seq_len",
+        "too_many_epochs": "prepare more data, or raise the smallest n_embd",
         "duplicate": "the space is small: widen it, or stop here",
-        "no_run": "the table has not every size at every budget; nothing is wrong",
+        "no_run": "the table does not have every size at every budget; nothing is wrong",
     }
     yield Text(
         f"{percent(number / facts.n_proposals)} of the proposals were refused, "
@@ -138,9 +135,9 @@ def _few_trials(facts: Facts) -> Iterator[Text]:
     if 0 < number < wanted:
         whole = "" if number == len(facts.complete_trials) else " of the whole budget"
         yield Text(
-            f"{plural(number, 'complete trial').capitalize()}{whole} for "
-            f"{plural(len(facts.varied), 'varied parameter')}; about {wanted} would begin to say "
-            "something. The same search command with a larger --trials goes on.",
+            f"{plural(number, 'complete trial')}{whole} for "
+            f"{plural(len(facts.varied), 'varied parameter')}; about {wanted} are a start. The "
+            "same search command with a larger --trials continues.",
             "Too few trials.",
         )
 
@@ -204,7 +201,7 @@ def _unspent(facts: Facts) -> Iterator[Text]:
     best = facts.best
     if best is None:
         return
-    share = charged_flops(best, facts.study.convention) / facts.study.budget_flops
+    share = best.planned_flops(facts.study.convention) / facts.study.budget_flops
     if share < FULL_BUDGET:
         yield Text(
             f"The best trial used {percent(share)} of its budget. With num_training_steps: fill "
@@ -235,39 +232,39 @@ def _validation(facts: Facts) -> Iterator[Text]:
         yield Text(
             f"Its {facts.study.val_tokens or 0:,} tokens leave a sampling error of {loss(error)} "
             "nats on each loss, more than what separates good trials. A study with more "
-            "validation text tells them apart.",
-            "The validation text is small.",
+            "validation data can separate them.",
+            "The validation set is small.",
         )
 
 
 def _shape_for_promotion(facts: Facts) -> Iterator[Text]:
     """Small budgets prefer shapes that are too small for large ones."""
     best = facts.best
-    if best is None or facts.promotions or is_replayed(facts.world):
+    if best is None or facts.promotions or not facts.has_learning_rate(best):
         return
     ratio = tokens_per_param(best) * DEFAULT_SCALE
     suited = suited_params(best, facts.study.budget_flops * DEFAULT_SCALE)
-    lead, text = "Promote with care.", ""
-    far = ratio > FAR_FROM_RATIO * TOKENS_PER_PARAM and not samples_head(best)
+    text = ""
+    far = ratio > FAR_FROM_RATIO * TOKENS_PER_PARAM and not has_sampled_softmax(best)
     if suited is not None and far:
         text = (
-            f" Trial {best.number} would see {ratio:,.0f} tokens a parameter; at "
+            f" Trial {best.number} would see {ratio:,.0f} tokens per parameter; at "
             f"{TOKENS_PER_PARAM:.0f} (Hoffmann et al. 2022) that budget suits about "
-            f"{short(suited)} parameters, {times(suited / best.n_params)} as many."
+            f"{count(suited)} parameters, {times(suited / best.n_params)} as many."
         )
     yield Text(
-        f"The shape that wins at {power(facts.study.budget_flops, 3)} FLOPs is usually too small "
+        f"The shape that wins at {flops(facts.study.budget_flops)} FLOPs is usually too small "
         f"for {DEFAULT_SCALE:.0f} times as many: in published runs the ranking of shapes turns "
         f"round between the two.{text} Search again at a tenth of the large budget, or promote a "
         "larger trial with --trial N, before you spend it.",
-        lead,
+        "Promote with care.",
     )
 
 
 def suited_params(run: Run, budget_flops: float) -> float | None:
     """Parameters of about `TOKENS_PER_PARAM` tokens each at a budget, charged like this run's.
 
-    Given C = k · N · D with D = r · N and k the run's FLOPs a token and parameter, solve for N.
+    Given C = k · N · D with D = r · N and k the run's FLOPs per token and parameter, solve for N.
     """
     config = run_config(run)
     if config is None:
@@ -278,7 +275,7 @@ def suited_params(run: Run, budget_flops: float) -> float | None:
 
 def _promotions(facts: Facts) -> Iterator[Text]:
     for run in facts.promotions:
-        lead = f"Promotion {run.number}:"
+        lead = f"{run.kind.capitalize()} {run.number}:"
         if run.status == "failed":
             yield Text(
                 f"it failed ({run.reason or 'no reason recorded'}). Promote again with a lower "
@@ -286,7 +283,7 @@ def _promotions(facts: Facts) -> Iterator[Text]:
                 lead,
             )
         elif run.status != "complete":
-            yield Text("the same budgetsweep promote command goes on with it.", lead)
+            yield Text("the same budgetsweep promote command continues it.", lead)
         else:
             yield from _finished_promotion(facts, run, lead)
 
@@ -300,38 +297,36 @@ def _finished_promotion(facts: Facts, run: Run, lead: str) -> Iterator[Text]:
             lead,
         )
         return
-    has_law = facts.data.fit is not None and facts.data.fit.refusal is None
-    # A law of the study's own runs says more of the shape than a rule of thumb.
-    by_rule = not samples_head(run) and not has_law
+    # A law of the study's own runs says more about the shape than a rule of thumb.
+    by_rule = not has_sampled_softmax(run) and facts.law is None
     ratio = tokens_per_param(run) if by_rule else TOKENS_PER_PARAM
     if ratio < TOKENS_PER_PARAM / 2:
         yield Text(
-            f"{ratio:.3g} tokens a parameter leave this model undertrained: a smaller shape would "
-            "reach a lower loss with the same budget, or this one with a larger.",
+            f"{ratio:.3g} tokens per parameter leave this model undertrained: a smaller shape "
+            "would reach a lower loss with the same budget, or this one with a larger.",
             lead,
         )
     elif ratio > FAR_FROM_RATIO * TOKENS_PER_PARAM:
         suited = suited_params(run, run.budget_flops)
-        than = f" About {short(suited)} parameters suit that budget." if suited else ""
+        than = f" About {count(suited)} parameters suit that budget." if suited else ""
         yield Text(
-            f"{ratio:,.0f} tokens a parameter are far more than the {TOKENS_PER_PARAM:.0f} at "
+            f"{ratio:,.0f} tokens per parameter are far more than the {TOKENS_PER_PARAM:.0f} at "
             f"which a budget buys most: the shape chosen at the small budget is too small for this "
             f"one.{than} Promote a larger trial (--trial N) and compare.",
             lead,
         )
     if known(run.epochs) and run.epochs > 4:
         yield Text(
-            f"it passed {run.epochs:.2g} times over its text; beyond four passes repeated text "
-            "teaches little. Prepare more.",
+            f"it trained for {run.epochs:.2g} epochs; beyond four, repeated data teaches little. "
+            "Prepare more.",
             lead,
         )
-    if is_replayed(facts.world):
-        return
-    yield Text(
-        "its learning rate follows a rule, not a search: a run at half and one at twice the rate, "
-        "at a tenth of the budget, would show whether the rule holds here.",
-        lead,
-    )
+    if facts.has_learning_rate(run):
+        yield Text(
+            "its learning rate follows a rule, not a search: a run at half and one at twice the "
+            "learning rate, at a tenth of the budget, would show whether the rule holds here.",
+            lead,
+        )
 
 
 def _gained(run: Run, parent: Run) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-from sqlalchemy import Engine, func, or_, select
+from sqlalchemy import Engine, or_, select
 from sqlalchemy.orm import Session
 
 from budgetsweep.config import did_you_mean
@@ -17,8 +17,23 @@ from studies.database.ledger import LedgerTotals
 from studies.database.lifecycle import IllegalChangeError
 from studies.database.tables import FINISHED_STATUSES, Fit, Point, Prediction, Rejection, Run, Study
 
-if TYPE_CHECKING:
-    from studies.diagnosis.curves import Curve
+CurveRow = tuple[float | None, ...]
+
+
+def curve_rows(
+    session: Session, study_id: int, columns: Sequence[str]
+) -> dict[int, list[CurveRow]]:
+    """Some columns of all points of a study, by run id and step, in one query."""
+    rows = session.execute(
+        select(Point.run_id, *(getattr(Point, name) for name in columns))
+        .join(Run, Run.id == Point.run_id)
+        .where(Run.study_id == study_id)
+        .order_by(Point.run_id, Point.step)
+    )
+    by_run: dict[int, list[CurveRow]] = defaultdict(list)
+    for run_id, *values in rows:
+        by_run[run_id].append(tuple(values))
+    return dict(by_run)
 
 
 class Reader:
@@ -99,14 +114,10 @@ class Reader:
         with self._read() as session:
             return list(session.scalars(query))
 
-    def curves(self, study_id: int) -> dict[int, Curve]:
+    def curve_rows(self, study_id: int, columns: Sequence[str]) -> dict[int, list[CurveRow]]:
         """The learning curves of a study's runs by run id; a run without points is missing."""
-        from studies.diagnosis.study_curves import (
-            read_curves,  # loads numpy, which no other query needs
-        )
-
         with self._read() as session:
-            return read_curves(session, study_id)
+            return curve_rows(session, study_id, columns)
 
     def config_hashes(self, study_id: int) -> set[str]:
         """`config_hash` of every run of a study."""
@@ -167,16 +178,6 @@ class Reader:
         query = select(Rejection).where(Rejection.study_id == study_id).order_by(Rejection.number)
         with self._read() as session:
             return list(session.scalars(query))
-
-    def rejection_counts(self, study_id: int) -> dict[str, int]:
-        """How many proposals each reason refused."""
-        query = (
-            select(Rejection.reason, func.count().label("proposals"))
-            .where(Rejection.study_id == study_id)
-            .group_by(Rejection.reason)
-        )
-        with self._read() as session:
-            return {row.reason: row.proposals for row in session.execute(query)}
 
     def ledger(self, study_id: int) -> LedgerTotals:
         """What the study planned, spent and lost so far; exact."""

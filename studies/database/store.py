@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from budgetsweep.errors import BudgetExceeded, StudyError
-from model.flops import CONVENTIONS
+from model.flops import Convention
 from studies.database import leases, lifecycle, provenance
 from studies.database.connection import (
     BEGIN_OPTION,
@@ -39,6 +39,7 @@ from studies.database.reader import Reader
 from studies.database.tables import Fit, Prediction, Rejection, Run, Study
 from trainer import events
 from trainer.config import RunConfig
+from trainer.data.facts import DataFacts
 
 __all__ = ["Amount", "IllegalChangeError", "LedgerTotals", "Store", "config_hash"]
 
@@ -119,7 +120,7 @@ class Store(Reader):
         *,
         name: str,
         budget_flops: int,
-        convention: str,
+        convention: Convention,
         sampler: str,
         seed: int,
         space: dict[str, Any],
@@ -155,21 +156,18 @@ class Store(Reader):
     def set_study_data(
         self,
         study_id: int,
-        *,
-        description: str | None,
-        data_checksum: str | None,
-        val_checksum: str | None,
-        val_tokens: int | None,
-        bytes_per_token: float | None,
+        facts: DataFacts,
+        settings: dict[str, Any],
     ) -> None:
-        """Record which text the study trains and is measured on."""
+        """Record which data the study trains and is measured on, and the settings that fix them."""
         self._update_study(
             study_id,
-            data_description=description,
-            data_checksum=data_checksum,
-            val_checksum=val_checksum,
-            val_tokens=val_tokens,
-            bytes_per_token=bytes_per_token,
+            settings=settings,
+            data_description=facts.description,
+            data_checksum=facts.data_checksum,
+            val_checksum=facts.val_checksum,
+            val_tokens=facts.val_tokens,
+            bytes_per_token=facts.bytes_per_token,
         )
 
     def update_settings(self, study_id: int, settings: dict[str, Any]) -> None:
@@ -236,7 +234,7 @@ class Store(Reader):
             ConfigError: the configuration's number of steps is still open.
         """
         total = config.total_tokens
-        planned = {c: config.steps * config.flops_per_step(c) for c in CONVENTIONS}
+        planned = {c: config.steps * config.flops_per_step(c) for c in Convention}
         if planned[config.convention] > budget_flops:
             raise BudgetExceeded(
                 f"run {number} costs {planned[config.convention]} of {budget_flops} FLOPs"

@@ -9,6 +9,7 @@ migration under `studies/migrations`.
 from __future__ import annotations
 
 import datetime as dt
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
@@ -16,6 +17,7 @@ from sqlalchemy import (
     BigInteger,
     DateTime,
     Dialect,
+    Enum,
     Float,
     ForeignKey,
     Index,
@@ -27,8 +29,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from model.flops import Convention
+
 TRIAL_STATUSES = ("queued", "running", "interrupted", "complete", "pruned", "failed")
 FINISHED_STATUSES = ("complete", "pruned", "failed")
+FINALIST, PROMOTION = "finalist", "promotion"
+"""Kinds of runs that train a trial's shape with more than the budget: those of the search's own
+rungs above it, and those that the user asks for."""
 
 
 class ExactInt(TypeDecorator[int]):
@@ -68,6 +75,12 @@ class UtcDateTime(TypeDecorator[dt.datetime]):
         return None if value is None else value.replace(tzinfo=dt.UTC)
 
 
+def _values_of(words: type[StrEnum]) -> Enum:
+    """A column that holds the values of an enumeration as text."""
+    values = [word.value for word in words]
+    return Enum(words, native_enum=False, length=20, values_callable=lambda _: values)
+
+
 class Base(DeclarativeBase):
     """Root of our tables; every name begins with `bs_`."""
 
@@ -83,7 +96,7 @@ class Study(Base):
     created_utc: Mapped[dt.datetime] = mapped_column(UtcDateTime)
     budget_flops: Mapped[int] = mapped_column(ExactInt)
     """Training FLOPs that one trial may spend, in `convention`."""
-    convention: Mapped[str] = mapped_column(String(20))
+    convention: Mapped[Convention] = mapped_column(_values_of(Convention))
     sampler: Mapped[str] = mapped_column(String(20))
     seed: Mapped[int] = mapped_column(BigInteger)
     space: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -101,9 +114,14 @@ class Study(Base):
     """Dispatcher that works on the study now (`studies.database.leases.Owner`)."""
     lease_until_utc: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
 
+    @property
+    def has_known_settings(self) -> bool:
+        """Whether more than size, tokens and loss is known of its runs."""
+        return not self.settings.get("sizes_only", False)
+
 
 class Run(Base):
-    """One training run: a trial of a search, or a promotion of one."""
+    """One training run: a trial of a search, or a finalist or promotion of one."""
 
     __tablename__ = "bs_run"
     __table_args__ = (
@@ -117,11 +135,11 @@ class Run(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("bs_study.id"))
     kind: Mapped[str] = mapped_column(String(20))
-    """`trial` or `promotion`."""
+    """`trial`, `finalist` or `promotion`."""
     number: Mapped[int] = mapped_column(Integer)
-    """Trial: the number of its Optuna trial. Promotion: 0, 1, … in a study."""
+    """Trial: the number of its Optuna trial. Others: 0, 1, … in a study."""
     parent_run_id: Mapped[int | None] = mapped_column(ForeignKey("bs_run.id"))
-    """Promotion: the trial whose shape it trains."""
+    """Finalist, promotion: the trial whose shape it trains."""
     scale: Mapped[float | None] = mapped_column(Float)
     """Its budget as a multiple of the study's; a trial has one where the study has rungs."""
     status: Mapped[str] = mapped_column(String(20))
@@ -129,7 +147,7 @@ class Run(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     """Why it failed or was pruned, in one line; of a replayed run, which one it stands for."""
     params: Mapped[dict[str, Any]] = mapped_column(JSON)
-    """What the sampler proposed, by name (a promotion: what the rule changed)."""
+    """What the sampler proposed, by name (others: what the rule changed)."""
     config: Mapped[dict[str, Any]] = mapped_column(JSON)
     """The full run configuration, `RunConfig.to_dict()`; runs again unchanged."""
     config_hash: Mapped[str] = mapped_column(String(64))
@@ -186,12 +204,12 @@ class Run(Base):
         """Whether a trial had the study's budget, not that of another rung."""
         return self.scale is None or self.scale == 1.0
 
-    def planned_flops(self, convention: str) -> int:
+    def planned_flops(self, convention: Convention) -> int:
         """Planned training FLOPs in one of the conventions of `model.flops`."""
         return {
-            "nanogpt": self.planned_flops_nanogpt,
-            "matmul": self.planned_flops_matmul,
-            "mac": self.planned_flops_mac,
+            Convention.NANOGPT: self.planned_flops_nanogpt,
+            Convention.MATMUL: self.planned_flops_matmul,
+            Convention.MAC: self.planned_flops_mac,
         }[convention]
 
 
@@ -277,21 +295,21 @@ class Fit(Base):
     scale: Mapped[float] = mapped_column(Float)
     """Budget that the losses are predicted for, as a multiple of the study's."""
     refusal: Mapped[str | None] = mapped_column(Text)
-    """Why the runs do not carry a fit, in one line; NULL: they do."""
+    """Why no law could be fitted, in one line; NULL: one was."""
     record: Mapped[dict[str, Any]] = mapped_column(JSON)
     """`studies.scaling.prediction.StudyFit.to_dict()`: law, points used and left out,
     candidates."""
 
 
 class Prediction(Base):
-    """The loss of a promotion, predicted before it trained; never changed."""
+    """The loss of a finalist or promotion, predicted before it trained; never changed."""
 
     __tablename__ = "bs_prediction"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("bs_study.id"))
     run_id: Mapped[int] = mapped_column(ForeignKey("bs_run.id"), unique=True)
-    """The promotion."""
+    """The finalist or promotion."""
     fit_id: Mapped[int] = mapped_column(ForeignKey("bs_fit.id"))
     created_utc: Mapped[dt.datetime] = mapped_column(UtcDateTime)
     selected_by: Mapped[str] = mapped_column(String(20))

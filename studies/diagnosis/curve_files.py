@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -13,6 +11,7 @@ from typing import Any
 
 from budgetsweep.config import did_you_mean, load_yaml
 from budgetsweep.errors import DataError, StudyError
+from studies.csv_files import csv_rows, number, read_text
 from studies.database.store import Store
 from studies.diagnosis.curves import COLUMNS, Curve
 from studies.diagnosis.facts import CurveFacts
@@ -30,7 +29,6 @@ ALIASES = {
 """Names of columns that other trainers write too; the first found counts."""
 
 EXPECTED = "expected columns step, train_loss and, where known, val_loss, lr, grad_norm, tokens"
-LARGEST_FILE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def _read_folder(folder: Path) -> CurveSource:
 
 
 def _bytes_per_token(path: Path) -> float | None:
-    """From loss and bits per byte of eval.json: bits a token / bits a byte."""
+    """From loss and bits per byte of eval.json: bits per token / bits per byte."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         value = report["val-loss"] / math.log(2) / report["val_bits_per_byte"]
@@ -120,12 +118,12 @@ def read_curve_file(path: Path) -> tuple[Curve, str | None]:
     """
     rows: dict[int, dict[str, float]] = {}
     last = -1
-    for number, record in _records(path):
-        where = f"{path}, line {number}"
+    for line, record in _records(path):
+        where = f"{path}, line {line}"
         row = {
             name: found
             for name, key, value in _known(record)
-            if (found := _number(value, key, where)) is not None
+            if (found := number(value, key, where)) is not None
         }
         if "step" not in row:
             raise DataError(f"{where}: no step; {EXPECTED}")
@@ -154,51 +152,29 @@ def read_curve_file(path: Path) -> tuple[Curve, str | None]:
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Lines by number, as mappings."""
-    try:
-        if path.stat().st_size > LARGEST_FILE_BYTES:
-            raise DataError(f"{path}: larger than {LARGEST_FILE_BYTES >> 20} MiB; not a curve")
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: no such file or folder; expected a run's folder, a CSV or a .jsonl file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    if not text.strip():
-        raise DataError(f"{path}: the file is empty; {EXPECTED}")
+    wanted = "a run's folder, a CSV or a .jsonl file"
+    text = read_text(path, wanted=wanted, expected=EXPECTED)
     if text.lstrip().startswith("{"):
-        yield from _json_lines(path, text)
-        return
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        head = [name.strip() for name in reader.fieldnames or []]
-        reader.fieldnames = head
-        if not any(alias in head for alias in ALIASES["step"]):
-            near = did_you_mean("step", head) if head else ""
-            raise DataError(f"{path}: no column step{near}; {EXPECTED}")
-        for row in reader:
-            if None in row:
-                raise DataError(f"{path}, line {reader.line_num}: more cells than columns")
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
+        return _json_lines(path, text)
+    head, rows = csv_rows(path, text)
+    if not any(alias in head for alias in ALIASES["step"]):
+        near = did_you_mean("step", head) if head else ""
+        raise DataError(f"{path}: no column step{near}; {EXPECTED}")
+    return rows
 
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
+    example = '{"step": 10, "train_loss": 5.2}'
+    for line, content in enumerate(text.split("\n"), start=1):
+        if not content.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise DataError(
-                f'{path}, line {number}: not JSON; expected {{"step": 10, "train_loss": 5.2}}'
-            ) from error
+            raise DataError(f"{path}, line {line}: not JSON; expected {example}") from error
         if not isinstance(record, dict):
-            raise DataError(f'{path}, line {number}: expected {{"step": 10, "train_loss": 5.2}}')
-        yield number, record
+            raise DataError(f"{path}, line {line}: expected {example}")
+        yield line, record
 
 
 def _known(record: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -208,16 +184,3 @@ def _known(record: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
             if alias in record:
                 yield name, alias, record[alias]
                 break
-
-
-def _number(value: Any, key: str, where: str) -> float | None:
-    """A number; None for what was not measured. NaN and infinity are numbers here."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise DataError(f"{where}: {key} = {value!r}; expected a number")
-    try:
-        return float(value)
-    except (ValueError, OverflowError) as error:
-        shown = repr(value) if len(repr(value)) <= 40 else repr(value)[:37] + "..."
-        raise DataError(f"{where}: {key} = {shown}; expected a number") from error

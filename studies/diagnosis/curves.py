@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curve:
-    """Learning curves of one run, by step; all arrays are (points,), NaN where nothing was told."""
+    """Learning curves of one run, by step; all arrays are (points,), NaN where not measured."""
 
     step: FloatArray
     tokens: FloatArray
@@ -30,7 +30,7 @@ class Curve:
 
     @classmethod
     def of(cls, points: Iterable[Any]) -> Curve:
-        """Points as the trainer tells or the database holds them; None becomes NaN."""
+        """Points of the trainer or the database; None becomes NaN."""
         return cls.of_rows([tuple(getattr(p, name) for name in COLUMNS) for p in points])
 
     @classmethod
@@ -39,6 +39,11 @@ class Curve:
         table = np.array(rows, dtype=np.float64).reshape(len(rows), len(COLUMNS))
         table[~np.isfinite(table)] = np.nan
         return cls(*(np.ascontiguousarray(column) for column in table.T))
+
+    @classmethod
+    def each_of(cls, by_run: Mapping[int, list[tuple[float | None, ...]]]) -> dict[int, Curve]:
+        """Rows of several runs as the database has them, by run id."""
+        return {run_id: cls.of_rows(rows) for run_id, rows in by_run.items()}
 
     def __len__(self) -> int:
         return self.step.size

@@ -37,16 +37,15 @@ def diagnose(curve: Curve, facts: CurveFacts | None = None) -> Diagnosis:
     facts = facts or CurveFacts()
     curve = curve.thinned(MOST_POINTS)
     s = Signals(curve, facts)
-    names: dict[str, str] = {}
+    evidence: dict[str, str] = {}
     if s.train.size >= FEWEST_POINTS:
-        names = {name: told for name, rule in RULES.items() if (told := rule(s)) is not None}
-        explained = {other for name in names for other in EXPLAINS.get(name, ())}
-        names = {name: told for name, told in names.items() if name not in explained}
+        found = {name: why for name, rule in RULES.items() if (why := rule(s)) is not None}
+        explained = {other for name in found for other in EXPLAINS.get(name, ())}
+        evidence = {name: why for name, why in found.items() if name not in explained}
+        evidence = evidence or {HEALTHY: _sound(s)}
     elif facts.diverged:
-        names = {"lr_too_high": str(facts.failure)}
-    verdicts = tuple(Verdict(name, names[name]) for name in NAMES if name in names)
-    if not verdicts and s.train.size >= FEWEST_POINTS:
-        verdicts = (Verdict(HEALTHY, _sound(s)),)
+        evidence = {"lr_too_high": str(facts.failure)}
+    verdicts = tuple(Verdict(name, evidence[name]) for name in NAMES if name in evidence)
     steps = steps_needed(curve) if not facts.diverged else None
     return Diagnosis(verdicts, steps, int(s.train.size), _unseen(s))
 
@@ -63,17 +62,17 @@ def _unseen(s: Signals) -> tuple[str, ...]:
     """What this curve cannot show."""
     if s.train.size < FEWEST_POINTS:
         return (
-            f"nothing can be told from {s.train.size} training losses: it takes {FEWEST_POINTS}",
+            f"nothing can be said from {s.train.size} training losses: it takes {FEWEST_POINTS}",
         )
     missing = []
     if s.val.size < 3:
         missing.append("overfitting: fewer than 3 validation losses")
     if s.lr.size < 3:
-        missing.append("constant rate, long warm-up: the learning rate is not recorded")
+        missing.append("constant rate, long warm-up: no learning rate was recorded")
     if s.norms.size < 20:
         missing.append("gradients not cleared: fewer than 20 gradient norms")
     if s.facts.sequences_per_step is None:
-        missing.append("data in order, in part: the sequences a step are not known")
+        missing.append("data in order, in part: the sequences per step are unknown")
     if np.isfinite(s.planned_steps) and s.last_step < 0.95 * s.planned_steps:
         missing.append(f"the rest of the run: {s.last_step:.0f} of {s.planned_steps:.0f} steps")
     return tuple(missing)

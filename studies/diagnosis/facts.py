@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +20,8 @@ class CurveFacts:
     num_steps: int | None = None
     """Steps of the whole schedule; a curve may end before."""
     warmup_steps: int | None = None
-    max_lr: float | None = None
-    final_lr: float | None = None
     sequences_per_step: int | None = None
-    """Windows of text in one optimiser step."""
+    """Windows of one optimiser step."""
     tokens_per_step: int | None = None
     grad_clip: float | None = None
     n_vocab: int | None = None
@@ -31,8 +30,6 @@ class CurveFacts:
     bytes_per_token: float | None = None
     failure: str | None = None
     """Why the run failed, in one line."""
-    world: str | None = None
-    """The simulated world that the curve is from; None: a real one."""
 
     @classmethod
     def of_config(
@@ -42,26 +39,22 @@ class CurveFacts:
         bytes_per_token: float | None = None,
         failure: str | None = None,
     ) -> CurveFacts:
-        """Facts of a run's stored configuration; one that cannot be read tells nothing."""
-        known: dict[str, Any] = {"bytes_per_token": bytes_per_token, "failure": failure}
+        """Facts of a run's stored configuration; one that cannot be read has none."""
         try:
             run = RunConfig.model_validate(config)
         except ValidationError:
-            return cls(**known)
-        if run.tokenizer_encoding == "bytes":
-            known["bytes_per_token"] = 1.0
+            return cls(bytes_per_token=bytes_per_token, failure=failure)
+        is_filled = run.num_training_steps != "fill"
         return cls(
-            num_steps=None if run.num_training_steps == "fill" else run.steps,
-            warmup_steps=None if run.num_training_steps == "fill" else run.warmup_steps,
-            max_lr=run.max_lr,
-            final_lr=run.final_lr,
+            num_steps=run.steps if is_filled else None,
+            warmup_steps=run.warmup_steps if is_filled else None,
             sequences_per_step=run.batch_size * run.grad_accumulation_steps,
             tokens_per_step=run.tokens_per_step,
             grad_clip=run.grad_clip,
             n_vocab=run.model.n_vocab,
-            world=run.world,
             knows_frequencies=getattr(run.model, "head_bias", "none") == "unigram",
-            **known,
+            bytes_per_token=1.0 if run.tokenizer_encoding == "bytes" else bytes_per_token,
+            failure=failure,
         )
 
     @property
@@ -71,6 +64,5 @@ class CurveFacts:
 
     @property
     def diverged(self) -> bool:
-        """Whether the run ended because a number was none."""
-        reason = (self.failure or "").lower()
-        return any(word in reason for word in ("became nan", "became inf", "became -inf"))
+        """Whether the run ended because its loss became NaN or infinite."""
+        return re.search("became (nan|-?inf)", (self.failure or "").lower()) is not None

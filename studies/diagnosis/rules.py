@@ -18,17 +18,17 @@ Rule = Callable[[Signals], str | None]
 
 RISE_NATS, RISE_NOISE = 1.0, 8.0
 """Rise of the training loss above its lowest before, in nats and in standard deviations of a point:
-0.9 nats on an odd batch early in a sound run, 7.6 deviations with one sequence a step; 1.2 nats and
-10 deviations where the rate was too high."""
+0.9 nats on an odd batch early in a sound run, 7.6 deviations with one sequence per step; 1.2 nats
+and 10 deviations where the learning rate was too high."""
 
 BITS_PER_BYTE = ((1e6, 1.2), (1e8, 0.85), (1e10, 0.6))
-"""Bytes of text trained on, and bits a byte below which no causal model falls on natural text
-(*assumption*, on the safe side). The best compressors need 1.18 bits a byte on 1e8 bytes of
+"""Bytes of text trained on, and bits per byte below which no causal model falls on natural text
+(*assumption*, on the safe side). The best compressors need 1.18 bits per byte on 1e8 bytes of
 Wikipedia and 0.88 on 1e9 (cmix, Large Text Compression Benchmark), and about 1.7 on a book of 1e6;
 published language models reach 0.55 to 0.6 on web text with 1e12 tokens and more."""
 PLUNGE_NATS, PLUNGE_TIMES = 0.6, 2.0
-"""Fall of the training loss a doubling of steps behind 45 % of the run, and over that before: up to
-0.39 and 3 times where the rate was too high, 0.9 and more where the mask was missing."""
+"""Fall of the training loss per doubling of steps after 45 % of the run, and over that before: up
+to 0.39 and 3 times where the rate was too high, 0.9 and more where the mask was missing."""
 PLUNGE_BEFORE, PLUNGE_TO = 0.1, 0.35
 """It must have been falling before, and end at this share of the loss at the start."""
 BYTES_PER_TOKEN_AT_LEAST = 3.0
@@ -73,7 +73,7 @@ NOISY_NATS = 0.45
 """Standard deviation of one step's loss: 0.13 to 0.21 in sound runs of 16 to 24 short sequences of
 bytes and up to 0.36 in real runs of 4 sequences, 0.59 and more with one."""
 VISIBLE_NATS = 0.05
-"""And of a point's loss: the mean over very many steps tells more of drift than of noise."""
+"""And of a point's loss: the mean over very many steps shows drift rather than noise."""
 SEQUENCE_NATS = 1.15
 """The same times √(sequences in a step): 0.4 to 0.85 where they are drawn independently."""
 SHORT_SEQUENCE = 24
@@ -92,7 +92,7 @@ def _lr_range(s: Signals, first: float = 0.0, last: float = math.inf) -> str:
         return ""
     high = inside.max()
     peak = ", its peak" if high >= 0.95 * s.lr.max() else f" (peak {s.lr.max():.2g})"
-    return f" while the rate was up to {high:.2g}{peak}"
+    return f" while the learning rate was up to {high:.2g}{peak}"
 
 
 def leak(s: Signals) -> str | None:
@@ -104,9 +104,9 @@ def leak(s: Signals) -> str | None:
     below = np.flatnonzero(losses < floor)
     if not below.size:
         return _second_descent(s)
-    alone = "" if s.val.size else "; without a validation loss, text learnt by heart looks the same"
+    alone = "" if s.val.size else "; without a validation loss, a memorised data set looks the same"
     return (
-        f"the {name} loss fell to {losses.min():.2f} nats a token (below {floor:.2f} from step "
+        f"the {name} loss fell to {losses.min():.2f} nats per token (below {floor:.2f} from step "
         f"{steps[below[0]]:.0f} on), {how}{alone}"
     )
 
@@ -123,14 +123,14 @@ def _second_descent(s: Signals) -> str | None:
     if before < PLUNGE_BEFORE or float(s.smooth[-1]) > PLUNGE_TO * s.start_nats:
         return None  # it comes back from a rise
     return (
-        f"the training loss fell by {before:.2f} nats a doubling of steps from 15 to 45 % of the "
+        f"the training loss fell by {before:.2f} nats per doubling of steps from 15 to 45 % of the "
         f"run and by {after:.2f} from there on, the validation loss by {val_fell:.2f} nats in all: "
         "a second descent, as when a model finds the next token among its inputs"
     )
 
 
 def _floor_nats(s: Signals) -> tuple[float, str]:
-    """Lowest loss of a causal model, nats a token, and in words where it is from."""
+    """Lowest loss of a causal model, nats per token, and in words where it is from."""
     per_token = s.facts.bytes_per_token
     if per_token is None:
         vocabulary = s.facts.n_vocab or math.exp(min(s.start_nats, 12.0))
@@ -139,10 +139,10 @@ def _floor_nats(s: Signals) -> tuple[float, str]:
     if tokens:
         amounts, bits = zip(*BITS_PER_BYTE, strict=True)
         at = float(np.interp(math.log(tokens * per_token), np.log(amounts), bits))
-        how = f"{at:.2f} bits a byte, out of reach after {tokens:.2g} tokens of natural text"
+        how = f"{at:.2f} bits per byte, out of reach after {tokens:.2g} tokens of natural text"
     else:
         at = BITS_PER_BYTE[-1][1]
-        how = f"{at:.2f} bits a byte, out of reach on natural text"
+        how = f"{at:.2f} bits per byte, out of reach on natural text"
     return float(at) * math.log(2) * per_token, how
 
 
@@ -160,7 +160,7 @@ def grad_not_cleared(s: Signals) -> str | None:
     clip = s.facts.grad_clip
     noisy = s.noise_nats is not None and s.noise_nats >= NOISY_NATS
     if clip is None or _never_got_going(s) or noisy:
-        return None  # where nothing is learnt, or of one sequence, norms are large anyhow
+        return None  # where nothing is learned, or of one sequence, norms are large anyhow
     low, high = np.quantile(late, [0.1, 0.9])
     floor = float(s.norms.min())
     if floor < CLIP_FLOOR * clip or middle > CLIP_MEDIAN * clip or high > CLIP_BAND * low:
@@ -203,7 +203,7 @@ def _stalled(s: Signals) -> str | None:
 
 
 def lr_too_high(s: Signals) -> str | None:
-    """The loss became no number, or rose, or the gradient jumps."""
+    """The loss diverged (NaN), or rose, or the gradient jumps."""
     if s.facts.diverged:
         return f"{s.facts.failure}{_lr_range(s)}"
     rose = _rise(s)
@@ -236,7 +236,7 @@ def _rise(s: Signals) -> str | None:
 
 def _never_got_going(s: Signals) -> bool:
     if s.facts.knows_frequencies:
-        return False  # there was less to learn: how slowly it was learned tells
+        return False  # there was less to learn: how slowly it was learned shows it
     end = float(s.smooth[-1])
     return s.start_nats - end < SLOW_DESCENT * s.start_nats
 
@@ -248,7 +248,7 @@ def lr_too_low(s: Signals) -> str | None:
     if s.train.max() > s.train[0] + RISE_NATS:
         return None  # it did not creep, it went up
     end = float(s.smooth[-1])
-    why = " (a long warm-up looks the same: the rate is not recorded)" if not s.lr.size else ""
+    why = "" if s.lr.size else " (a long warm-up looks the same: no learning rate was recorded)"
     if _never_got_going(s):
         return (
             f"the training loss fell only from {s.start_nats:.2f} to {end:.2f} nats in "
@@ -275,18 +275,18 @@ def _long_warmup(s: Signals) -> float | None:
 
 
 def warmup_too_long(s: Signals) -> str | None:
-    """The rate rises during a large part of the run."""
+    """The learning rate rises during a large part of the run."""
     share = _long_warmup(s)
     if share is None:
         return None
     return (
-        f"the rate rose during the first {100 * share:.0f} % of the steps; half of the descent "
-        f"took {100 * s.half_way:.0f} %"
+        f"the learning rate rose during the first {100 * share:.0f} % of the steps; half of the "
+        f"descent took {100 * s.half_way:.0f} %"
     )
 
 
 def data_in_order(s: Signals) -> str | None:
-    """The loss wanders with the text, or varies more than independent sequences would."""
+    """The loss follows the order of the data, or varies more than independent sequences would."""
     wander, noise = s.wander, s.noise_nats
     if wander is None or noise is None or _rise(s) is not None:
         return None  # behind a spike the loss varies for another reason
@@ -323,21 +323,24 @@ def batch_too_small(s: Signals) -> str | None:
     n = s.facts.sequences_per_step
     if n and s.facts.tokens_per_step:
         sequences = "one sequence" if n == 1 else f"{n} sequences"
-        size = f" ({sequences}, {s.facts.tokens_per_step:,} tokens a step)"
+        size = f" ({sequences}, {s.facts.tokens_per_step:,} tokens per step)"
     else:
-        size = " (text in order may look the same: the batch is not known)"
+        size = " (unshuffled data may look the same: the batch is not known)"
     return f"a step's training loss varies by ±{noise:.2f} nats around its trend{size}"
 
 
 def lr_constant(s: Signals) -> str | None:
-    """The rate at the end is still near its peak."""
+    """The learning rate at the end is still near its peak."""
     finished = s.last_step >= 0.95 * s.planned_steps
     if s.lr.size < 3 or not finished or _long_warmup(s) is not None or s.lr.max() <= 0:
         return None
     share = float(s.lr[-1] / s.lr.max())
     if share < CONSTANT:
         return None
-    return f"the rate ended at {s.lr[-1]:.2g}, {100 * share:.0f} % of its peak {s.lr.max():.2g}"
+    return (
+        f"the learning rate ended at {s.lr[-1]:.2g}, {100 * share:.0f} % of its peak "
+        f"{s.lr.max():.2g}"
+    )
 
 
 RULES: dict[str, Rule] = {

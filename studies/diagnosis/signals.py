@@ -134,7 +134,7 @@ class Signals:
 
     @cached_property
     def falls(self) -> tuple[float, float]:
-        """Fall of the training loss a doubling of steps: from 15 to 45 % of the run, and behind."""
+        """Fall of the training loss per doubling of steps: at 15 to 45 % of the run, and after."""
         early, middle, end = (self.train_at(share) for share in (0.15, 0.45, 0.95))
         return (early - middle) / math.log2(0.45 / 0.15), (middle - end) / math.log2(0.95 / 0.45)
 

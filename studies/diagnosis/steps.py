@@ -1,10 +1,10 @@
-"""How many steps suffice: when a curve was as good as done, and what twice the steps would bring.
+"""How many steps suffice: when a loss was as good as at its end, and what twice the steps bring.
 
 The first is read off the curve. The second is a fit of L(t) = E + A · t^-a (t: optimiser steps) to
-the part behind the first descent. For each exponent a of a grid, E and A follow by linear least
+the part after the first descent. For each exponent a of a grid, E and A follow by linear least
 squares; the exponents whose squared error is within the F bound of the best one make an interval
-(a profile likelihood, Bates and Watts 1988, section 6.1), and the gain A · (t^-a - (2t)^-a) is
-told over that interval. The law knows nothing of a schedule and is itself wrong by about
+(a profile likelihood, Bates and Watts 1988, section 6.1), over which the gain
+A · (t^-a - (2t)^-a) has its own. The law knows nothing of a schedule and is itself wrong by about
 `LAW_ERROR`, which widens the interval.
 """
 
@@ -27,14 +27,14 @@ FEWEST_VAL, FEWEST_TRAIN = 5, 12
 LEVEL = 0.9
 LAW_ERROR = 2.0
 """Factor by which the gain was off: runs of twice the steps gained within it in 14 of 20
-(development seeds of `benchmarks/diagnosis.py`; the bare profile held in 4)."""
+(development seeds of `benchmarks/diagnosis.py`; the bare profile contained it in 4)."""
 WIDEST_NATS, WIDEST_TIMES = 0.1, 3.0
-"""An interval wider than this, and than this many times the gain, is called not carried."""
+"""The gain cannot be estimated where its interval is wider than this, and than so many gains."""
 EXPONENTS = np.linspace(0.05, 2.0, 40)
 
 
 @dataclass(frozen=True)
-class Extrapolation:
+class DoublingGain:
     """What twice as many steps would bring, by the power law."""
 
     gain_nats: float
@@ -48,8 +48,8 @@ class Extrapolation:
     n_points: int
 
     @property
-    def is_carried(self) -> bool:
-        """Whether the data narrow the gain down."""
+    def is_estimable(self) -> bool:
+        """Whether the curve narrows the gain down."""
         width = self.high_nats - self.low_nats
         return self.flattens and width <= max(WIDEST_NATS, WIDEST_TIMES * self.gain_nats)
 
@@ -71,8 +71,8 @@ class StepsNeeded:
     """`CLOSE_NATS`, or twice the standard error of a smoothed training loss."""
     enough_step: int
     """From here on the loss stays within `close_nats` of the last one, or below."""
-    extrapolation: Extrapolation | None
-    """None: too few points behind the first descent."""
+    extrapolation: DoublingGain | None
+    """None: too few points after the first descent."""
 
 
 def steps_needed(curve: Curve) -> StepsNeeded | None:
@@ -127,7 +127,7 @@ def _f_bound(freedom: int) -> float:
     return float(f_distribution.ppf(LEVEL, 1, freedom))
 
 
-def _extrapolate(steps: FloatArray, losses: FloatArray, fewest: int) -> Extrapolation | None:
+def _extrapolate(steps: FloatArray, losses: FloatArray, fewest: int) -> DoublingGain | None:
     used = steps >= FIT_FROM * steps[-1]
     t, y = steps[used] / steps[-1], losses[used]
     if t.size < fewest - 1:
@@ -142,10 +142,33 @@ def _extrapolate(steps: FloatArray, losses: FloatArray, fewest: int) -> Extrapol
     freedom = max(1, t.size - 3)
     bound = errors[best] * (1.0 + _f_bound(freedom) / freedom)
     near = gains[errors <= bound + 1e-12]
-    return Extrapolation(
+    return DoublingGain(
         gain_nats=float(gains[best]),
         low_nats=float(near.min()) / LAW_ERROR,
         high_nats=float(near.max()) * LAW_ERROR,
         exponent=float(EXPONENTS[best]), from_step=int(steps[used][0]),
         to_step=int(steps[-1]), n_points=int(t.size),
     )  # fmt: skip
+
+
+def steps_sentences(steps: StepsNeeded | None) -> list[str]:
+    """In words: when the loss was as good as at its end, and what twice the steps would bring."""
+    if steps is None:
+        return []
+    last = steps.last_step
+    lines = [
+        f"The {steps.series} loss stayed within {steps.close_nats:.2g} nats of its last value "
+        f"({steps.last_nats:.3f}) from step {steps.enough_step:,} of {last:,} on."
+    ]
+    law = steps.extrapolation
+    unknown = "What twice the steps would bring cannot be estimated from this curve:"
+    if law is None:
+        return [*lines, f"{unknown} too few points for a fit."]
+    if not law.flattens:
+        return [*lines, f"{unknown} the loss does not flatten as a power law does."]
+    fit = f"a power law over steps {law.from_step:,} to {law.to_step:,}, {law.n_points} points"
+    interval = f"{law.low_nats:.3f} to {law.high_nats:.3f} nats"
+    if not law.is_estimable:
+        return [*lines, f"{unknown} {interval} ({fit})."]
+    gain = f"Twice the steps would bring about {law.gain_nats:.3f} nats less"
+    return [*lines, f"{gain} ({interval}; {fit})."]

@@ -1,15 +1,16 @@
-"""Verdicts on the runs of a study."""
+"""Diagnoses of the runs of a study."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+
+import numpy as np
 
 from studies.database.tables import Run, Study
 from studies.diagnosis.curves import Curve
 from studies.diagnosis.diagnose import diagnose
 from studies.diagnosis.facts import CurveFacts
 from studies.diagnosis.verdicts import Diagnosis
-from studies.simulation.worlds import is_replayed
 
 JUDGED = ("complete", "failed")
 """Statuses of runs that are judged; the curve of another is not all there."""
@@ -30,14 +31,18 @@ def diagnose_runs(
     """Diagnoses by run id, of the runs that ended by themselves.
 
     A run that failed for another reason than its loss is left out: its curve is not to blame. So is
-    a replayed one, which has no curve.
+    a complete one without training losses.
     """
-    found = {}
+    found: dict[int, Diagnosis] = {}
     for run in runs:
+        if run.status not in JUDGED:
+            continue
         facts = facts_of_run(run, study)
-        if is_replayed(facts.world):
-            continue
-        if run.status not in JUDGED or (run.status == "failed" and not facts.diverged):
-            continue
-        found[run.id] = diagnose(curves.get(run.id, Curve.of_rows([])), facts)
+        curve = curves.get(run.id, Curve.of_rows([]))
+        if run.status == "failed":
+            is_judged = facts.diverged
+        else:
+            is_judged = bool(np.isfinite(curve.train_loss_nats).any())
+        if is_judged:
+            found[run.id] = diagnose(curve, facts)
     return found

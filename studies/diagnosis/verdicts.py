@@ -10,15 +10,15 @@ HEALTHY = "healthy"
 
 CURES = {
     "leak": "check the causal mask, that targets are the tokens after the inputs, and that the "
-    "validation text is not in the training text",
-    "grad_not_cleared": "call optimizer.zero_grad() once an optimiser step",
-    "data_in_order": "shuffle: draw the windows of a batch from all of the text",
-    "overfitting": "use more text, fewer steps or a smaller model; add dropout",
+    "validation set is not in the training set",
+    "grad_not_cleared": "call optimizer.zero_grad() once per optimiser step",
+    "data_in_order": "shuffle: draw the windows of a batch from the whole training set",
+    "overfitting": "use more data, fewer steps or a smaller model; add dropout",
     "lr_too_high": "try max_lr 3 and 10 times lower; clip the gradient at 1",
     "lr_too_low": "try max_lr 3 and 10 times higher",
     "warmup_too_long": "end the warm-up after 1 to 10 % of the steps",
-    "batch_too_small": "use more sequences a step (batch_size or grad_accumulation_steps)",
-    "lr_constant": "let the rate fall to a tenth of its peak or less by the last step",
+    "batch_too_small": "use more sequences per step (batch_size or grad_accumulation_steps)",
+    "lr_constant": "let the learning rate fall to a tenth of its peak or less by the last step",
     HEALTHY: "nothing",
 }
 """What to do, by name. The order is that of the verdicts: what spoils the result before what only

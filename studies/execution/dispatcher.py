@@ -18,13 +18,11 @@ from budgetsweep.config import parse
 from budgetsweep.errors import StudyError
 from studies.database.store import Store
 from studies.database.tables import Run, Study
-from studies.execution.local_pool import WorkerDied, WorkerPool
-from studies.execution.observer import Observer, RunView
-from studies.execution.worker import RunEvent
-from studies.simulation.pool import SimulatedPool
+from studies.execution.base import Executor
+from studies.execution.messages import Job, RunEvent, RunLost
+from studies.trackers.base import Observer, RunView
 from trainer.config import RunConfig
 from trainer.events import Checkpointed, Point, Progress, RunResult
-from trainer.flop_meter import read_executed_steps
 
 LEASE_SECONDS = 60.0
 POLL_SECONDS = 0.2
@@ -57,7 +55,7 @@ class Dispatcher:
         self,
         store: Store,
         study: Study,
-        pool: WorkerPool | SimulatedPool,
+        executor: Executor,
         source: RunSource,
         observer: Observer,
         *,
@@ -70,7 +68,7 @@ class Dispatcher:
         Args:
             store: the study's database; its lease is held.
             study: the study's row.
-            pool: started workers.
+            executor: what carries runs out, started.
             source: where runs come from.
             observer: who watches.
             should_stop: asked often; True: checkpoint what runs, then return.
@@ -79,7 +77,7 @@ class Dispatcher:
         """
         self._store = store
         self._study = study
-        self._pool = pool
+        self._executor = executor
         self._source = source
         self._observer = observer
         self._should_stop = should_stop
@@ -87,10 +85,9 @@ class Dispatcher:
         self._pruning = pruning
         self._runs: dict[int, Run] = {}
         self._views: dict[int, RunView] = {}
-        self._dirs: dict[int, Path] = {}
         self._points: dict[int, list[Point]] = defaultdict(list)
         self._flushed: dict[int, float] = {}
-        self._lost: dict[int, int] = {}
+        self._unmetered: dict[int, int] = {}
         """Steps on the ledger that the run's meter does not know (its folder was deleted)."""
         self._deaths: dict[int, int] = defaultdict(int)
         self._again: list[Run] = []
@@ -109,23 +106,26 @@ class Dispatcher:
         while True:
             if not stopping and (self._trouble is not None or self._should_stop()):
                 stopping = True
-                self._pool.interrupt_all()
-            while not stopping and self._pool.n_idle() and not self._should_stop():
+                self._interrupt_all()
+            while not stopping and self._executor.n_idle() and not self._should_stop():
                 run = self._again.pop(0) if self._again else self._source.next_run()
                 if run is None:
                     break
                 self._start(run)
             self._source.meanwhile()
-            if not self._pool.running():
+            if not self._executor.running():
                 if self._trouble is not None:
                     raise StudyError(self._trouble)
                 return not stopping and not self._should_stop()
             if self._should_kill():
-                self._pool.kill()
-                self._give_up_running()
+                for lost in self._executor.kill():
+                    self._lost_run(lost, again=False)
                 return False
-            for happened in self._pool.poll(POLL_SECONDS):
-                self._handle(happened, stopping)
+            for happened in self._executor.poll(POLL_SECONDS):
+                if isinstance(happened, RunLost):
+                    self._lost_run(happened, again=not stopping)
+                else:
+                    self._handle(happened)
             self._observer.tick()
             self._renew_lease()
 
@@ -133,29 +133,30 @@ class Dispatcher:
         config = parse(RunConfig, run.config, f"{run.kind} {run.number}")
         assert run.output_dir is not None
         self._runs[run.id] = run
-        self._dirs[run.id] = Path(run.output_dir)
+        run_dir = Path(run.output_dir)
         view = RunView(
             run_id=run.id,
             kind=run.kind,
             number=run.number,
             params=run.params,
-            n_params=run.n_params,
-            num_steps=run.num_steps,
-            planned_tokens=run.planned_tokens,
+            config=config,
             planned_flops=run.planned_flops(self._study.convention),
             resumed_at_step=run.step,
         )
         self._views[run.id] = view
-        self._lost[run.id] = max(0, run.steps_executed - executed_steps(run))
+        metered = self._executor.steps_executed(run_dir)
+        self._unmetered[run.id] = max(0, run.steps_executed - metered)
         self._store.start_attempt(run.id)
         self._flushed[run.id] = time.monotonic()
-        self._pool.submit(run.id, config, self._dirs[run.id], wait_for_verdict=self._pruning)
+        self._executor.submit(Job(run.id, config, run_dir, wait_for_verdict=self._pruning))
         self._observer.run_started(view)
 
-    def _handle(self, happened: RunEvent | WorkerDied, stopping: bool) -> None:
-        if isinstance(happened, WorkerDied):
-            self._worker_died(happened, stopping)
-            return
+    def _interrupt_all(self) -> None:
+        """Tell every run to write a checkpoint and stop."""
+        for run_id in self._executor.running():
+            self._executor.answer(run_id, "interrupt")
+
+    def _handle(self, happened: RunEvent) -> None:
         run_id, event = happened.run_id, happened.event
         if isinstance(event, Progress):
             self._observer.run_progress(self._views[run_id], event)
@@ -163,7 +164,8 @@ class Dispatcher:
             self._point(run_id, event)
         elif isinstance(event, Checkpointed):
             self._flush(run_id)
-            self._store.record_executed(run_id, self._executed(run_id), step=event.step)
+            executed = event.steps_executed + self._unmetered[run_id]
+            self._store.record_executed(run_id, executed, step=event.step)
         elif isinstance(event, RunResult):
             self._result(run_id, event)
 
@@ -172,10 +174,8 @@ class Dispatcher:
         self._observer.run_point(self._views[run_id], point)
         run = self._runs[run_id]
         if self._pruning and point.val_loss_nats is not None and point.step < run.num_steps:
-            if self._source.validated(run, point.step / run.num_steps, point):
-                self._pool.command(run_id, "prune")
-            else:
-                self._pool.go_on(run_id)
+            prune = self._source.validated(run, point.step / run.num_steps, point)
+            self._executor.answer(run_id, "prune" if prune else "continue")
         if time.monotonic() - self._flushed[run_id] > FLUSH_SECONDS:
             self._flush(run_id)
 
@@ -185,13 +185,9 @@ class Dispatcher:
             self._store.add_points(run_id, points)
         self._flushed[run_id] = time.monotonic()
 
-    def _executed(self, run_id: int) -> int:
-        """Steps computed in all attempts, as the meter and the ledger know them together."""
-        return executed_steps(self._runs[run_id]) + self._lost[run_id]
-
     def _result(self, run_id: int, result: RunResult) -> None:
         self._flush(run_id)
-        executed, step = result.steps_executed + self._lost[run_id], result.step
+        executed, step = result.steps_executed + self._unmetered[run_id], result.step
         if result.reason is not None:  # it may have ended without a readable meter
             run = self._store.run(run_id)
             executed = max(executed, run.steps_executed)
@@ -206,48 +202,37 @@ class Dispatcher:
             self._source.finished(self._store.run(run_id), result)
         self._ended(run_id, result)
 
-    def _worker_died(self, death: WorkerDied, stopping: bool) -> None:
+    def _lost_run(self, lost: RunLost, *, again: bool) -> None:
         """Take the run up again from its checkpoint, unless it keeps killing its workers."""
-        run_id = death.run_id
+        run_id = lost.run_id
         self._flush(run_id)
-        executed = self._executed(run_id)
-        self._deaths[run_id] += 1
+        executed = lost.steps_executed + self._unmetered[run_id]
         run = self._store.run(run_id)  # its step is that of the last checkpoint
-        name = f"{run.kind} {run.number}"
-        if self._deaths[run_id] > MAX_DEATHS:
-            result = RunResult(
-                status="failed",
-                step=run.step,
-                steps_executed=executed,
-                tokens=run.step * run.tokens_per_step,
-                reason=f"{death.describe()}, {self._deaths[run_id]} times",
-            )
+        if again:
+            self._deaths[run_id] += 1
+        deaths = self._deaths[run_id]
+        result = RunResult(
+            status="interrupted", step=run.step, steps_executed=executed,
+            tokens=run.step * run.tokens_per_step, reason=lost.reason,
+        )  # fmt: skip
+        if deaths > MAX_DEATHS:
+            reason = f"{lost.reason}, {deaths} times"
+            result = dataclasses.replace(result, status="failed", reason=reason)
             self._store.finish_run(run_id, result)
             self._source.finished(self._store.run(run_id), result)
         else:
-            self._observer.message(f"{name}: {death.describe()}; continuing from its checkpoint")
             self._store.interrupt_run(run_id, step=run.step, steps_executed=executed)
-            result = RunResult(
-                status="interrupted", step=run.step, steps_executed=executed, tokens=0,
-                reason=death.describe(),
-            )  # fmt: skip
-            if not stopping:
+            if again:
+                name = f"{run.kind} {run.number}"
+                self._observer.message(f"{name}: {lost.reason}; continuing from its checkpoint")
                 self._again.append(self._store.run(run_id))
         self._ended(run_id, result)
-
-    def _give_up_running(self) -> None:
-        """After a kill: what the meters say goes on the ledger; the runs can be continued."""
-        for run_id in list(self._views):
-            self._flush(run_id)
-            step = self._store.run(run_id).step
-            self._store.interrupt_run(run_id, step=step, steps_executed=self._executed(run_id))
-            self._views.pop(run_id)
 
     def _ended(self, run_id: int, result: RunResult) -> None:
         best = self._store.best_run(self._study.id)
         best_loss = None if best is None else best.val_loss_nats
         self._observer.run_ended(self._views.pop(run_id), result, best_loss)
-        for book in (self._runs, self._dirs, self._flushed, self._lost):
+        for book in (self._runs, self._flushed, self._unmetered):
             book.pop(run_id, None)
 
     def _renew_lease(self) -> None:
@@ -256,18 +241,13 @@ class Dispatcher:
             self._lease_renewed = time.monotonic()
 
 
-def executed_steps(run: Run) -> int:
-    """Optimiser steps that the meter in a run's folder shows."""
-    assert run.output_dir is not None
-    return read_executed_steps(Path(run.output_dir))
-
-
-def recover(store: Store, study: Study) -> list[Run]:
+def recover(store: Store, study: Study, executor: Executor) -> list[Run]:
     """Runs that a killed dispatcher left unfinished, their meters read, ready to start again.
 
     A run that was `running` becomes `interrupted`; `queued` and `interrupted` ones stay so.
     """
     for run in store.runs(study.id, statuses=("running",)):
-        executed = max(executed_steps(run), run.steps_executed)
+        assert run.output_dir is not None
+        executed = max(executor.steps_executed(Path(run.output_dir)), run.steps_executed)
         store.interrupt_run(run.id, step=run.step, steps_executed=executed)
     return store.runs(study.id, statuses=("queued", "interrupted"))

@@ -1,8 +1,4 @@
-"""Where runs are computed: warm worker processes, one run at a time each.
-
-The pool starts processes, hands out runs, passes events back and notices death. It decides
-nothing: what to run, what to store and what a death means is the dispatcher's business.
-"""
+"""Runs on this machine: warm worker processes, one run at a time each."""
 
 from __future__ import annotations
 
@@ -12,25 +8,19 @@ import functools
 import multiprocessing
 import os
 import time
-from dataclasses import dataclass
 from multiprocessing import connection as mpc
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Self
 
 from budgetsweep.errors import ConfigError, StudyError
-from studies.execution.worker import (
-    Measure,
-    Measured,
-    NoDevice,
-    Ready,
-    RunEvent,
-    StartRun,
-    Verdict,
-    worker_main,
-)
+from studies.execution.messages import Job, Measured, RunEvent, RunLost, Workers
+from studies.execution.worker import Answer, Measure, NoDevice, Ready, worker_main
 from trainer.config import RunConfig
 from trainer.data.cache import default_cache_dir
-from trainer.events import Command, DeviceInfo, RunResult
+from trainer.driver import Verdict
+from trainer.events import DeviceInfo, RunResult
+from trainer.flop_meter import read_executed_steps
 from trainer.hardware.environment import prepare_environment
 
 START_SECONDS = 180.0
@@ -38,22 +28,6 @@ START_SECONDS = 180.0
 CUDA_PROCESS_BYTES = 512 << 20
 """GPU memory that a further process takes before its first tensor (context, kernels;
 *assumption*). The first worker's own is taken when it reports the free memory."""
-
-
-@dataclass(frozen=True)
-class WorkerDied:
-    """A worker process ended while it had a run in hand."""
-
-    run_id: int
-    exit_code: int | None
-
-    def describe(self) -> str:
-        """The cause, as far as the exit code tells it."""
-        if self.exit_code == -9:
-            return "the worker process was killed (SIGKILL; often the system is out of memory)"
-        if self.exit_code is not None and self.exit_code < 0:
-            return f"the worker process died of signal {-self.exit_code}"
-        return f"the worker process ended with exit code {self.exit_code}"
 
 
 @functools.cache
@@ -83,7 +57,7 @@ class _Worker:
         self.process: BaseProcess = context.Process(  # type: ignore[attr-defined]
             target=worker_main, args=(theirs, device, threads, cache_dir, Path.cwd()), daemon=True
         )
-        self.run_id: int | None = None
+        self.job: Job | None = None
         self.device: DeviceInfo | None = None
         self.process.start()
         theirs.close()
@@ -127,87 +101,67 @@ class _Worker:
         self.connection.close()
 
 
-class WorkerPool:
-    """A fixed number of workers; a context manager that leaves no process behind."""
+class LocalPool:
+    """Warm worker processes of this machine, one run at a time each (`studies.execution.base`)."""
 
-    def __init__(
-        self,
-        n_workers: int,
-        *,
-        device: str = "auto",
-        threads: int | None = None,
-        cache_dir: Path | None = None,
-    ) -> None:
-        self._n_workers = n_workers
-        self._threads = threads
-        # FinishedSteps here: workers have the environment of the fork server's first day.
-        self._cache_dir = (cache_dir or default_cache_dir()).absolute()
-        self._device = device
-        self._workers: list[_Worker] = []
+    def __init__(self, workers: Workers) -> None:
+        """Start the first worker, which finds the device while the dispatcher prepares."""
+        self._asked = workers
+        # Settled here: workers have the environment of the fork server's first day.
+        self._cache_dir = (workers.cache_dir or default_cache_dir()).absolute()
         self._has_measured = False
-        # The first worker finds the device while the dispatcher prepares; the others follow it.
+        self._workers: list[_Worker] = []
         self._workers.append(self._spawn(0))
 
-    def __enter__(self) -> WorkerPool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def device(self) -> DeviceInfo:
-        """The device of the first worker; waits until it is up.
-
-        Raises:
-            ConfigError: there is no such device.
-            StudyError: the process did not start.
-        """
-        return self._workers[0].wait_until_ready()
-
     @property
     def n_workers(self) -> int:
-        """Workers that `start_all` brings up."""
-        return self._n_workers
+        """Workers that `start_all` brings up; waits for the first one where it decides that."""
+        if self._asked.per_gpu is None:
+            return self._asked.count
+        return self._asked.per_gpu * self._n_devices()
 
-    def share_gpus(self, workers_per_gpu: int) -> None:
-        """Have so many workers on each GPU that the device setting allows; before `start_all`.
-
-        Threads of those that run already stay as they are: on a GPU they hardly compute.
+    def device(self) -> DeviceInfo:
+        """The device as one worker may use it: its memory is shared among the workers on it.
 
         Raises:
+            ConfigError: there is no such device, or no GPU where runs per GPU are asked for.
             StudyError: the first process did not start.
         """
-        self._n_workers = workers_per_gpu * self._n_devices()
-
-    def device_per_worker(self) -> DeviceInfo:
-        """The device as one worker may use it: its memory is shared among the workers on it."""
-        info, count = self.device(), self._n_sharing()
+        info, count = self._first_device(), self._n_sharing()
         contexts = CUDA_PROCESS_BYTES * (count - 1) if info.kind == "cuda" else 0
         return dataclasses.replace(info, memory_bytes=max(0, info.memory_bytes - contexts) // count)
 
+    def _first_device(self) -> DeviceInfo:
+        info = self._workers[0].wait_until_ready()
+        if self._asked.per_gpu is not None and info.kind != "cuda":
+            raise no_gpu_to_share(self._asked.per_gpu, self._asked.device)
+        return info
+
     def _n_devices(self) -> int:
         """Devices that the setting allows: all GPUs, or the one thing that it names."""
-        info = self.device()
-        return info.count if info.kind == "cuda" and self._device == "auto" else 1
+        info = self._first_device()
+        return info.count if info.kind == "cuda" and self._asked.device == "auto" else 1
 
     def _n_sharing(self) -> int:
         """Workers on the first device, where the most are."""
-        return -(-self._n_workers // self._n_devices())
+        return -(-self.n_workers // self._n_devices())
 
     def measure(self, config: RunConfig, seconds: float) -> Measured:
-        """Training speed of one configuration on the first worker, which must be idle."""
-        self._has_measured = True
-        worker = self._workers[0]
-        worker.wait_until_ready()
-        return worker.measure(config, seconds) or Measured(None, "the worker died")
-
-    def measure_share(self, config: RunConfig, seconds: float) -> Measured:
         """Training speed of a worker while all workers on its GPU train alike, at the least.
 
         One is measured alone, and what sharing a GPU gains is not counted. A CPU's cores are
         divided among its workers already.
         """
-        alone = self.measure(config, seconds)
-        if alone.tokens_per_second is None or self.device().kind != "cuda":
+        self._has_measured = True
+        kind = self._first_device().kind
+        alone = self._workers[0].measure(config, seconds) or Measured(None, "the worker died")
+        if alone.tokens_per_second is None or kind != "cuda":
             return alone
         return Measured(alone.tokens_per_second / self._n_sharing())
 
@@ -218,84 +172,75 @@ class WorkerPool:
         70 MB to the first run of a small model (420 to 498 MB, n = 2). On a GPU that would cost
         a CUDA context and gain nothing.
         """
-        if self._has_measured and self.device().kind == "cpu":
+        if self._has_measured and self._first_device().kind == "cpu":
             self._end(self._workers[:1])
             self._workers[0] = self._spawn(0)
             self._has_measured = False
-        self.device()
-        while len(self._workers) < self._n_workers:
+        self._first_device()
+        while len(self._workers) < self.n_workers:
             self._workers.append(self._spawn(len(self._workers)))
         for worker in self._workers:
             worker.wait_until_ready()
 
     def n_idle(self) -> int:
         """Workers that can take a run."""
-        return sum(worker.run_id is None for worker in self._workers)
+        return sum(worker.job is None for worker in self._workers)
 
     def running(self) -> set[int]:
-        """Runs in hand."""
-        return {worker.run_id for worker in self._workers if worker.run_id is not None}
+        """Ids of the runs in hand."""
+        return {worker.job.run_id for worker in self._workers if worker.job is not None}
 
-    def submit(
-        self, run_id: int, config: RunConfig, run_dir: Path, *, wait_for_verdict: bool
-    ) -> None:
+    def submit(self, job: Job) -> None:
         """Hand a run to an idle worker; there must be one."""
-        worker = next(worker for worker in self._workers if worker.run_id is None)
-        worker.run_id = run_id
-        message = StartRun(run_id, config, str(run_dir), wait_for_verdict)
+        worker = next(worker for worker in self._workers if worker.job is None)
         try:
-            worker.connection.send(message)
+            worker.connection.send(job)
         except OSError:  # it died while idle: take a new one
-            index = self._workers.index(worker)
-            worker.end(0.0)
-            worker = self._workers[index] = self._spawn(index)
-            worker.wait_until_ready()
-            worker.run_id = run_id
-            worker.connection.send(message)
+            worker = self._replace(worker)
+            worker.connection.send(job)
+        worker.job = job
 
-    def command(self, run_id: int, command: Command) -> None:
+    def answer(self, run_id: int, verdict: Verdict) -> None:
         """Answer a validation point, or tell a run to stop. A finished run does not hear it."""
-        self._tell(run_id, Verdict(run_id, command))
-
-    def go_on(self, run_id: int) -> None:
-        """Answer a validation point: continue."""
-        self._tell(run_id, Verdict(run_id, "continue"))
-
-    def _tell(self, run_id: int, verdict: Verdict) -> None:
         for worker in self._workers:
-            if worker.run_id == run_id:
-                try:
-                    worker.connection.send(verdict)
-                except OSError:  # its death shows in poll()
-                    return
+            if worker.job is not None and worker.job.run_id == run_id:
+                with contextlib.suppress(OSError):  # its death shows in poll()
+                    worker.connection.send(Answer(run_id, verdict))
 
-    def interrupt_all(self) -> None:
-        """Tell every run to write a checkpoint and stop."""
-        for run_id in self.running():
-            self.command(run_id, "interrupt")
-
-    def poll(self, timeout: float) -> list[RunEvent | WorkerDied]:
+    def poll(self, timeout: float) -> list[RunEvent | RunLost]:
         """What happened in at most `timeout` seconds; dead workers are replaced."""
-        busy = {worker.connection: worker for worker in self._workers if worker.run_id is not None}
-        happened: list[RunEvent | WorkerDied] = []
+        busy = {worker.connection: worker for worker in self._workers if worker.job is not None}
+        happened: list[RunEvent | RunLost] = []
         for ready in mpc.wait(list(busy), timeout):
             worker = busy[ready]  # type: ignore[index]
             try:
-                while worker.run_id is not None and worker.connection.poll():
+                while worker.job is not None and worker.connection.poll():
                     message = worker.connection.recv()
                     if isinstance(message, RunEvent):
                         happened.append(message)
                         if isinstance(message.event, RunResult):
-                            worker.run_id = None
+                            worker.job = None
             except (OSError, EOFError):
                 worker.process.join(5.0)
-                assert worker.run_id is not None
-                happened.append(WorkerDied(worker.run_id, worker.process.exitcode))
-                worker.end(0.0)
-                index = self._workers.index(worker)
-                self._workers[index] = self._spawn(index)
-                self._workers[index].wait_until_ready()
+                happened.append(self._lost(worker, _cause(worker.process.exitcode)))
+                self._replace(worker)
         return happened
+
+    def _lost(self, worker: _Worker, reason: str) -> RunLost:
+        assert worker.job is not None
+        return RunLost(worker.job.run_id, self.steps_executed(worker.job.run_dir), reason)
+
+    def steps_executed(self, run_dir: Path) -> int:
+        """Optimiser steps that the meter in a run's folder shows."""
+        return read_executed_steps(run_dir)
+
+    def kill(self) -> list[RunLost]:
+        """End all workers at once, unsaved work and all; the runs that were in hand."""
+        for worker in self._workers:
+            worker.process.kill()
+        busy = [worker for worker in self._workers if worker.job is not None]
+        self.close(1.0)
+        return [self._lost(worker, "stopped at once") for worker in busy]
 
     def close(self, grace_seconds: float = 30.0) -> None:
         """Stop all workers; runs in hand write a checkpoint if they can in time."""
@@ -309,23 +254,42 @@ class WorkerPool:
         for worker in workers:
             worker.end(max(0.1, deadline - time.monotonic()))
 
-    def kill(self) -> None:
-        """End all workers at once, unsaved work and all."""
-        for worker in self._workers:
-            worker.process.kill()
-        self.close(1.0)
+    def _replace(self, worker: _Worker) -> _Worker:
+        """A new worker in the place of a dead one, ready."""
+        index = self._workers.index(worker)
+        worker.end(0.0)
+        self._workers[index] = self._spawn(index)
+        self._workers[index].wait_until_ready()
+        return self._workers[index]
 
     def _spawn(self, place: int) -> _Worker:
         """Start the worker of a place."""
-        threads = self._threads or max(1, usable_cores() // self._n_workers)
+        count = self._asked.count if place == 0 else self.n_workers
+        threads = self._asked.threads or max(1, usable_cores() // count)
         return _Worker(self._device_of(place), threads, self._cache_dir)
 
     def _device_of(self, place: int) -> str:
         """The device of a place: on several GPUs they take turns, once their number is known."""
         info = self._workers[0].device if self._workers else None
-        if self._device == "auto" and info is not None and info.kind == "cuda":
+        if self._asked.device == "auto" and info is not None and info.kind == "cuda":
             return f"cuda:{place % info.count}"
-        return self._device
+        return self._asked.device
+
+
+def no_gpu_to_share(wanted: int, device: str) -> ConfigError:
+    """The refusal of a number of trials per GPU where there is none."""
+    return ConfigError(
+        f"--trials-per-gpu {wanted}: no GPU with device {device}: use --workers {wanted}"
+    )
+
+
+def _cause(exit_code: int | None) -> str:
+    """Why a worker died, as far as its exit code tells."""
+    if exit_code == -9:
+        return "the worker process was killed (SIGKILL; often the system is out of memory)"
+    if exit_code is not None and exit_code < 0:
+        return f"the worker process died of signal {-exit_code}"
+    return f"the worker process ended with exit code {exit_code}"
 
 
 def usable_cores() -> int:

@@ -12,34 +12,23 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from budgetsweep.errors import CheckpointError, ConfigError, UserError
 from budgetsweep.files import file_lock
+from studies.execution.messages import Job, Measured, RunEvent
 from trainer.config import RunConfig
-from trainer.events import Command, DeviceInfo, Point, Progress, RunResult, Status
+from trainer.driver import RunDriver, Verdict
+from trainer.events import DeviceInfo, RunResult, Status
 
 if TYPE_CHECKING:
     from trainer.data.shards.tokens import TokenData
-    from trainer.events import Checkpointed
 
 LOCK_WAIT_SECONDS = 60.0
 """How long a run waits for the worker of a killed dispatcher to let go of its folder."""
-
-
-@dataclass(frozen=True)
-class StartRun:
-    """Dispatcher to worker: train this."""
-
-    run_id: int
-    config: RunConfig
-    run_dir: str
-    wait_for_verdict: bool
-    """Whether to wait after each validation for `Verdict` (pruning)."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +40,11 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Answer:
     """Dispatcher to worker: the answer to a validation point, or an unasked command."""
 
     run_id: int
-    command: Command | Literal["continue"]
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -70,26 +59,6 @@ class NoDevice:
     """Worker to dispatcher, in place of `Ready`: there is no such device."""
 
     reason: str
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Worker to dispatcher: training tokens a second (None: it failed, with the reason)."""
-
-    tokens_per_second: float | None
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class RunEvent:
-    """Worker to dispatcher: something happened in a run, `RunResult` last.
-
-    A result that is interrupted with a reason was stopped by its surroundings (no room on the disk,
-    changed text, a folder in use), which would stop other runs too.
-    """
-
-    run_id: int
-    event: Progress | Point | Checkpointed | RunResult
 
 
 class _DispatcherGone(Exception):
@@ -127,7 +96,7 @@ def worker_main(
         while (message := connection.recv()) is not None:
             if isinstance(message, Measure):
                 connection.send(_measure(message))
-            elif isinstance(message, StartRun):
+            elif isinstance(message, Job):
                 _run(connection, message, opened, cache_dir)
 
 
@@ -144,72 +113,55 @@ def _measure(message: Measure) -> Measured:
 
 
 def _run(
-    connection: Connection,
-    message: StartRun,
-    opened: dict[str, TokenData],
-    cache_dir: Path | None,
+    connection: Connection, job: Job, opened: dict[str, TokenData], cache_dir: Path | None
 ) -> None:
     from trainer.data.prepare import open_prepared
     from trainer.hardware.device import release_gpu_memory
     from trainer.loop import train_run
 
-    run_dir = Path(message.run_dir)
-    config = message.config
+    config = job.config
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        job.run_dir.mkdir(parents=True, exist_ok=True)
         key = f"{config.tokenizer_encoding} {config.data.model_dump_json()}"
         if key not in opened:
             opened.clear()  # one data set at a time: a study has one
             opened[key] = open_prepared(config.data, config.tokenizer_encoding, cache_dir)
-        run = train_run(config, opened[key], run_dir)
-        with _locked(run_dir):
-            result = _drive(connection, message, run)
+        driver = RunDriver(train_run(config, opened[key], job.run_dir), job.waits_at)
+        with _locked(job.run_dir):
+            result = _drive(connection, job.run_id, driver)
     except _DispatcherGone:
         raise
     except (UserError, OSError) as error:  # a full disk, say: not this configuration's fault
-        result = _ended(message, "interrupted", _one_line(error))
+        result = _ended(job, "interrupted", _one_line(error))
     except Exception as error:  # noqa: BLE001 - a defect in one run must not end the search
         traceback.print_exc(file=sys.stderr)
-        result = _ended(message, "failed", f"defect: {type(error).__name__}: {_one_line(error)}")
+        result = _ended(job, "failed", f"defect: {type(error).__name__}: {_one_line(error)}")
     release_gpu_memory()  # other workers may share the GPU
-    connection.send(RunEvent(message.run_id, result))
+    connection.send(RunEvent(job.run_id, result))
 
 
-def _drive(connection: Connection, message: StartRun, run: Iterator[object]) -> RunResult:
-    """Pass events up and commands down until the run returns its result."""
-    command: Command | None = None
+def _drive(connection: Connection, run_id: int, driver: RunDriver) -> RunResult:
+    """Pass events up and verdicts down until the run returns its result."""
     gone = False
     while True:
-        try:
-            event = run.send(command)  # type: ignore[attr-defined]
-        except StopIteration as stop:
+        event = driver.advance()
+        if isinstance(event, RunResult):
             if gone:
-                raise _DispatcherGone from None
-            return stop.value
-        command = None
+                raise _DispatcherGone
+            return event
         if gone:
             continue
         try:
-            connection.send(RunEvent(message.run_id, event))
-            asked = _asks(message, event)
-            while command is None and (asked or connection.poll()):
+            connection.send(RunEvent(run_id, event))
+            while not driver.is_commanded and (driver.waiting or connection.poll()):
                 answer = connection.recv()
                 if answer is None:  # stop for good: keep the work first
-                    command = "interrupt"
-                elif isinstance(answer, Verdict) and answer.run_id == message.run_id:
-                    command = None if answer.command == "continue" else answer.command
-                    asked = False
+                    driver.answer("interrupt")
+                elif isinstance(answer, Answer) and answer.run_id == run_id:
+                    driver.answer(answer.verdict)
         except (OSError, EOFError):
-            command, gone = "interrupt", True
-
-
-def _asks(message: StartRun, event: object) -> bool:
-    return (
-        message.wait_for_verdict
-        and isinstance(event, Point)
-        and event.val_loss_nats is not None
-        and event.step < message.config.steps
-    )
+            driver.answer("interrupt")
+            gone = True
 
 
 def _locked(run_dir: Path) -> contextlib.AbstractContextManager[object]:
@@ -222,19 +174,19 @@ def _locked(run_dir: Path) -> contextlib.AbstractContextManager[object]:
         ) from None
 
 
-def _ended(message: StartRun, status: Status, reason: str) -> RunResult:
+def _ended(job: Job, status: Status, reason: str) -> RunResult:
     """A result with what the meter says; a folder that cannot be read says nothing."""
     from trainer.flop_meter import read_executed_steps
 
     executed = 0
     with contextlib.suppress(UserError):
-        executed = read_executed_steps(Path(message.run_dir))
-    step = min(executed, message.config.steps)
+        executed = read_executed_steps(job.run_dir)
+    step = min(executed, job.config.steps)
     return RunResult(
         status=status,
         step=step,
         steps_executed=executed,
-        tokens=step * message.config.tokens_per_step,
+        tokens=step * job.config.tokens_per_step,
         reason=reason,
     )
 

@@ -1,4 +1,4 @@
-"""Rungs above the budget: the most promising trials once more, with a multiple of it."""
+"""Finalists: the most promising trials once more, on the rungs above the budget."""
 
 from __future__ import annotations
 
@@ -7,72 +7,63 @@ from fractions import Fraction
 
 from budgetsweep.errors import ConfigError
 from studies.database.store import Store
-from studies.database.tables import FINISHED_STATUSES, Run, Study
-from studies.execution.local_pool import WorkerPool
-from studies.prior_studies import earlier_runs
+from studies.database.tables import FINALIST, FINISHED_STATUSES, PROMOTION, Run, Study
+from studies.execution.base import Executor
+from studies.prior_studies import prior_runs
 from studies.promotion.promote import PromoteHooks, PromoteSettings, run_promotion
 from studies.promotion.selection import Selection
-from studies.scaling.prediction import StudyFit, fit_study
+from studies.scaling.prediction import fit_study
 from studies.settings import SearchSettings
-from studies.simulation.pool import SimulatedPool
 
 
 def train_finalists(
     store: Store,
     study: Study,
     settings: SearchSettings,
-    pool: WorkerPool | SimulatedPool,
+    executor: Executor,
     hooks: PromoteHooks,
     out_of_time: Callable[[], bool],
 ) -> str | None:
     """Train the finalists of every rung above the budget, or continue doing so.
 
     Which they are follows from the runs of the rungs below alone, so the same call after an
-    interruption continues with the same ones.
-
-    Args:
-        store: the study's database; its lease is held.
-        study: its row, all trials finished.
-        settings: rungs, scale, limits of time and FLOPs.
-        pool: started workers.
-        hooks: how to talk to the caller.
-        out_of_time: asked before each run.
+    interruption continues with the same ones. All trials are finished, the study's lease is held,
+    the workers are started.
 
     Returns:
         Why runs are missing, in words; None: all are trained.
     """
     for rung in settings.rungs.of_finalists:
-        begun = {
+        scale = float(rung)
+        started = {
             run.parent_run_id: run
-            for run in store.runs(study.id, kind="promotion")
-            if run.scale == float(rung)
+            for run in store.runs(study.id)
+            if run.kind in (FINALIST, PROMOTION) and run.scale == scale
         }
-        for trial, fit in _finalists(store, study, settings, rung):
-            earlier = begun.get(trial.id)
-            if earlier is not None and earlier.status in FINISHED_STATUSES:
+        for selection in _finalists(store, study, settings, rung):
+            trial = selection.trial
+            known = started.get(trial.id)
+            if known is not None and known.status in FINISHED_STATUSES:
                 continue
             if hooks.should_stop() or out_of_time():
-                return f"the finalists at {float(rung):g} times the budget are not all trained"
-            budget = int(rung * study.budget_flops)
-            limit = settings.total_flops
+                return f"the finalists at {scale:g} times the budget are not all trained"
+            budget, limit = int(rung * study.budget_flops), settings.total_flops
             spent = store.committed_flops(study.id, settings.convention)
-            if earlier is None and limit is not None and spent + budget > limit:
+            if known is None and limit is not None and spent + budget > limit:
                 return (
                     f"--total-flops {limit:.4g}: {spent:.4g} are spent and a finalist at "
-                    f"{float(rung):g} times the budget would cost {budget:.4g}"
+                    f"{scale:g} times the budget would cost {budget:.4g}"
                 )
             promotion = PromoteSettings(
                 storage=settings.storage,
                 study=study.name,
-                scale=float(rung),
+                scale=scale,
                 device=settings.device,
                 runs_dir=settings.runs_dir,
                 cache_dir=settings.cache_dir,
             )
             try:
-                run_promotion(
-                    store, study, Selection(trial, "predicted", fit), promotion, pool, hooks
-                )
+                run_promotion(store, study, selection, promotion, executor, hooks, kind=FINALIST)
             except ConfigError as refused:
                 hooks.observer.message(f"finalist: trial {trial.number}: {refused}")
     return None
@@ -80,15 +71,15 @@ def train_finalists(
 
 def _finalists(
     store: Store, study: Study, settings: SearchSettings, rung: Fraction
-) -> list[tuple[Run, StudyFit]]:
+) -> list[Selection]:
     """The trials to train on a rung, one a shape, the best predicted first."""
     runs = store.runs(study.id)
     below = [run for run in runs if run.scale is None or run.scale < rung]
-    earlier = earlier_runs(store, study, cache_dir=settings.cache_dir)
-    there = fit_study(study, below, float(rung), earlier)
+    prior = prior_runs(store, study, cache_dir=settings.cache_dir)
+    there = fit_study(study, below, float(rung), prior)
     target = there
     if settings.for_scale is not None and settings.for_scale > rung:
-        target = fit_study(study, below, settings.for_scale, earlier)
+        target = fit_study(study, below, settings.for_scale, prior)
     trials = {run.id: run for run in runs if run.kind == "trial"}
     ordered = [trials[candidate.run_id] for candidate in target.candidates]
     if not ordered:
@@ -97,5 +88,5 @@ def _finalists(
     shapes: dict[str, Run] = {}
     for run in ordered:
         shapes.setdefault(repr(run.config["model_config"]), run)
-    wanted = settings.rungs.finalists(rung, settings.trials)
-    return [(run, there) for run in list(shapes.values())[:wanted]]
+    chosen = list(shapes.values())[: settings.rungs.finalists(rung, settings.trials)]
+    return [Selection(trial, "predicted", there) for trial in chosen]

@@ -1,7 +1,7 @@
 """The promotion: a trial's shape, trained with a multiple of the study's budget.
 
-What changes with the length of the run follows `studies.promotion.rescaling`; the shape never does.
-What is predicted of the run is on record before it trains.
+What changes with the length of the run follows `studies.scaling.rescaling`; the shape never does.
+The predicted loss is recorded before the run trains.
 """
 
 from __future__ import annotations
@@ -14,37 +14,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetsweep.config import parse
-from budgetsweep.constraint import (
-    Admitted,
-    Limits,
-    Rejected,
-    admit,
-)
+from budgetsweep.constraint import Admitted, Limits, Rejected, admit
 from budgetsweep.errors import ConfigError, StudyError
+from studies.backends import backend_of
 from studies.database.connection import storage_url
 from studies.database.store import Store, config_hash
-from studies.database.tables import FINISHED_STATUSES, Prediction, Run, Study
+from studies.database.tables import (
+    FINALIST,
+    FINISHED_STATUSES,
+    PROMOTION,
+    Prediction,
+    Run,
+    Study,
+)
+from studies.execution.base import Executor
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher, recover
-from studies.execution.local_pool import WorkerPool
-from studies.execution.observer import Observer
-from studies.planning import Sample, Speed, measure_speed
-from studies.prior_studies import earlier_runs
-from studies.promotion.rescaling import Rescaling, promoted_config
+from studies.execution.messages import Workers
+from studies.planning import Speed, measure_speed
+from studies.prior_studies import prior_runs
 from studies.promotion.selection import Select, Selection, record_prediction, select_trial
 from studies.scaling.prediction import fit_study
+from studies.scaling.rescaling import Rescaling, promoted_config
 from studies.settings import runs_folder
-from studies.simulation.data import SimulatedData
-from studies.simulation.pool import SimulatedPool
-from studies.simulation.regret import Regret, regrets
-from studies.simulation.replay import ReplayTable, table_of
-from studies.simulation.worlds import world_of
-from studies.study_data import stand_in
+from studies.space.sample import Sample
+from studies.trackers.base import Observer
 from trainer.config import RunConfig
+from trainer.data.facts import DataFacts
 from trainer.events import Point, RunResult
 
 if TYPE_CHECKING:
     from trainer.data.prepare import PrepareProgress
-    from trainer.data.shards.tokens import TokenData
 
 
 DEFAULT_SCALE = 100.0
@@ -60,15 +59,20 @@ class PromoteSettings:
     trial: int | None = None
     """None: chosen by `select`."""
     select: Select | None = None
-    """None: `predicted` where the study carries a law, else `measured`."""
+    """None: `predicted` where a law can be fitted to the study, else `measured`."""
     scale: float = DEFAULT_SCALE
     points_from: tuple[str, ...] = ()
-    """Studies of the database, beside those of the search, whose runs are points of the law."""
+    """Prior studies, beside those of the search, whose runs are data points of the fit."""
     device: str = "auto"
     output_dir: Path | None = None
     overrides: tuple[str, ...] = ()
     runs_dir: Path | None = None
     cache_dir: Path | None = None
+
+    @property
+    def asked_workers(self) -> Workers:
+        """What is asked of the executor."""
+        return Workers(device=self.device, cache_dir=self.cache_dir)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale > 0):
@@ -83,7 +87,7 @@ class PromotionPlan:
 
     selection: Selection
     predicted: Prediction | None
-    """What is on record of its loss; None: the study carries no law."""
+    """Its loss as predicted before the run; None: the study has too few runs for a law."""
     config: RunConfig
     budget_flops: int
     charge_flops: int
@@ -97,11 +101,6 @@ class PromotionPlan:
     resumed_at_step: int
 
 
-def _go_ahead(plan: PromotionPlan) -> bool:
-    del plan
-    return True
-
-
 @dataclass
 class PromoteHooks:
     """How a promotion talks to its caller."""
@@ -109,7 +108,7 @@ class PromoteHooks:
     observer: Observer = field(default_factory=Observer)
     should_stop: Callable[[], bool] = lambda: False
     should_kill: Callable[[], bool] = lambda: False
-    on_plan: Callable[[PromotionPlan], bool] = _go_ahead
+    on_plan: Callable[[PromotionPlan], bool] = lambda _: True
     """Shown before training; False: do not start."""
     on_prepare: Callable[[PrepareProgress], None] | None = None
 
@@ -121,9 +120,9 @@ class PromotionOutcome:
     trial: Run
     run: Run | None
     predicted: Prediction | None = None
-    """What was predicted of it before it trained."""
-    regret: Regret | None = None
-    """Of a replayed study, what both answers cost by the table."""
+    """Recorded before it trained."""
+    regret: str | None = None
+    """What the choice of this trial costs, in words, where the backend knows."""
 
 
 def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
@@ -135,34 +134,22 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
     store = Store.open(settings.storage)
     try:
         study = store.study(settings.study)
-        table = table_of(study)
-        if table is not None and settings.overrides:
-            raise ConfigError(
-                "a replayed study: the table knows sizes and budgets alone; leave out --set"
-            )
-        earlier = earlier_runs(store, study, settings.points_from, settings.cache_dir)
-        fit = fit_study(study, store.runs(study.id), settings.scale, earlier)
+        backend = backend_of(study)
+        backend.check_promotion(settings.overrides)
+        prior = prior_runs(store, study, settings.points_from, settings.cache_dir)
+        fit = fit_study(study, store.runs(study.id), settings.scale, prior)
         selection = select_trial(store, study, fit, settings.trial, settings.select)
+        hooks.observer.message(f"data: {study.data_description}")
         store.acquire_lease(study.id, seconds=LEASE_SECONDS)
         try:
-            with _pool(study, settings, table) as pool:
-                done = run_promotion(store, study, selection, settings, pool, hooks)
-                if table is None:
-                    return done
-                said = regrets(study, fit, store.best_run(study.id), table)
-                return dataclasses.replace(done, regret=said)
+            with backend.executor(settings.asked_workers, for_promotion=True) as executor:
+                done = run_promotion(store, study, selection, settings, executor, hooks)
+                regret = backend.regret(study, fit, store.best_run(study.id))
+                return dataclasses.replace(done, regret=regret)
         finally:
             store.release_lease(study.id)
     finally:
         store.close()
-
-
-def _pool(
-    study: Study, settings: PromoteSettings, table: ReplayTable | None
-) -> WorkerPool | SimulatedPool:
-    if world_of(study.settings["base"]) is not None:
-        return SimulatedPool(1, artefacts=True, table=table)
-    return WorkerPool(1, device=settings.device, cache_dir=settings.cache_dir)
 
 
 def run_promotion(
@@ -170,92 +157,72 @@ def run_promotion(
     study: Study,
     selection: Selection,
     settings: PromoteSettings,
-    pool: WorkerPool | SimulatedPool,
+    executor: Executor,
     hooks: PromoteHooks,
+    kind: str = PROMOTION,
 ) -> PromotionOutcome:
-    """Train the promotion of a chosen trial; the study's lease is held.
+    """Train the finalist or promotion of a chosen trial; the study's lease is held.
 
     Args:
         store: the study's database.
         study: its row.
         selection: what to promote.
         settings: how far.
-        pool: one worker is enough.
+        executor: one worker is enough.
         hooks: how to talk to the caller.
+        kind: of the run.
     """
-    trial = selection.trial
+    backend, trial = backend_of(study), selection.trial
     original = parse(RunConfig, trial.config, f"trial {trial.number}")
     budget = int(settings.scale * study.budget_flops)
-    limits = Limits(budget, study.convention, pool.device())  # type: ignore[arg-type]
+    limits = Limits(budget, study.convention, executor.device())
     wanted, rescaling = promoted_config(original, budget, settings.overrides, limits)
     wanted = wanted.with_changes(device=settings.device)
     admitted = _admitted(wanted, limits)
     if selection.selected_by == "predicted" and not _names_lr(settings.overrides):
         wanted = selection.fit.tuned(wanted, admitted.config)
-    fixed, opened = _with_text(study, wanted, admitted.config.wanted_train_tokens, settings, hooks)
-    if opened.val_checksum != study.val_checksum:
+    fixed, facts = backend.promotion_data(
+        study, wanted, admitted.config.wanted_train_tokens, settings.asked_workers,
+        hooks.on_prepare,
+    )  # fmt: skip
+    if facts.val_checksum != study.val_checksum:
         raise StudyError(
-            f"the validation text is not that of study {study.name!r} any more (its checksum "
-            "differs), so the promoted loss could not be compared; restore the data"
+            f"the validation data are not those of study {study.name!r} any more (their checksum "
+            "differs), so the promoted loss could not be compared; restore them"
         )
-    admitted = _admitted(fixed, limits.with_data(opened))
-    if isinstance(opened, SimulatedData) and isinstance(opened.world, ReplayTable):
-        replayable = opened.world.admitted(admitted)
-        if isinstance(replayable, Rejected):
-            raise ConfigError(
-                f"the promotion of trial {trial.number} is refused: {replayable.detail}; choose "
-                "another --scale, --trial or --select"
-            )
-    run = _find_or_add(store, study, trial, settings, admitted, opened.data_checksum)
+    admitted = _admitted(fixed, limits.with_data(facts))
+    refusal = backend.refusal(admitted)
+    if refusal is not None:
+        raise ConfigError(
+            f"the promotion of trial {trial.number} is refused: {refusal.detail}; choose another "
+            "--scale, --trial or --select"
+        )
+    run = _find_or_add(store, study, trial, settings, admitted, facts, executor, kind)
     if run.attempts == 0:
         record_prediction(store, study, run, admitted.config, selection)
     predicted = next((p for p in store.predictions(study.id) if p.run_id == run.id), None)
     plan = PromotionPlan(
         selection=selection,
         predicted=predicted,
-        config=parse(RunConfig, run.config, "promotion"),
+        config=parse(RunConfig, run.config, kind),
         budget_flops=budget,
         charge_flops=admitted.charge_flops,
         rescaling=rescaling,
         changes=run.params,
         epochs=admitted.epochs,
         memory_bytes=admitted.memory_bytes,
-        seconds=_seconds(admitted, pool),
+        seconds=_seconds(admitted, executor),
         resumed_at_step=run.step,
     )
     if run.status == "complete" or not hooks.on_plan(plan):
         return PromotionOutcome(trial, run, predicted)
-    pool.start_all()
+    executor.start_all()
     source = _OneRun(run)
     Dispatcher(
-        store, study, pool, source, hooks.observer,
+        store, study, executor, source, hooks.observer,
         should_stop=hooks.should_stop, should_kill=hooks.should_kill,
     ).run()  # fmt: skip
     return PromotionOutcome(trial, store.run(run.id), predicted)
-
-
-def _with_text(
-    study: Study,
-    wanted: RunConfig,
-    train_tokens: int | None,
-    settings: PromoteSettings,
-    hooks: PromoteHooks,
-) -> tuple[RunConfig, TokenData | SimulatedData]:
-    """The configuration with its text fixed, and the text; a simulated run has none."""
-    if wanted.trainer != "torch":
-        return wanted, stand_in(study)
-    from trainer.data.prepare import open_prepared, prepare
-
-    data = prepare(
-        wanted.data,
-        wanted.tokenizer_encoding,
-        train_tokens=train_tokens,
-        val_tokens=study.val_tokens,
-        cache_dir=settings.cache_dir,
-        on_progress=hooks.on_prepare,
-    )
-    fixed = wanted.with_changes(data=wanted.data.fixed_to(data, train_tokens, study.val_tokens))
-    return fixed, open_prepared(fixed.data, fixed.tokenizer_encoding, settings.cache_dir)
 
 
 def _names_lr(overrides: Iterable[str]) -> bool:
@@ -266,20 +233,16 @@ def _admitted(config: RunConfig, limits: Limits) -> Admitted:
     answer = admit(config, limits)
     if isinstance(answer, Rejected):
         advice = {
-            "too_many_epochs": "give more text, a smaller --scale, or --set data.max_epochs=N",
+            "too_many_epochs": "give more data, a smaller --scale, or --set data.max_epochs=N",
             "out_of_memory": "set a smaller batch with --set batch_size=N",
         }.get(answer.reason.value, "choose another --scale or --set")
         raise ConfigError(f"the promotion is refused: {answer.detail}; {advice}")
     return answer
 
 
-def _seconds(admitted: Admitted, pool: WorkerPool | SimulatedPool) -> float | None:
-    if isinstance(pool, SimulatedPool):
-        return None
+def _seconds(admitted: Admitted, executor: Executor) -> float | None:
     seconds = min(2.0, max(0.05, admitted.charge_flops / 1e12))
-    speed = measure_speed(
-        Sample([admitted], []), pool.measure, pool.device().name, seconds_each=seconds
-    )
+    speed = measure_speed(Sample([admitted], []), executor, seconds_each=seconds)
     return speed.seconds(admitted.config) if isinstance(speed, Speed) else None
 
 
@@ -289,27 +252,29 @@ def _find_or_add(
     trial: Run,
     settings: PromoteSettings,
     admitted: Admitted,
-    data_checksum: str,
+    facts: DataFacts,
+    executor: Executor,
+    kind: str,
 ) -> Run:
-    """The unfinished or complete promotion of just this configuration, or a new one."""
-    earlier = store.runs(study.id, kind="promotion")
+    """The unfinished or complete run of just this configuration, or a new one."""
+    known = [run for run in store.runs(study.id) if run.kind in (FINALIST, PROMOTION)]
     digest = config_hash(admitted.config)
-    for run in earlier:
+    for run in known:
         if run.config_hash == digest and run.parent_run_id == trial.id and run.status != "failed":
-            recover(store, study)
+            recover(store, study, executor)
             return store.run(run.id)
-    number = max((run.number for run in earlier), default=-1) + 1
+    number = max((run.number for run in known if run.kind == kind), default=-1) + 1
     folder = runs_folder(storage_url(settings.storage), settings.runs_dir) / study.name
-    output_dir = settings.output_dir or folder / f"promotion-{number:03d}"
+    output_dir = settings.output_dir or folder / f"{kind}-{number:03d}"
     config = admitted.config.with_changes(output_dir=str(output_dir.absolute()))
     run_id = store.add_run(
         study_id=study.id,
-        kind="promotion",
+        kind=kind,
         number=number,
         params=_differences(parse(RunConfig, trial.config, "trial"), config),
         config=config,
         budget_flops=admitted.config.budget_flops or 0,
-        data_checksum=data_checksum,
+        data_checksum=facts.data_checksum,
         val_checksum=study.val_checksum,
         epochs=admitted.epochs,
         estimated_memory_bytes=admitted.memory_bytes,

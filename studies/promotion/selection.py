@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from budgetsweep.errors import StudyError
 from studies.database.store import Store
@@ -12,7 +12,6 @@ from studies.scaling.prediction import StudyFit
 from trainer.config import RunConfig
 
 Select = Literal["measured", "predicted"]
-SELECTS: tuple[Select, ...] = get_args(Select)
 
 
 @dataclass(frozen=True)
@@ -64,25 +63,20 @@ def select_trial(
 def record_prediction(
     store: Store, study: Study, run: Run, config: RunConfig, selection: Selection
 ) -> None:
-    """Put on record what is predicted of a promotion, before it trains; nothing without a law.
+    """Record what is predicted of a run before it trains; without a law only why there is none.
 
-    Args:
-        store: the study's database.
-        study: its row.
-        run: the promotion.
-        config: its configuration, filled.
-        selection: why it is made, and the law.
+    `config` is the run's with its steps filled.
     """
     fit = selection.fit
     fit_id = store.add_fit(study.id, scale=fit.scale, refusal=fit.refusal, record=fit.to_dict())
-    told = fit.predict(config)
-    if told is None:
+    predicted = fit.predict(config)
+    if predicted is None:
         return
     store.add_prediction(
         run,
         fit_id=fit_id,
         selected_by=selection.selected_by,
-        loss_nats=(told.loss_nats, told.low_nats, told.high_nats),
-        level=told.level,
-        extrapolation=told.extrapolation.flops_ratio,
+        loss_nats=(predicted.loss_nats, predicted.low_nats, predicted.high_nats),
+        level=predicted.level,
+        extrapolation=predicted.extrapolation.flops_ratio,
     )

@@ -1,4 +1,4 @@
-"""Samplers, and proposals as pure functions of (seed, number, results so far).
+"""What to try next: Optuna samplers, ours and its own, each a function of (seed, number, results).
 
-Nothing here trains or writes runs.
+Nothing here decides whether a proposal is admitted, runs it or keeps a record of it.
 """

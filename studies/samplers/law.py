@@ -7,20 +7,25 @@ around published values, so a search begins near a sensible place and follows it
 
 For each proposal one model is drawn from the posterior (Thompson 1933) and its lowest loss at the
 search's budget is looked for: configurations are priced by the constraint, so every one is
-affordable and its tokens are exact. A pure function of (seed, number, results).
+affordable and its tokens are exact.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
 
-from budgetsweep.constraint import Admitted, Limits, admit
+from budgetsweep.constraint import Admitted, admit
 from studies.diagnosis.curves import FloatArray
+from studies.samplers.base import BUDGET, NUMBER, SearchProblem, SettingsSampler
+from studies.samplers.qmc import QmcSampler
 from studies.scaling.covariates import CONTEXT_NATS, CONTEXT_SD
 from studies.scaling.law import steplaw_batch_tokens, steplaw_lr
 from studies.space.search_space import SearchSpace, Value
@@ -36,8 +41,6 @@ ROUNDS = 7
 PARENTS = 10
 CHILDREN = 5
 """Of each parent in each round of the search for a draw's lowest loss."""
-LATEST = 150
-"""The model looks at the best and the latest trials, so many together."""
 
 NEAR_NATS = 0.3
 """A result so far above the best one of its budget counts less and less: a bowl is one near by."""
@@ -47,105 +50,64 @@ FAR_SD = 0.25
 """Standard deviation of what is not explained, for each nat beyond that."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """A finished trial as the model sees it."""
+class LawSampler(SettingsSampler):
+    """Proposes by a drawn law; quasi-random points where there is too little to go on."""
 
-    number: int
-    settings: Mapping[str, Value]
-    loss_nats: float
-    budget_flops: int | None = None
-    """None: that of the search."""
-
-
-class LawSampler:
-    """Proposes by a drawn law; see the module's text."""
-
-    def __init__(
-        self,
-        space: SearchSpace,
-        base: Mapping[str, Any],
-        limits: Limits,
-        promoted: Callable[[RunConfig], RunConfig | None] | None = None,
-    ) -> None:
-        """Begin without results.
-
-        Args:
-            space: what varies.
-            base: run settings that the search fixes.
-            limits: what a trial must fit into.
-            promoted: what becomes of a trial at the budget whose loss is to be lowest; None: that
-                of the limits.
-        """
-        self._space, self._base, self._limits = space, base, limits
-        self._promoted = promoted
-        self._names = [name for name, p in space.parameters.items() if p.count() != 1]
-        self._known: dict[int, FloatArray | None] = {}
+    def __init__(self, problem: SearchProblem) -> None:
+        """Begin without results."""
+        super().__init__(problem)
+        self._spread = QmcSampler(problem)
+        self._features = _Features(problem.space, problem.sizes_only)
+        self._is_finite = problem.space.size() is not None
+        self._rows: dict[int, FloatArray | None] = {}
         """Features of finished trials, by number."""
-        self._features = _Features(space, self._names)
 
-    def propose(
-        self,
-        seed: int,
-        number: int,
-        results: Sequence[Result],
-        taken: Sequence[Mapping[str, Value]],
-        budget_flops: int | None = None,
-    ) -> dict[str, Value] | None:
-        """Settings of the lowest loss of a drawn model; None: there is too little to go on.
-
-        Args:
-            seed: of this proposal.
-            number: the proposal's.
-            results: complete trials, by number.
-            taken: settings that are not to be proposed again.
-            budget_flops: that the trial will have; None: the search's.
-        """
-        used = self._chosen(results)
-        found = [(self._row(result), result.loss_nats) for result in used]
-        rows = [(row, loss) for row, loss in found if row is not None]
-        if number < START or len(rows) < START - 1:
-            return None
-        rng = np.random.default_rng(seed)
-        x, y = (np.array(column) for column in zip(*rows, strict=True))
+    def settings(self, study: Study, trial: FrozenTrial) -> Mapping[str, Value]:
+        """Settings of the lowest loss of a drawn model."""
+        number, budget = trial.user_attrs[NUMBER], trial.user_attrs[BUDGET]
+        trials = [one for one in study.get_trials(deepcopy=False) if one.number != trial.number]
+        found, taken = [], set()
+        for one in trials:
+            settings = self.problem.space.decode(one.params)
+            # Of few points each may be tried at every budget; among many there is always a new one.
+            if not self._is_finite or one.user_attrs[BUDGET] == budget:
+                taken.add(_key(settings))
+            if one.state == TrialState.COMPLETE and one.value is not None:
+                row = self._row(one, settings)
+                if row is not None and math.isfinite(one.value):
+                    found.append((row, one.value, settings))
+        if number < START or len(found) < START - 1:
+            return self._spread.settings(study, trial)
+        rng = np.random.default_rng(self.problem.seed_of(number))
+        x, y = np.array([row for row, _, _ in found]), np.array([loss for _, loss, _ in found])
         predict = _drawn_model(self._features, x, y, rng)
-        known = {_key(settings) for settings in taken}
-        parents = [result.settings for result in sorted(used, key=lambda r: r.loss_nats)[:PARENTS]]
+        parents = [found[i][2] for i in np.argsort(y, kind="stable")[:PARENTS]]
         # What is best at a larger budget is too large to learn a law from: every other trial is
         # the best one for its own.
-        price = self._later if number % 2 else lambda s: self._config(s, budget_flops)
-        return self._lowest(predict, price, [dict(settings) for settings in parents], known, rng)
+        price = self._later if number % 2 else lambda s: self._config(s, budget)
+        lowest = self._lowest(predict, price, parents, taken, rng)
+        return self._spread.settings(study, trial) if lowest is None else lowest
 
-    def _chosen(self, results: Sequence[Result]) -> list[Result]:
-        """The best third and the latest of very many results."""
-        finite = [result for result in results if math.isfinite(result.loss_nats)]
-        if len(finite) <= LATEST:
-            return finite
-        best = sorted(finite, key=lambda r: (r.loss_nats, r.number))[: LATEST // 3]
-        numbers = {result.number for result in best}
-        rest = [result for result in finite if result.number not in numbers]
-        return sorted([*best, *rest[-(LATEST - len(best)) :]], key=lambda r: r.number)
+    def _row(self, trial: FrozenTrial, settings: Mapping[str, Value]) -> FloatArray | None:
+        number = trial.user_attrs[NUMBER]
+        if number not in self._rows:
+            config = self._config(settings, trial.user_attrs[BUDGET])
+            self._rows[number] = None if config is None else self._features.of(config, settings)
+        return self._rows[number]
 
-    def _row(self, result: Result) -> FloatArray | None:
-        if result.number not in self._known:
-            config = self._config(result.settings, result.budget_flops)
-            row = None if config is None else self._features.of(config, result.settings)
-            self._known[result.number] = row
-        return self._known[result.number]
-
-    def _config(self, settings: Mapping[str, Value], budget: int | None = None) -> RunConfig | None:
-        limits = self._limits
-        if budget is not None and budget != limits.budget_flops:
-            limits = Limits(budget, limits.convention)
-        answer = admit(self._space.run_data(settings, self._base), limits)
+    def _config(self, settings: Mapping[str, Value], budget_flops: int) -> RunConfig | None:
+        limits = self.problem.limits
+        if budget_flops != limits.budget_flops:
+            limits = dataclasses.replace(limits, budget_flops=budget_flops)
+        answer = admit(self.problem.space.run_data(settings, self.problem.base), limits)
         return answer.config if isinstance(answer, Admitted) else None
 
     def _later(self, settings: Mapping[str, Value]) -> RunConfig | None:
         """What becomes of settings at the budget whose loss is to be lowest."""
-        config = self._config(settings)
-        if config is None or self._promoted is None:
+        config = self._config(settings, self.problem.limits.budget_flops)
+        if config is None or self.problem.promoted is None:
             return config
-        return self._promoted(config)
+        return self.problem.promoted(config)
 
     def _lowest(
         self,
@@ -157,7 +119,7 @@ class LawSampler:
     ) -> dict[str, Value] | None:
         """Evolution from the best trials and random ones."""
         pool: dict[tuple[Any, ...], tuple[float, dict[str, Value]]] = {}
-        fresh = parents + [self._space.random_settings(rng) for _ in range(CANDIDATES)]
+        fresh = parents + [self.problem.space.random_settings(rng) for _ in range(CANDIDATES)]
         for _ in range(ROUNDS + 1):
             new: dict[tuple[Any, ...], tuple[FloatArray, dict[str, Value]]] = {}
             for settings in fresh:
@@ -227,16 +189,17 @@ class Places:
             if name in self._ranges and rng.random() < 0.7:
                 quantile = self.unit(name, result[name]) + 0.15 * float(rng.standard_normal())
                 quantile = min(max(quantile, 0.0), 0.999999)
-            parameter = self._space.parameters[name]
-            result[name] = parameter.decode(parameter.at_quantile(quantile))
+            result[name] = self._space.parameters[name].setting_at(quantile)
         return result
 
 
 class _Features:
     """A configuration as numbers, and the settings around it."""
 
-    def __init__(self, space: SearchSpace, names: list[str]) -> None:
+    def __init__(self, space: SearchSpace, sizes_only: bool) -> None:
+        self._sizes_only = sizes_only
         self.places = Places(space)
+        names = [name for name, parameter in space.parameters.items() if parameter.count() != 1]
         self._numeric = [name for name in names if self.places.has_order(name)]
         self._choices = [
             (name, value)
@@ -253,13 +216,11 @@ class _Features:
         choices.
         """
         tokens = float(config.total_tokens)
-        rows = config.head_rows
-        unused = 0 if rows is None else max(0, config.model.n_vocab - rows) * config.model.n_embd
-        size = float(config.n_params - unused)
+        size = float(config.n_active_params)
         batch = math.log(config.tokens_per_step / steplaw_batch_tokens(tokens))
         lr = math.log(max(config.max_lr, 1e-12) / steplaw_lr(size, tokens)) - 0.5 * batch
         aspect, context = math.log(config.model.n_embd / config.model.depth), 1.0 / config.seq_len
-        if config.trainer == "replayed":  # only the size is known: all else as it is best
+        if self._sizes_only:
             lr, batch, aspect, context = 0.0, 0.0, ASPECT, CONTEXT
         units = [self.places.unit(name, settings[name]) for name in self._numeric]
         choices = [float(settings[name] == value) for name, value in self._choices]

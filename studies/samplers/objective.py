@@ -4,7 +4,7 @@ Where every trial has the whole budget and the best at that budget is wanted, it
 loss. With rungs, losses of different budgets cannot be compared, and with `--for-scale` the loss at
 a larger budget is wanted: then it is the loss that the trial's shape is predicted to reach there,
 from the law of the trials finished up to it. That makes it a function of results alone, the same
-after an interruption. The law sampler is told measured losses with their budgets always.
+after an interruption. The law sampler always gets measured losses with their budgets.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from collections.abc import Iterable
 
 from budgetsweep.errors import FitRefused
 from studies.database.tables import Run, Study
-from studies.prior_studies import Earlier
+from studies.scaling.fitted_runs import FittedRuns, PriorRuns
 from studies.scaling.prediction import predict_run
-from studies.scaling.study_fit import StudyLaw, fit_points
-from studies.scaling.study_points import Points
+from studies.scaling.study_fit import StudyLaw, fit_runs
 from studies.space.rungs import Rungs
 
 REFIT_EACH_UNTIL = 50
@@ -28,28 +27,29 @@ hundreds of points takes longer than a proposal."""
 class Objective:
     """Values finished trials, in the order in which they finished."""
 
-    def __init__(self, study: Study, runs: Iterable[Run], earlier: Earlier | None = None) -> None:
-        """Begin with the trials finished already, and runs of earlier studies."""
+    def __init__(self, study: Study, runs: Iterable[Run], prior: PriorRuns | None = None) -> None:
+        """Begin with the trials finished already, and runs of prior studies."""
         self._study = study
         for_scale = study.settings.get("for_scale")
         self.scale = 1.0 if for_scale is None else float(for_scale)
         rungs = Rungs.of_study(study.settings)
         compares = for_scale is not None or len(rungs.of_trials) > 1
         self.is_predicted = compares and study.sampler != "law"
-        self._points = Points.of((), earlier if self.is_predicted else None)
+        prior = prior if self.is_predicted else None
+        self._fitted = FittedRuns.of((), prior, known_settings=study.has_known_settings)
         self._places: dict[int, int] = {}
-        """Points there were when a run had finished, by its id."""
+        """Runs there were when a run had finished, by its id."""
         self._fits: dict[int, StudyLaw | None] = {}
-        """By the number of points."""
+        """By the number of data points."""
         finished = [run for run in runs if run.kind == "trial" and run.finished_utc is not None]
         for run in sorted(finished, key=lambda r: (r.finished_utc, r.id)):
             self.add(run)
 
     def add(self, run: Run) -> None:
-        """A trial has finished: a point of the law for those that come after it."""
+        """A trial has finished: a data point for those that come after it."""
         if self.is_predicted and run.id not in self._places:
-            self._points.add(run)
-            self._places[run.id] = len(self._points.runs)
+            self._fitted.add(run)
+            self._places[run.id] = len(self._fitted.runs)
 
     def value(self, run: Run) -> float | None:
         """Worth of a complete trial; None: nothing can be said, samplers leave it out."""
@@ -64,7 +64,7 @@ class Objective:
     def _fit(self, n_points: int) -> StudyLaw | None:
         if n_points not in self._fits:
             try:
-                self._fits[n_points] = fit_points(self._points.first(n_points), must_reach=False)
+                self._fits[n_points] = fit_runs(self._fitted.first(n_points), must_reach=False)
             except FitRefused:
                 self._fits[n_points] = None
         return self._fits[n_points]

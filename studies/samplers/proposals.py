@@ -5,34 +5,29 @@ no database round trip a parameter. The other, in the study's database, is the r
 own tools read. It is written by `record`, while workers train: a trial whole, in one transaction,
 in the order of events. After a kill it may lag behind our own tables, never lead them by more than
 an undecided proposal, and `restore` mends that.
-
-Optuna does not store a sampler's random state, so a resumed study would propose something else
-than an uninterrupted one. Here the sampler is made anew from (seed, number) for every proposal.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import math
-import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from budgetsweep.errors import ConfigError, StudyError
+from budgetsweep.errors import StudyError
 from studies.database.connection import clear_errors, describe, open_patiently, tune_sqlite
-from studies.samplers.law import LawSampler, Result
-from studies.samplers.registry import SamplerName, TrialWindow, make_sampler, report
-from studies.space.search_space import SearchSpace, Value
+from studies.samplers.base import BUDGET, NUMBER, SearchProblem
+from studies.samplers.registry import SAMPLERS
+from studies.samplers.window import TrialWindow
+from studies.space.search_space import SamplerName, Value
 
 RANDOM_AFTER_REJECTIONS = 25
 """After so many refused proposals in a row the sampler is stuck; the next ones are random."""
@@ -46,10 +41,6 @@ class Proposal:
     settings: dict[str, Value]
 
 
-class SpaceExhausted(Exception):
-    """Every point of a grid has been proposed."""
-
-
 class Proposals:
     """The Optuna side of a study: proposes, and is told how it went."""
 
@@ -57,12 +48,9 @@ class Proposals:
         self,
         url: str | None,
         study_name: str,
-        space: SearchSpace,
+        problem: SearchProblem,
         sampler: SamplerName,
-        seed: int,
-        first: Mapping[str, Value] | None,
         pruning: bool,
-        law: LawSampler | None = None,
     ) -> None:
         """Open or create the Optuna study.
 
@@ -70,27 +58,18 @@ class Proposals:
             url: SQLAlchemy URL of the study's database; None: no record is kept. It costs half of
                 a simulated search, and `restore` brings back from our own tables what it holds.
             study_name: name shared with our own study row.
-            space: what varies.
-            sampler: one of `SAMPLERS`.
-            seed: seed of the search.
-            first: settings of proposal 0; None: the sampler's own.
+            problem: what is searched.
+            sampler: who proposes.
             pruning: whether `report` may say to stop.
-            law: what `--sampler law` asks; the other samplers need none.
 
         Raises:
             ConfigError: a grid over a continuous parameter.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._space = space
-        self._sampler: SamplerName = sampler
-        self._seed = seed
-        self._first = first
-        self._law = law
-        self._is_finite = space.size() is not None
-        self._budgets: dict[int, int] = {}
-        """Training FLOPs of proposals, by number, where they were told."""
-        self._distributions = space.distributions()
-        self._grid = _grid_order(space, seed) if sampler == "grid" else None
+        self._problem = problem
+        self._sampler = SAMPLERS[sampler](problem)
+        # A grid proposes no point twice, so it goes on by itself.
+        self._when_stuck = self._sampler if sampler == "grid" else SAMPLERS["random"](problem)
         self._record = None if url is None else _Record(url, study_name)
         pruner = optuna.pruners.MedianPruner(n_startup_trials=5) if pruning else None
         self._memory = optuna.create_study(
@@ -98,7 +77,7 @@ class Proposals:
         )
         if self._record is not None:
             self._memory.add_trials(self._record.study.get_trials(deepcopy=False))
-        self._window = TrialWindow(self._distributions)
+        self._window = TrialWindow(problem)
 
     def close(self) -> None:
         """Write what is not on record yet, and let go of the database."""
@@ -112,35 +91,60 @@ class Proposals:
     def propose(self, *, rejected_in_a_row: int = 0, budget_flops: int | None = None) -> Proposal:
         """The next proposal, running.
 
+        Args:
+            rejected_in_a_row: proposals refused since the last one that was not.
+            budget_flops: that a run of it will have; None: that of the search.
+
         Raises:
             SpaceExhausted: the grid has no more points.
         """
         number = len(self)
-        drawn = self._drawn(number, rejected_in_a_row, budget_flops)
-        settings = self._space.decode(drawn)
-        self._add(number, drawn, settings)
-        self.has_budget(number, budget_flops)
+        stuck = rejected_in_a_row >= RANDOM_AFTER_REJECTIONS
+        given = self._problem.first if number == 0 else None
+        space, attributes = self._problem.space, self._attributes(number, budget_flops)
+        drawn = self._window.ask(
+            number,
+            self._when_stuck if stuck else self._sampler,
+            self._memory.get_trials(deepcopy=False),
+            attributes,
+            space.encode(given or {}),
+        )
+        settings = space.decode(drawn)
+        self._add(number, drawn, settings, attributes)
         return Proposal(number, settings)
 
-    def restore(self, number: int, settings: Mapping[str, Value]) -> None:
+    def restore(
+        self, number: int, settings: Mapping[str, Value], budget_flops: int | None = None
+    ) -> None:
         """Bring back, running, a proposal that our own tables know and the record may not.
 
         Proposals are restored in the order of their numbers.
         """
         if number == len(self):
-            self._add(number, self._space.encode(settings), settings)
+            attributes = self._attributes(number, budget_flops)
+            self._add(number, self._problem.space.encode(settings), settings, attributes)
 
-    def _add(self, number: int, drawn: dict[str, Any], settings: Mapping[str, Value]) -> None:
+    def _attributes(self, number: int, budget_flops: int | None) -> dict[str, Any]:
+        return {NUMBER: number, BUDGET: budget_flops or self._problem.limits.budget_flops}
+
+    def _add(
+        self,
+        number: int,
+        drawn: dict[str, Any],
+        settings: Mapping[str, Value],
+        attributes: Mapping[str, Any],
+    ) -> None:
         trial = create_trial(
             state=TrialState.RUNNING,
             params=drawn,
-            distributions=self._distributions,
-            user_attrs={"settings": dict(settings)},
+            distributions=self._problem.space.distributions(),
+            user_attrs={"settings": dict(settings), **attributes},
         )
         trial.datetime_start = dt.datetime.now(dt.UTC).replace(tzinfo=None)
         self._memory.add_trial(trial)
         self._window.add(number, trial)
-        self._keep(lambda study: study.add_trial(trial))
+        if self._record is not None:
+            self._record.unwritten.append(lambda study: study.add_trial(trial))
 
     def record(self) -> None:
         """Write to the record what happened since the last call.
@@ -151,104 +155,26 @@ class Proposals:
         if self._record is not None:
             self._record.write()
 
-    def _keep(self, change: Callable[[Study], object]) -> None:
-        if self._record is not None:
-            self._record.unwritten.append(change)
-
-    def _drawn(
-        self, number: int, rejected_in_a_row: int, budget_flops: int | None
-    ) -> dict[str, Any]:
-        if number == 0 and self._first is not None:
-            return self._space.encode(self._first)
-        if self._grid is not None:
-            return self._grid_point(number)
-        stuck = rejected_in_a_row >= RANDOM_AFTER_REJECTIONS
-        if self._sampler == "law" and not stuck:
-            proposed = self._by_law(number, budget_flops)
-            return self._qmc_point(number) if proposed is None else self._space.encode(proposed)
-        if self._sampler == "qmc" and not stuck:
-            return self._qmc_point(number)
-        sampler = make_sampler("random" if stuck else self._sampler, _mix(self._seed, number))
-        return self._window.ask(number, sampler, self._memory.get_trials(deepcopy=False))
-
-    def _by_law(self, number: int, budget_flops: int | None) -> dict[str, Value] | None:
-        """What the law proposes; None where it has too little to go on."""
-        if self._law is None:
-            return None
-        trials = self._memory.get_trials(deepcopy=False)
-        results = [
-            Result(trial.number, _settings(trial), trial.value, self._budgets.get(trial.number))
-            for trial in trials
-            if trial.state == TrialState.COMPLETE and trial.value is not None
-        ]
-        # Of a few points each may be tried at every budget; among many there is always a new one.
-        taken = [
-            _settings(trial)
-            for trial in trials
-            if not self._is_finite
-            or budget_flops is None
-            or self._budgets.get(trial.number, budget_flops) == budget_flops
-        ]
-        seed = _mix(self._seed, number)
-        return self._law.propose(seed, number, results, taken, budget_flops)
-
-    def _grid_point(self, number: int) -> dict[str, Any]:
-        assert self._grid is not None
-        index = number if self._first is None else number - 1
-        if index >= len(self._grid):
-            raise SpaceExhausted
-        names = list(self._distributions)
-        choices = [self._space.parameters[name].all_values() for name in names]
-        point = np.unravel_index(self._grid[index], [len(values) for values in choices])
-        settings = {
-            name: values[int(i)] for name, values, i in zip(names, choices, point, strict=True)
-        }
-        return self._space.encode(settings)
-
-    def _qmc_point(self, number: int) -> dict[str, Any]:
-        from scipy.stats import qmc
-
-        names = list(self._distributions)
-        sobol = qmc.Sobol(len(names), scramble=True, rng=np.random.default_rng(self._seed))
-        if number:
-            sobol.fast_forward(number)
-        with warnings.catch_warnings():  # one point at a time is not a power of two, as intended
-            warnings.simplefilter("ignore", UserWarning)
-            point = sobol.random(1)[0]
-        return {
-            name: self._space.parameters[name].at_quantile(min(float(q), math.nextafter(1.0, 0.0)))
-            for name, q in zip(names, point, strict=True)
-        }
-
     def report(self, number: int, fraction: float, val_loss_nats: float) -> bool:
         """Record a validation loss at a fraction of the budget; True: the pruner would stop.
 
         Fractions are compared in thousandths, so runs of different lengths meet at equal shares
         of their budget, never at equal steps.
         """
-        key = round(1000 * fraction)
+        step = round(1000 * fraction)
 
-        report(self._memory, number, key, val_loss_nats)
-        self._window.report(number, key, val_loss_nats)
-        self._keep(lambda study: report(study, number, key, val_loss_nats))
+        def enter(study: Study, number: int) -> None:
+            storage = study._storage
+            trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+            storage.set_trial_intermediate_value(trial_id, step, val_loss_nats)
+
+        self._change(number, enter)
         frozen = self._memory.get_trials(deepcopy=False)[number]
         return bool(self._memory.pruner.prune(self._memory, frozen))
 
-    def complete(self, number: int, val_loss_nats: float, budget_flops: int | None = None) -> None:
-        """The trial ended with this loss. Nothing happens if that is on record already.
-
-        Args:
-            number: the proposal's.
-            val_loss_nats: of the whole run.
-            budget_flops: that it was given; None: that of the search (`law` looks at it).
-        """
-        self.has_budget(number, budget_flops)
+    def complete(self, number: int, val_loss_nats: float) -> None:
+        """The trial ended with this loss. Nothing happens if that is on record already."""
         self._tell(number, TrialState.COMPLETE, val_loss_nats)
-
-    def has_budget(self, number: int, budget_flops: int | None) -> None:
-        """Say what a trial was given to spend; after a restart too, for the record has no place."""
-        if budget_flops is not None:
-            self._budgets[number] = budget_flops
 
     def fail(self, number: int) -> None:
         """The proposal was refused or its trial failed: samplers leave it out of account."""
@@ -261,9 +187,14 @@ class Proposals:
     def _tell(self, number: int, state: TrialState, value: float | None) -> None:
         if self._memory.get_trials(deepcopy=False)[number].state != TrialState.RUNNING:
             return
-        self._memory.tell(number, value, state=state)
-        self._window.tell(number, value, state)
-        self._keep(lambda study: study.tell(number, value, state=state))
+        self._change(number, lambda study, n: study.tell(n, value, state=state))
+
+    def _change(self, number: int, change: Callable[[Study, int], object]) -> None:
+        """Make a change of a trial wherever the trial is."""
+        change(self._memory, number)
+        self._window.change(number, change)
+        if self._record is not None:
+            self._record.unwritten.append(lambda study: change(study, number))
 
     def open_proposals(self) -> list[Proposal]:
         """Proposals whose end is not on record, in order (after a kill)."""
@@ -306,25 +237,3 @@ class _Record:
 
 def _settings(trial: FrozenTrial) -> dict[str, Value]:
     return dict(trial.user_attrs["settings"])
-
-
-def _mix(seed: int, number: int) -> int:
-    """A 32-bit seed from (seed, number), without collisions between neighbours."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-
-
-def _grid_order(space: SearchSpace, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """All grid points in a shuffled order, so that an early stop has seen every region."""
-    for name, parameter in space.parameters.items():
-        if parameter.count() is None:
-            raise ConfigError(
-                f"--sampler grid: {name} is continuous; give it values: [...] or a step, "
-                "or use --sampler qmc"
-            )
-    size = space.size()
-    assert size is not None
-    if size > 1_000_000:
-        raise ConfigError(
-            f"--sampler grid: the space has {size:,} points; use --sampler qmc or fewer values"
-        )
-    return np.random.default_rng(seed).permutation(size)

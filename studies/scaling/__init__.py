@@ -1,12 +1,4 @@
-"""What loss a model of N parameters reaches on D tokens, learnt from finished runs. No torch."""
+"""The scaling law of finished runs: its data points, its fit, and the losses that it predicts.
 
-from studies.scaling.fit import fit
-from studies.scaling.fit_data import Observation
-from studies.scaling.priors import Prior, Priors
-from studies.scaling.result import Extrapolation, Prediction, ScalingFit
-from studies.scaling.runs_csv import RunsTable, read_runs
-
-__all__ = [
-    "Extrapolation", "Observation", "Prediction", "Prior", "Priors", "RunsTable", "ScalingFit",
-    "fit", "read_runs",
-]  # fmt: skip
+Nothing here trains, chooses a trial for the user or writes to the database; nothing needs torch.
+"""

@@ -1,4 +1,4 @@
-"""Finished runs as the scaling fit sees them: size, tokens, loss, and how they were tuned."""
+"""Finished runs as data points of the scaling fit: size, tokens, loss, and how they were tuned."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from studies.diagnosis.curves import FloatArray
+from studies.scaling.law import FloatArray
 
 FLOPS_PER_PARAM_TOKEN = 6.0
 """C = 6 · N · D (Kaplan et al. 2020), the convention of published tables. A fit needs FLOPs only to
@@ -19,28 +19,39 @@ SAME_BUDGET = 1.25
 
 
 @dataclass(frozen=True)
-class Observation:
-    """The loss at the end of one finished, decayed schedule."""
+class FitPoint:
+    """A data point of the fit: the loss at the end of one finished, decayed schedule.
+
+    Raises:
+        ValueError: a number that is not finite or not above 0.
+    """
 
     n_params: float
-    """Parameters, counted alike in all observations of a fit."""
+    """Parameters, counted alike in all points of a fit."""
     tokens: float
     """Training tokens."""
     loss_nats: float
-    """Validation loss a token."""
+    """Validation loss per token."""
     max_lr: float | None = None
     """Peak learning rate; None: not known, taken as well tuned."""
     batch_tokens: float | None = None
-    """Tokens a step; None: not known, taken as well tuned."""
+    """Tokens per step; None: not known, taken as well tuned."""
     stderr_nats: float = 0.0
     """Standard error of the measured loss."""
     group: str = ""
     """Data set or study; a fit is of one group."""
 
     def __post_init__(self) -> None:
-        problem = problem_of(self)
-        if problem is not None:
-            raise ValueError(f"observation: {problem}")
+        for name in ("n_params", "tokens", "loss_nats", "max_lr", "batch_tokens"):
+            value = getattr(self, name)
+            if value is None and name in ("max_lr", "batch_tokens"):
+                continue
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a finite number above 0, not {value}")
+        if not (math.isfinite(self.stderr_nats) and self.stderr_nats >= 0):
+            raise ValueError(
+                f"stderr_nats must be a finite number, 0 or above, not {self.stderr_nats}"
+            )
 
     @property
     def flops(self) -> float:
@@ -48,23 +59,9 @@ class Observation:
         return FLOPS_PER_PARAM_TOKEN * self.n_params * self.tokens
 
 
-def problem_of(observation: Observation) -> str | None:
-    """What makes an observation unusable, in words; None: nothing."""
-    for name in ("n_params", "tokens", "loss_nats", "max_lr", "batch_tokens"):
-        value = getattr(observation, name)
-        if value is None and name in ("max_lr", "batch_tokens"):
-            continue
-        if not (math.isfinite(value) and value > 0):
-            return f"{name} must be a finite number above 0, not {value}"
-    error = observation.stderr_nats
-    if not (math.isfinite(error) and error >= 0):
-        return f"stderr_nats must be a finite number, 0 or above, not {error}"
-    return None
-
-
 @dataclass(frozen=True)
-class Points:
-    """Observations as natural logarithms; all arrays are (points,), NaN where not known."""
+class FitData:
+    """Data points as natural logarithms; all arrays are (points,), NaN where not known."""
 
     n_params: FloatArray
     tokens: FloatArray
@@ -75,23 +72,43 @@ class Points:
     """Standard error of the log loss."""
 
     @classmethod
-    def of(cls, observations: Sequence[Observation]) -> Points:
-        """Logarithms of the observations."""
+    def of(cls, points: Sequence[FitPoint]) -> FitData:
+        """Logarithms of the points."""
 
         def column(name: str) -> FloatArray:
-            values = [getattr(one, name) for one in observations]
+            values = [getattr(point, name) for point in points]
             return np.log(np.array([np.nan if v is None else v for v in values], dtype=float))
 
         loss = column("loss_nats")
-        stderr = np.array([one.stderr_nats for one in observations], dtype=float) / np.exp(loss)
+        stderr = np.array([point.stderr_nats for point in points], dtype=float) / np.exp(loss)
         return cls(
             column("n_params"), column("tokens"), loss, column("max_lr"), column("batch_tokens"),
             stderr,
         )  # fmt: skip
 
-    def take(self, chosen: NDArray[np.intp]) -> Points:
+    @classmethod
+    def to_predict(
+        cls,
+        n_params: ArrayLike,
+        tokens: ArrayLike,
+        max_lr: ArrayLike | None = None,
+        batch_tokens: ArrayLike | None = None,
+    ) -> FitData:
+        """Runs whose loss is not known; a setting that is not given is taken as well tuned."""
+        n, d = (
+            np.atleast_1d(np.log(np.asarray(values, dtype=float)))
+            for values in np.broadcast_arrays(n_params, tokens)
+        )
+        unknown = np.full(n.shape, np.nan)
+        lr, batch = (
+            unknown if values is None else np.log(np.broadcast_to(values, n.shape))
+            for values in (max_lr, batch_tokens)
+        )
+        return cls(n, d, unknown, lr, batch, np.zeros(n.shape))
+
+    def take(self, chosen: NDArray[np.intp]) -> FitData:
         """The points at some indices."""
-        return Points(*(getattr(self, field.name)[chosen] for field in fields(self)))
+        return FitData(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
 def distinct_budgets(flops: ArrayLike) -> list[float]:
@@ -103,11 +120,11 @@ def distinct_budgets(flops: ArrayLike) -> list[float]:
     return [float(np.exp(part.mean())) for part in parts]
 
 
-def budgets_of(observations: Iterable[Observation]) -> list[float]:
-    """Distinct budgets of runs in FLOPs (6 · N · D), ascending."""
-    return distinct_budgets([one.flops for one in observations])
+def budgets_of(points: Iterable[FitPoint]) -> list[float]:
+    """Distinct budgets in FLOPs (6 · N · D), ascending."""
+    return distinct_budgets([point.flops for point in points])
 
 
-def shapes_of(observations: Iterable[Observation]) -> list[float]:
+def sizes_of(points: Iterable[FitPoint]) -> list[int]:
     """Distinct numbers of parameters, ascending."""
-    return sorted({round(one.n_params) for one in observations})
+    return sorted({round(point.n_params) for point in points})

@@ -1,4 +1,4 @@
-"""How well a fit told runs that it had not seen."""
+"""How well a fit predicts runs that it has not seen."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from studies.scaling.fit_data import Observation, budgets_of
+from studies.scaling.fit_data import FitPoint, budgets_of
 from studies.scaling.result import UNDERTRAINED_BELOW, ScalingFit
-
-LEVEL = 0.8
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,7 @@ class Part:
     mean_error: float | None
     """Mean of |predicted / measured − 1|; None: no runs."""
     coverage: float | None
-    """Share of measured losses inside their 80 % interval."""
+    """Share of measured losses within their 80 % interval."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Score:
 
     all: Part
     valid: Part
-    """Those with enough tokens a parameter for the law to hold (`UNDERTRAINED_BELOW`)."""
+    """Those with enough tokens per parameter for the law to hold (`UNDERTRAINED_BELOW`)."""
     best: Part
     """The lowest loss of each budget."""
     regret_nats: tuple[float, ...]
@@ -39,37 +37,35 @@ class Score:
 
     def sentences(self) -> list[str]:
         """The scores in words."""
-        said = [f"of the {self.all.n} runs that were held out:"]
+        lines = [f"of the {self.all.n} runs that were held out:"]
         for name, part in (
             ("all", self.all),
-            (f"with {UNDERTRAINED_BELOW:g} tokens a parameter or more", self.valid),
+            (f"with {UNDERTRAINED_BELOW:g} tokens per parameter or more", self.valid),
             ("the best of each budget", self.best),
         ):
             if part.mean_error is None or part.coverage is None:
                 continue
-            said.append(
+            lines.append(
                 f"  {name} ({part.n}): mean error {100 * part.mean_error:.2f} %, "
-                f"{100 * part.coverage:.0f} % inside the 80 % interval"
+                f"{100 * part.coverage:.0f} % within the 80 % interval"
             )
         if self.regret_nats:
-            said.append(
-                f"  the size chosen by the fit loses {np.mean(self.regret_nats):.3f} nats over the "
-                f"best measured one (mean of {len(self.regret_nats)} budgets)"
+            lines.append(
+                f"  choosing the size by the fit has a regret of {np.mean(self.regret_nats):.3f} "
+                f"nats (mean of {len(self.regret_nats)} budgets)"
             )
-        return said
+        return lines
 
 
-def score(fit: ScalingFit, held_out: Sequence[Observation]) -> Score:
+def score(fit: ScalingFit, held_out: Sequence[FitPoint]) -> Score:
     """Score the predictions of runs that the fit has not seen; given at least one."""
     errors, inside = [], []
     for one in held_out:
-        tuned = one.max_lr is None and one.batch_tokens is None
-        told = fit.predict(
-            one.n_params, one.tokens, max_lr=one.max_lr, batch_tokens=one.batch_tokens,
-            tuned=tuned, level=LEVEL,
-        )  # fmt: skip
-        errors.append(abs(told.loss_nats / one.loss_nats - 1))
-        inside.append(told.low_nats <= one.loss_nats <= told.high_nats)
+        predicted = fit.predict(
+            one.n_params, one.tokens, max_lr=one.max_lr, batch_tokens=one.batch_tokens
+        )
+        errors.append(abs(predicted.loss_nats / one.loss_nats - 1))
+        inside.append(predicted.low_nats <= one.loss_nats <= predicted.high_nats)
     budgets = np.log(budgets_of(held_out))
     own = [int(np.abs(budgets - np.log(one.flops)).argmin()) for one in held_out]
     best, regrets = [], []

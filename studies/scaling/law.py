@@ -8,7 +8,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-Number = TypeVar("Number", float, NDArray[np.float64])
+FloatArray = NDArray[np.float64]
+Number = TypeVar("Number", float, FloatArray)
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class ScalingLaw:
     """
 
     E: float
-    """Entropy of the text: what no model of any size gets below."""
+    """Entropy of the data: what no model of any size gets below."""
     A: float
     alpha: float
     B: float
@@ -58,7 +59,7 @@ PUBLISHED: dict[str, ScalingLaw] = {
 """Published fits, N without embeddings as their authors counted: Hoffmann et al. 2022, approach 3
 (MassiveText); Besiroglu et al. 2024, their points fitted again. Our own fit to the isoFLOP runs of
 Porian et al. 2024 on RefinedWeb, N with the head: 5 to 900 million parameters, 1.25e16 to 2.56e19
-FLOPs, of the 121 runs the 78 with 3 tokens a parameter or more within 0.4 % (mean)."""
+FLOPs, of the 121 runs the 78 with 3 tokens per parameter or more within 0.4 % (mean)."""
 
 
 def steplaw_lr(n_params: float, tokens: float) -> float:
@@ -67,5 +68,5 @@ def steplaw_lr(n_params: float, tokens: float) -> float:
 
 
 def steplaw_batch_tokens(tokens: float) -> float:
-    """Best tokens a step: 0.58 · D^0.571 (StepLaw, Li et al. 2025)."""
+    """Best tokens per step: 0.58 · D^0.571 (StepLaw, Li et al. 2025)."""
     return float(0.58 * tokens**0.571)

@@ -1,8 +1,8 @@
-"""The model of a fit: log loss of points from a vector of parameters.
+"""The model behind the likelihood: log losses of data points from a vector of parameters.
 
     L = law(N, D) + k_lr · (ln lr − ln lr*)² + k_batch · (ln b − ln b*)²
 
-`law` is `studies.scaling.law.ScalingLaw`. With n = ln(N / N0) and d = ln(D / D0) from the middle of
+`law` is a `ScalingLaw`. With n = ln(N / N0) and d = ln(D / D0) from the middle of
 the points, and b' = ln b less StepLaw's batch for D,
 
     ln lr* = StepLaw at (N0, D0) + lr_level + lr_by_n · n + lr_by_tokens · d + lr_by_batch · b'
@@ -18,21 +18,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from studies.diagnosis.curves import FloatArray
-from studies.scaling.fit_data import Points
-from studies.scaling.law import ScalingLaw
+from studies.scaling.fit_data import FitData
+from studies.scaling.law import FloatArray, ScalingLaw
 from studies.scaling.priors import N_LAW, N_LR, steplaw_ln_batch, steplaw_ln_lr
+
+HUBER = 1.5
+"""Residuals beyond so many standard deviations count linearly."""
+
+
+def huber(z: FloatArray) -> FloatArray:
+    """Huber's loss of absolute standardised residuals: the negative log likelihood of each."""
+    return np.where(z > HUBER, HUBER * (z - HUBER / 2), z**2 / 2)
 
 
 @dataclass(frozen=True)
 class Centre:
-    """The middle of the points: logarithms of N0 and D0."""
+    """The middle of the data points: logarithms of N0 and D0."""
 
     ln_n: float
     ln_tokens: float
 
     @classmethod
-    def of(cls, points: Points) -> Centre:
+    def of(cls, points: FitData) -> Centre:
         """Means of the logarithms."""
         return cls(float(points.n_params.mean()), float(points.tokens.mean()))
 
@@ -61,7 +68,7 @@ def law_log_loss(theta: FloatArray, n: FloatArray, d: FloatArray) -> FloatArray:
 
 
 def best_ln_batch(theta: FloatArray, centre: Centre, ln_tokens: FloatArray) -> FloatArray:
-    """Logarithm of the best tokens a step: (..., points)."""
+    """Logarithm of the best tokens per step: (..., points)."""
     p = theta[..., N_LAW + N_LR :, None]
     d = ln_tokens - centre.ln_tokens
     return steplaw_ln_batch(ln_tokens) + p[..., 1, :] + p[..., 2, :] * d
@@ -98,7 +105,7 @@ def mistuning_nats(
     return cost
 
 
-def log_loss(theta: FloatArray, centre: Centre, points: Points) -> FloatArray:
+def log_loss(theta: FloatArray, centre: Centre, points: FitData) -> FloatArray:
     """Log loss of points as they were tuned: (..., points)."""
     law = law_log_loss(theta, points.n_params - centre.ln_n, points.tokens - centre.ln_tokens)
     cost = mistuning_nats(

@@ -1,32 +1,31 @@
-"""What a study's runs say of a larger budget: its law, and which trial to promote.
+"""What a study's runs predict of a larger budget, and which trial to promote.
 
 Two answers belong together: the trial that measured best at the search's budget, and the one whose
 shape is predicted to be best at the larger one. They often differ (docs/scaling.md), so both are
-kept with what each costs in the other's place.
+kept with the regret of each at the other's budget.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits, affordable_steps
 from budgetsweep.errors import ConfigError, FitRefused
 from studies.database.tables import Run, Study
-from studies.promotion.rescaling import promoted_config
-from studies.scaling.study_fit import LEVEL, CountedLaw, StudyLaw, counted, fit_points, freed
-from studies.scaling.study_points import Points
+from studies.scaling.fitted_runs import FittedRuns, PriorRuns
+from studies.scaling.rescaling import promoted_config
+from studies.scaling.result import LEVEL, LossPrediction
+from studies.scaling.study_fit import CountedLaw, StudyLaw, fit_runs, points_of
 from trainer.config import RunConfig
 
-if TYPE_CHECKING:
-    from studies.prior_studies import Earlier
-    from studies.scaling.result import Prediction
-
 DRAWS = 400
-RATE_REACH = 2.0
-"""*Assumption*: the fitted rate is believed within this factor of the rule's."""
+LR_REACH = 2.0
+"""A law may change the rule's learning rate by at most this factor (*assumption*)."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +49,19 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The two answers, and what choosing one costs in the other's place."""
+class PromotionChoice:
+    """The two answers, and the regret of each at the other's budget."""
 
     measured: int
     """Number of the trial with the lowest loss at the search's budget."""
     predicted: int
     """Number of the trial with the lowest predicted loss at the larger one."""
     measured_costs_nats: float
-    """At the larger budget, the first instead of the second: expected."""
+    """Expected regret of the first at the larger budget."""
     measured_costs_low: float
     measured_costs_high: float
     predicted_costs_nats: float
-    """At the search's budget, the second instead of the first."""
+    """Regret of the second at the search's budget."""
 
 
 @dataclass(frozen=True)
@@ -72,61 +71,56 @@ class StudyFit:
     scale: float
     refusal: str | None
     law: StudyLaw | None = None
-    points: Points = field(default_factory=Points)
+    runs: FittedRuns = field(default_factory=FittedRuns)
     candidates: tuple[Candidate, ...] = ()
     """The best predicted first."""
-    choice: Choice | None = None
+    choice: PromotionChoice | None = None
 
-    def _points_dict(self) -> list[dict[str, Any]]:
-        """What was fitted: losses without what the settings beside the law's changed.
-
-        Where no law was found, losses as they were measured.
-        """
-        main = None if self.law is None else self.law.main
-        if main is None:
-            fitted = counted(self.points, "charged")
-        else:
-            fitted = freed(self.points, main.counts, main.effects)
-        return [
-            {
-                "run_id": run.id,
-                "n_params": one.n_params,
-                "tokens": one.tokens,
-                "val_loss_nats": one.loss_nats,
-                "max_lr": one.max_lr,
-                "batch_tokens": one.batch_tokens,
-            }
-            for run, one in zip(self.points.runs, fitted, strict=True)
-        ]
-
-    def predict(self, config: RunConfig) -> Prediction | None:
+    def predict(self, config: RunConfig) -> LossPrediction | None:
         """The loss of a run at the end of its schedule; None: there is no law."""
         if self.law is None:
             return None
-        return self.law.predict(config, self.points.of_shape(config))
+        return self.law.predict(config, self.runs.of_shape(config))
 
     def tuned(self, wanted: RunConfig, filled: RunConfig) -> RunConfig:
-        """A promotion at the learning rate that the law holds for best.
+        """A promotion at the learning rate that the law predicts to be best.
 
-        Args:
-            wanted: its configuration, steps not yet filled.
-            filled: the same with steps.
+        `filled` is the wanted configuration with its steps.
         """
         if self.law is None:
             return wanted
-        tuned = at_best_rate(filled, self.law.main)
+        tuned = at_best_lr(filled, self.law.main)
         return wanted.with_changes(max_lr=tuned.max_lr, min_lr=tuned.final_lr, min_lr_ratio=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for the database."""
-        main = None if self.law is None else self.law.main
+        """Plain data for the database.
+
+        The losses of the points are without what the settings beside the law's changed; as they
+        were measured where there is no law.
+        """
+        if self.law is None:
+            main, fitted = None, points_of(self.runs, "charged")
+        else:
+            main = self.law.main
+            fitted = points_of(self.runs, main.counts, main.effects)
+        points = [
+            {
+                "run_id": run.id,
+                "n_params": point.n_params,
+                "tokens": point.tokens,
+                "val_loss_nats": point.loss_nats,
+                "max_lr": point.max_lr,
+                "batch_tokens": point.batch_tokens,
+            }
+            for run, point in zip(self.runs.runs, fitted, strict=True)
+        ]
         return {
             "fit": None if main is None else main.fit.to_dict(),
             "counts": None if main is None else main.counts,
             "weight": None if main is None else main.weight,
-            "points": self._points_dict(),
-            "left_out": self.points.left_out,
-            "earlier": self.points.earlier,
+            "points": points,
+            "left_out": self.runs.left_out,
+            "earlier": self.runs.n_prior,
             "level": LEVEL,
             "candidates": [vars(candidate) for candidate in self.candidates],
             "choice": None if self.choice is None else vars(self.choice),
@@ -134,25 +128,26 @@ class StudyFit:
 
 
 def fit_study(
-    study: Study, runs: Sequence[Run], scale: float, earlier: Earlier | None = None
+    study: Study, runs: Sequence[Run], scale: float, prior: PriorRuns | None = None
 ) -> StudyFit:
     """Fit a law to the finished runs of a study and predict every trial's promotion.
 
     Args:
         study: its row.
-        runs: its runs: trials and promotions.
+        runs: its runs of all kinds.
         scale: budget of the promotion, as a multiple of the study's.
-        earlier: runs of other studies that are points too, by the names of these.
+        prior: runs of prior studies that are data points too.
     """
     # A promotion of this budget is what is predicted: its own loss must not choose it again.
-    points = Points.of((r for r in runs if r.scale is None or r.scale < scale), earlier)
+    below = [r for r in runs if r.scale is None or r.scale < scale]
+    fitted = FittedRuns.of(below, prior, known_settings=study.has_known_settings)
     try:
-        law = fit_points(points)
+        law = fit_runs(fitted)
     except FitRefused as refused:
-        return StudyFit(scale, str(refused), points=points)
-    candidates = _candidates(study, points, law, scale)
-    choice = _choice(study, points, law, candidates, scale)
-    return StudyFit(scale, None, law, points, candidates, choice)
+        return StudyFit(scale, str(refused), runs=fitted)
+    candidates = _candidates(study, fitted, law, scale)
+    choice = _choice(study, fitted, law, candidates, scale)
+    return StudyFit(scale, None, law, fitted, candidates, choice)
 
 
 def predict_run(study: Study, law: StudyLaw, run: Run, scale: float) -> float | None:
@@ -162,22 +157,25 @@ def predict_run(study: Study, law: StudyLaw, run: Run, scale: float) -> float | 
         if run.has_whole_budget:
             return run.val_loss_nats
         budget, convention = study.budget_flops, study.convention
-        steps = affordable_steps(config, budget, convention)  # type: ignore[arg-type]
+        steps = affordable_steps(config, budget, convention)
         there: RunConfig | None = config.with_changes(num_training_steps=max(1, steps))
     else:
         there = promoted(study, config, scale, law)
-    return None if there is None else law.predict(there, Points.of([run])).loss_nats
+    if there is None:
+        return None
+    own = FittedRuns.of([run], known_settings=study.has_known_settings)
+    return law.predict(there, own).loss_nats
 
 
 def promoted(
     study: Study, config: RunConfig, scale: float, law: StudyLaw | None = None
 ) -> RunConfig | None:
-    """What the rule makes of a trial at the larger budget; None where it pays no step.
+    """A trial rescaled to the larger budget; None where that pays no step.
 
-    With a law that knows learning rates, the rate is that of `at_best_rate`.
+    With a law that knows learning rates, the rate is that of `at_best_lr`.
     """
     budget = int(scale * study.budget_flops)
-    limits = Limits(budget, study.convention)  # type: ignore[arg-type]
+    limits = Limits(budget, study.convention)
     try:
         wanted, _ = promoted_config(config, budget, (), limits)
     except ConfigError:
@@ -186,43 +184,42 @@ def promoted(
     if not steps:
         return None
     later = wanted.with_changes(num_training_steps=steps)
-    return later if law is None else at_best_rate(later, law.main)
+    return later if law is None else at_best_lr(later, law.main)
 
 
-def at_best_rate(config: RunConfig, law: CountedLaw) -> RunConfig:
-    """A promotion at the learning rate that a law holds for best, the last rate in proportion.
+def at_best_lr(config: RunConfig, law: CountedLaw) -> RunConfig:
+    """A promotion at the learning rate that a law predicts to be best, the last in proportion.
 
-    Within a factor `RATE_REACH` of what the rule made of the trial's own rate, which has at least
+    Within a factor `LR_REACH` of what the rule made of the trial's own rate, which has at least
     been tried.
     """
     if not law.fit.knows_lr:
         return config
-    factor = min(max(law.best_lr(config) / config.max_lr, 1.0 / RATE_REACH), RATE_REACH)
+    factor = min(max(law.best_lr(config) / config.max_lr, 1.0 / LR_REACH), LR_REACH)
     rate = float(f"{config.max_lr * factor:.4g}")
     last = float(f"{config.final_lr * factor:.4g}")
     return config.with_changes(max_lr=rate, min_lr=last, min_lr_ratio=None)
 
 
-def _candidates(study: Study, points: Points, law: StudyLaw, scale: float) -> tuple[Candidate, ...]:
+def _candidates(
+    study: Study, fitted: FittedRuns, law: StudyLaw, scale: float
+) -> tuple[Candidate, ...]:
     found = []
-    for run, config in zip(points.runs, points.configs, strict=True):
-        later = promoted(study, config, scale, law)
-        if run.study_id != study.id or run.kind != "trial" or later is None:
+    for run, config in zip(fitted.runs, fitted.configs, strict=True):
+        if run.study_id != study.id or run.kind != "trial":
             continue
-        anchors = points.of_shape(config)
-        there = law.predict(later, anchors)
-        measured = run.val_loss_nats if run.has_whole_budget else None
-        here = measured
-        if here is None:
-            here = predict_run(study, law, run, 1.0)
-            assert here is not None
+        later, here = promoted(study, config, scale, law), predict_run(study, law, run, 1.0)
+        if later is None:
+            continue
+        assert here is not None
+        there = law.predict(later, fitted.of_shape(config))
         found.append(
             Candidate(
                 run_id=run.id,
                 number=run.number,
                 n_params=run.n_params,
                 tokens=later.total_tokens,
-                measured_nats=measured,
+                measured_nats=run.val_loss_nats if run.has_whole_budget else None,
                 at_budget_nats=here,
                 loss_nats=there.loss_nats,
                 low_nats=there.low_nats,
@@ -234,27 +231,21 @@ def _candidates(study: Study, points: Points, law: StudyLaw, scale: float) -> tu
 
 
 def _choice(
-    study: Study,
-    points: Points,
-    law: StudyLaw,
-    candidates: Sequence[Candidate],
-    scale: float,
-) -> Choice | None:
-    import numpy as np
-
+    study: Study, fitted: FittedRuns, law: StudyLaw, candidates: Sequence[Candidate], scale: float
+) -> PromotionChoice | None:
     whole = [c for c in candidates if c.measured_nats is not None]
     if not whole:
         return None
     measured = min(whole, key=lambda c: (c.at_budget_nats, c.number))
     predicted = candidates[0]
-    configs = {run.id: config for run, config in zip(points.runs, points.configs, strict=True)}
+    configs = {run.id: config for run, config in zip(fitted.runs, fitted.configs, strict=True)}
     pair = [promoted(study, configs[c.run_id], scale, law) for c in (measured, predicted)]
     one, other = (config for config in pair if config is not None)
     costs = law.sample_differences(one, other, np.random.default_rng(0), DRAWS)
     middle = measured.loss_nats - predicted.loss_nats
     # The draws know the law's uncertainty, the two predictions what is known of each shape besides.
     low, high = np.quantile(costs - costs.mean(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Choice(
+    return PromotionChoice(
         measured=measured.number,
         predicted=predicted.number,
         measured_costs_nats=middle,

@@ -1,7 +1,7 @@
-"""What published fits say before a run of one's own is seen: Gaussian priors, wide.
+"""Gaussian priors of the fit, from published fits.
 
-Few points do not carry fourteen parameters; a prior says what happens in the directions that the
-points leave open. It is wide, so that a hundred points outvote it.
+A few data points cannot determine fourteen parameters; the priors decide the directions that the
+points leave open. They are wide, so that a hundred points outvote them.
 """
 
 from __future__ import annotations
@@ -11,23 +11,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from studies.diagnosis.curves import FloatArray
-from studies.scaling.law import steplaw_batch_tokens, steplaw_lr
+from studies.scaling.law import FloatArray, steplaw_batch_tokens, steplaw_lr
 
 NAMES = (
     "ln_E", "ln_size", "ln_alpha", "ln_data", "ln_beta", "ln_delta",
     "ln_k_lr", "lr_level", "lr_by_n", "lr_by_tokens", "lr_by_batch",
     "ln_k_batch", "batch_level", "batch_by_tokens",
 )  # fmt: skip
-"""The parameters of a fit, in the order of its vectors (see `terms`)."""
+"""The parameters of a fit, in the order of its vectors (`studies.scaling.likelihood`)."""
 N_LAW = 6
 """Those of the law stand first."""
 N_LR = 5
 """Then those of the learning rate; the rest are the batch's."""
 
-
-LOWEST_OF_WORDS = 3.0
-"""Nats a token below which losses are of bytes or short tokens, or of models far larger than a
+LOWEST_WORD_LOSS_NATS = 3.0
+"""Nats per token below which losses are of bytes or short tokens, or of models far larger than a
 search trains."""
 
 
@@ -60,10 +58,11 @@ class Priors:
     delta: Prior = Prior(math.log(0.45), 0.7)
     """Of ln delta, between 1 (Hoffmann) and 0.095 (Kaplan et al. 2020)."""
     k_lr: Prior = Prior(math.log(0.05), 0.8)
-    """Of the logarithm of the nats lost at a rate e times off, squared with distance: 0.67 nats at
-    a batch and rate 20 to 40 times off at 1e16 (Porian et al. 2024) are 0.05 to 0.07."""
+    """Of the logarithm of the nats lost at a learning rate a factor of e from the optimum, squared
+    with distance: 0.67 nats at a batch and rate 20 to 40 times off at 1e16 (Porian et al. 2024)
+    are 0.05 to 0.07."""
     k_batch: Prior = Prior(math.log(0.025), 0.8)
-    """The same for tokens a step. *Assumption*: half as sharp as the rate's."""
+    """The same for tokens per step. *Assumption*: half as sharp as the rate's."""
     lr_level: Prior = Prior(0.0, 1.0)
     """Of ln lr* less StepLaw's (Li et al. 2025) at the middle of the points."""
     lr_by_n: Prior = Prior(-0.45, 0.25)
@@ -74,18 +73,18 @@ class Priors:
     lr_by_batch: Prior = Prior(0.5, 0.2)
     """Exponent of the batch over StepLaw's: the square-root rule of Adam (Malladi et al. 2022)."""
     batch_level: Prior = Prior(0.0, 0.8)
-    """Of the logarithm of the best tokens a step over StepLaw's."""
+    """Of the logarithm of the best tokens per step over StepLaw's."""
     batch_by_tokens: Prior = Prior(-0.09, 0.1)
     """Exponent beyond StepLaw's 0.571; published ones lie between 0.38 and 0.57."""
     noise: Prior = Prior(0.008, 4.0)
-    """Relative scatter of runs around the law, and how many points this is worth: seeds differ by
-    0.01 nats and more at 1e15, and no law of five numbers fits better than 0.4 %."""
+    """Relative scatter of runs around the law, and how many data points this is worth: seeds differ
+    by 0.01 nats and more at 1e15, and no law of five numbers fits better than 0.4 %."""
 
     def floor(self, lowest_loss: float) -> Prior:
         """Prior of ln E where the lowest loss seen is `lowest_loss` nats."""
         if self.entropy_nats is not None:
             return Prior(math.log(self.entropy_nats), self.entropy_sd)
-        if lowest_loss >= LOWEST_OF_WORDS:
+        if lowest_loss >= LOWEST_WORD_LOSS_NATS:
             return Prior(math.log(1.8), self.entropy_sd)
         return Prior(math.log(0.4 * lowest_loss), max(0.5, self.entropy_sd))
 
@@ -108,7 +107,7 @@ def steplaw_ln_lr(ln_n: float, ln_tokens: float) -> float:
 
 
 def steplaw_ln_batch(ln_tokens: FloatArray) -> FloatArray:
-    """Logarithm of StepLaw's tokens a step."""
+    """Logarithm of StepLaw's tokens per step."""
     unit = math.log(steplaw_batch_tokens(1.0))
     slope = math.log(steplaw_batch_tokens(math.e)) - unit
     return unit + slope * ln_tokens

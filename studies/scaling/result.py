@@ -1,4 +1,4 @@
-"""What a fit says: losses of runs that were not made, with intervals."""
+"""A fitted scaling law: losses of runs that were not made, with intervals."""
 
 from __future__ import annotations
 
@@ -11,38 +11,33 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
-from studies.diagnosis.curves import FloatArray
-from studies.scaling.fit_data import FLOPS_PER_PARAM_TOKEN, Observation, Points
-from studies.scaling.law import ScalingLaw
-from studies.scaling.likelihood import (
-    Centre,
-    best_ln_batch,
-    best_ln_lr,
-    law_of,
-    log_loss,
-)
+from studies.scaling.fit_data import FLOPS_PER_PARAM_TOKEN, FitData, FitPoint
+from studies.scaling.law import FloatArray, ScalingLaw
+from studies.scaling.likelihood import Centre, best_ln_batch, best_ln_lr, law_of, log_loss
 
+LEVEL = 0.8
+"""Probability of the intervals that are shown and stored."""
 MISFIT_SHARE = 0.7
-"""How far the law may be off for each factor e beyond the largest budget fitted, over the scatter
-of runs around it: most of that scatter is the law's own misfit."""
+"""Misfit of the law for each factor of e beyond the largest budget fitted, as a multiple of the
+scatter of runs around it: most of that scatter is the law's own misfit."""
 UNDERTRAINED_BELOW = 3.0
-"""Tokens a parameter below which no such law holds."""
+"""Tokens per parameter below which no such law holds."""
 UNDERTRAINED_SD = 0.1
-"""Relative misfit for each factor e below that, of runs whose batch is not known."""
+"""Relative misfit for each factor of e below that, of runs whose batch is not known."""
 UNDERTRAINED_TUNED_SD = 0.02
 """The same where it is known or at its optimum. *Assumption*: most of the misfit of published runs
 comes of a batch that was chosen for longer ones."""
 FEW_STEPS = 100.0
 """Steps below which a run is of its warm-up rather than of the law."""
 FEW_STEPS_SD = 0.05
-"""Relative misfit for each factor e below that. *Assumption*: runs of byte models of
+"""Relative misfit for each factor of e below that. *Assumption*: runs of byte models of
 2 to 5 steps ended 8 to 18 % below the law, because they begin at the token frequencies."""
 SIGNIFICANT = 6
 """Digits of the numbers in `to_dict`."""
 
 
-def undertrained_sd(points: Points, *, tuned: bool = False) -> FloatArray:
-    """Relative misfit of the law for runs of few tokens a parameter or few steps: (points,)."""
+def undertrained_sd(points: FitData, *, tuned: bool = False) -> FloatArray:
+    """Relative misfit of the law for runs of few tokens per parameter or few steps: (points,)."""
     below = math.log(UNDERTRAINED_BELOW) - (points.tokens - points.n_params)
     unknown = np.isnan(points.batch_tokens) & (not tuned)
     slope = np.where(unknown, UNDERTRAINED_SD, UNDERTRAINED_TUNED_SD)
@@ -53,7 +48,7 @@ def undertrained_sd(points: Points, *, tuned: bool = False) -> FloatArray:
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """How far a prediction lies from the points of its fit."""
+    """How far a prediction lies from the data points of its fit."""
 
     flops_ratio: float
     """FLOPs over the largest budget fitted; 1 or less: no extrapolation in compute."""
@@ -64,7 +59,7 @@ class Extrapolation:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class LossPrediction:
     """A predicted loss with the interval that holds the measured one with probability `level`."""
 
     loss_nats: float
@@ -95,12 +90,10 @@ class ScalingFit:
     n_params_range: tuple[float, float]
     tokens_range: tuple[float, float]
     flops_range: tuple[float, float]
-    loss_range: tuple[float, float]
     knows_lr: bool
-    """Whether the points told learning rates; else what is said of them is the prior."""
+    """Whether the points have learning rates; else all that is known of them is the prior."""
     knows_batch: bool
-    """Whether the points told tokens a step; else what is said of them is the prior."""
-    group: str = ""
+    """Whether the points have tokens per step; else all that is known of them is the prior."""
 
     @property
     def law(self) -> ScalingLaw:
@@ -109,16 +102,16 @@ class ScalingFit:
 
     @property
     def k_lr_nats(self) -> float:
-        """Nats that a learning rate e times off costs."""
+        """Nats that a learning rate a factor of e from the optimum costs."""
         return float(np.exp(self.theta[6]))
 
     @property
     def k_batch_nats(self) -> float:
-        """Nats that a batch e times off costs."""
+        """Nats that a batch a factor of e from the optimum costs."""
         return float(np.exp(self.theta[11]))
 
     def tuned_batch(self, tokens: float) -> float:
-        """Best tokens a step for a run of so many tokens."""
+        """Best tokens per step for a run of so many tokens."""
         return float(np.exp(best_ln_batch(self.theta, self.centre, np.log([tokens]))[0]))
 
     def tuned_lr(self, n_params: float, tokens: float, batch_tokens: float | None = None) -> float:
@@ -147,9 +140,9 @@ class ScalingFit:
         batch_tokens: ArrayLike | None = None,
     ) -> FloatArray:
         """Most probable losses in nats: (runs,); a setting not given is taken as well tuned."""
-        return np.exp(self.log_losses(_points(n_params, tokens, max_lr, batch_tokens)))
+        return np.exp(self.log_losses(FitData.to_predict(n_params, tokens, max_lr, batch_tokens)))
 
-    def log_losses(self, points: Points) -> FloatArray:
+    def log_losses(self, points: FitData) -> FloatArray:
         """The logarithms of the most probable losses of runs as they were tuned: (runs,)."""
         return log_loss(self.theta, self.centre, points)
 
@@ -160,38 +153,29 @@ class ScalingFit:
         *,
         max_lr: float | None = None,
         batch_tokens: float | None = None,
-        tuned: bool = True,
-        level: float = 0.8,
-        anchors: Sequence[Observation] = (),
-    ) -> Prediction:
+        level: float = LEVEL,
+        anchors: Sequence[FitPoint] = (),
+    ) -> LossPrediction:
         """Loss of one run at the end of its schedule.
 
         Args:
             n_params: parameters, counted as in the fit.
             tokens: training tokens.
-            max_lr: peak rate; used where `tuned` is false.
-            batch_tokens: tokens a step; used where `tuned` is false.
-            tuned: whether rate and batch are at their predicted optimum.
+            max_lr: peak learning rate; None: at its optimum.
+            batch_tokens: tokens per step; None: at their optimum.
             level: probability of the interval.
             anchors: measured runs of the very same shape: what they have in common beside the law
                 is expected of this run too.
         """
-        if tuned:
-            max_lr = batch_tokens = None
-        points = _points(
-            [n_params], [tokens], None if max_lr is None else [max_lr],
-            None if batch_tokens is None else [batch_tokens],
-        )  # fmt: skip
+        points = FitData.to_predict(n_params, tokens, max_lr, batch_tokens)
         centre = float(log_loss(self.theta, self.centre, points)[0])
         drawn = log_loss(self.draws, self.centre, points)[:, 0]
-        variance, anchored = self.noise**2, 0.0
-        if anchors:
-            anchored, variance = self._anchored(anchors)
+        anchored, variance = self._anchored(anchors) if anchors else (0.0, self.noise**2)
         misfit = self._misfit_sd(points)[0]
         sd = math.sqrt(float(np.mean((drawn - centre) ** 2)) + variance + misfit**2)
         reach = float(stdtrit(max(self.dof, 2.0), (1 + level) / 2)) * sd
         middle = centre + anchored
-        return Prediction(
+        return LossPrediction(
             loss_nats=math.exp(middle),
             low_nats=math.exp(middle - reach),
             high_nats=math.exp(middle + reach),
@@ -215,7 +199,7 @@ class ScalingFit:
         probability of being the best); a run's own scatter is not in it. A setting that is not
         given is at its optimum.
         """
-        points = _points(n_params, tokens, max_lr, batch_tokens)
+        points = FitData.to_predict(n_params, tokens, max_lr, batch_tokens)
         chosen = self.draws[rng.integers(len(self.draws), size=n)]
         drawn = log_loss(chosen, self.centre, points)
         # One misfit a row: the law as a whole is off, not each run by itself.
@@ -238,26 +222,26 @@ class ScalingFit:
         """The N with the lowest predicted loss at 6 · N · D = `flops`."""
         return self.law.best_params(flops, FLOPS_PER_PARAM_TOKEN)
 
-    def best_params_interval(self, flops: float, level: float = 0.8) -> tuple[float, float]:
+    def best_params_interval(self, flops: float, level: float = LEVEL) -> tuple[float, float]:
         """Interval of that N over the draws."""
         best = [law_of(draw, self.centre).best_params(flops) for draw in self.draws]
         low, high = np.quantile(best, [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)
 
-    def _misfit_sd(self, points: Points) -> FloatArray:
-        """Relative misfit of the law beyond its budgets and at few tokens a parameter."""
+    def _misfit_sd(self, points: FitData) -> FloatArray:
+        """Relative misfit of the law beyond its budgets and at few tokens per parameter."""
         flops = points.n_params + points.tokens + math.log(FLOPS_PER_PARAM_TOKEN)
         beyond = np.maximum(0.0, flops - math.log(self.flops_range[1]))
         return np.hypot(
             MISFIT_SHARE * self.noise * beyond, undertrained_sd(points, tuned=self.knows_batch)
         )
 
-    def _anchored(self, anchors: Sequence[Observation]) -> tuple[float, float]:
+    def _anchored(self, anchors: Sequence[FitPoint]) -> tuple[float, float]:
         """Expected residual of a shape with measured runs, and the variance that is left.
 
         The best linear prediction of a random effect that a shape has in all its runs.
         """
-        points = Points.of(anchors)
+        points = FitData.of(anchors)
         residual = points.loss - log_loss(self.theta, self.centre, points)
         common = self.shape_share * self.noise**2
         few = undertrained_sd(points)
@@ -270,45 +254,29 @@ class ScalingFit:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        data: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, np.ndarray):
-                value = _rounded(value)
-            elif isinstance(value, Centre):
-                value = [value.ln_n, value.ln_tokens]
-            elif isinstance(value, tuple):
-                value = list(value)
-            data[field.name] = value
-        return data
+        data: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in _ARRAYS:
+            data[name] = _rounded(data[name])
+        for name in _RANGES:
+            data[name] = list(data[name])
+        return {**data, "centre": [self.centre.ln_n, self.centre.ln_tokens]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ScalingFit:
         """The fit that `to_dict` wrote."""
-        values = dict(data)
-        for name in ("theta", "draws"):
+        values = {**data, "centre": Centre(*data["centre"])}
+        for name in _ARRAYS:
             values[name] = np.array(data[name], dtype=float)
-        for name in ("n_params_range", "tokens_range", "flops_range", "loss_range"):
+        for name in _RANGES:
             values[name] = tuple(data[name])
-        values["centre"] = Centre(*data["centre"])
         return cls(**values)
+
+
+_ARRAYS = ("theta", "draws")
+_RANGES = ("n_params_range", "tokens_range", "flops_range")
 
 
 def _rounded(values: FloatArray) -> list[Any]:
     if values.ndim > 1:
         return [_rounded(row) for row in values]
     return [float(f"{value:.{SIGNIFICANT}g}") for value in values]
-
-
-def _points(
-    n_params: ArrayLike, tokens: ArrayLike, max_lr: ArrayLike | None, batch_tokens: ArrayLike | None
-) -> Points:
-    """Runs to predict, as logarithms."""
-    n, d = np.broadcast_arrays(
-        np.log(np.asarray(n_params, dtype=float)), np.log(np.asarray(tokens, dtype=float))
-    )
-    n, d = np.atleast_1d(n), np.atleast_1d(d)
-    nothing = np.full(n.shape, np.nan)
-    lr = nothing if max_lr is None else np.log(np.broadcast_to(max_lr, n.shape))
-    batch = nothing if batch_tokens is None else np.log(np.broadcast_to(batch_tokens, n.shape))
-    return Points(n, d, nothing, lr, batch, np.zeros(n.shape))

@@ -1,19 +1,16 @@
-"""Tables of finished runs that anybody wrote: CSV, plain or gzipped, to observations. No torch."""
+"""Tables of finished runs that anybody wrote: CSV, plain or gzipped, to data points. No torch."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import math
-import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from budgetsweep.config import did_you_mean
 from budgetsweep.errors import DataError
-from studies.scaling.fit_data import FLOPS_PER_PARAM_TOKEN, Observation
+from studies.csv_files import csv_rows, number, read_text
+from studies.scaling.fit_data import FLOPS_PER_PARAM_TOKEN, FitPoint
 
 ALIASES = {
     "n_params": ("n_params", "params", "parameters", "model_size", "n"),
@@ -32,9 +29,8 @@ EXPECTED = (
     "expected columns n_params, tokens (or train_flops in place of one of them: C = 6·N·D) and "
     "val_loss_nats; where known max_lr, batch_tokens, group"
 )
-LARGEST_BYTES = 1 << 28
 SAME_FLOPS = 0.5
-"""FLOPs that a table gives beside N and D may differ from 6·N·D by this share before it is told."""
+"""FLOPs that a table gives beside N and D may differ from 6·N·D by this share without a note."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +38,9 @@ class RunsTable:
     """The usable runs of a table, and what was done with the others."""
 
     name: str
-    observations: tuple[Observation, ...]
+    points: tuple[FitPoint, ...]
     flops: tuple[float, ...]
-    """Of each observation: as the table says, else 6 · N · D."""
+    """Of each point: as the table says, else 6 · N · D."""
     lines: tuple[int, ...]
     """Where each stands in the file."""
     notes: tuple[str, ...]
@@ -53,7 +49,7 @@ class RunsTable:
     @property
     def groups(self) -> list[str]:
         """Names of data sets or studies in the table."""
-        return sorted({one.group for one in self.observations})
+        return sorted({point.group for point in self.points})
 
     def only(self, group: str) -> RunsTable:
         """The runs of one group.
@@ -61,17 +57,16 @@ class RunsTable:
         Raises:
             DataError: there is no such group.
         """
-        if group not in self.groups:
+        kept = [i for i, point in enumerate(self.points) if point.group == group]
+        if not kept:
             known = [one for one in self.groups if one]
             hint = did_you_mean(group, known) if known else "; the table has no column group"
             raise DataError(f"{self.name}: no runs of group {group!r}{hint}")
-        kept = [i for i, one in enumerate(self.observations) if one.group == group]
-        return RunsTable(
-            self.name,
-            tuple(self.observations[i] for i in kept),
-            tuple(self.flops[i] for i in kept),
-            tuple(self.lines[i] for i in kept),
-            self.notes,
+        return replace(
+            self,
+            points=tuple(self.points[i] for i in kept),
+            flops=tuple(self.flops[i] for i in kept),
+            lines=tuple(self.lines[i] for i in kept),
         )
 
 
@@ -86,84 +81,44 @@ def read_runs(path: Path) -> RunsTable:
         DataError: no such file, no such columns, no usable row, or a row (named by its line and
             column) with something else than a number above 0.
     """
-    text = _text(path)
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    columns = _columns(path, reader)
-    found: dict[tuple[float | str | None, ...], tuple[Observation, float, int]] = {}
+    wanted = "a CSV file of finished runs"
+    heads, rows = csv_rows(path, read_text(path, wanted=wanted, expected=EXPECTED))
+    columns = _columns(path, heads)
+    found: dict[tuple[FitPoint, float], int] = {}
     unfinished = repeated = filled = unlike = 0
-    try:
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row:
-                raise DataError(f"{where}: more cells than columns")
-            cells = {name: (row[head] or "").strip() for name, head in columns.items()}
-            if not any(cells.values()):
-                continue
-            loss = _number(cells["val_loss_nats"], columns["val_loss_nats"], where, finite=False)
-            if loss is None or not math.isfinite(loss):
-                unfinished += 1
-                continue
-            n_params, tokens, flops, was_filled = _size(cells, columns, where)
-            filled += was_filled
-            unlike += _is_unlike(flops, n_params, tokens)
-            one = _observation(cells, columns, where, n_params, tokens, loss)
-            key = (*(getattr(one, name) for name in one.__dataclass_fields__), flops)
-            if key in found:
-                repeated += 1
-                continue
-            found[key] = (one, flops, reader.line_num)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.reader.line_num}: not CSV ({error})") from error
+    for line, cells in rows:
+        row = _Row(f"{path}, line {line}", columns, cells)
+        if row.is_empty:
+            continue
+        loss = row.number("val_loss_nats", finite=False)
+        if loss is None or not math.isfinite(loss):
+            unfinished += 1
+            continue
+        n_params, tokens, flops, was_filled = row.size()
+        filled += was_filled
+        unlike += abs(flops / (FLOPS_PER_PARAM_TOKEN * n_params * tokens) - 1) > SAME_FLOPS
+        key = row.point(n_params, tokens, loss), flops
+        repeated += key in found
+        found.setdefault(key, line)
     if not found:
         raise DataError(f"{path}: no finished run in it; {EXPECTED}")
-    notes = []
-    if unfinished:
-        notes.append(f"{unfinished} rows passed over: their loss is empty or not finite")
-    if repeated:
-        notes.append(f"{repeated} rows passed over: they repeat another one")
-    if filled:
-        notes.append(f"in {filled} rows one of N, D and C was filled by C = 6·N·D")
-    if unlike:
-        notes.append(
-            f"in {unlike} rows the FLOPs differ from 6·N·D by more than {SAME_FLOPS:.0%}: another "
-            "convention; the fit uses N and D"
-        )
-    observations, all_flops, lines = zip(*found.values(), strict=True)
-    return RunsTable(str(path), observations, all_flops, lines, tuple(notes))
+    notes = {
+        f"{unfinished} rows passed over: their loss is empty or not finite": unfinished,
+        f"{repeated} rows passed over: they repeat another one": repeated,
+        f"in {filled} rows one of N, D and C was filled by C = 6·N·D": filled,
+        f"in {unlike} rows the FLOPs differ from 6·N·D by more than {SAME_FLOPS:.0%}: another "
+        "convention; the fit uses N and D": unlike,
+    }
+    points, all_flops = zip(*found, strict=True)
+    said = tuple(note for note, count in notes.items() if count)
+    return RunsTable(str(path), points, all_flops, tuple(found.values()), said)
 
 
-def _text(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-        if raw[:2] == b"\x1f\x8b":
-            with gzip.open(io.BytesIO(raw)) as file:
-                raw = file.read(LARGEST_BYTES + 1)
-        if len(raw) > LARGEST_BYTES:
-            raise DataError(f"{path}: larger than {LARGEST_BYTES >> 20} MiB; not a table of runs")
-        text = raw.decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; expected a CSV file of finished runs") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: damaged gzip file ({error})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    if not text.strip():
-        raise DataError(f"{path}: the file is empty; {EXPECTED}")
-    return text
-
-
-def _columns(path: Path, reader: csv.DictReader[str]) -> dict[str, str]:
+def _columns(path: Path, heads: Sequence[str]) -> dict[str, str]:
     """The file's name of each column that it has."""
-    try:
-        heads = [name.strip() for name in reader.fieldnames or []]
-    except csv.Error as error:
-        raise DataError(f"{path}, line 1: not CSV ({error})") from error
     twice = sorted({head for head in heads if heads.count(head) > 1})
     if twice:
         raise DataError(f"{path}, line 1: column {twice[0]!r} stands there twice")
-    reader.fieldnames = heads
     by_lower = {head.lower(): head for head in heads}
     columns = {
         name: by_lower[alias]
@@ -179,71 +134,69 @@ def _columns(path: Path, reader: csv.DictReader[str]) -> dict[str, str]:
     return columns
 
 
-def _size(
-    cells: Mapping[str, str], columns: Mapping[str, str], where: str
-) -> tuple[float, float, float, bool]:
-    """N, D, C of a row, and whether one of them was filled."""
-    names = ("n_params", "tokens", "train_flops")
-    n_params, tokens, flops = (_positive(cells, columns, name, where) for name in names)
-    if n_params is not None and tokens is not None:
-        filled = flops is None
-        return n_params, tokens, flops or FLOPS_PER_PARAM_TOKEN * n_params * tokens, filled
-    if flops is None or (n_params is None and tokens is None):
-        empty = next(
-            columns.get(name, name)
-            for name, value in zip(names, (n_params, tokens, flops), strict=True)
-            if value is None
-        )
-        raise DataError(f"{where}: {empty} is empty; two of N, D and C are needed")
-    if n_params is None:
-        assert tokens is not None
-        return flops / (FLOPS_PER_PARAM_TOKEN * tokens), tokens, flops, True
-    return n_params, flops / (FLOPS_PER_PARAM_TOKEN * n_params), flops, True
+@dataclass(frozen=True)
+class _Row:
+    """A line of the table."""
 
+    where: str
+    columns: Mapping[str, str]
+    """The file's names by ours."""
+    cells: Mapping[str, str | None]
 
-def _is_unlike(flops: float, n_params: float, tokens: float) -> bool:
-    return abs(flops / (FLOPS_PER_PARAM_TOKEN * n_params * tokens) - 1) > SAME_FLOPS
+    def text(self, name: str) -> str:
+        """What stands in a column; empty where the table has none."""
+        return (self.cells[self.columns[name]] or "").strip() if name in self.columns else ""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no column that is known has anything."""
+        return not any(self.text(name) for name in self.columns)
 
-def _observation(
-    cells: Mapping[str, str], columns: Mapping[str, str], where: str, n_params: float,
-    tokens: float, loss: float,
-) -> Observation:  # fmt: skip
-    if loss <= 0:
-        raise DataError(f"{where}: {columns['val_loss_nats']} = {loss:g}; expected nats above 0")
-    batch = _positive(cells, columns, "batch_tokens", where)
-    if batch is None:
-        rows = _positive(cells, columns, "batch_size", where)
-        length = _positive(cells, columns, "seq_len", where)
-        batch = rows * length if rows is not None and length is not None else None
-    error = 0.0
-    if cells.get("stderr_nats"):
-        told = _number(cells["stderr_nats"], columns["stderr_nats"], where)
-        error = told or 0.0
+    def number(self, name: str, *, finite: bool = True) -> float | None:
+        """A number; None: the table has no such column or the cell is empty."""
+        value = number(self.text(name), self.columns.get(name, name), self.where)
+        if value is not None and finite and not math.isfinite(value):
+            raise self.wrong(name, self.text(name), "a finite number")
+        return value
+
+    def positive(self, name: str) -> float | None:
+        """A number above 0, or None."""
+        value = self.number(name)
+        if value is not None and value <= 0:
+            raise self.wrong(name, f"{value:g}", "a number above 0")
+        return value
+
+    def wrong(self, name: str, value: str, expected: str) -> DataError:
+        """The complaint about a cell."""
+        return DataError(f"{self.where}: {self.columns[name]} = {value}; expected {expected}")
+
+    def size(self) -> tuple[float, float, float, bool]:
+        """N, D, C, and whether one of them was filled."""
+        names = ("n_params", "tokens", "train_flops")
+        values = {name: self.positive(name) for name in names}
+        missing = [name for name, value in values.items() if value is None]
+        if len(missing) > 1:
+            empty = self.columns.get(missing[0], missing[0])
+            raise DataError(f"{self.where}: {empty} is empty; two of N, D and C are needed")
+        n_params, tokens, flops = (value or 0.0 for value in values.values())
+        if not flops:
+            flops = FLOPS_PER_PARAM_TOKEN * n_params * tokens
+        elif not n_params:
+            n_params = flops / (FLOPS_PER_PARAM_TOKEN * tokens)
+        elif not tokens:
+            tokens = flops / (FLOPS_PER_PARAM_TOKEN * n_params)
+        return n_params, tokens, flops, bool(missing)
+
+    def point(self, n_params: float, tokens: float, loss: float) -> FitPoint:
+        """The data point."""
+        if loss <= 0:
+            raise self.wrong("val_loss_nats", f"{loss:g}", "nats above 0")
+        batch = self.positive("batch_tokens")
+        if batch is None:
+            rows, length = self.positive("batch_size"), self.positive("seq_len")
+            batch = rows * length if rows is not None and length is not None else None
+        error = self.number("stderr_nats") or 0.0
         if error < 0:
-            raise DataError(f"{where}: {columns['stderr_nats']} = {error:g}; expected 0 or above")
-    max_lr = _positive(cells, columns, "max_lr", where)
-    return Observation(n_params, tokens, loss, max_lr, batch, error, cells.get("group", ""))
-
-
-def _positive(
-    cells: Mapping[str, str], columns: Mapping[str, str], name: str, where: str
-) -> float | None:
-    """A number above 0; None: the table has no such column or the cell is empty."""
-    value = _number(cells.get(name, ""), columns.get(name, name), where)
-    if value is not None and value <= 0:
-        raise DataError(f"{where}: {columns[name]} = {value:g}; expected a number above 0")
-    return value
-
-
-def _number(cell: str, column: str, where: str, *, finite: bool = True) -> float | None:
-    if not cell:
-        return None
-    try:
-        value = float(cell)
-    except ValueError as error:
-        shown = repr(cell) if len(repr(cell)) <= 40 else repr(cell)[:37] + "..."
-        raise DataError(f"{where}: {column} = {shown}; expected a number") from error
-    if finite and not math.isfinite(value):
-        raise DataError(f"{where}: {column} = {cell}; expected a finite number")
-    return value
+            raise self.wrong("stderr_nats", f"{error:g}", "0 or above")
+        group, max_lr = self.text("group"), self.positive("max_lr")
+        return FitPoint(n_params, tokens, loss, max_lr, batch, error, group)

@@ -1,4 +1,4 @@
-"""The law of a study's runs: fitted to points of a search, effects of other settings included.
+"""The law of a study: fitted to runs of a search, effects of other settings included.
 
 Which parameters are a model's size? Published laws count those of the blocks alone, or the head's
 too, and fits of small models differ by it (Porian et al. 2024 trace half of the gap between Kaplan
@@ -17,25 +17,39 @@ from typing import Literal, get_args
 import numpy as np
 
 from budgetsweep.errors import FitRefused
-from studies.diagnosis.curves import FloatArray
-from studies.scaling.covariates import Effects, fit_effects
-from studies.scaling.fit import HUBER, check_design, fit
-from studies.scaling.fit_data import Observation
-from studies.scaling.fit_data import Points as Logs
-from studies.scaling.result import Prediction, ScalingFit, undertrained_sd
-from studies.scaling.study_points import Points, observation
+from studies.scaling.covariates import NO_EFFECTS, CovariateEffects, fit_covariates
+from studies.scaling.fit import check_design, fit
+from studies.scaling.fit_data import FitData, FitPoint
+from studies.scaling.fitted_runs import FittedRuns, fit_point
+from studies.scaling.law import FloatArray
+from studies.scaling.likelihood import huber
+from studies.scaling.result import LossPrediction, ScalingFit, undertrained_sd
 from trainer.config import RunConfig
 
-LEVEL = 0.8
 Z_LEVEL = 1.2816
-"""Of a normal distribution, half of that interval."""
+"""Of a normal distribution, half of the interval of `LEVEL`."""
 
 Counts = Literal["charged", "blocks"]
-"""What N is: the parameters that a token is charged for, of a sampled head its rows, or those of
-the blocks alone."""
+"""What N is: the active parameters (of a sampled softmax only its rows), or those of the blocks."""
 COUNTS: tuple[Counts, ...] = get_args(Counts)
 BELIEF: dict[Counts, float] = {"charged": 0.75, "blocks": 0.25}
 """Before any run (*assumption*): with the head counted, published fits agree (Porian et al.)."""
+
+
+def size_of(config: RunConfig, counts: Counts) -> float:
+    """N of a configuration, at least 1."""
+    return float(config.n_active_params if counts == "charged" else max(1, config.n_block_params))
+
+
+def points_of(
+    runs: FittedRuns, counts: Counts, effects: CovariateEffects = NO_EFFECTS
+) -> list[FitPoint]:
+    """The runs as data points, without what their other settings changed of their losses."""
+    points = []
+    for run, config in zip(runs.runs, runs.configs, strict=True):
+        point = fit_point(run, config, size_of(config, counts), known_settings=runs.known_settings)
+        points.append(dataclasses.replace(point, loss_nats=point.loss_nats - effects.of(config)[0]))
+    return points
 
 
 @dataclass(frozen=True)
@@ -44,44 +58,32 @@ class CountedLaw:
 
     counts: Counts
     fit: ScalingFit
-    effects: Effects
+    effects: CovariateEffects
     """Of the settings that the law does not know."""
     weight: float
-    """How much it is to be believed beside the other count's; all together 1."""
-
-    def size(self, config: RunConfig) -> float:
-        """N of a configuration."""
-        return size_of(config, self.counts)
+    """How much it is to be believed beside the other count's; they sum to 1."""
 
     def best_lr(self, config: RunConfig) -> float:
         """Best peak learning rate of a filled configuration, at its batch."""
-        return self.fit.tuned_lr(
-            self.size(config), float(config.total_tokens), float(config.tokens_per_step)
-        )
+        size = size_of(config, self.counts)
+        return self.fit.tuned_lr(size, float(config.total_tokens), float(config.tokens_per_step))
 
-    def predict(self, config: RunConfig, anchors: Points) -> Prediction:
-        """Loss of a filled configuration at its end.
-
-        Args:
-            config: the run.
-            anchors: measured runs of its shape.
-        """
+    def predict(self, config: RunConfig, anchors: FittedRuns) -> LossPrediction:
+        """Loss of a filled configuration at its end; anchors are measured runs of its shape."""
         nats, sd = self.effects.of(config)
-        told = self.fit.predict(
-            self.size(config),
+        by_law = self.fit.predict(
+            size_of(config, self.counts),
             float(config.total_tokens),
             max_lr=config.max_lr,
             batch_tokens=float(config.tokens_per_step),
-            tuned=False,
-            level=LEVEL,
-            anchors=freed(anchors, self.counts, self.effects),
+            anchors=points_of(anchors, self.counts, self.effects),
         )
-        middle, reach = told.loss_nats + nats, Z_LEVEL * sd
+        middle, reach = by_law.loss_nats + nats, Z_LEVEL * sd
         return dataclasses.replace(
-            told,
+            by_law,
             loss_nats=middle,
-            low_nats=middle - math.hypot(told.loss_nats - told.low_nats, reach),
-            high_nats=middle + math.hypot(told.high_nats - told.loss_nats, reach),
+            low_nats=middle - math.hypot(by_law.loss_nats - by_law.low_nats, reach),
+            high_nats=middle + math.hypot(by_law.high_nats - by_law.loss_nats, reach),
         )
 
     def sample_differences(
@@ -90,7 +92,7 @@ class CountedLaw:
         """Draws of the expected loss of one run less that of another, in nats: (n,)."""
         pair = (one, other)
         drawn = self.fit.sample_losses(
-            [self.size(config) for config in pair],
+            [size_of(config, self.counts) for config in pair],
             [float(config.total_tokens) for config in pair],
             rng,
             n,
@@ -111,10 +113,10 @@ class StudyLaw:
         """The one to be drawn and to take learning rates from."""
         return self.laws[0]
 
-    def predict(self, config: RunConfig, anchors: Points) -> Prediction:
+    def predict(self, config: RunConfig, anchors: FittedRuns) -> LossPrediction:
         """The weighted mean of the laws, with what they disagree about in its interval."""
-        told = [(law.weight, law.predict(config, anchors)) for law in self.laws]
-        middle = math.fsum(weight * one.loss_nats for weight, one in told)
+        each = [(law.weight, law.predict(config, anchors)) for law in self.laws]
+        middle = math.fsum(weight * one.loss_nats for weight, one in each)
 
         def reach(side: str) -> float:
             squares = (
@@ -123,12 +125,12 @@ class StudyLaw:
                     (getattr(one, side) - one.loss_nats) ** 2
                     + (Z_LEVEL * (one.loss_nats - middle)) ** 2
                 )
-                for weight, one in told
+                for weight, one in each
             )
             return math.sqrt(math.fsum(squares))
 
         return dataclasses.replace(
-            told[0][1],
+            each[0][1],
             loss_nats=middle,
             low_nats=middle - reach("low_nats"),
             high_nats=middle + reach("high_nats"),
@@ -138,103 +140,82 @@ class StudyLaw:
         self, one: RunConfig, other: RunConfig, rng: np.random.Generator, n: int
     ) -> FloatArray:
         """Draws of the expected loss of one run less that of another, in nats: about (n,)."""
-        return np.concatenate(
-            [
-                law.sample_differences(one, other, rng, round(n * law.weight))
-                for law in self.laws
-            ]
-        )  # fmt: skip
+        parts = [
+            law.sample_differences(one, other, rng, round(n * law.weight)) for law in self.laws
+        ]
+        return np.concatenate(parts)
 
 
-def size_of(config: RunConfig, counts: Counts) -> float:
-    """N of a configuration, at least 1; of a replayed one as its table counts."""
-    if counts == "charged" or config.trainer == "replayed":
-        return float(config.n_charged_params)
-    return float(max(1, config.n_block_params))
-
-
-def counted(points: Points, counts: Counts) -> list[Observation]:
-    """The points with their size in one count."""
-    return [
-        observation(run, config, size_of(config, counts))
-        for run, config in zip(points.runs, points.configs, strict=True)
-    ]
-
-
-def freed(points: Points, counts: Counts, effects: Effects) -> list[Observation]:
-    """The same, without what their other settings changed of their losses."""
-    return [
-        dataclasses.replace(one, loss_nats=one.loss_nats - effects.of(config)[0])
-        for config, one in zip(points.configs, counted(points, counts), strict=True)
-    ]
-
-
-def fit_points(points: Points, *, must_reach: bool = True) -> StudyLaw:
-    """The laws of some runs and the effects of what they do not know, fitted by turns.
+def fit_runs(runs: FittedRuns, *, must_reach: bool = True) -> StudyLaw:
+    """Fit the law of some runs in each count of N, and the effects of its covariates, in turns.
 
     Args:
-        points: of one study.
-        must_reach: refuse a law that tells nothing of ten times the largest budget.
+        runs: of one study and its prior ones.
+        must_reach: refuse a law that is of no use at ten times the largest budget.
 
     Raises:
-        FitRefused: the runs do not carry a law.
+        FitRefused: the runs are too few or too alike.
     """
     if must_reach:
         # Budgets are of what is charged: at one of them the blocks' FLOPs differ, and could pass
         # for several. A sampler, which compares within a budget, may use that.
-        check_design(counted(points, "charged"))
-    found: list[tuple[Counts, ScalingFit, Effects]] = []
-    refused: FitRefused | None = None
-    known: list[list[float]] = []
-    for counts in COUNTS:
-        sizes = [size_of(config, counts) for config in points.configs]
-        if sizes in known:  # of replayed runs both counts are their table's
-            continue
-        known.append(sizes)
+        check_design(points_of(runs, "charged"))
+    # Of a table's runs only one size is known.
+    every: tuple[Counts, ...] = COUNTS if runs.known_settings else ("charged",)
+    found: list[tuple[Counts, ScalingFit, CovariateEffects]] = []
+    refused: list[FitRefused] = []
+    for counts in every:
         try:
-            found.append((counts, *_fit_counted(points, counts, must_reach)))
+            found.append((counts, *_fit_counted(runs, counts, must_reach)))
         except FitRefused as why:
-            refused = refused or why
+            refused.append(why)
     if not found:
-        assert refused is not None
-        raise refused
-    weights = _weights(points, found)
+        raise refused[0]
+    weights = _weights(runs, found)
     laws = [CountedLaw(*one, weight) for one, weight in zip(found, weights, strict=True)]
     return StudyLaw(tuple(sorted(laws, key=lambda law: -law.weight)))
 
 
-def _weights(points: Points, found: Sequence[tuple[Counts, ScalingFit, Effects]]) -> FloatArray:
+def _weights(
+    runs: FittedRuns, found: Sequence[tuple[Counts, ScalingFit, CovariateEffects]]
+) -> FloatArray:
     """How much each law is to be believed: its share of the likelihood of the losses.
 
-    All are held to the same scatter, the smallest, and the same doubt of runs with few tokens a
+    All are held to the same scatter, the smallest, and the same doubt of runs with few tokens per
     parameter: in the smaller count fewer runs are doubted, and that alone would let it win.
     """
-    charged = Logs.of(counted(points, "charged"))
+    charged = FitData.of(points_of(runs, "charged"))
     doubt = np.hypot(charged.stderr, undertrained_sd(charged))
     spread = np.hypot(min(law.noise for _, law, _ in found), doubt)
     scores = []
     for counts, law, effects in found:
-        runs = Logs.of(freed(points, counts, effects))
-        z = np.abs(runs.loss - law.log_losses(runs)) / spread
-        energy = np.where(z > HUBER, HUBER * (z - HUBER / 2), z**2 / 2)
+        points = FitData.of(points_of(runs, counts, effects))
+        energy = huber(np.abs(points.loss - law.log_losses(points)) / spread)
         scores.append(math.log(BELIEF[counts]) - float(energy.sum()))
     weights = np.exp(np.array(scores) - max(scores))
     return np.asarray(weights / weights.sum(), dtype=np.float64)
 
 
-def _fit_counted(points: Points, counts: Counts, must_reach: bool) -> tuple[ScalingFit, Effects]:
-    measured = counted(points, counts)
+def _fit_counted(
+    runs: FittedRuns, counts: Counts, must_reach: bool
+) -> tuple[ScalingFit, CovariateEffects]:
+    measured = points_of(runs, counts)
     law = fit(measured, must_reach=False)
-    few = undertrained_sd(Logs.of(measured))
-    for last in (False, True):
-        residuals, spread = [], []
-        for one, off in zip(measured, few, strict=True):
-            expected = law.losses(
-                one.n_params, one.tokens, max_lr=one.max_lr, batch_tokens=one.batch_tokens
-            )
-            residuals.append(one.loss_nats - float(expected[0]))
-            spread.append(math.hypot(one.loss_nats * math.hypot(law.noise, off), one.stderr_nats))
-        effects = fit_effects(points.configs, np.array(residuals), np.array(spread))
-        if not last:
-            law = fit(freed(points, counts, effects), must_reach=must_reach)
-    return law, effects
+    effects = _effects(runs, measured, law)
+    law = fit(points_of(runs, counts, effects), must_reach=must_reach)
+    return law, _effects(runs, measured, law)
+
+
+def _effects(runs: FittedRuns, measured: Sequence[FitPoint], law: ScalingFit) -> CovariateEffects:
+    """What the covariates explain of the residuals of a law."""
+    if not runs.known_settings:
+        return NO_EFFECTS
+    residuals, spread = [], []
+    few = undertrained_sd(FitData.of(measured))
+    for point, off in zip(measured, few, strict=True):
+        expected = law.losses(
+            point.n_params, point.tokens, max_lr=point.max_lr, batch_tokens=point.batch_tokens
+        )
+        residuals.append(point.loss_nats - float(expected[0]))
+        spread.append(math.hypot(point.loss_nats * math.hypot(law.noise, off), point.stderr_nats))
+    return fit_covariates(runs.configs, np.array(residuals), np.array(spread))

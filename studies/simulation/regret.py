@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from budgetsweep.config import parse
 from studies.database.tables import Run, Study
-from studies.scaling.fit_data import Observation
+from studies.scaling.fit_data import FitPoint
 from studies.scaling.prediction import StudyFit, promoted
-from studies.simulation.replay import Place, ReplayTable
+from studies.simulation.run_table import Place, RunTable
 from trainer.config import RunConfig
 
 
@@ -30,11 +30,11 @@ class Regret:
     """Both answers beside the table's best at the larger budget."""
 
     budget_flops: float
-    lowest: Observation
+    lowest: FitPoint
     answers: tuple[Answer, ...]
 
     @property
-    def words(self) -> str:
+    def sentence(self) -> str:
         """One sentence."""
         told = []
         for one in self.answers:
@@ -52,7 +52,7 @@ class Regret:
         )
 
 
-def regrets(study: Study, fit: StudyFit, best: Run | None, table: ReplayTable) -> Regret | None:
+def regrets(study: Study, fit: StudyFit, best: Run | None, table: RunTable) -> Regret | None:
     """Regret of the measured and of the predicted best over the table's best at the larger budget.
 
     Args:
@@ -70,7 +70,7 @@ def regrets(study: Study, fit: StudyFit, best: Run | None, table: ReplayTable) -
         return None
     chosen = [("measured", best)]
     if fit.candidates:
-        runs = {run.id: run for run in fit.points.runs}
+        runs = {run.id: run for run in fit.runs.runs}
         chosen.append(("predicted", runs[fit.candidates[0].run_id]))
     answers = []
     for name, run in chosen:

@@ -7,44 +7,38 @@ for what they must not be used for.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
 from pathlib import Path
-from typing import TypeAlias
 
 from budgetsweep.errors import BudgetExceeded, NonFiniteLoss
-from studies.simulation.worlds import SimulatedWorld, random_of, world_named
+from studies.simulation.worlds import SimulatedWorld
 from trainer.checkpoints.artefacts import read_finished, write_untrained
 from trainer.config import RunConfig
-from trainer.events import Checkpointed, Command, Point, Progress, RunResult, Status
+from trainer.driver import Run
+from trainer.events import Command, Point, Progress, RunResult, Status
 from trainer.optim.schedules import fractions
-
-Event: TypeAlias = Progress | Point | Checkpointed
-Run: TypeAlias = Generator[Event, Command | None, RunResult]
 
 DEVICE_NAME = "simulated"
 """What stands where a real run names its device."""
 TRAIN_JITTER_NATS = 0.01
 """Standard deviation of a training loss around the curve (*assumption*)."""
-REPORTS = 20
-"""Points of a simulated trial's curve unless the user says otherwise: they fill a database."""
 
 
-def simulate_run(config: RunConfig, run_dir: Path | None = None) -> Run:
+def simulate_run(config: RunConfig, world: SimulatedWorld, run_dir: Path | None = None) -> Run:
     """Simulate one configuration, from its beginning.
 
     A generator of the events of `trainer.loop.train_run`, checkpoints left out: an interrupted run
     begins anew, which costs nothing. A learning rate far too high fails as it would in earnest.
 
     Args:
-        config: a filled configuration whose trainer is `simulated`.
+        config: a filled configuration.
+        world: whose law gives the losses.
         run_dir: folder for config.yaml, curve.csv and eval.json of a complete run; None: nothing
             is written. There is never a model.pt.
 
     Raises:
-        ConfigError: no such world, or the configuration is not filled.
+        ConfigError: the configuration is not filled.
         CheckpointError: the folder cannot be written or holds another run's result.
     """
-    world = world_named(config.world or "")
     if run_dir is not None:
         finished = read_finished(run_dir, config)
         if finished is not None:
@@ -86,8 +80,8 @@ class _SimulatedRun:
         self.val_loss: float | None = None
         self._get_lr = config.lr_schedule()
         self._settings_nats = world.settings_nats(config)
-        self._rng = random_of(config)
-        self._luck = float(self._rng.standard_normal())  # the same as `world.luck(config)`
+        self._rng = world.random_of(config)
+        self._noise = float(self._rng.standard_normal())  # the same as `world.seed_noise(config)`
 
     def loss(self, step: int) -> float:
         """What this seed would measure after a step."""
@@ -95,7 +89,7 @@ class _SimulatedRun:
         peak = self.config.max_lr
         rate = self._get_lr(step) / peak if peak > 0.0 else 1.0
         true = self.world.loss_at(self.config, tokens, rate, self._settings_nats)
-        return true + self._luck * self.world.noise_sd(tokens)
+        return true + self._noise * self.world.noise_sd(tokens)
 
     def point(self, step: int) -> Point:
         """The point of the curves after a step."""

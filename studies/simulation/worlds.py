@@ -13,9 +13,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -45,8 +44,8 @@ class SimulatedWorld:
     """Where the law is from, in a few words."""
     law: ScalingLaw
     counts: Literal["charged", "body"] = "charged"
-    """What the law's N is: the parameters that a token is charged for (of a sampled head only its
-    rows), or those of the blocks alone, as authors count who leave embeddings out."""
+    """What the law's N is: the active parameters (`model.flops`), or those of the blocks alone, as
+    authors count who leave embeddings out."""
     lr_factor: float = 1.5
     """Best peak learning rate as a multiple of StepLaw's (*assumption*: that, with N as counted
     here, is 4e-3 at 1e15; our own runs at 3e12 were best at 1.2e-2, half of it)."""
@@ -72,7 +71,7 @@ class SimulatedWorld:
     context_nats: float = 6.0
     """What short sequences cost: so many nats, divided by seq_len (*assumption*: 0.19 at 32)."""
     sampling_nats: float = 10.0
-    """What a sampled head costs: so many nats, divided by head_samples (*assumption*: 0.01 at
+    """What a sampled softmax costs: so many nats, divided by head_samples (*assumption*: 0.01 at
     1,024; docs/recipes.md has what it wins)."""
     muon_tokens: float = 1.4
     """Tokens that AdamW would need for one of Muon's (published: 1.4 to 2)."""
@@ -113,7 +112,7 @@ class SimulatedWorld:
         """The law's N of a configuration."""
         if self.counts == "body":
             return float(max(1, config.n_block_params))
-        return float(config.n_charged_params)
+        return float(config.n_active_params)
 
     def best_lr(self, config: RunConfig, tokens: float) -> float:
         """The peak learning rate that suits a configuration's size, tokens and batch."""
@@ -138,10 +137,10 @@ class SimulatedWorld:
         if config.max_lr <= 0.0:
             return math.inf
         tokens = float(config.total_tokens)
-        shape = config.stack_shape
+        shape = config.model
         lr = math.log(config.max_lr / self.best_lr(config, tokens))
         batch = math.log(config.tokens_per_step / self.best_batch_tokens(tokens))
-        aspect = math.log(shape.n_embd / shape.n_layer / self.aspect)
+        aspect = math.log(shape.n_embd / shape.depth / self.aspect)
         head = math.log(shape.head_dim / self.head_dim)
         warmup = math.log(max(config.warmup_steps, 1) / config.steps / self.warmup_fraction)
         beta2 = math.log(max(1.0 - config.beta2, 1e-6) / (1.0 - self.beta2))
@@ -200,23 +199,22 @@ class SimulatedWorld:
 
     def measured_loss(self, config: RunConfig) -> float:
         """What a run measures: the true loss and the noise of its seed."""
-        return self.true_loss(config) + self.luck(config) * self.noise_sd(config.total_tokens)
+        return self.true_loss(config) + self.seed_noise(config) * self.noise_sd(config.total_tokens)
 
-    def luck(self, config: RunConfig) -> float:
+    def seed_noise(self, config: RunConfig) -> float:
         """Standard normal; a function of the configuration and its seed."""
-        return float(random_of(config).standard_normal())
+        return float(self.random_of(config).standard_normal())
 
+    def random_of(self, config: RunConfig) -> np.random.Generator:
+        """Random numbers that belong to a configuration and its seed.
 
-def random_of(config: RunConfig) -> np.random.Generator:
-    """Random numbers that belong to a configuration and its seed.
-
-    Folder, device and the cadence of reports make no difference.
-    """
-    data = config.to_dict()
-    for key in ("output_dir", "device", "checkpoint_seconds", "num_reports", "num_evals"):
-        data.pop(key, None)
-    digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).digest()
-    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+        Folder, device and the cadence of reports make no difference.
+        """
+        data = {**config.to_dict(), "trainer": "simulated", "world": self.name}
+        for key in ("output_dir", "device", "checkpoint_seconds", "num_reports", "num_evals"):
+            data.pop(key, None)
+        digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).digest()
+        return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
 
 def _bowl(distance: float) -> float:
@@ -303,38 +301,6 @@ def drawn_world(seed: int) -> SimulatedWorld:
         beta2=1.0 - times(0.02, 0.5),
         weight_decay=between(0.0, 0.2),
         noise_nats=times(0.01, 0.5),
-    )
-
-
-TABLE = "table:"
-"""Before the checksum of a table of finished runs that stands in a world's place."""
-
-
-def world_of(run: Mapping[str, Any]) -> str | None:
-    """The world of a run's plain settings; None: it is trained in earnest."""
-    return str(run.get("world")) if run.get("trainer", "torch") != "torch" else None
-
-
-def is_replayed(world: str | None) -> bool:
-    """Whether a world is a table of finished runs."""
-    return world is not None and world.startswith(TABLE)
-
-
-def mark(world: str | None) -> str:
-    """What stands behind the name of a study or run: nothing behind a real one's."""
-    return "" if world is None else " (REPLAYED)" if is_replayed(world) else " (SIMULATED)"
-
-
-def notice(world: str) -> str:
-    """What every screen and report says of figures that are not of runs trained here."""
-    if is_replayed(world):
-        return (
-            f"REPLAYED ({world}): nothing was trained; every loss is that of the finished run of a "
-            "table that is nearest in parameters, shapes only stand for sizes"
-        )
-    return (
-        f"SIMULATED (world {world}): nothing was trained; every loss is that of a formula and says "
-        "nothing of a real text"
     )
 
 

@@ -4,8 +4,8 @@ The ranges follow from the budget alone:
 
 * *Size.* The best model at C training FLOPs has about N = sqrt(C / (6 · r)) parameters, r tokens a
   parameter. Published isoFLOP runs at 1e15 to 1e17 with a 50k vocabulary (Porian et al. 2024, N
-  with embeddings and head) have their optimum at 14 to 23; r = 14 here. With a sampled head N are
-  the parameters that a token is charged for, and our own runs at 3e12 agree (docs/experiments.md).
+  with embeddings and head) have their optimum at 14 to 23; r = 14 here. N are
+  the active parameters, and our own runs at 3e12 agree (docs/experiments.md).
   Depth is width / 32.
 * *Batch.* Tokens a step B = 0.58 · D^0.571 (StepLaw, Li et al. 2025), D the training tokens.
 * *Learning rate.* 1e-2 first, between what StepLaw and the course used; the modern recipe was best
@@ -20,7 +20,7 @@ from typing import Any
 
 from budgetsweep.errors import ConfigError
 from model.config import ModelConfig
-from model.flops import Convention, count_params, flops_per_token
+from model.flops import Convention, count_active_params, flops_per_token
 from studies.space.search_space import SearchSpace, Value, space_from_dict
 from trainer.config import Architecture
 from trainer.recipes import LARGE_VOCABULARY, Recipe
@@ -156,7 +156,7 @@ _SEQ_LEN = 128
 
 
 def head_samples_at(budget_flops: int, n_vocab: int) -> int:
-    """Sampled ids of the head that suit a budget: a power of two, at most a quarter of all ids."""
+    """Sampled-softmax entries that suit a budget: a power of two, at most a quarter of all V."""
     flops, samples = HEAD_SAMPLES_AT
     wanted = samples * (budget_flops / flops) ** HEAD_SAMPLES_EXPONENT
     most = math.log2(max(n_vocab / 4, 2))
@@ -166,12 +166,12 @@ def head_samples_at(budget_flops: int, n_vocab: int) -> int:
 def _nearest(parameter: Any, wanted: Value) -> Value:
     """The allowed setting nearest to `wanted`; the middle one when nothing is wanted."""
     if not isinstance(wanted, int | float):
-        return parameter.decode(parameter.at_quantile(0.5))
+        return parameter.setting_at(0.5)
     if parameter.count() is None:
         return min(max(float(wanted), float(parameter.min)), float(parameter.max))
     numbers = [v for v in parameter.all_values() if isinstance(v, int | float)]
     if not numbers:
-        return parameter.decode(parameter.at_quantile(0.5))
+        return parameter.setting_at(0.5)
     return min(numbers, key=lambda value: abs(value - wanted))
 
 
@@ -187,14 +187,12 @@ def _centre(
     budget_flops: int, n_vocab: int, convention: Convention, modern: bool
 ) -> tuple[int, int]:
     """Width of the model that the budget suits best, and the tokens it then affords."""
-    rows = None
+    logits = None
     if modern and n_vocab >= LARGE_VOCABULARY:
-        rows = head_samples_at(budget_flops, n_vocab) + 1
+        logits = head_samples_at(budget_flops, n_vocab) + 1
 
     def params(width: int) -> int:
-        """Parameters that a token is charged for."""
-        unused = 0 if rows is None else (n_vocab - rows) * width
-        return count_params(_shape(width, n_vocab)) - unused
+        return count_active_params(_shape(width, n_vocab), logits)
 
     target = (budget_flops / (6 * TOKENS_PER_PARAM)) ** 0.5
     width = 16
@@ -203,7 +201,7 @@ def _centre(
     smaller = width - _width_step(width - 1)
     if smaller >= 16 and target - params(smaller) < params(width) - target:
         width = smaller
-    tokens = budget_flops // flops_per_token(_shape(width, n_vocab), _SEQ_LEN, convention, rows)
+    tokens = budget_flops // flops_per_token(_shape(width, n_vocab), _SEQ_LEN, convention, logits)
     if tokens < 10_000:
         fewer = " or a smaller vocabulary (--tokenizer bytes)" if n_vocab > 1000 else ""
         raise ConfigError(

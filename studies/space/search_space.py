@@ -31,17 +31,19 @@ from pydantic import Field, field_validator, model_validator
 from budgetsweep.config import StrictModel, did_you_mean
 from budgetsweep.errors import ConfigError
 from model.config import EncoderDecoderConfig, ModelConfig
+from model.flops import Convention
 from trainer.config import ARCHITECTURES, Architecture, RunConfig
 from trainer.data.config import DataConfig
 
 Value = bool | int | float | str | None
+SamplerName = Literal["tpe", "gp", "random", "qmc", "grid", "law"]
 
 DERIVED = "head_dim"
 MODEL_KEYS = (ModelConfig.model_fields.keys() | EncoderDecoderConfig.model_fields.keys()) - {
     "n_vocab"
 }
 RUN_KEYS = frozenset(RunConfig.model_fields) - {
-    "model", "data", "output_dir", "budget_flops", "convention", "device", "trainer", "world",
+    "model", "data", "output_dir", "budget_flops", "convention", "device",
 }  # fmt: skip
 DATA_KEYS = frozenset(f"data.{name}" for name in DataConfig.model_fields)
 KNOWN = MODEL_KEYS | RUN_KEYS | {DERIVED}
@@ -188,14 +190,12 @@ class Parameter(StrictModel):
         if self.values is not None:
             return len(self.values)
         distribution = self.distribution_for_optuna()
-        if isinstance(distribution, IntDistribution):
-            return (distribution.high - distribution.low) // distribution.step + 1
-        assert isinstance(distribution, FloatDistribution)
+        assert isinstance(distribution, IntDistribution | FloatDistribution)
         if distribution.low == distribution.high:
             return 1
-        if distribution.step is not None:
-            return int((distribution.high - distribution.low) / distribution.step + 1e-9) + 1
-        return None
+        if distribution.step is None:
+            return None
+        return int((distribution.high - distribution.low) / distribution.step + 1e-9) + 1
 
     def all_values(self) -> list[Value]:
         """Every value of a finite parameter, ascending."""
@@ -209,28 +209,22 @@ class Parameter(StrictModel):
         step = 1 if self.stride is None else self.stride
         return [self.min + index * step for index in range(number)]
 
-    def at_quantile(self, q: float) -> Any:
-        """The drawn (undecoded) value at quantile q in [0, 1) of a variable parameter."""
+    def setting_at(self, q: float) -> Value:
+        """The setting at quantile q in [0, 1) of a variable parameter."""
+        if self.values is not None:
+            return self.values[int(q * len(self.values))]
         distribution = self.distribution_for_optuna()
-        if isinstance(distribution, CategoricalDistribution):
-            return distribution.choices[int(q * len(distribution.choices))]
-        if isinstance(distribution, IntDistribution):
-            if distribution.log:
-                low, high = math.log(distribution.low - 0.5), math.log(distribution.high + 0.5)
-                drawn = round(math.exp(low + q * (high - low)))
-                return min(max(drawn, distribution.low), distribution.high)
-            number = (distribution.high - distribution.low) // distribution.step + 1
-            return distribution.low + int(q * number) * distribution.step
-        assert isinstance(distribution, FloatDistribution)
+        assert isinstance(distribution, IntDistribution | FloatDistribution)
         low, high = distribution.low, distribution.high
         if distribution.log:
-            drawn_log = math.log(low) + q * (math.log(high) - math.log(low))
-            return min(max(math.exp(drawn_log), low), high)  # rounding may leave the range
-        if distribution.step is not None:
-            return low + int(q * (int((high - low) / distribution.step + 1e-9) + 1)) * (
-                distribution.step
-            )
-        return low + q * (high - low)
+            half = 0.5 if self.is_integer else 0.0
+            first, last = math.log(low - half), math.log(high + half)
+            drawn = math.exp(first + q * (last - first))
+            return min(max(round(drawn) if self.is_integer else drawn, low), high)
+        number = self.count()
+        if number is None:
+            return low + q * (high - low)
+        return low + int(q * number) * (distribution.step or 0)
 
 
 class SearchSpace(StrictModel):
@@ -239,8 +233,8 @@ class SearchSpace(StrictModel):
     parameters: dict[str, Parameter]
     budget: float | None = Field(default=None, ge=1.0)
     """Training FLOPs a trial; `--budget` overrides it."""
-    convention: Literal["nanogpt", "matmul", "mac"] | None = None
-    method: Literal["tpe", "bayes", "gp", "random", "grid", "qmc", "law"] | None = None
+    convention: Convention | None = None
+    method: SamplerName | Literal["bayes"] | None = None
     """Sampler; W&B's `bayes` means tpe."""
     seed: int | None = None
 
@@ -377,13 +371,11 @@ class SearchSpace(StrictModel):
 
     def random_settings(self, rng: np.random.Generator) -> dict[str, Value]:
         """One proposal drawn uniformly, without Optuna (for dry runs and estimates)."""
-        return self.decode(
-            {
-                name: parameter.at_quantile(rng.random())
-                for name, parameter in self.parameters.items()
-                if not parameter.is_fixed
-            }
-        )
+        return {
+            name: parameter.setting_at(rng.random())
+            for name, parameter in self.parameters.items()
+            if not parameter.is_fixed
+        }
 
 
 def space_from_dict(data: Mapping[str, Any], where: str) -> SearchSpace:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import samplers
-from studies.simulation.replay import read_table
+from studies.simulation.replay import Replay
 
 TABLE = Path(__file__).parents[2] / "examples" / "isoflop.csv"
 
 
 def test_a_replayed_search_arrives_at_a_size_near_the_best() -> None:
-    problem = samplers.replayed(read_table(TABLE), 10**16)
+    problem = samplers.replayed(Replay(TABLE), 10**16)
     assert problem.best == 5.6129
     assert problem.space.size() == 6
     for sampler in ("random", "law"):

@@ -22,7 +22,7 @@ from budgetsweep.constraint import (
     planned_flops,
 )
 from budgetsweep.errors import ConfigError
-from model.flops import CONVENTIONS, Convention
+from model.flops import Convention
 from trainer.config import RunConfig
 from trainer.events import DeviceInfo
 
@@ -53,7 +53,7 @@ runs = st.builds(
 )  # fmt: skip
 
 
-@given(runs, st.integers(10**6, 10**17), st.sampled_from(CONVENTIONS))
+@given(runs, st.integers(10**6, 10**17), st.sampled_from(Convention))
 def test_fill_takes_the_most_steps_that_the_budget_affords(
     data: dict[str, Any], budget: int, convention: Convention
 ) -> None:

@@ -1,4 +1,4 @@
-"""Multi-head attention against loops, with padding, dropout and rows that see nothing."""
+"""Self- and cross-attention against loops, with padding, dropout and rows that see nothing."""
 
 import math
 
@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from model.attention import MultiHeadAttention, attend, causal_padding_mask
-from tests.support import reference_decoder
+from model.attention import CrossAttention, SelfAttention, attend, causal_padding_mask
+from tests.support import reference_encoder as reference
+from tests.support.comparing import assert_same_derivatives, part_shape
+from tests.support.reference_decoder import keep_all
 
 MASKS = {
     "left": [0, 0, 1, 1, 1, 1],
@@ -17,60 +19,65 @@ MASKS = {
     "none": [1, 1, 1, 1, 1, 1],
     "one": [0, 0, 0, 1, 0, 0],
 }
+both_directions = pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
 
 
-def make(n_embd: int = 8, n_head: int = 2, p_dropout: float = 0.0) -> MultiHeadAttention:
+def make(
+    n_embd: int = 8, n_head: int = 2, p_dropout: float = 0.0, causal: bool = True
+) -> SelfAttention:
     torch.manual_seed(0)
-    return MultiHeadAttention(n_embd, n_head, p_dropout).double()
+    return SelfAttention(part_shape(n_embd, n_head, p_dropout), causal=causal).double()
 
 
-def named(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {f"mha.{name}": p for name, p in module.named_parameters()}
+def make_cross(n_embd: int = 8, n_head: int = 2, p_dropout: float = 0.0) -> CrossAttention:
+    torch.manual_seed(0)
+    return CrossAttention(part_shape(n_embd, n_head, p_dropout)).double()
 
 
+def looped(part: SelfAttention | CrossAttention, x: Tensor, memory: Tensor) -> Tensor:
+    """What the part gives for x (T, D) and the memory (S, D) that it sees."""
+    named = {f"part.{name}": p for name, p in part.named_parameters()}
+    causal = isinstance(part, SelfAttention) and part.causal
+    sees = reference.the_past if causal else reference.everything
+    return reference.attention(x, memory, named, "part", part.n_head, sees, keep_all)
+
+
+@both_directions
 @pytest.mark.parametrize("n_head", [1, 2, 4, 8])
-def test_forward_and_gradients_equal_loops_over_heads_and_positions(n_head: int) -> None:
-    mha = make(8, n_head)
+def test_forward_and_gradients_equal_loops_over_heads_and_positions(
+    n_head: int, causal: bool
+) -> None:
+    mha = make(8, n_head, causal=causal)
     x = torch.randn(3, 6, 8, dtype=torch.float64, requires_grad=True)
-    direction = torch.randn(3, 6, 8, dtype=torch.float64)
-    inputs = [x, *mha.parameters()]
-
-    ours = mha(x)
-    expected = torch.stack(
-        [
-            reference_decoder.attention(row, named(mha), "mha", n_head, reference_decoder.keep_all)
-            for row in x
-        ]
-    )
-    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
-    for a, b in zip(
-        torch.autograd.grad((ours * direction).sum(), inputs),
-        torch.autograd.grad((expected * direction).sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    expected = torch.stack([looped(mha, row, row) for row in x])
+    assert_same_derivatives(mha(x), expected, [x, *mha.parameters()])
 
 
+@both_directions
 @pytest.mark.parametrize("name", MASKS)
-def test_content_is_computed_as_if_padding_were_not_there(name: str) -> None:
-    mha = make()
+def test_content_is_computed_as_if_padding_were_not_there(name: str, causal: bool) -> None:
+    mha = make(causal=causal)
     mask = torch.tensor(MASKS[name], dtype=torch.float32)
     content = mask.bool()
     x = torch.randn(1, 6, 8, dtype=torch.float64, requires_grad=True)
-    direction = torch.randn(int(mask.sum()), 8, dtype=torch.float64)
-
     ours = mha(x, mask[None])[0, content]
-    expected = reference_decoder.attention(
-        x[0, content], named(mha), "mha", 2, reference_decoder.keep_all
-    )
-    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
-    inputs = [x, *mha.parameters()]
-    for a, b in zip(
-        torch.autograd.grad((ours * direction).sum(), inputs),
-        torch.autograd.grad((expected * direction).sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    expected = looped(mha, x[0, content], x[0, content])
+    assert_same_derivatives(ours, expected, [x, *mha.parameters()])
+
+
+@pytest.mark.parametrize("n_head", [1, 2, 4])
+@pytest.mark.parametrize("mask", [None, [1, 1, 1], [0, 1, 1], [1, 0, 1], [0, 0, 0]])
+def test_cross_attention_equals_loops(n_head: int, mask: list[int] | None) -> None:
+    """Every query sees all content of the memory, no padding; without content it gets zeros."""
+    cross = make_cross(8, n_head)
+    x = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    memory = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
+    ours = cross(x, memory, None if mask is None else torch.tensor([mask, mask]))
+    content = torch.tensor(mask or [1, 1, 1]).bool()
+    expected = [looped(cross, a, m) for a, m in zip(x, memory[:, content], strict=True)]
+    assert_same_derivatives(ours, torch.stack(expected), [x, memory, *cross.parameters()])
+    if not content.any():
+        assert torch.equal(ours, cross.proj.bias.expand(2, 5, 8))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -84,12 +91,16 @@ def test_written_out_path_equals_fused_path(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("head_dim", [16, 128])  # below and above SLOW_CPU_HEAD_DIM
-def test_autocast_attention_is_close_to_float32(head_dim: int) -> None:
-    mha = make(2 * head_dim, 2).float()
+@pytest.mark.parametrize("kind", ["causal", "both ways", "cross"])
+def test_autocast_attention_is_close_to_float32(head_dim: int, kind: str) -> None:
     x = torch.randn(2, 9, 2 * head_dim)
-    exact = mha(x)
+    if kind == "cross":
+        part, inputs = make_cross(2 * head_dim).float(), (x, torch.randn(2, 5, 2 * head_dim))
+    else:
+        part, inputs = make(2 * head_dim, causal=kind == "causal").float(), (x,)
+    exact = part(*inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = mha(x)
+        low = part(*inputs)
     assert low.dtype == torch.bfloat16
     error = (low.float() - exact).norm() / exact.norm()
     assert 0 < error < 2e-2
@@ -106,19 +117,22 @@ def test_projections_are_those_of_each_layer(with_gradients: bool) -> None:
         torch.testing.assert_close(heads, expected, rtol=1e-12, atol=1e-14)
 
 
-def test_rows_that_see_nothing_give_zeros_and_finite_gradients() -> None:
-    mha = make()
-    x = torch.randn(2, 4, 8, dtype=torch.float64, requires_grad=True)
+@both_directions
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_rows_that_see_nothing_give_zeros_and_finite_gradients(
+    dtype: torch.dtype, causal: bool
+) -> None:
+    mha = make(causal=causal).to(dtype)
+    x = torch.randn(2, 4, 8, dtype=dtype, requires_grad=True)
     mask = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
-    q, kT, v = mha.q_kT_v(x)
-    out = mha.self_attention(q, kT, v, mask)
-    assert torch.equal(out[0, :2], torch.zeros(2, 8, dtype=torch.float64))
-    assert torch.equal(out[1], torch.zeros(4, 8, dtype=torch.float64))
-    assert out[0, 2:].abs().min() > 0
+    out = mha.self_attention(*mha.q_kT_v(x), mask)
+    blind = 2 if causal else 0  # padding may look at content that comes later
+    assert not out[0, :blind].any()
+    assert not out[1].any()
+    assert out[0, blind:].abs().min() > 0
     (gradient,) = torch.autograd.grad(out.sum(), x)
     assert gradient.isfinite().all()
-    # Nothing that a blind row holds reaches the output.
-    assert torch.equal(gradient[1], torch.zeros(4, 8, dtype=torch.float64))
+    assert not gradient[1].any()  # nothing that a blind row holds reaches the output
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -198,8 +212,21 @@ def test_dropout_falls_on_the_projected_output() -> None:
     assert torch.equal(mha.projection(attn), mha.proj(attn))
 
 
-def test_width_must_be_a_multiple_of_the_heads() -> None:
-    with pytest.raises(ValueError, match=r"n_embd = 10 is not a multiple of n_head = 4"):
-        MultiHeadAttention(10, 4)
-    with pytest.raises(ValueError, match=r"n_head = 0"):
-        MultiHeadAttention(8, 0)
+@pytest.mark.parametrize("mask", [None, torch.ones(1, 16)])
+def test_cross_attention_drops_weights_and_output(mask: Tensor | None) -> None:
+    """With v = x = identity and no projection, the output is the weights: 0 or w / (1 - p)²."""
+    p, n = 0.3, 400
+    cross = make_cross(16, 1, p)
+    with torch.no_grad():
+        for linear in (cross.v_attn, cross.proj):
+            linear.weight.copy_(torch.eye(16))
+            linear.bias.zero_()
+    x = torch.randn(1, 9, 16, dtype=torch.float64)
+    memory = torch.eye(16, dtype=torch.float64)[None]
+    weights = cross.eval()(x, memory, mask)
+    cross.train()
+    draws = torch.stack([cross(x, memory, mask) for _ in range(n)])
+    kept = draws != 0
+    torch.testing.assert_close(draws, kept * weights / (1 - p) ** 2)
+    keep = (1 - p) ** 2
+    assert abs(kept.double().mean() - keep) < 5 * math.sqrt(keep * (1 - keep) / kept.numel())

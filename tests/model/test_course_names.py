@@ -80,6 +80,14 @@ def test_self_attention_stands_before_the_projection() -> None:
     assert torch.equal(mha(x), mha.projection(mha.self_attention(*mha.q_kT_v(x))))
 
 
+def test_width_must_be_a_multiple_of_the_heads() -> None:
+    for part in (MultiHeadAttention, DecoderBlock):
+        with pytest.raises(ValueError, match=r"n_embd = 10 is not a multiple of n_head = 4"):
+            part(10, 4)
+        with pytest.raises(ValueError, match=r"n_head\n.* greater than or equal to 1 .*=0"):
+            part(8, 0)
+
+
 def test_queries_and_keys_belong_to_the_same_head() -> None:
     mha = MultiHeadAttention(D, H)
     x = torch.randn(B, S, D)

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.attention import MultiHeadAttention
+from model import MultiHeadAttention
 from model.config import ModelConfig
 from model.decoder import DecoderLM
 from model.flops import (
-    CONVENTIONS,
+    Convention,
     count_params,
     flops_per_token,
     flops_per_token_by_part,
@@ -31,8 +31,10 @@ from model.loss import linear_cross_entropy
 from model.sampled_softmax import VocabularySample, sampled_cross_entropy
 from tests.support.comparing import ALL_OPTIONS, decoder_shapes
 
+NANOGPT, MATMUL, MAC = Convention
 
-def whole_logits(model: DecoderLM, ids: Tensor, targets: Tensor) -> Tensor:
+
+def full_softmax(model: DecoderLM, ids: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
 
 
@@ -60,7 +62,7 @@ def counted_flops(
     loss_of: Callable[[DecoderLM, Tensor, Tensor], Tensor],
     shape: ModelConfig,
     draw: Callable[[int, int], int],
-    head_rows: int | None = None,
+    logits_per_token: int | None = None,
 ) -> tuple[int, int]:
     """FLOPs of forward + backward by torch's counter and by `matmul`, on a random batch."""
     model = DecoderLM.from_config(shape)
@@ -73,11 +75,11 @@ def counted_flops(
     ):
         loss_of(model, ids, ids.roll(1)).backward()
     counted = counter.get_total_flops()
-    if head_rows is not None:
+    if logits_per_token is not None:
         # The counter sees products of matrices. The target's own row is multiplied element by
         # element: D multiply-adds a token for its logit, D each for both of its gradients.
         counted += batch * seq_len * 2 * (shape.n_embd + 2 * shape.n_embd)
-    return counted, batch * seq_len * flops_per_token(shape, seq_len, "matmul", head_rows)
+    return counted, batch * seq_len * flops_per_token(shape, seq_len, MATMUL, logits_per_token)
 
 
 @pytest.mark.slow
@@ -98,7 +100,7 @@ def test_matmul_flops_equal_what_torch_counts(samples: bool) -> None:
             **options,
         )
         n_samples = random.randint(1, shape.n_vocab)
-        loss, rows = (sampled(n_samples), n_samples + 1) if samples else (whole_logits, None)
+        loss, rows = (sampled(n_samples), n_samples + 1) if samples else (full_softmax, None)
         counted, expected = counted_flops(loss, shape, random.randint, rows)
         assert counted == expected, shape
 
@@ -113,7 +115,7 @@ def test_the_chunked_loss_costs_the_same(shape: ModelConfig, data: st.DataObject
 
 @settings(max_examples=40, deadline=None)
 @given(shape=decoder_shapes(), data=st.data())
-def test_a_sampled_head_costs_the_rows_that_are_drawn_and_the_targets(
+def test_a_sampled_softmax_costs_the_rows_that_are_drawn_and_the_targets(
     shape: ModelConfig, data: st.DataObject
 ) -> None:
     n_samples = data.draw(st.integers(1, shape.n_vocab), "n_samples")
@@ -128,17 +130,17 @@ def drawing(data: st.DataObject) -> Callable[[int, int], int]:
 
 @settings(max_examples=100, deadline=None)
 @given(shape=decoder_shapes(), rows=st.integers(1, 300), seq_len=st.integers(1, 30))
-def test_head_rows_take_the_place_of_the_vocabulary(
+def test_logits_per_token_take_the_place_of_the_vocabulary(
     shape: ModelConfig, rows: int, seq_len: int
 ) -> None:
     """`nanogpt`: 6 FLOPs for each of the head's parameters that is multiplied, no other change."""
     D = shape.n_embd
     others = sum(p.numel() for p in DecoderLM.from_config(shape).parameters()) - shape.n_vocab * D
-    assert flops_per_token(shape, seq_len, "nanogpt", rows) == 6 * (others + rows * D) + (
+    assert flops_per_token(shape, seq_len, NANOGPT, rows) == 6 * (others + rows * D) + (
         12 * shape.n_layer * D * shape.n_positions
     )
-    per_row = {"nanogpt": 6, "matmul": 6, "mac": 3}
-    for convention in CONVENTIONS:
+    per_row = {NANOGPT: 6, MATMUL: 6, MAC: 3}
+    for convention in Convention:
         whole = flops_per_token(shape, seq_len, convention)
         assert flops_per_token(shape, seq_len, convention, shape.n_vocab) == whole
         saved = (shape.n_vocab - rows) * D * per_row[convention]
@@ -176,11 +178,11 @@ def test_groups_and_parts_add_up(shape: ModelConfig) -> None:
         "layer_norm": counted("ln_1.", "ln_2.") + counted("ln.weight", "ln.bias"),
     }
     assert count_params(shape) == sum(groups.values()) == sum(p.numel() for p in named.values())
-    assert model.flops_per_token == flops_per_token(shape, 1, "nanogpt")
-    for convention in CONVENTIONS:
+    assert model.flops_per_token == flops_per_token(shape, 1, NANOGPT)
+    for convention in Convention:
         parts = flops_per_token_by_part(shape, shape.n_positions, convention)
         assert sum(parts.values()) == flops_per_token(shape, shape.n_positions, convention)
-    assert flops_per_token(shape, 7, "matmul") == 2 * flops_per_token(shape, 7, "mac")
+    assert flops_per_token(shape, 7, MATMUL) == 2 * flops_per_token(shape, 7, MAC)
     head = macs_per_token_by_part(shape, 1)["head"]
     assert head == named["token_embeddings.weight"].numel()
 

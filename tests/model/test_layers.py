@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from model.layers import DecoderBlock, FeedForward
+from model import DecoderBlock, FeedForward
 from tests.support import reference_decoder
 
 

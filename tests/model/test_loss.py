@@ -295,13 +295,13 @@ def test_shares_are_used_and_give_the_same_every_time(
 ) -> None:
     hidden, weight, targets = inputs(64, 8, 300, dtype=torch.float32)
     sizes = []
-    together = loss_module.together
+    run_on_threads = loss_module.run_on_threads
 
     def counted(function: Any, members: Any, *args: Any) -> Any:
         sizes.append(len(members))
-        return together(function, members, *args)
+        return run_on_threads(function, members, *args)
 
-    monkeypatch.setattr(loss_module, "together", counted)
+    monkeypatch.setattr(loss_module, "run_on_threads", counted)
     results = []
     for _ in range(3):
         with torch.autocast("cpu", torch.bfloat16):
@@ -317,5 +317,5 @@ def test_shares_refuse_a_target_outside_the_vocabulary(two_threads: None, target
     hidden, weight, targets = inputs(10, 4, 200)
     targets[3] = target
     for function in (linear_cross_entropy, token_losses):
-        with pytest.raises(IndexError, match="not among the 200 ids"):
+        with pytest.raises(IndexError, match="not among the 200 entries"):
             function(hidden, weight, targets)

@@ -24,7 +24,7 @@ def written_out(
     logits = F.linear(hidden, weight, bias)
     losses = []
     for row, target in zip(logits, targets.tolist(), strict=True):
-        others = [i for i in sample.ids.tolist() if i != target]
+        others = [i for i in sample.entries.tolist() if i != target]
         weighted = row[others] - sample.log_inclusion[others].to(row.dtype)
         losses.append(torch.cat((weighted, row[target][None])).logsumexp(0) - row[target])
     return torch.stack(losses).mean()

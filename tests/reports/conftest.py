@@ -12,10 +12,11 @@ import pytest
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
-from reports.build import FIGURES, ReportFiles, write_report
+from reports.build import ReportFiles, write_report
 from reports.facts import Facts
 from reports.figures import runs
 from reports.read import read_study
+from reports.sections import FIGURES
 from studies.database.tables import Run
 from tests.support.synthetic_study import fill_database
 

@@ -13,12 +13,11 @@ from budgetsweep.config import load_yaml, parse
 from budgetsweep.errors import StudyError
 from budgetsweep.files import write_bytes_atomically
 from model.flops import count_params
-from reports import build
 from reports.build import build_report, data_table, write_report
 from reports.facts import Facts
 from reports.figures import runs
 from reports.read import read_study
-from reports.style.theme import NoChart
+from reports.sections import SECTIONS
 from studies.database.connection import storage_url
 from tests.reports.conftest import HOSTILE
 from tests.reports.test_document import Page, render_markdown
@@ -28,17 +27,6 @@ EVERY = (
     "full", "empty", "all rejected", "all failed", "one trial", "promotion running",
     "promotion failed", "hostile",
 )  # fmt: skip
-
-ORDER = [
-    "What was best?",
-    "What did it cost?",
-    "What was tried?",
-    "Why were proposals rejected?",
-    "What failed?",
-    "What did the larger budget bring?",
-    "What to do next?",
-    "Where this comes from",
-]
 
 
 def flat(text):
@@ -68,10 +56,9 @@ def test_the_page_stands_alone(built, variant):
 @pytest.mark.parametrize("variant", EVERY)
 def test_the_questions_come_in_order_in_both_writings(built, variant):
     report = built(variant)
-    at = [report.html.index(f"<h2>{question}</h2>") for question in ORDER]
-    assert at == sorted(at)
-    at = [report.markdown.index(f"\n## {question}\n") for question in ORDER]
-    assert at == sorted(at)
+    questions = [section.question for section in SECTIONS]
+    assert re.findall("<h2>(.*)</h2>", report.html) == questions
+    assert re.findall("^## (.*)$", report.markdown, re.MULTILINE) == questions
 
 
 @pytest.mark.parametrize("variant", EVERY)
@@ -83,7 +70,7 @@ def test_nothing_missing_looks_like_a_number(built, variant):
         report.files.data_csv.read_text(encoding="utf-8"),
     ):
         odd = re.findall(r"\b(?:None|nan|NaN|inf|infinity|Traceback)\b", text)
-        assert len(odd) == text.count("loss became nan at step")
+        assert len(odd) == text.count("loss became nan at step") + text.count("diverged (NaN)")
 
 
 @pytest.mark.parametrize("variant", EVERY)
@@ -110,39 +97,23 @@ def test_the_head_has_loss_perplexity_and_bits_of_trial_and_promotion(built, fac
 
 
 @pytest.mark.parametrize(
-    ("variant", "sentences"),
+    ("variant", "facts_said"),
     [
-        ("empty", ["Nothing was proposed yet.", "No proposal was rejected.", "No run failed."]),
-        ("all rejected", ["All 8 proposals were rejected, so nothing was trained."]),
-        ("all failed", ["No trial is complete with a finite loss (3 failed).", "3 runs failed:"]),
-        (
-            "one trial",
-            [
-                "is the only complete trial", "There is no other complete configuration",
-                "Nothing has been promoted yet.", "Too few trials: hyperparameter importance",
-                "bytes a token not recorded",
-            ],
-        ),
-        (
-            "promotion running",
-            [
-                "It is running, 60 % done; its loss is not known yet.", "was done twice",
-                "the last finish so far.", "1 trial was stopped early by the pruner",
-            ],
-        ),
-        (
-            "promotion failed",
-            ["It failed after 30 %: training loss became", "3 runs of 1 repeated configuration"],
-        ),
-        ("full", ["nats below its trial", "were refused before they cost", "(one standard error)"]),
+        ("empty", ["Nothing was proposed", "No proposal was rejected", "No run failed"]),
+        ("all rejected", ["All 8 proposals were rejected"]),
+        ("all failed", ["(3 failed)", "3 runs failed"]),
+        ("one trial", ["only complete trial", "Nothing has been promoted", "Too few trials"]),
+        ("promotion running", ["running, 60 % done", "recomputed", "so far", "pruner: 1 trial"]),
+        ("promotion failed", ["failed after 30 %", "3 runs of 1 repeated configuration"]),
+        ("full", ["nats below its trial", "were refused before they cost", "one standard error"]),
     ],
-)  # fmt: skip
-def test_what_happened_is_said(built, variant, sentences):
+)
+def test_what_happened_is_in_both_writings(built, variant, facts_said):
     html = flat("".join(Page(built(variant).html).text))
     markdown = flat(built(variant).markdown.replace("\\", ""))
-    for sentence in sentences:
-        assert sentence in html
-        assert sentence in markdown
+    for fact in facts_said:
+        assert fact in html
+        assert fact in markdown
 
 
 @pytest.mark.parametrize("variant", ["empty", "all rejected", "all failed"])
@@ -271,11 +242,3 @@ def test_reports_never_load_torch_or_the_writers():
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.stdout.strip() == "[]"
-
-
-def test_every_figure_of_the_report_is_in_its_text(facts):
-    study = facts("full")
-    named = {make(study).name for make in build.FIGURES}
-    pictures = {name: build.Picture(NoChart(name, f"{name} has nothing.")) for name in named}
-    document = build.compose(study, pictures, None)
-    assert {b.chart.name for b in document.blocks if isinstance(b, build.Picture)} == named

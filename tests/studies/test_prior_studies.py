@@ -1,4 +1,4 @@
-"""Earlier studies as points of a law: what they give, what is refused, never candidates."""
+"""Prior studies as data points of a fit: what they give, what is refused, never candidates."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from reports.read import read_study
 from reports.text import scaling as text_scaling
 from studies.database.store import Store
 from studies.database.tables import Study
-from studies.prior_studies import earlier_runs, settle
+from studies.execution.messages import Workers
+from studies.execution.training import Training
+from studies.prior_studies import base_with_prior_studies, prior_runs
 from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
 from studies.samplers.objective import Objective
 from studies.scaling.prediction import fit_study
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
+from studies.simulation.backend import Simulated
 from studies.simulation.worlds import DEFAULT_WORLD
-from studies.study_data import fix_data
 from tests.support.searches import Recorder, tiny_space, write_text
 
 
 def settings_for(folder: Path, **changes: Any) -> SearchSettings:
-    """A simulated search in `folder`, by default an earlier one at 1e14."""
+    """A simulated search in `folder`, by default a prior one at 1e14."""
     values: dict[str, Any] = {
-        "storage": folder / "s.db", "simulate": DEFAULT_WORLD, "budget_flops": 10**14,
+        "storage": folder / "s.db", "backend": Simulated(DEFAULT_WORLD), "budget_flops": 10**14,
         "trials": 12, "study": "small", "sampler": "qmc",
     }  # fmt: skip
     return SearchSettings(**{**values, **changes})
@@ -40,12 +42,12 @@ LATER: dict[str, Any] = {"budget_flops": 10**15, "trials": 5, "study": "large"}
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an earlier study and of a later one with its points."""
-    folder = tmp_path_factory.mktemp("earlier")
+    """The folder of a prior study and of a later one with its points."""
+    folder = tmp_path_factory.mktemp("prior")
     search(settings_for(folder), Hooks())
     recorder = Recorder()
     search(settings_for(folder, **LATER, points_from=("small",)), Hooks(observer=recorder))
-    assert recorder.messages[0] == "12 complete runs of small are points of the law too"
+    assert recorder.messages[0] == "12 complete runs of small are data points of the fit too"
     return folder
 
 
@@ -56,16 +58,16 @@ def copied(searched: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_few_trials_carry_a_law_with_an_earlier_study(searched: Path) -> None:
+def test_a_few_trials_suffice_for_a_law_with_a_prior_study(searched: Path) -> None:
     with Store.open(searched / "s.db") as store:
         study, small = store.study("large"), store.study("small")
         runs = store.runs(study.id)
         alone = fit_study(study, runs, 100.0)
-        fit = fit_study(study, runs, 100.0, earlier_runs(store, study))
+        fit = fit_study(study, runs, 100.0, prior_runs(store, study))
         assert alone.refusal is not None
         assert fit.refusal is None
-        assert fit.points.earlier == {"small": 12}
-        assert len(fit.points.runs) == 17
+        assert fit.runs.n_prior == {"small": 12}
+        assert len(fit.runs.runs) == 17
         # Points, never candidates.
         ids = {run.id for run in runs}
         assert len(fit.candidates) == 5
@@ -74,13 +76,13 @@ def test_a_few_trials_carry_a_law_with_an_earlier_study(searched: Path) -> None:
         stored = store.newest_fit(study.id)
         assert stored is not None
         assert stored.record["candidates"] == fit.to_dict()["candidates"]
-        assert earlier_runs(store, small) == {}
+        assert prior_runs(store, small) == {}
 
 
 def test_the_report_says_where_points_are_from(searched: Path) -> None:
     facts = Facts(read_study(str(searched / "s.db"), "large"))
     law = text_scaling.answers(facts)[0]
-    assert "Of its points 5 are its own, 12 from study small." in law.text  # type: ignore[union-attr]
+    assert "5 are this study's own, 12 from study small." in law.text  # type: ignore[union-attr]
 
 
 def test_promote_takes_points_of_studies_that_are_named(copied: Path) -> None:
@@ -96,23 +98,23 @@ def test_promote_takes_points_of_studies_that_are_named(copied: Path) -> None:
         assert store.study("alone").settings["points_from"] == []
 
 
-def test_what_an_earlier_study_finds_later_changes_no_search(copied: Path) -> None:
-    """A search goes on as it was begun; `promote --points-from` sees all there is."""
+def test_what_a_prior_study_finds_later_changes_no_search(copied: Path) -> None:
+    """A search goes on as it was started; `promote --points-from` sees all there is."""
     search(settings_for(copied, trials=14), Hooks())
     with Store.open(copied / "s.db") as store:
         study = store.study("large")
-        assert len(earlier_runs(store, study)["small"]) == 12
-        assert len(earlier_runs(store, study, ("small",))["small"]) == 14
+        assert len(prior_runs(store, study)["small"]) == 12
+        assert len(prior_runs(store, study, ("small",))["small"]) == 14
 
 
-def test_samplers_are_told_predictions_from_the_first_trial_on(copied: Path) -> None:
-    """tpe hears what a shape will reach; with earlier points there is a law at once."""
+def test_samplers_are_given_predictions_from_the_first_trial_on(copied: Path) -> None:
+    """tpe hears what a shape will reach; with prior points there is a law at once."""
     with Store.open(copied / "s.db") as store:
         study = store.study("large")
         study.sampler, study.settings = "tpe", {**study.settings, "for_scale": 100.0}
         first = store.runs(study.id, kind="trial")[0]
         assert Objective(study, []).value(first) is None
-        value = Objective(study, [], earlier_runs(store, study)).value(first)
+        value = Objective(study, [], prior_runs(store, study)).value(first)
         assert value is not None
         assert first.val_loss_nats is not None
         assert value < first.val_loss_nats
@@ -129,8 +131,8 @@ def test_the_same_command_goes_on_and_another_list_is_refused(copied: Path) -> N
     ("words", "message"),
     [
         (("--points-from", "smal"), "holds no study 'smal'; did you mean 'small'"),
-        (("--study", "new", "--points-from", "new"), "a study's own runs are points anyway"),
-        (("--simulate", "hoffmann2022"), "another simulated world or table of runs"),
+        (("--study", "new", "--points-from", "new"), "a study's own runs are data points anyway"),
+        (("--simulate", "hoffmann2022"), "another source of losses"),
         (("--convention", "mac"), "another FLOP convention (nanogpt, here mac)"),
         (("--tokenizer", "r50k_base"), "another tokenizer (gpt2, here r50k_base)"),
         (("--set", "recipe=gpt2"), "another recipe (modern, here gpt2)"),
@@ -177,14 +179,15 @@ class Texts:
             name=name, budget_flops=budget, convention="nanogpt", sampler="qmc", seed=0,
             space=space.to_dict(), settings={"base": base},
         )  # fmt: skip
-        study, _ = fix_data(
-            self.store, study, space, cache_dir=self.folder / "cache", on_prepare=None
-        )
-        return study
+        workers = Workers(cache_dir=self.folder / "cache")
+        data, facts = Training().fix_data(study, space, workers, None)
+        settings = {**study.settings, "base": {**base, "data": dict(data)}}
+        self.store.set_study_data(study.id, facts, settings)
+        return self.store.study(name)
 
-    def earlier(self, study: Study, name: str) -> object:
+    def prior_runs(self, study: Study, name: str) -> object:
         """What `--points-from` makes of another study."""
-        return earlier_runs(self.store, study, (name,), self.folder / "cache")
+        return prior_runs(self.store, study, (name,), self.folder / "cache")
 
 
 def test_a_longer_part_of_the_same_text_is_the_same_text(tmp_path: Path) -> None:
@@ -192,11 +195,11 @@ def test_a_longer_part_of_the_same_text_is_the_same_text(tmp_path: Path) -> None
     small = texts.study("small", 10**8, val_tokens=4096)
     large = texts.study("large", 10**9, val_tokens=4096)
     assert small.data_checksum != large.data_checksum
-    assert texts.earlier(large, "small") == {"small": []}
-    assert texts.earlier(small, "large") == {"large": []}
+    assert texts.prior_runs(large, "small") == {"small": []}
+    assert texts.prior_runs(small, "large") == {"large": []}
     other = texts.study("other", 10**9, val_tokens=2048)
-    with pytest.raises(StudyError, match=r"\(4096 tokens, here 2048\).*measures on as much"):
-        texts.earlier(other, "small")
+    with pytest.raises(StudyError, match=r"\(4096 tokens, here 2048\).*validates on as much"):
+        texts.prior_runs(other, "small")
 
 
 def test_another_training_text_is_refused_by_its_checksum(tmp_path: Path) -> None:
@@ -208,18 +211,24 @@ def test_another_training_text_is_refused_by_its_checksum(tmp_path: Path) -> Non
     texts.study("small", 10**8, **same)
     texts.text.write_text("another beginning " * 20 + "\n\n" + texts.text.read_text())
     large = texts.study("large", 10**9, **same)
-    with pytest.raises(StudyError, match="small: another training text, by its checksum"):
-        texts.earlier(large, "small")
+    with pytest.raises(StudyError, match="small: another training set, by its checksum"):
+        texts.prior_runs(large, "small")
 
 
-def test_validation_is_as_long_as_the_earlier_studies(tmp_path: Path) -> None:
+def test_validation_is_as_long_as_the_prior_studies(tmp_path: Path) -> None:
     texts = Texts(tmp_path)
     texts.study("small", 10**8, val_tokens=4096)
     data: dict[str, Any] = {"source": str(texts.text), "text_field": "text"}
     base = {"tokenizer_encoding": "bytes", "device": "cpu", "data": data}
     kind = (texts.store, "large", "nanogpt", tiny_space())
-    settled = settle(*kind, base, ("small",))
+
+    def asked(base: dict[str, Any], *names: str) -> dict[str, Any]:
+        return {"base": base, "points_from": names, "location": None}
+
+    settled = base_with_prior_studies(*kind, asked(base, "small"))
     assert settled == {**base, "data": {**data, "val_tokens": 4096}}
     own = {**base, "data": {**data, "val_tokens": 2048}}
-    assert settle(*kind, own, ("small",)) == own  # and refused, once both texts are there
-    assert settle(*kind, base, ()) == base
+    assert (
+        base_with_prior_studies(*kind, asked(own, "small")) == own
+    )  # and refused, once both texts are there
+    assert base_with_prior_studies(*kind, asked(base)) == base

@@ -21,7 +21,7 @@ from budgetsweep.errors import ConfigError, DataError, StudyError
 from studies.database.store import Store
 from studies.database.tables import Run
 from studies.execution.dispatcher import recover
-from studies.execution.observer import RunView
+from studies.trackers.base import RunView
 from tests.support.searches import (
     BUDGET,
     Recorder,

@@ -1,6 +1,7 @@
 """Helpers to compare a model with a plain reference, over shapes of every kind."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,12 @@ EACH_AND_ALL: list[dict[str, Any]] = [
 ]
 
 
+def part_shape(n_embd: int, n_head: int, p_dropout: float = 0.0, **options: Any) -> ModelConfig:
+    """Of a block or a part of one, to which sizes of the whole model are nothing."""
+    sizes = {"n_embd": n_embd, "n_head": n_head, "n_vocab": 1, "n_positions": 1, "n_layer": 1}
+    return ModelConfig(**sizes, p_dropout=p_dropout, **options)
+
+
 def named(options: dict[str, Any]) -> str:
     """What pytest calls a case of `EACH_AND_ALL`."""
     return "all" if options == ALL_OPTIONS else "-".join(options)
@@ -34,6 +41,20 @@ def named(options: dict[str, Any]) -> str:
 def gradients(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
     names, parameters = zip(*model.named_parameters(), strict=True)
     return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+def assert_same_derivatives(ours: Tensor, expected: Tensor, inputs: Sequence[Tensor]) -> None:
+    """Values and gradients in inputs are equal."""
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    direction = torch.randn_like(ours)
+    found = [
+        torch.autograd.grad(
+            (each * direction).sum(), inputs, allow_unused=True, materialize_grads=True
+        )
+        for each in (ours, expected)
+    ]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def assert_same_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -65,6 +86,16 @@ class CapturedDropout:
         mask = (torch.rand_like(x) >= p) / (1 - p)
         self.masks.append(mask)
         return x * mask
+
+
+class Dropped:
+    """Dropout of the reference: each place has a mask, used once."""
+
+    def __init__(self, places: dict[str, Tensor]) -> None:
+        self.unused = dict(places)
+
+    def __call__(self, place: str, x: Tensor) -> Tensor:
+        return x * self.unused.pop(place)
 
 
 @st.composite

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from studies.scaling import Observation
+from studies.scaling.fit_data import FitPoint
 from studies.scaling.law import ScalingLaw, steplaw_batch_tokens, steplaw_lr
 
 LAW = ScalingLaw(E=1.9, A=180.0, alpha=0.28, B=200.0, beta=0.25, delta=0.4)
@@ -17,7 +17,7 @@ SIZES = (2e6, 3e7)
 def grid(
     law: ScalingLaw = LAW, budgets: Sequence[float] = (1e16, 3e16, 1e17), noise: float = 0.0,
     seed: int = 0,
-) -> list[Observation]:  # fmt: skip
+) -> list[FitPoint]:  # fmt: skip
     """Well tuned runs of six sizes a budget, around the best one."""
     rng = np.random.default_rng(seed)
     runs = []
@@ -26,13 +26,13 @@ def grid(
             size = float(round(law.best_params(flops) * factor))
             tokens = flops / 6 / size
             loss = law.loss(size, tokens) * float(np.exp(noise * rng.standard_normal()))
-            runs.append(Observation(size, tokens, float(loss)))
+            runs.append(FitPoint(size, tokens, float(loss)))
     return runs
 
 
 def study(
     law: ScalingLaw, seed: int, n: int = 40, rate_shift: float = 1.0, k_lr: float = 0.05
-) -> list[Observation]:
+) -> list[FitPoint]:
     """Trials as a search makes them: sizes, rates and batches at random, at three rungs."""
     rng = np.random.default_rng(seed)
     runs = []
@@ -49,5 +49,5 @@ def study(
             + 0.02 * np.log(batch / best_batch) ** 2
             + 0.012 * rng.standard_normal()
         )
-        runs.append(Observation(size, tokens, float(loss), rate, batch))
+        runs.append(FitPoint(size, tokens, float(loss), rate, batch))
     return runs

@@ -8,10 +8,10 @@ from typing import Any
 
 from studies.database.store import Store
 from studies.database.tables import Run, Study
-from studies.execution.observer import Observer, RunView
 from studies.search import Hooks, SearchOutcome, search
 from studies.settings import SearchSettings
 from studies.space.search_space import SearchSpace, space_from_dict
+from studies.trackers.base import Observer, RunView
 from trainer.data.config import DataConfig
 from trainer.events import RunResult
 

@@ -19,7 +19,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from model.config import ModelConfig
-from model.flops import CONVENTIONS, count_params, flops_per_token
+from model.flops import Convention, count_params, flops_per_token
 from studies.database.ledger import of_steps
 from studies.database.tables import Base, LedgerEntry, Point, Rejection, Run, Study
 from studies.space.search_space import SearchSpace
@@ -160,7 +160,7 @@ class _Writer:
         shape, steps = config.model, config.steps
         planned = {
             c: steps * config.tokens_per_step * flops_per_token(shape, config.seq_len, c)
-            for c in CONVENTIONS
+            for c in Convention
         }
         done = {"complete": 1.0, "failed": 0.3, "pruned": 0.4, "running": 0.6}[status]
         final = self._loss(shape, config)

@@ -119,7 +119,7 @@ def test_an_interrupted_run_ends_as_the_whole_one(
     monkeypatch.setattr(run_state, "PROGRESS_SECONDS", 0.0)  # an event at each step
     first, events = drive(tiny_config(), data, tmp_path, "interrupt", at_step)
     assert (first.status, first.step) == ("interrupted", at_step)
-    assert events[-1] == Checkpointed(at_step)
+    assert events[-1] == Checkpointed(at_step, steps_executed=at_step)
     second, more = drive(tiny_config(), data, tmp_path)
     assert second.status == "complete"
     assert second.steps_executed == 20  # nothing lost, nothing done twice

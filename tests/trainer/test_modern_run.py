@@ -90,7 +90,7 @@ def test_the_meter_charges_the_sampled_head(data: TokenData, tmp_path: Path) -> 
         config = modern(convention=convention, num_training_steps=3)
         result, events = drive(config, data, tmp_path / convention)
         points = [event for event in events if isinstance(event, Point)]
-        per_token = flops_per_token(config.stack_shape, 16, convention, 65)
+        per_token = flops_per_token(config.model, 16, convention, 65)
         assert points[-1].flops == 3 * config.flops_per_step(convention)
         muon = 3 * config.optimizer_kind.flops_per_step(config.model, convention)
         assert points[-1].flops == per_token * result.tokens + muon
@@ -198,7 +198,7 @@ def test_on_cuda_a_modern_run_is_the_same_twice_and_near_the_cpus(
     losses = {}
     for name, device in (("first", "cuda"), ("second", "cuda"), ("cpu", "cpu")):
         config = modern(device=device, autocast="off")
-        config = config.with_changes(model=config.stack_shape.model_copy(update={"p_dropout": 0.0}))
+        config = config.with_changes(model=config.model.model_copy(update={"p_dropout": 0.0}))
         result, _ = drive(config, data, tmp_path / name)
         losses[name] = result.val_loss_nats
     assert losses["first"] == losses["second"]

@@ -97,7 +97,7 @@ def test_batches_made_on_the_device_are_those_of_the_host(name: str) -> None:
                 assert torch.equal(made.ids, expected.ids)
                 assert (made.sample is None) == (expected.sample is None)
                 if made.sample is not None and expected.sample is not None:
-                    assert torch.equal(made.sample.ids, expected.sample.ids)
+                    assert torch.equal(made.sample.entries, expected.sample.entries)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -290,7 +290,7 @@ def test_on_cuda_a_captured_step_computes_what_a_queued_one_and_the_cpu_do(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = CONFIGS[name].with_changes(
-        model=CONFIGS[name].stack_shape.model_copy(update={"p_dropout": 0.0}),
+        model=CONFIGS[name].model.model_copy(update={"p_dropout": 0.0}),
         num_training_steps=100,
     )
     losses = {}

@@ -37,12 +37,12 @@ def refusal(shape: dict[str, Any] | None = None, **changes: Any) -> str:
 def test_modern_sets_the_decoder_and_its_training() -> None:
     config = read(recipe="modern")
     chosen = ("positions", "head_bias")
-    assert config.stack_shape.options() == {name: ALL_OPTIONS[name] for name in chosen}
-    assert (config.stack_shape.norm, config.stack_shape.bias) == ("layer", True)
-    assert config.stack_shape.p_dropout == 0.0
-    assert config.stack_shape.sizes() == SIZES | {"n_vocab": 50257, "p_dropout": 0.0}
+    assert config.model.options() == {name: ALL_OPTIONS[name] for name in chosen}
+    assert (config.model.norm, config.model.bias) == ("layer", True)
+    assert config.model.p_dropout == 0.0
+    assert config.model.sizes() == SIZES | {"n_vocab": 50257, "p_dropout": 0.0}
     assert (config.optimizer, config.schedule) == ("muon", "linear")
-    assert (config.head_samples, config.head_rows) == (1024, 1025)
+    assert (config.head_samples, config.logits_per_token) == (1024, 1025)
     assert config.final_lr == 0.0
     assert config.recipe == "modern"
 
@@ -50,8 +50,8 @@ def test_modern_sets_the_decoder_and_its_training() -> None:
 def test_without_a_recipe_a_run_is_gpt2s() -> None:
     config = read()
     assert config == read(recipe="gpt2")
-    assert config.stack_shape.options() == {}
-    assert (config.optimizer, config.schedule, config.head_rows) == ("adamw", "cosine", None)
+    assert config.model.options() == {}
+    assert (config.optimizer, config.schedule, config.logits_per_token) == ("adamw", "cosine", None)
     assert config.final_lr == pytest.approx(0.001)
 
 
@@ -59,7 +59,7 @@ def test_the_courses_file_stays_what_it_is() -> None:
     data = load_yaml(ROOT / "examples" / "configs" / "GPT-tiny.yaml")
     config = parse(RunConfig, data, "GPT-tiny.yaml")
     assert config.flops_per_step("nanogpt") * config.steps == 81_306_058_752_000
-    assert config.stack_shape.options() == {}
+    assert config.model.options() == {}
     saved = config.to_dict()
     new = {"recipe", "schedule", "cooldown_fraction", "optimizer", "head_samples"}
     assert not new & saved.keys()
@@ -91,8 +91,8 @@ def test_what_a_run_says_wins_over_its_recipe(name: str, value: object) -> None:
 
 @pytest.mark.parametrize(("name", "value"), PLAIN)
 def test_what_a_shape_says_wins_over_its_recipe(name: str, value: object) -> None:
-    shape = read({name: value}, recipe="modern").stack_shape
-    silent = read(recipe="modern").stack_shape
+    shape = read({name: value}, recipe="modern").model
+    silent = read(recipe="modern").model
     assert getattr(shape, name) == value
     assert shape.model_copy(update={name: getattr(silent, name)}) == silent
 
@@ -158,14 +158,14 @@ def test_only_a_decoder_has_options(name: str, value: object) -> None:
 
 
 def test_a_sample_is_smaller_than_the_vocabulary() -> None:
-    assert read(head_samples=50256).head_rows == 50257
+    assert read(head_samples=50256).logits_per_token == 50257
     for n in (50257, 60000):
         message = refusal(head_samples=n)
-        assert f"head_samples = {n} is not less than the 50257 ids" in message
-        assert "head_samples: null to compare with all" in message
+        assert f"head_samples = {n} is not less than the 50257 entries" in message
+        assert "head_samples: null for the full softmax" in message
     # A recipe does not sample a small vocabulary, and who asks for too much is told.
-    assert read(recipe="modern", tokenizer_encoding="bytes").head_rows is None
-    assert "head_samples = 1024 is not less than the 257 ids" in refusal(
+    assert read(recipe="modern", tokenizer_encoding="bytes").logits_per_token is None
+    assert "head_samples = 1024 is not less than the 257 entries" in refusal(
         recipe="modern", tokenizer_encoding="bytes", head_samples=1024
     )
     assert "head_samples = 0" in refusal(head_samples=0)

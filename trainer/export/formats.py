@@ -19,7 +19,6 @@ from budgetsweep.errors import CheckpointError, ConfigError
 from budgetsweep.files import atomic_folder
 from model.config import ModelConfig
 from model.decoder import DecoderLM
-from studies.simulation.worlds import world_of
 from trainer.checkpoints.artefacts import FILES, write_model
 from trainer.config import TOKENIZER_VOCABULARIES, RunConfig
 from trainer.data.tokenizers import END_OF_TEXT
@@ -187,12 +186,6 @@ def weights_file(path: Path) -> Path:
         for name in (FILES["model"], SAFETENSORS):
             if (path / name).is_file():
                 return path / name
-        world = world_of(load_yaml(path / FILES["config"])) if _has_config(path) else None
-        if world is not None:
-            raise CheckpointError(
-                f"{path}: a simulated run (world {world}) has no weights; search without "
-                "--simulate, or train its config.yaml without the keys trainer and world"
-            )
         raise CheckpointError(
             f"{path}: no {FILES['model']} and no {SAFETENSORS} in this folder; expected a run's "
             "folder, as `train` and `promote` write it, or a converted model"
@@ -200,10 +193,6 @@ def weights_file(path: Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder; expected a model.pt or its folder")
     return path
-
-
-def _has_config(folder: Path) -> bool:
-    return (folder / FILES["config"]).is_file()
 
 
 def _read_config(path: Path) -> tuple[RunConfig | None, ModelDescription | None]:

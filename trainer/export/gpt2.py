@@ -71,7 +71,7 @@ def to_gpt2(
         "n_embd": shape.n_embd,
         "n_layer": shape.n_layer,
         "n_head": shape.n_head,
-        "n_inner": 4 * shape.n_embd,
+        "n_inner": shape.n_inner,
         "activation_function": "gelu",
         "resid_pdrop": shape.p_dropout,
         "embd_pdrop": shape.p_dropout,
@@ -90,15 +90,13 @@ def to_gpt2(
 
 
 def require_gpt2(shape: ModelConfig, where: str) -> None:
-    """Refuse a shape with options; how it was initialised does not matter to GPT-2.
+    """Refuse a shape with options, but for those of how training began.
 
     Raises:
         ConfigError: GPT-2 has not all its options.
     """
     options = [
-        f"{name}: {str(value).lower()}"
-        for name, value in shape.options().items()
-        if name != "zero_init"
+        f"{name}: {str(value).lower()}" for name, value in shape.options(at_start=False).items()
     ]
     if options:
         raise ConfigError(
@@ -177,7 +175,7 @@ def _shape_of_gpt2(config: dict[str, Any], where: Path) -> ModelConfig:
     ] = {  # default of GPT2Config, what is computed here
         "activation_function": ("gelu_new", ("gelu",)),
         "layer_norm_epsilon": (1e-5, (LAYER_NORM_EPSILON,)),
-        "n_inner": (None, (None, 4 * shape.n_embd)),
+        "n_inner": (None, (None, shape.n_inner)),
         "scale_attn_weights": (True, (True,)),
         "scale_attn_by_inverse_layer_idx": (False, (False,)),
         "add_cross_attention": (False, (False,)),

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from budgetsweep.errors import ConfigError
-from model.transformer import StackLM
+from model.flops import Convention
+from model.transformer import Transformer
 from trainer.config import RunConfig
 from trainer.hardware.sequence_threads import hidden_by_rows
 
@@ -46,7 +47,7 @@ def wants_compile(config: RunConfig, device: torch.device) -> bool:
         )
     if config.compile != "auto":
         return config.compile == "on"
-    flops = config.flops_per_step("matmul") * config.steps
+    flops = config.flops_per_step(Convention.MATMUL) * config.steps
     return device.type == "cuda" and flops >= AUTO_FROM_FLOPS and _has_compiler()
 
 
@@ -54,7 +55,7 @@ def training_forward(model: nn.Module, compiled: bool) -> Callable[..., Tensor]:
     """`model.hidden`, compiled for the run's one shape or as it is, on threads where that helps."""
     hidden: Callable[..., Tensor] = model.hidden  # type: ignore[assignment]
     if not compiled:
-        return hidden_by_rows(model) if isinstance(model, StackLM) else hidden
+        return hidden_by_rows(model) if isinstance(model, Transformer) else hidden
     forward: Callable[..., Tensor] = torch.compile(hidden, dynamic=False, backend=BACKEND)
     return forward
 

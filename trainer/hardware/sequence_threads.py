@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.cpu.threads import team_size, together
-from model.transformer import StackLM
+from model.cpu.threads import run_on_threads, team_size
+from model.transformer import Transformer
 
 LEAST_ELEMENTS = 1 << 16
 """Elements of the residual stream (tokens x width) from which on threads share a batch: below,
 the interpreter decides, which serves one thread at a time."""
 
 
-def hidden_by_rows(model: StackLM) -> Callable[[Tensor], Tensor]:
+def hidden_by_rows(model: Transformer) -> Callable[[Tensor], Tensor]:
     """`model.hidden` of ids (B, S), with the blocks on several threads where that is right.
 
     It is not where there is one thread or too little to do, nor with dropout: its draws come from
@@ -68,7 +68,7 @@ class _Rows(torch.autograd.Function):
                 return _Part(rows, transform(rows))
 
         ctx.weights = weights
-        ctx.parts = together(run, x.tensor_split(n))
+        ctx.parts = run_on_threads(run, x.tensor_split(n))
         return torch.cat([part.out.detach() for part in ctx.parts])
 
     @staticmethod
@@ -80,7 +80,7 @@ class _Rows(torch.autograd.Function):
 
         parts, ctx.parts = ctx.parts, None
         grads = grad.tensor_split(len(parts))
-        found = together(run, list(zip(parts, grads, strict=True)))
+        found = run_on_threads(run, list(zip(parts, grads, strict=True)))
         total = list(found[0][1:])
         for other in found[1:]:
             torch._foreach_add_(total, list(other[1:]))

@@ -2,55 +2,56 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner, Result
 
-from budgetsweep.cli.main import cli, main
+from budgetsweep.cli.main import COMMANDS
+from budgetsweep.cli.options import Flops
+from budgetsweep.cli.search import search_command
+from studies.settings import SearchSettings
+from tests.support.commands import run, run_json, usage_error
 from tests.support.searches import PARAMETERS, write_text
-
-COMMANDS = (
-    "search", "promote", "report", "status", "train", "evaluate", "convert", "generate", "classify",
-    "diagnose", "fit", "flops", "data", "export", "completion",
-)  # fmt: skip
-
-
-def run(*words: str) -> Result:
-    return CliRunner().invoke(cli, words)
-
-
-def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Run through the real entry point; the one line on stderr."""
-    with pytest.raises(SystemExit) as caught:
-        main(list(words))
-    assert caught.value.code == 2
-    error = capsys.readouterr().err.strip()
-    assert "Traceback" not in error
-    return error
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
-    result = run(command, "--help")
-    assert result.exit_code == 0
-    first = result.output.splitlines()[0]
-    assert first.startswith("Usage: ")
-    assert command in first
-    listed = run("--help").output
-    assert command in listed
+    assert run(command, "--help").startswith("Usage: ")
+    assert f"\n  {command} " in run("--help")
+
+
+def test_options_of_search_stand_under_headings() -> None:
+    lines = run("search", "--help").splitlines()
+    headings = ["Budget:", "Search:", "Data:", "Hardware:", "Output:", "Other:"]
+    assert [line for line in lines if line in headings] == headings
+    flags = {line.split()[0]: i for i, line in enumerate(lines) if line.startswith("  --")}
+    order = ["--budget", "--sampler", "--data", "--workers", "--study"]
+    starts = [lines.index(heading) for heading in headings]
+    for flag, start, end in zip(order, starts, starts[1:], strict=False):
+        assert start < flags[flag] < end
+
+
+def test_an_option_of_search_has_the_name_of_its_setting() -> None:
+    """A flag is its option and its field: nothing is copied by hand between the two."""
+    fields = {field.name for field in dataclasses.fields(SearchSettings)}
+    names = {param.name for param in search_command.params}
+    data = {"source", "validation", "text_field"}
+    assert names - fields == {*data, "simulate", "replay", "dry_run", "yes"}
+    assert fields - names == {"data", "backend", "is_default_plan"}
 
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:
     code = (
         "import sys, time; t = time.perf_counter(); import budgetsweep.cli.main as c; "
-        "t = time.perf_counter() - t; "
-        "heavy = {'torch', 'optuna', 'sqlalchemy', 'pandas', 'matplotlib', 'datasets'}; "
+        "[c.cli.get_command(None, name) for name in c.COMMANDS]; t = time.perf_counter() - t; "
+        "heavy = {'torch', 'optuna', 'sqlalchemy', 'pandas', 'matplotlib', 'datasets', 'rich'}; "
         "print(t, sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -84,34 +85,32 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
 def test_mistakes_are_one_line_and_exit_code_2(
     words: tuple[str, ...],
     message: str,
-    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    error = fails(capsys, *words)
-    assert message in error
-    assert error.startswith("Error: ")
-    assert len(error.splitlines()) == 1
+    assert message in refused(*words)
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("line", "named"),
     [
-        ("search", "--budget", "abc"), ("search", "--budget", "-5"), ("search", "--budget", "nan"),
-        ("search", "--trials", "0"), ("search", "--sampler", "magic"), ("search", "--seed", "-1"),
-        ("nonsense",), ("search", "--bugdet", "1"), ("data",  "info", "x"),
+        ("search --budget abc", "--budget"), ("search --budget -5", "--budget"),
+        ("search --budget nan", "--budget"), ("search --trials 0", "--trials"),
+        ("search --sampler magic", "--sampler"), ("search --seed -1", "--seed"),
+        ("search --bugdet 1", "--bugdet"), ("nonsense", "nonsense"), ("data info x", "x"),
+        ("classify m --data x --limit -1", "--limit"), ("classify m --data x --seed -1", "--seed"),
+        ("classify m --data x --batch-size -1", "--batch-size"),
+        ("generate m --prefixes x --max-new-tokens 0", "--max-new-tokens"),
+        ("generate m --prefixes x --batch-size 0", "--batch-size"),
     ],
 )  # fmt: skip
-def test_wrong_flags_are_usage_errors(words: tuple[str, ...]) -> None:
-    result = run(*words)
-    assert result.exit_code == 2
-    assert "Error: " in result.output
+def test_wrong_flags_are_usage_errors(line: str, named: str) -> None:
+    assert named in usage_error(*line.split())
 
 
 def test_budgets_are_exact_whole_numbers() -> None:
-    from budgetsweep.cli.options import Flops
-
     assert Flops().convert("1e15", None, None) == 10**15
     assert Flops().convert("123456789012345678901", None, None) == 123456789012345678901
     assert Flops().convert("2.5e3", None, None) == 2500
@@ -119,27 +118,24 @@ def test_budgets_are_exact_whole_numbers() -> None:
 
 def test_flops_explains_the_courses_configuration(tmp_path: Path) -> None:
     path = Path(__file__).parents[3] / "examples/configs/GPT-tiny.yaml"
-    result = run("flops", str(path), "--budget", "1e15", "--no-measure", "--json")
-    facts = json.loads(result.output)
+    facts = run_json("flops", str(path), "--budget", "1e15", "--no-measure")
     assert facts["n_params"] == 1_637_792
     assert sum(facts["flops_per_token"]["nanogpt"].values()) == 9_925_056
     assert facts["train_flops"]["nanogpt"] == 81_306_058_752_000
     assert facts["affordable_steps"] == 24598
-    text = run("flops", str(path), "--budget", "1e15", "--no-measure").output
+    text = run("flops", str(path), "--budget", "1e15", "--no-measure")
     assert "1,637,792" in text
     assert "8.13 % used" in text
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts_name_the_program(shell: str) -> None:
-    result = run("completion", shell)
-    assert result.exit_code == 0
-    assert "_BUDGETSWEEP_COMPLETE" in result.output
+    assert "_BUDGETSWEEP_COMPLETE" in run("completion", shell)
 
 
 @pytest.mark.slow
 def test_the_whole_way_as_a_user_goes_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BUDGETSWEEP_CACHE", str(tmp_path / "cache"))
@@ -147,53 +143,46 @@ def test_the_whole_way_as_a_user_goes_it(
     Path("space.yaml").write_text(yaml.safe_dump({"budget": 4e8, "parameters": PARAMETERS}))
     common = ["--data", str(text), "--tokenizer", "bytes", "--device", "cpu"]
 
-    result = run(
+    output = run(
         "search", "--space", "space.yaml", "--trials", "2", "--threads", "1", *common,
         "--set", "num_evals=2", "--study", "cli", "--yes",
     )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    assert "measured here: a trial of 4e8 FLOPs" in result.output
-    assert "best: trial" in result.output
+    assert "measured here: a trial of 4e8 FLOPs" in output
+    assert "best: trial" in output
 
-    status = json.loads(run("status", "--json").output)
+    status = run_json("status")
     assert status["trials"] == {"complete": 2}
     assert status["flops_spent"] == status["flops_planned"] <= 2 * 4 * 10**8
-    assert "best: trial" in run("status").output
+    assert "best: trial" in run("status")
 
-    result = run("promote", "--scale", "4", "--device", "cpu", "--yes")
-    assert result.exit_code == 0, result.output
-    assert "promoted trial" in result.output
-    promoted = json.loads(run("status", "--json").output)["promotions"][0]
+    output = run("promote", "--scale", "4", "--device", "cpu", "--yes")
+    assert "promoted trial" in output
+    promoted = run_json("status")["promotions"][0]
     assert promoted["val_loss_nats"] < status["best"]["val_loss_nats"]
-    again = run("promote", "--scale", "4", "--device", "cpu", "--yes")
-    assert again.exit_code == 0
-    assert len(json.loads(run("status", "--json").output)["promotions"]) == 1  # not run twice
+    run("promote", "--scale", "4", "--device", "cpu", "--yes")
+    assert len(run_json("status")["promotions"]) == 1  # not run twice
 
     folder = promoted["output_dir"]
-    measured = json.loads(run("evaluate", folder, "--device", "cpu", "--json").output)
+    measured = run_json("evaluate", folder, "--device", "cpu")
     assert measured["loss_nats"] == pytest.approx(promoted["val_loss_nats"], rel=1e-4)
 
-    assert run("report", "-o", "rep").exit_code == 0
+    run("report", "-o", "rep")
     assert "promot" in Path("rep/report.md").read_text().lower()
-    assert run("export", "-o", "exp").exit_code == 0
+    run("export", "-o", "exp")
     best = yaml.safe_load(Path("exp/best.yaml").read_text())
     assert best["model_config"]["n_embd"] == status["best"]["params"]["n_embd"]
-    rerun = run("train", "exp/best.yaml", "--threads", "1")
-    assert rerun.exit_code == 0, rerun.output
+    run("train", "exp/best.yaml", "--threads", "1")
     evaluation = json.loads(Path("outputs/best/eval.json").read_text())
     assert evaluation["val_loss_nats"] == status["best"]["val_loss_nats"]
     third = run(
         "search", "--space", "exp/space.yaml", "--trials", "2", "--threads", "1", *common,
         "--set", "num_evals=2", "--study", "cli", "--yes",
     )  # fmt: skip
-    assert third.exit_code == 0, third.output
-    assert "all 2 trials are done" in third.output
+    assert "all 2 trials are done" in third
 
     Path(folder, "model.pt").write_bytes(b"garbage")
-    error = fails(capsys, "evaluate", folder, "--device", "cpu")
-    assert "model.pt" in error
-    capsys.readouterr()
-    assert "ready" in run("data", "info").output
+    assert "model.pt" in refused("evaluate", folder, "--device", "cpu")
+    assert "ready" in run("data", "info")
 
 
 def test_a_dry_run_trains_and_writes_nothing(
@@ -207,13 +196,12 @@ def test_a_dry_run_trains_and_writes_nothing(
         )
     )
     started = time.monotonic()
-    result = run(
+    output = run(
         "search", "--dry-run", "--space", "space.yaml", "--budget", "4e8", "--data", "demo",
         "--threads", "1",
     )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    assert "200 random proposals" in result.output
-    assert "over_budget" in result.output
-    assert "training tokens" in result.output
+    assert "200 random proposals" in output
+    assert "over_budget" in output
+    assert "training tokens" in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["space.yaml"]
     assert time.monotonic() - started < 120

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from budgetsweep.cli.main import cli, main
+from tests.support.commands import run, run_json, usage_error
 
 ROWS = [
     "headline,title,text",
@@ -28,38 +27,32 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_pairs_bad_rows_and_dropped_articles_are_said(source: Path) -> None:
-    done = CliRunner().invoke(cli, ["data", "prepare", str(source), "--tokenizer", "bytes"])
-    assert done.exit_code == 0, done.output
-    assert "30 pairs; left out: 1 bad, 1 dropped" in done.output
-    lines = [line for line in done.output.splitlines() if line.startswith(("training:", "valid"))]
+    output = run("data", "prepare", str(source), "--tokenizer", "bytes")
+    assert "30 pairs; left out: 1 bad, 1 dropped" in output
+    lines = [line for line in output.splitlines() if line.startswith(("training:", "valid"))]
     n_pairs = [int(line.split()[1]) for line in lines]
     assert len(n_pairs) == 2
     assert sum(n_pairs) == 30
     # "How to Do 17\nDo 17." and "First do 17, then more\nand more." in bytes.
     assert "source of 19 tokens (median; 90 % within 19, the longest 19)" in lines[0]
     assert "target of 32 tokens (median; 90 % within 32, the longest 32)" in lines[0]
-    info = CliRunner().invoke(cli, ["data", "info"]).output
+    info = run("data", "info")
     assert "30 pairs" in info
     assert "1 bad, 1 dropped" in info
-    (entry,) = json.loads(CliRunner().invoke(cli, ["data", "info", "--json"]).output)
+    (entry,) = run_json("data", "info")
     named = {key: entry[key] for key in ("pairs", "documents", "bad_records", "dropped_documents")}
     assert named == {"pairs": True, "documents": 30, "bad_records": 1, "dropped_documents": 1}
 
 
 def test_the_source_is_given_once(source: Path) -> None:
-    done = CliRunner().invoke(cli, ["data", "prepare", str(source), "--data", "demo"])
-    assert done.exit_code == 2
-    assert f"Error: give the source once: {source} or --data demo" in done.output
+    error = usage_error("data", "prepare", str(source), "--data", "demo")
+    assert f"Error: give the source once: {source} or --data demo" in error
 
 
-def test_wrong_columns_are_one_line(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_columns_are_one_line(source: Path, refused: Callable[..., str]) -> None:
     source.write_text("summary,body\n1,2\n")
-    with pytest.raises(SystemExit) as caught:
-        main(["data", "prepare", "--data", str(source), "--tokenizer", "bytes"])
-    assert caught.value.code == 2
-    error = capsys.readouterr().err.strip()
+    error = refused("data", "prepare", "--data", str(source), "--tokenizer", "bytes")
     assert error.endswith(
         f"{source}: columns 'summary', 'body'; expected headline, title and text (pairs), or a "
         "column 'text' (data.text_field)"
     )
-    assert "\n" not in error

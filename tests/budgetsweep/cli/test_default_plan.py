@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from budgetsweep.cli.main import main
 from budgetsweep.cli.search import search_settings
 from studies.database.store import Store
 from studies.settings import SearchSettings
 from studies.space.rungs import DEFAULT_RUNGS
+from tests.support.commands import run
 
 WHOLE = ("1", None)
 PLANNED = (DEFAULT_RUNGS, 100.0)
 
 
 def settings(**given: Any) -> SearchSettings:
-    nothing = dict.fromkeys(
-        ("space_file", "val_data", "tokenizer", "budget", "convention", "sampler", "seed", "rungs",
-         "for_scale", "replay")
-    )  # fmt: skip
-    flags = {
-        **nothing, "source": "c4", "text_field": "text", "trials": 32, "prune": False,
-        "simulate": "hoffmann2022", "overrides": (),
-    }  # fmt: skip
-    return search_settings(**{**flags, **given})
+    return search_settings(**{"trials": 32, "simulate": "hoffmann2022", **given})
 
 
 @pytest.mark.parametrize(
@@ -40,7 +33,7 @@ def settings(**given: Any) -> SearchSettings:
         ({"rungs": "0.5,1"}, ("0.5,1", None)),
         ({"rungs": "1", "for_scale": 10.0}, ("1", 10.0)),
         ({"sampler": "tpe"}, WHOLE),
-        ({"prune": True}, WHOLE),
+        ({"pruning": True}, WHOLE),
     ],
 )
 def test_which_searches_have_rungs(given: dict[str, Any], plan: tuple[str, float | None]) -> None:
@@ -53,9 +46,7 @@ def test_more_trials_of_a_small_study_keep_its_plan(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for trials in ("3", "12"):
-        with pytest.raises(SystemExit) as stopped:
-            main(["search", "--simulate", "--budget", "1e13", "--study", "s", "--trials", trials])
-        assert stopped.value.code == 0
+        run("search", "--simulate", "--budget", "1e13", "--study", "s", "--trials", trials)
     with Store.open(tmp_path / "budgetsweep.db") as store:
         study = store.study("s")
         runs = store.runs(study.id, kind="trial")
@@ -65,12 +56,9 @@ def test_more_trials_of_a_small_study_keep_its_plan(
 
 
 def test_what_is_asked_for_must_be_the_plan_of_the_study(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for rungs in ((), ("--rungs", "0.3,1")):
-        with pytest.raises(SystemExit) as stopped:
-            main(["search", "--simulate", "--budget", "1e13", "--study", "s", "--trials", "2",
-                  *rungs])  # fmt: skip
-    assert stopped.value.code == 2
-    assert "was made with another rungs ('1', now '0.3,1')" in capsys.readouterr().err
+    words = ("search", "--simulate", "--budget", "1e13", "--study", "s", "--trials", "2")
+    run(*words)
+    assert "another rungs ('1', now '0.3,1')" in refused(*words, "--rungs", "0.3,1")

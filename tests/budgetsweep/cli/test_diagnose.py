@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import io
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from rich.console import Console
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
-from budgetsweep.cli.diagnose import print_diagnosis
-from budgetsweep.cli.main import cli, main
+from budgetsweep.cli.display import new_console
+from budgetsweep.cli.status import print_diagnosis
 from studies.database.store import Store
 from studies.database.tables import Point, Run
 from studies.diagnosis import diagnose
 from studies.diagnosis.curve_files import read_curve
+from tests.support.commands import run, run_json
 from tests.support.synthetic_study import fill_database
 
 SPIKE = 15
@@ -58,9 +57,7 @@ def study(tmp_path: Path) -> Path:
 
 
 def test_a_bare_csv_in_plain_lines(spiked: Path) -> None:
-    done = CliRunner().invoke(cli, ["diagnose", str(spiked)])
-    assert done.exit_code == 0
-    lines = done.output.splitlines()
+    lines = run("diagnose", str(spiked)).splitlines()
     assert lines[0] == f"{spiked}: 60 points"
     assert lines[1].startswith("lr_too_high: the training loss rose from ")
     assert lines[1].endswith("to 150")
@@ -70,14 +67,13 @@ def test_a_bare_csv_in_plain_lines(spiked: Path) -> None:
 
 
 def test_json_holds_the_same(spiked: Path) -> None:
-    done = CliRunner().invoke(cli, ["diagnose", str(spiked), "--json"])
-    data = json.loads(done.output)
+    data = run_json("diagnose", str(spiked))
     assert data["run"] == str(spiked)
     assert data["points"] == 60
     assert [v["name"] for v in data["verdicts"]] == ["lr_too_high"]
     assert set(data["verdicts"][0]) == {"name", "label", "evidence", "cure"}
     assert data["steps"]["series"] == "training"
-    assert {"gain_nats", "low_nats", "high_nats", "is_carried"} <= set(
+    assert {"gain_nats", "low_nats", "high_nats", "is_estimable"} <= set(
         data["steps"]["extrapolation"]
     )
 
@@ -85,7 +81,7 @@ def test_json_holds_the_same(spiked: Path) -> None:
 def test_a_terminal_gets_panels_and_markup_in_names_stays_text(spiked: Path) -> None:
     source = read_curve(spiked)
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=100, color_system=None)
+    console = new_console(file=screen, force_terminal=True, width=100, color_system=None)
     print_diagnosis(source, diagnose(source.curve, source.facts), console)
     text = screen.getvalue()
     assert "─ learning rate too high ─" in text
@@ -96,28 +92,23 @@ def test_a_terminal_gets_panels_and_markup_in_names_stays_text(spiked: Path) -> 
 def test_a_healthy_curve_and_a_curve_too_short(tmp_path: Path) -> None:
     path = tmp_path / "sound.csv"
     path.write_text(csv_text(), encoding="utf-8")
-    done = CliRunner().invoke(cli, ["diagnose", str(path)])
-    assert done.exit_code == 0
-    assert done.output.splitlines()[1].startswith("healthy: the training loss fell from ")
-    assert "do:" not in done.output
+    output = run("diagnose", str(path))
+    assert output.splitlines()[1].startswith("healthy: the training loss fell from ")
+    assert "do:" not in output
     path.write_text("step,train_loss\n1,5\n2,4\n", encoding="utf-8")
-    done = CliRunner().invoke(cli, ["diagnose", str(path)])
-    assert done.exit_code == 0
-    assert "nothing can be told from 2 training losses: it takes 12" in done.output
+    assert "2 training losses: it takes 12" in run("diagnose", str(path))
 
 
 def test_trials_of_a_study_and_status(study: Path) -> None:
     words = ["--storage", str(study)]
-    done = CliRunner().invoke(cli, ["diagnose", "--trial", "1", *words])
-    assert "lr_too_high: the training loss rose" in done.output
-    failed = CliRunner().invoke(cli, ["diagnose", "--trial", "4", *words])
-    assert "lr_too_high: training loss became nan at step" in failed.output
-    status = json.loads(CliRunner().invoke(cli, ["status", "--json", *words]).output)
+    assert "lr_too_high: the training loss rose" in run("diagnose", "--trial", "1", *words)
+    failed = run("diagnose", "--trial", "4", *words)
+    assert "lr_too_high: training loss became nan at step" in failed
+    status = run_json("status", *words)
     assert status["verdicts"] == {"lr_too_high": {"count": 2, "trials": [1, 4]}}
     assert status["best"]["verdicts"]
     assert status["promotions"][0]["verdicts"]
-    plain = CliRunner().invoke(cli, ["status", *words]).output
-    assert "curves: learning rate too high: 2 trials (1, 4)" in plain
+    assert "learning rate too high: 2 trials (1, 4)" in run("status", *words)
 
 
 @pytest.mark.parametrize(
@@ -126,19 +117,14 @@ def test_trials_of_a_study_and_status(study: Path) -> None:
         ((), "give one of RUN"),
         (("x.csv", "--trial", "1"), "give one of RUN"),
         (("--trial", "1", "--promotion", "0"), "give one of RUN"),
-        (("x.csv",), "x.csv: no such file or folder"),
+        (("x.csv",), "x.csv: no such file"),
         (("--trial", "1", "--storage", "none.db"), "no such study database"),
     ],
 )
 def test_mistakes_are_one_line(
-    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    words: tuple[str, ...], message: str, refused: Callable[..., str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        main(["diagnose", *words])
-    assert caught.value.code == 2
-    error = capsys.readouterr().err.strip()
-    assert len(error.splitlines()) == 1
-    assert message in error
+    assert message in refused("diagnose", *words)
     assert not list(tmp_path.iterdir())

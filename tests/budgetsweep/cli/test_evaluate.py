@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -13,11 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from click.testing import CliRunner
 
-from budgetsweep.cli.main import cli, main
-from budgetsweep.cli.models import FORMAT_NAMES
+from budgetsweep.cli.evaluate import FORMAT_NAMES
 from budgetsweep.errors import DataError
+from tests.support.commands import run, run_json
 from tests.support.reference_course import CourseLM
 from tests.support.tiny_runs import tiny_config
 from trainer.data.prepare import prepare
@@ -52,20 +51,7 @@ def course(tmp_path: Path) -> CourseLM:
 
 
 def evaluate(*words: str) -> dict:
-    result = CliRunner().invoke(cli, ["evaluate", *words, "--device", "cpu", "--json"])
-    assert result.exit_code == 0, result.output
-    return json.loads(result.output)
-
-
-def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Run through the real entry point; the one line on stderr."""
-    with pytest.raises(SystemExit) as caught:
-        main([words[0], *(["--device", "cpu"] if words[0] == "evaluate" else []), *words[1:]])
-    assert caught.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("Error: ")
-    return lines[0]
+    return run_json("evaluate", *words, "--device", "cpu")
 
 
 @torch.no_grad()
@@ -122,13 +108,13 @@ def test_every_kind_of_file_gives_the_same_loss(course: CourseLM) -> None:
 
 
 def test_the_heads_come_from_the_flag_where_no_buffer_tells(
-    course: CourseLM, capsys: pytest.CaptureFixture[str]
+    course: CourseLM, refused: Callable[..., str]
 ) -> None:
     Path("held.txt").write_text(TEXT)
     expected = evaluate("model", "--data", "held.txt")
     weights = {k: t for k, t in course.state_dict().items() if "scale_factor" not in k}
     torch.save(weights, "model/model.pt")
-    error = fails(capsys, "evaluate", "model", "--data", "held.txt")
+    error = refused("evaluate", "model", "--data", "held.txt", "--device", "cpu")
     assert "give --n-head, a divisor of n_embd = 12" in error
     assert evaluate("model", "--data", "held.txt", "--n-head", str(H)) == expected
     assert evaluate("model", "--data", "held.txt", "--n-head", "4") != expected
@@ -139,14 +125,8 @@ def test_one_window_has_no_standard_error(course: CourseLM) -> None:
     measured = evaluate("model", "--data", "held.txt")
     assert measured["n_tokens"] == 4
     assert measured["stderr_nats"] is None
-    words = ["evaluate", "model", "--data", "held.txt", "--device", "cpu"]
-    result = CliRunner().invoke(cli, words)
-    assert result.exit_code == 0, result.output
-    assert result.output == (
-        f"val loss {measured['loss_nats']:.4f}  PPL {measured['ppl']:,.2f}  "
-        f"{measured['bits_per_byte']:.4f} bits per byte  on 4 tokens in windows of 9 "
-        "(held.txt, tokenizer bytes)\n"
-    )
+    output = run("evaluate", "model", "--data", "held.txt", "--device", "cpu")
+    assert output.startswith(f"val loss {measured['loss_nats']:.4f}  PPL {measured['ppl']:,.2f}  ")
 
 
 def test_a_run_is_measured_on_its_own_text_and_on_a_file_whole(tmp_path: Path) -> None:
@@ -197,10 +177,8 @@ def test_the_courses_model_beside_the_courses_configuration(
 def test_a_converted_model_gives_the_same_loss(course: CourseLM, to: str) -> None:
     Path("held.txt").write_text(TEXT)
     expected = evaluate("model", "--data", "held.txt")
-    words = ["convert", "model", "--to", to, "-o", f"out/{to}"]
-    result = CliRunner().invoke(cli, words)
-    assert result.exit_code == 0, result.output
-    assert result.output.startswith(f"out/{to}: config")
+    output = run("convert", "model", "--to", to, "-o", f"out/{to}")
+    assert output.startswith(f"out/{to}: config")
     assert evaluate(f"out/{to}", "--data", "held.txt") == expected
 
 
@@ -211,7 +189,7 @@ def test_the_formats_on_the_command_line_are_all() -> None:
 MISTAKES = [
     ("evaluate nowhere --data held.txt", "nowhere: no such file or folder"),
     ("evaluate . --data held.txt", "no model.pt and no model.safetensors in this folder"),
-    ("evaluate model", "no config.yaml beside it names a validation text: give --data FILE"),
+    ("evaluate model", "no config.yaml beside it names validation data: give --data FILE"),
     ("evaluate model --data none.txt", "none.txt: no such file or folder"),
     ("evaluate model --data empty.txt", "empty.txt: 0 tokens; at least 2"),
     ("evaluate model --data ids.npy", "ids.npy: token id 999, but the model has ids 0 to 256"),
@@ -234,7 +212,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("words", "message"), MISTAKES)
 def test_mistakes_are_one_line_and_exit_code_2(
-    course: CourseLM, capsys: pytest.CaptureFixture[str], words: str, message: str
+    course: CourseLM, refused: Callable[..., str], words: str, message: str
 ) -> None:
     Path("held.txt").write_text(TEXT)
     Path("empty.txt").touch()
@@ -245,12 +223,12 @@ def test_mistakes_are_one_line_and_exit_code_2(
     Path("nan").mkdir()
     broken = {k: t * math.nan if k == "ln.bias" else t for k, t in course.state_dict().items()}
     torch.save(broken, "nan/model.pt")
-    assert message in fails(capsys, *words.split())
+    assert message in refused(*words.split())
     assert not Path("out").exists()
 
 
 def test_a_broken_config_beside_the_weights_is_named(
-    course: CourseLM, capsys: pytest.CaptureFixture[str]
+    course: CourseLM, refused: Callable[..., str]
 ) -> None:
     Path("held.txt").write_text(TEXT)
     shape = {"n_vocab": 257, "n_embd": D, "n_head": H, "n_positions": P, "n_layer": L}
@@ -260,6 +238,6 @@ def test_a_broken_config_beside_the_weights_is_named(
         (yaml.safe_dump({"model_config": {**shape, "n_head": 2}}), "not trained with n_head = 2"),
     ):
         Path("model/config.yaml").write_text(config)
-        assert message in fails(capsys, "evaluate", "model", "--data", "held.txt")
+        assert message in refused("evaluate", "model", "--data", "held.txt", "--device", "cpu")
     Path("model/config.yaml").write_text(yaml.safe_dump({"model_config": shape}))
     assert evaluate("model", "--data", "held.txt")["tokenizer"] == "bytes"

@@ -12,20 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from rich.console import Console
 
 from budgetsweep.cli.display import WorkDisplay
-from budgetsweep.cli.generate import (
-    Sample,
-    print_side_by_side,
-    read_prefixes,
-)
-from budgetsweep.cli.main import cli
+from budgetsweep.cli.generate import Sample, print_side_by_side, read_prefixes
 from budgetsweep.config import dump_yaml
 from budgetsweep.errors import DataError
 from model.decoder import DecoderLM
 from model.generation.decoding import generate
+from tests.support.commands import run
 from tests.support.tiny_runs import tiny_config
 from trainer.data.tokenizers import ByteTokenizer
 
@@ -63,10 +58,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def invoke(*words: str) -> Result:
-    return CliRunner().invoke(
-        cli, ["generate", "run", "--prefixes", "prefixes.jsonl", "--device", "cpu", *words]
-    )
+def invoke(*words: str) -> str:
+    return run("generate", "run", "--prefixes", "prefixes.jsonl", "--device", "cpu", *words)
 
 
 def samples(path: str = "generation.jsonl") -> list[dict[str, Any]]:
@@ -74,11 +67,10 @@ def samples(path: str = "generation.jsonl") -> list[dict[str, Any]]:
 
 
 def test_a_line_for_each_prefix_and_temperature(here: Path) -> None:
-    result = invoke(
+    invoke(
         "--temperature", "0", "--temperature", "0.7", "--temperature", "1", "--seed", "3",
         "--max-new-tokens", "24", "--ignore-eot",
     )  # fmt: skip
-    assert result.exit_code == 0, result.output
     written = samples()
     assert [(s["prefix"], s["temperature"]) for s in written] == [
         (prefix, t) for prefix in PREFIXES for t in (0.0, 0.7, 1.0)
@@ -95,32 +87,32 @@ def test_a_line_for_each_prefix_and_temperature(here: Path) -> None:
 
 
 def test_the_table_stands_side_by_side_and_is_plain_in_a_pipe(here: Path) -> None:
-    result = invoke("--temperature", "0", "--temperature", "0.5", "--max-new-tokens", "4")
-    head, *rows = result.output.splitlines()
+    output = invoke("--temperature", "0", "--temperature", "0.5", "--max-new-tokens", "4")
+    head, *rows = output.splitlines()
     assert head.split() == ["prefix", "temperature", "0", "temperature", "0.5"]
     assert rows[0].startswith("Once upon a time ")
     assert [row.split()[0] for row in rows if row.strip()] == ["Once", "(empty)", "né", "a", "8"]
-    assert "[bold]x[/bold]" in result.output
+    assert "[bold]x[/bold]" in output
     assert rows[-1] == "8 continuations in generation.jsonl"
-    assert "\x1b" not in result.output
+    assert "\x1b" not in output
 
 
 def test_the_same_command_writes_the_same_file_in_any_batch(here: Path) -> None:
     words = ("--temperature", "1", "--top-k", "40", "--top-p", "0.9")
     texts = []
     for batch_size in ("1", "3", "16"):
-        assert invoke(*words, "--batch-size", batch_size).exit_code == 0
+        invoke(*words, "--batch-size", batch_size)
         texts.append(Path("generation.jsonl").read_bytes())
     assert texts[0] == texts[1] == texts[2]
     assert (samples()[0]["top_k"], samples()[0]["top_p"]) == (40, 0.9)
-    assert invoke(*words, "--seed", "1").exit_code == 0
+    invoke(*words, "--seed", "1")
     assert Path("generation.jsonl").read_bytes() != texts[0]
 
 
 def test_continuations_end_at_an_end_of_text_token_unless_told_otherwise(here: Path) -> None:
     words = ("--temperature", "8", "--max-new-tokens", "200", "--out")
-    assert invoke(*words, "short.jsonl").exit_code == 0
-    assert invoke(*words, "long.jsonl", "--ignore-eot").exit_code == 0
+    invoke(*words, "short.jsonl")
+    invoke(*words, "long.jsonl", "--ignore-eot")
     ended = 0
     for short, long in zip(samples("short.jsonl"), samples("long.jsonl"), strict=True):
         assert long["n_tokens"] == 200
@@ -136,14 +128,14 @@ def test_continuations_end_at_an_end_of_text_token_unless_told_otherwise(here: P
 
 def test_a_temperature_given_twice_counts_once_and_folders_are_made(here: Path) -> None:
     words = ("--temperature", "0", "--temperature", "0.0", "--max-new-tokens", "2")
-    assert invoke(*words, "--out", "new/folder/out.jsonl").exit_code == 0
+    invoke(*words, "--out", "new/folder/out.jsonl")
     assert len(samples("new/folder/out.jsonl")) == len(PREFIXES)
     assert [path.name for path in Path("new/folder").iterdir()] == ["out.jsonl"]
 
 
 def test_an_instruction_that_changes_nothing_is_said(here: Path) -> None:
-    assert "change nothing at temperature 0" in invoke("--top-k", "3").output
-    assert "change nothing" not in invoke("--top-k", "3", "--temperature", "1").output
+    assert "change nothing at temperature 0" in invoke("--top-k", "3")
+    assert "change nothing" not in invoke("--top-k", "3", "--temperature", "1")
 
 
 @pytest.mark.parametrize(
@@ -170,13 +162,6 @@ def test_mistakes_are_one_line(
     assert message in refused("generate", "run", "--prefixes", "prefixes.jsonl", *words)
     assert not Path("generation.jsonl").exists()
     assert Path("prefixes.jsonl").read_bytes() == before
-
-
-@pytest.mark.parametrize("option", ["--max-new-tokens", "--batch-size"])
-def test_sizes_below_one_are_usage_errors(here: Path, option: str) -> None:
-    result = invoke(option, "0")
-    assert result.exit_code == 2
-    assert option in result.output
 
 
 @pytest.mark.parametrize(
@@ -322,12 +307,10 @@ def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
         now = 120.0
         display.update(500, before=500)
         display.update(600, before=500)
-        assert stream.getvalue() == "generating: 1,000 of 4,000 tokens, about 60 s left\n"
+        assert stream.getvalue() == "generating: 1,000 of 4,000 tokens, about 1 min left\n"
 
 
-def test_the_command_says_its_rule_and_loads_torch_only_for_work(here: Path) -> None:
-    text = CliRunner().invoke(cli, ["generate", "--help"]).output
-    assert "n_positions" in text
+def test_torch_is_loaded_only_for_work(here: Path) -> None:
     code = (
         "import sys\n"
         "from budgetsweep.cli.main import main\n"

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from budgetsweep.cli.main import cli
+from tests.support.commands import usage_error
 
 
 @pytest.mark.parametrize(
@@ -37,9 +36,9 @@ def test_what_cannot_be_had_is_one_line_and_nothing_is_written(
 
 @pytest.mark.parametrize("wrong", ["0", "65", "1.5", "auto"])
 def test_only_a_number_is_a_number_of_trials(wrong: str) -> None:
-    result = CliRunner().invoke(cli, ["search", "--trials-per-gpu", wrong])
-    assert result.exit_code == 2
-    assert "Invalid value for '--trials-per-gpu'" in result.output
+    assert "Invalid value for '--trials-per-gpu'" in usage_error(
+        "search", "--trials-per-gpu", wrong
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +55,7 @@ def test_a_device_that_is_not_there_is_one_line_and_leaves_no_database(
     command = ["search", "--budget", "1e10", "--data", "demo", "--trials", "1", *words]
     root = Path(__file__).parents[3]
     done = subprocess.run(
-        [sys.executable, "-m", "budgetsweep.cli.main", *command], cwd=tmp_path, capture_output=True,
+        [sys.executable, "-m", "budgetsweep", *command], cwd=tmp_path, capture_output=True,
         text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.attention import MultiHeadAttention, attend, causal_padding_mask
+from model import MultiHeadAttention
+from model.attention import attend, causal_padding_mask
 from model.cpu import attention as cpu_attention
 from model.cpu.attention import attend_in_blocks
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.cpu.threads import MAX_TEAM, team_size, together
+from model.cpu.threads import MAX_TEAM, run_on_threads, team_size
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def test_results_come_in_the_order_of_the_members() -> None:
             first_may_end.set()
         return member * factor
 
-    assert together(work, [0, 1], 10) == [0, 10]
+    assert run_on_threads(work, [0, 1], 10) == [0, 10]
 
 
 def test_each_works_alone_and_without_gradients() -> None:
@@ -46,7 +46,7 @@ def test_each_works_alone_and_without_gradients() -> None:
     for flush in (True, False):
         torch.set_flush_denormal(flush)
         with torch.autocast("cpu", torch.bfloat16):
-            first, second = together(state, [0, 1])
+            first, second = run_on_threads(state, [0, 1])
         assert first[1:] == second[1:] == (1, 1, False, False, flush)
     assert first[0] != threading.current_thread().name
     assert torch.get_num_threads() == 2
@@ -63,13 +63,13 @@ def test_all_have_ended_when_one_has_failed() -> None:
         ended.set()
 
     with pytest.raises(IndexError, match="the first"):
-        together(work, [0, 1])
+        run_on_threads(work, [0, 1])
     assert ended.is_set()
 
 
 def test_a_single_member_is_served_by_the_caller() -> None:
     name = threading.current_thread().name
-    assert together(lambda _: threading.current_thread().name, [0]) == [name]
+    assert run_on_threads(lambda _: threading.current_thread().name, [0]) == [name]
 
 
 def test_the_size_of_a_team() -> None:

@@ -1,19 +1,18 @@
-import itertools
 import re
 
 import numpy as np
 import optuna
 import pytest
-from matplotlib.text import Text
 
 from model.flops import flops_per_token
-from reports.build import FIGURES
 from reports.facts import final_loss, run_config
 from reports.figures import runs
 from reports.figures import space as figures_space
 from reports.figures.space import IMPORTANCE_MIN_TRIALS, importances
+from reports.sections import FIGURES
 from reports.style import theme
 from reports.style.theme import Chart, NoChart
+from tests.support.figures import assert_texts_apart
 
 SHOWN = (
     ("full", "wide"), ("full", "narrow"), ("many", "narrow"), ("promotion running", "narrow"),
@@ -25,35 +24,10 @@ def charts(facts):
     return [chart for make in FIGURES if isinstance(chart := make(facts), Chart)]
 
 
-def visible_texts(figure):
-    """The texts that a figure really draws: matplotlib keeps ticks outside the axes as well."""
-    texts = [*figure.texts, *(t for legend in figure.legends for t in legend.get_texts())]
-    for axes in figure.axes:
-        texts += [*axes.texts, axes.title, axes._right_title, axes.xaxis.label, axes.yaxis.label]
-        for axis in (axes.xaxis, axes.yaxis):
-            texts += [tick.label1 for tick in axis._update_ticks()]
-    if figure._suptitle is not None and figure._suptitle not in texts:
-        texts.append(figure._suptitle)
-    return [t for t in texts if isinstance(t, Text) and t.get_visible() and t.get_text().strip()]
-
-
 @pytest.mark.parametrize(("variant", "layout"), SHOWN)
 def test_no_text_overlaps_another_or_leaves_the_figure(facts, variant, layout):
     for chart in charts(facts(variant)):
-        with theme.drawn(chart, layout) as figure:
-            figure.draw_without_rendering()  # places ticks and titles
-            renderer = figure.canvas.get_renderer()
-            boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in visible_texts(figure)]
-            frame = figure.bbox.padded(1.5)
-        assert len(boxes) >= 5
-        for text, box in boxes:
-            assert frame.x0 <= box.x0, (chart.name, text)
-            assert box.x1 <= frame.x1, (chart.name, text)
-            assert frame.y0 <= box.y0, (chart.name, text)
-            assert box.y1 <= frame.y1, (chart.name, text)
-        for (one, a), (other, b) in itertools.combinations(boxes, 2):
-            apart = a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
-            assert apart, (chart.name, layout, one, other)
+        assert_texts_apart(chart, layout)
 
 
 def test_every_axis_has_a_name_and_ticks_to_read(facts):
@@ -212,7 +186,7 @@ def test_importance_finds_what_the_loss_depends_on(facts):
 
 
 def test_titles_break_into_even_lines():
-    broken = theme._balanced("one two three four five six seven eight nine ten", 20)
+    broken = theme._balanced("one two three four five six seven eight nine ten", 35)
     lengths = [len(line) for line in broken.split("\n")]
     assert len(lengths) == 2
     assert max(lengths) - min(lengths) <= 6

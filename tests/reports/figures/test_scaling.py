@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,42 +12,46 @@ import pytest
 from reports.figures.scaling import compute_frontier, isoflop_fit, lr_optimum, regret
 from reports.style import theme
 from reports.style.theme import Chart, NoChart
-from studies.scaling import Observation, ScalingFit, fit
-from tests.reports.figures.test_runs import visible_texts
+from studies.scaling.fit import fit
+from studies.scaling.fit_data import FitPoint
+from studies.scaling.result import ScalingFit
+from tests.support.figures import assert_texts_apart
 from tests.support.scaling_worlds import LAW, grid, study
 
 NOISE = 0.003
 RUNS = {"table": grid(noise=NOISE), "search": study(LAW, seed=0)}
 
 
-def frame(runs: Sequence[Observation]) -> pd.DataFrame:
+def frame(runs: Sequence[FitPoint]) -> pd.DataFrame:
     rows = [(r.n_params, r.tokens, r.loss_nats, r.max_lr, r.batch_tokens) for r in runs]
     names = ["n_params", "tokens", "val_loss_nats", "max_lr", "batch_tokens"]
     return pd.DataFrame(rows, columns=names).astype(float)
 
 
 @pytest.fixture(scope="module")
-def fits() -> dict[str, dict[str, Any]]:
-    return {name: fit(runs).to_dict() for name, runs in RUNS.items()}
+def fits() -> dict[str, ScalingFit]:
+    return {name: fit(runs) for name, runs in RUNS.items()}
 
 
-def told(n_params: float = 5e7, loss: float = 3.4) -> dict[str, float]:
+def promotion(n_params: float = 5e7, loss: float = 3.4) -> dict[str, float]:
     return {
         "n_params": n_params, "tokens": 1e18 / 6 / n_params, "loss_nats": loss,
         "low_nats": loss - 0.1, "high_nats": loss + 0.1,
     }  # fmt: skip
 
 
-CHARTS: dict[str, Callable[[pd.DataFrame, dict[str, Any]], Chart | NoChart]] = {
+CHARTS: dict[str, Callable[[pd.DataFrame, ScalingFit], Chart | NoChart]] = {
     "isoflop": isoflop_fit,
     "frontier": compute_frontier,
-    "frontier promoted": lambda points, law: compute_frontier(points, law, told(), told(loss=3.45)),
+    "frontier promoted": lambda points, law: compute_frontier(
+        points, law, promotion(), promotion(loss=3.45)
+    ),
     "regret": lambda points, law: regret(points, law, 1e15, 1e17, {"measured": 4e6, "best": 3e7}),
     "lr": lr_optimum,
 }
 
 
-def drawn_chart(name: str, runs: str, fits: dict[str, dict[str, Any]]) -> Chart:
+def drawn_chart(name: str, runs: str, fits: dict[str, ScalingFit]) -> Chart:
     chart = CHARTS[name](frame(RUNS[runs]), fits[runs])
     assert isinstance(chart, Chart)
     return chart
@@ -60,19 +63,9 @@ def drawn_chart(name: str, runs: str, fits: dict[str, dict[str, Any]]) -> Chart:
     [(name, runs) for name in CHARTS for runs in RUNS if (name, runs) != ("lr", "table")],
 )
 def test_texts_are_inside_and_apart(
-    name: str, runs: str, layout: theme.Layout, fits: dict[str, dict[str, Any]]
+    name: str, runs: str, layout: theme.Layout, fits: dict[str, ScalingFit]
 ) -> None:
-    with theme.drawn(drawn_chart(name, runs, fits), layout) as figure:
-        figure.draw_without_rendering()
-        renderer = figure.canvas.get_renderer()
-        boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in visible_texts(figure)]
-        frame_box = figure.bbox.padded(1.5)
-    for text, box in boxes:
-        assert frame_box.x0 <= box.x0, text
-        assert box.x1 <= frame_box.x1, text
-    for (one, a), (other, b) in itertools.combinations(boxes, 2):
-        apart = a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
-        assert apart, (one, other)
+    assert_texts_apart(drawn_chart(name, runs, fits), layout)
 
 
 def lines_of(chart: Chart) -> list[tuple[Any, Any, str]]:
@@ -83,8 +76,8 @@ def lines_of(chart: Chart) -> list[tuple[Any, Any, str]]:
         ]
 
 
-def test_valleys_have_their_minimum_where_the_law_has_it(fits: dict[str, dict[str, Any]]) -> None:
-    found = ScalingFit.from_dict(fits["table"])
+def test_valleys_have_their_minimum_where_the_law_has_it(fits: dict[str, ScalingFit]) -> None:
+    found = fits["table"]
     chart = drawn_chart("isoflop", "table", fits)
     lines = lines_of(chart)
     minima = [(float(x[0]), float(y[0])) for x, y, marker in lines if marker == "D"]
@@ -96,7 +89,7 @@ def test_valleys_have_their_minimum_where_the_law_has_it(fits: dict[str, dict[st
     assert chart.title.startswith("The best size grows as the 0.4")
 
 
-def test_runs_of_a_search_are_drawn_as_if_tuned(fits: dict[str, dict[str, Any]]) -> None:
+def test_runs_of_a_search_are_drawn_as_if_tuned(fits: dict[str, ScalingFit]) -> None:
     lines = lines_of(drawn_chart("isoflop", "search", fits))
     dots = [(x, y) for x, y, marker in lines if marker == "o"]
     sizes = np.concatenate([x for x, _ in dots])
@@ -108,22 +101,22 @@ def test_runs_of_a_search_are_drawn_as_if_tuned(fits: dict[str, dict[str, Any]])
     assert np.mean(np.abs(raw - truth)) > 0.08
 
 
-def test_the_promotion_is_told_and_drawn(fits: dict[str, dict[str, Any]]) -> None:
+def test_the_promotion_is_in_the_title_and_drawn(fits: dict[str, ScalingFit]) -> None:
     points = frame(RUNS["table"])
-    chart = compute_frontier(points, fits["table"], told(), told(loss=3.45))
+    chart = compute_frontier(points, fits["table"], promotion(), promotion(loss=3.45))
     assert isinstance(chart, Chart)
     assert (
-        chart.title == "Predicted 3.400 nats (3.300 to 3.500), measured 3.450: inside the interval"
+        chart.title == "Predicted 3.400 nats (3.300 to 3.500), measured 3.450: within the interval"
     )
     marks = [(float(x[0]), float(y[0])) for x, y, marker in lines_of(chart) if len(x) == 1]
     assert (pytest.approx(1e18), 3.45) in marks
-    missed = compute_frontier(points, fits["table"], told(), told(loss=3.55))
+    missed = compute_frontier(points, fits["table"], promotion(), promotion(loss=3.55))
     assert isinstance(missed, Chart)
     assert missed.title.endswith("measured 3.550: outside the interval")
 
 
-def test_regret_is_nothing_at_the_best_size(fits: dict[str, dict[str, Any]]) -> None:
-    found = ScalingFit.from_dict(fits["search"])
+def test_regret_is_nothing_at_the_best_size(fits: dict[str, ScalingFit]) -> None:
+    found = fits["search"]
     lines = lines_of(drawn_chart("regret", "search", fits))
     curves = [(x, y) for x, y, marker in lines if marker == "None" and len(x) > 10]
     assert len(curves) == 2
@@ -132,8 +125,8 @@ def test_regret_is_nothing_at_the_best_size(fits: dict[str, dict[str, Any]]) -> 
         assert x[y.argmin()] == pytest.approx(found.best_params(flops), rel=0.05)
 
 
-def test_rates_are_carried_to_one_size(fits: dict[str, dict[str, Any]]) -> None:
-    found = ScalingFit.from_dict(fits["search"])
+def test_rates_are_carried_to_one_size(fits: dict[str, ScalingFit]) -> None:
+    found = fits["search"]
     lines = lines_of(drawn_chart("lr", "search", fits))
     (x, y) = next((x, y) for x, y, marker in lines if marker == "None")
     size = float(np.exp(np.median([np.log(r.n_params) for r in RUNS["search"]])))
@@ -144,12 +137,11 @@ def test_rates_are_carried_to_one_size(fits: dict[str, dict[str, Any]]) -> None:
     assert np.abs(np.log(near / middle)).max() < np.abs(np.log(far / middle)).max()
 
 
-def test_nothing_to_draw(fits: dict[str, dict[str, Any]]) -> None:
+def test_nothing_to_draw(fits: dict[str, ScalingFit]) -> None:
     points = frame(RUNS["table"])
     table = fits["table"]
     no_rates = lr_optimum(points, table)
     assert isinstance(no_rates, NoChart)
-    assert no_rates.why == "The runs tell no learning rates: no optimum to draw."
     for chart in (
         isoflop_fit(points.iloc[[0, 8]], table),
         compute_frontier(points.iloc[:0], table),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
@@ -11,7 +9,7 @@ from matplotlib.patches import Rectangle
 from reports.figures.sentiment import p_positive_histogram
 from reports.style import theme
 from reports.style.theme import Chart
-from tests.reports.figures.test_runs import visible_texts
+from tests.support.figures import assert_texts_apart
 
 RNG = np.random.default_rng(0)
 CASES = {
@@ -47,15 +45,7 @@ def test_every_review_is_counted_and_both_boundaries_are_in_the_frame(
         assert max(lines) < high
         assert low <= p.min()
         assert p.max() <= high
-        renderer = figure.canvas.get_renderer()
-        boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in visible_texts(figure)]
-        frame = figure.bbox.padded(1.5)
-    for text, box in boxes:
-        assert frame.x0 <= box.x0, text
-        assert box.x1 <= frame.x1, text
-    for (one, a), (other, b) in itertools.combinations(boxes, 2):
-        apart = a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
-        assert apart, (one, other)
+    assert_texts_apart(chart(name), layout)
 
 
 def test_the_title_says_both_accuracies_and_the_number() -> None:

@@ -17,36 +17,9 @@ def advised(study):
 
     def make(change=None, **plan):
         facts = study(change, **({"trials": 14} | plan))
-        return "\n".join(f"{remark.lead} {remark.text}" for remark in advice(facts))
+        return "\n".join(f"{remark.lead} {remark.text}" for remark in advice(facts)[0].items)
 
     return make
-
-
-def a_clear_winner(runs):
-    for rank, run in enumerate(runs):
-        run.val_loss_nats = 5.0 + 0.1 * rank
-
-
-def test_the_best_at_the_edge_says_widen(advised):
-    def edge(session, runs):
-        a_clear_winner(runs)
-        runs[0].params = {**runs[0].params, "n_embd": 192, "max_lr": 0.03}
-
-    text = advised(edge)
-    assert "The learning rate is at the edge of its range" in text
-    assert "max_lr = 0.03, its upper end (1 of the best 5 there). Raise its upper end" in text
-    assert "n_embd = 192, its upper end" in text
-
-
-def test_the_best_in_the_middle_does_not(advised):
-    def middle(session, runs):
-        a_clear_winner(runs)
-        runs[0].params = {
-            **runs[0].params, "n_embd": 96, "n_layer": 3, "max_lr": 0.01, "seq_len": 128,
-            "batch_size": 64, "warmup_fraction": 0.03, "weight_decay": 0.01,
-        }  # fmt: skip
-
-    assert "edge" not in advised(middle)
 
 
 LOG = {"min": 1e-3, "max": 3e-2, "distribution": "log_uniform_values"}
@@ -80,154 +53,130 @@ def test_edges(entry, value, side):
     assert edge_side(Parameter.model_validate(entry), value) == side
 
 
-def test_many_rejections_are_named_with_a_cure(advised):
-    def same_reason(session, runs):
-        for rejection in session.scalars(select(Rejection)):
-            rejection.reason = "out_of_memory"
-
-    text = advised(same_reason, rejections=10)
-    assert "42 % of the proposals were refused, 100 % of them as does not fit in memory" in text
-    assert "batch_size" in text
+def clear_winner(session, runs):
+    for rank, run in enumerate(runs):
+        run.val_loss_nats = 5.0 + 0.1 * rank
 
 
-def test_few_rejections_are_not(advised):
-    assert "refused" not in advised(rejections=2)
+def best_params(**params):
+    """Losses in the order of the trials; the best one has these parameters."""
+
+    def change(session, runs):
+        clear_winner(session, runs)
+        runs[0].params = {**runs[0].params, **params}
+
+    return change
 
 
-def test_only_rejections(advised):
-    text = advised(trials=0, rejections=6)
-    assert "Change the space or the budget." in text
-    assert "--dry-run" in text
+def every(status="complete", **values):
+    """The same values in each run of a status."""
+
+    def change(session, runs):
+        for run in runs:
+            if run.status == status:
+                for name, value in values.items():
+                    setattr(run, name, value)
+
+    return change
 
 
-def test_nothing_yet(advised):
-    assert "goes on where it stopped" in advised(trials=0)
+def promotion_has(**values):
+    def change(session, runs):
+        for name, value in values.items():
+            setattr(runs[-1], name, value)
+
+    return change
 
 
-def test_too_few_trials(advised):
-    assert "Too few trials. 3 complete trials for" in advised(trials=3)
+def tie(session, runs):
+    clear_winner(session, runs)
+    runs[1].val_loss_nats = runs[0].val_loss_nats + 0.004
 
 
-def test_enough_trials(advised):
-    assert "Too few" not in advised(trials=30)
-
-
-def test_ties_ask_for_repeats(advised):
-    def tie(session, runs):
-        a_clear_winner(runs)
-        runs[1].val_loss_nats = runs[0].val_loss_nats + 0.004
-
-    text = advised(tie)
-    assert "Trials 0 and 1 are 0.0040 nats apart" in text
-    assert "three seeds" in text
-
-
-def test_a_clear_winner_is_no_tie(advised):
-    assert "tied" not in advised(lambda session, runs: a_clear_winner(runs))
-
-
-def test_known_noise_replaces_the_assumed_one(advised):
+def noisy(session, runs):
     """Repeats 0.2 nats apart make a gap of 0.1 a tie."""
-
-    def noisy(session, runs):
-        a_clear_winner(runs)
-        runs[-1].val_loss_nats, runs[-2].val_loss_nats = 7.0, 7.2
-        runs[-1].config_hash = runs[-2].config_hash = "same"
-        runs[-1].seed = 5
-
-    assert "within what the repeats may differ by" in advised(noisy)
+    clear_winner(session, runs)
+    runs[-1].val_loss_nats, runs[-2].val_loss_nats = 7.0, 7.2
+    runs[-1].config_hash = runs[-2].config_hash = "same"
+    runs[-1].seed = 5
 
 
-def test_a_small_validation_text(advised):
-    def small(session, runs):
-        for run in runs:
-            run.val_loss_stderr_nats = 0.06
-
-    assert "a sampling error of 0.0600 nats on each loss" in advised(small)
+def leftover(session, runs):
+    clear_winner(session, runs)
+    runs[0].planned_flops_nanogpt //= 2
 
 
-def test_a_large_validation_text_is_no_cause(advised):
-    assert "sampling error" not in advised()
-
-
-def test_leftover_budget(advised):
-    def leftover(session, runs):
-        a_clear_winner(runs)
-        runs[0].planned_flops_nanogpt //= 2
-
-    assert "used 50 % of its budget" in advised(leftover)
-
-
-def test_small_budget_shapes_are_warned_about_before_a_promotion(advised):
-    text = advised()
-    assert "usually too small for 100 times as many" in text
-    assert "tokens a parameter" in text
-
-
-def test_a_sampled_head_is_not_judged_by_tokens_a_parameter(advised):
+def sampled_softmax(session, runs):
     """Most of its parameters cost a token nothing, so Hoffmann's ratio does not hold."""
-
-    def sampled(session, runs):
-        for run in runs:
-            run.config = {**run.config, "head_samples": 1024}
-
-    text = advised(sampled)
-    assert "usually too small for 100 times as many" in text
-    assert "tokens a parameter" not in text
+    for run in runs:
+        run.config = {**run.config, "head_samples": 1024}
 
 
-def test_promotions_that_are_not_done(advised):
-    assert "the same budgetsweep promote command goes on" in advised(promotion="running")
+def one_reason(session, runs):
+    for rejection in session.scalars(select(Rejection)):
+        rejection.reason = "out_of_memory"
 
 
-def test_promotions_that_failed(advised):
-    assert "Promote again with a lower learning rate" in advised(promotion="failed")
+MIDDLE = {
+    "n_embd": 96, "n_layer": 3, "max_lr": 0.01, "seq_len": 128, "batch_size": 64,
+    "warmup_fraction": 0.03, "weight_decay": 0.01,
+}  # fmt: skip
+DONE = {"promotion": "complete"}
 
 
-def test_a_promotion_that_is_too_small_for_its_budget(advised):
-    text = advised(promotion="complete")
-    assert "the shape chosen at the small budget is too small for this one" in text
-    assert "beyond four passes" in text
+@pytest.mark.parametrize(
+    ("change", "plan", "said"),
+    [
+        (best_params(n_embd=192, max_lr=0.03), {}, [
+            "The learning rate is at the edge of its range", "n_embd = 192, its upper end",
+            "max_lr = 0.03, its upper end (1 of the best 5 there). Raise its upper end",
+        ]),
+        (one_reason, {"rejections": 10}, [
+            "42 % of the proposals were refused, 100 % of them as does not fit in memory",
+            "batch_size",
+        ]),
+        (None, {"trials": 0, "rejections": 6}, ["Change the space or the budget.", "--dry-run"]),
+        (None, {"trials": 0}, ["continues where it stopped"]),
+        (None, {"trials": 3}, ["Too few trials. 3 complete trials for"]),
+        (tie, {}, ["Trials 0 and 1 are 0.0040 nats apart", "three seeds"]),
+        (noisy, {}, ["within what the repeats may differ by"]),
+        (every(val_loss_stderr_nats=0.06), {}, ["a sampling error of 0.0600 nats on each loss"]),
+        (leftover, {}, ["used 50 % of its budget"]),
+        (None, {}, ["usually too small for 100 times as many", "tokens per parameter"]),
+        (sampled_softmax, {}, ["usually too small for 100 times as many"]),
+        (None, {"promotion": "running"}, ["the same budgetsweep promote command continues"]),
+        (None, {"promotion": "failed"}, ["Promote again with a lower learning rate"]),
+        (None, DONE, ["the shape chosen at the small budget is too small", "beyond four"]),
+        (promotion_has(n_params=10**9, epochs=1.0), DONE, ["undertrained"]),
+        (promotion_has(val_loss_nats=20.0), DONE, ["ended no better than its trial"]),
+        (None, {"failed": 3}, ["Lower the upper end of max_lr"]),
+        (every("failed", reason="CUDA out of memory at step 3"), {"failed": 2},
+         ["2 trials ran out of memory"]),
+        (every("failed", reason="worker died twice"), {"failed": 7},
+         ["7 of 14 trials failed; the first: worker died twice"]),
+    ],
+)  # fmt: skip
+def test_what_gives_cause_is_advised(advised, change, plan, said):
+    text = advised(change, **plan)
+    for words in said:
+        assert words in text
 
 
-def test_a_promotion_that_is_undertrained(advised):
-    def huge(session, runs):
-        runs[-1].n_params, runs[-1].epochs = 10**9, 1.0
-
-    text = advised(huge, promotion="complete")
-    assert "undertrained" in text
-    assert "four passes" not in text
-
-
-def test_a_promotion_that_did_worse_than_its_trial(advised):
-    def worse(session, runs):
-        runs[-1].val_loss_nats = 20.0
-
-    assert "ended no better than its trial" in advised(worse, promotion="complete")
-
-
-def test_unstable_training(advised):
-    assert "Lower the upper end of max_lr" in advised(failed=3)
-
-
-def test_memory(advised):
-    def out_of_memory(session, runs):
-        for run in runs:
-            if run.status == "failed":
-                run.reason = "CUDA out of memory at step 3"
-
-    text = advised(out_of_memory, failed=2)
-    assert "2 trials ran out of memory" in text
-    assert "no number" not in text
-
-
-def test_other_failures(advised):
-    def broken(session, runs):
-        for run in runs:
-            if run.status == "failed":
-                run.reason = "worker died twice"
-
-    assert "7 of 14 trials failed; the first: worker died twice" in advised(broken, failed=7)
+@pytest.mark.parametrize(
+    ("change", "plan", "unsaid"),
+    [
+        (best_params(**MIDDLE), {}, "edge"),
+        (None, {"rejections": 2}, "refused"),
+        (None, {"trials": 30}, "Too few"),
+        (clear_winner, {}, "tied"),
+        (None, {}, "sampling error"),
+        (sampled_softmax, {}, "tokens per parameter"),
+        (promotion_has(n_params=10**9, epochs=1.0), DONE, "beyond four"),
+        (every("failed", reason="CUDA out of memory at step 3"), {"failed": 2}, "diverged"),
+    ],
+)  # fmt: skip
+def test_what_gives_no_cause_is_not(advised, change, plan, unsaid):
+    assert unsaid not in advised(change, **plan)
 
 
 def test_suited_size_solves_the_budget(tmp_path):

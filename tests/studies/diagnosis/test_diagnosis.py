@@ -23,7 +23,7 @@ from trainer.data.shards.tokens import TokenArray, TokenData
 from trainer.data.sources import open_source
 
 FACTS = CurveFacts(
-    num_steps=1000, warmup_steps=50, max_lr=3e-3, final_lr=3e-4, sequences_per_step=16,
+    num_steps=1000, warmup_steps=50, sequences_per_step=16,
     tokens_per_step=512, grad_clip=1.0, n_vocab=257, bytes_per_token=1.0,
 )  # fmt: skip
 NO_NOISE = CurveFacts()
@@ -81,7 +81,7 @@ def test_a_run_broken_in_one_way_gets_that_verdict(kind: str) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_what_is_broken_is_mended_behind_it() -> None:
+def test_what_is_broken_is_restored_afterwards() -> None:
     run = small_run("healthy")
     assert names_of(run) == [HEALTHY]
     norms = [point["grad_norm"] for point in run.points]
@@ -113,7 +113,7 @@ def test_a_power_law_with_noise_is_healthy(
     assert names(run) == [HEALTHY]
 
 
-def test_a_loss_that_became_no_number_is_too_high_a_rate_however_short_the_curve() -> None:
+def test_a_diverged_loss_is_too_high_a_rate_however_short_the_curve() -> None:
     facts = CurveFacts(failure="training loss became nan at step 7")
     assert names(Curve.of_rows([]), facts) == ["lr_too_high"]
     other = CurveFacts(failure="out of memory after step 3: no memory left")
@@ -129,7 +129,7 @@ def test_a_spike_is_told_with_its_steps_and_rate() -> None:
     assert (
         f"rose from {low:.2f} to {high:.2f} nats in steps 120 to 140" in found.verdicts[0].evidence
     )
-    assert "while the rate was up to 0.003, its peak" in found.verdicts[0].evidence
+    assert "while the learning rate was up to 0.003, its peak" in found.verdicts[0].evidence
 
 
 def test_noise_alone_is_no_spike() -> None:
@@ -156,7 +156,7 @@ def test_a_slow_descent_is_too_low_a_rate_and_with_a_long_warmup_is_that() -> No
 
 def test_a_loss_that_hardly_moved_is_too_low_a_rate_not_an_uncleared_gradient() -> None:
     loss = 5.5 - 0.4 * STEPS / 1000
-    norms = np.full(STEPS.size, 1.2)  # above grad_clip throughout, for nothing is learnt
+    norms = np.full(STEPS.size, 1.2)  # above grad_clip throughout, for nothing is learned
     run = curve(train_loss_nats=loss, val_loss_nats=None, grad_norm=norms)
     assert names(run) == ["lr_too_low"]
 
@@ -197,15 +197,15 @@ def test_overfitting_needs_both_losses_to_part() -> None:
 @pytest.mark.parametrize(
     ("tokens", "bytes_per_token", "val", "leaks"),
     [
-        (5e5, 1.0, 0.9, False),  # 1.30 bits a byte after half a megabyte
+        (5e5, 1.0, 0.9, False),  # 1.30 bits per byte after half a megabyte
         (5e5, 1.0, 0.8, True),  # 1.15
         (1e8, 1.0, 0.62, False),
         (1e8, 1.0, 0.55, True),
-        (1e10, 4.4, 2.0, False),  # 0.66 bits a byte: a large model on web text
+        (1e10, 4.4, 2.0, False),  # 0.66 bits per byte: a large model on web text
         (1e10, 4.4, 1.7, True),
     ],
 )
-def test_the_floor_is_in_bits_per_byte_and_falls_with_the_text_seen(
+def test_the_floor_is_in_bits_per_byte_and_falls_with_the_data_seen(
     tokens: float, bytes_per_token: float, val: float, leaks: bool
 ) -> None:
     loss = np.maximum(sound_loss() * val / sound_loss()[-1], val)
@@ -217,7 +217,7 @@ def test_the_floor_is_in_bits_per_byte_and_falls_with_the_text_seen(
     assert ("leak" in names(run, facts)) == leaks
 
 
-def test_a_training_loss_learnt_by_heart_is_no_leak() -> None:
+def test_a_memorised_training_set_is_no_leak() -> None:
     train = 0.1 + 5.4 / (1 + STEPS / 60) ** 1.5
     val = np.where(STEPS % 100 == 0, sound_loss() + STEPS / 1000, np.nan)
     assert names(curve(train_loss_nats=train, val_loss_nats=val)) == ["overfitting"]
@@ -298,7 +298,7 @@ def test_a_power_law_without_noise_gives_its_own_gain(
     assert needed.enough_step == (above[-1] + 50 if above else 50)
 
 
-def test_noise_widens_the_interval_until_nothing_is_carried() -> None:
+def test_noise_widens_the_interval_until_it_cannot_be_estimated() -> None:
     rng = np.random.default_rng(0)
     widths = []
     for noise in (0.001, 0.02, 0.3):
@@ -310,7 +310,7 @@ def test_noise_widens_the_interval_until_nothing_is_carried() -> None:
         widths.append(law.high_nats - law.low_nats)
         last = law
     assert widths[0] < widths[1]
-    assert not last.is_carried or last.gain_nats > 0.1
+    assert not last.is_estimable or last.gain_nats > 0.1
 
 
 def test_a_straight_line_does_not_flatten() -> None:
@@ -318,7 +318,7 @@ def test_a_straight_line_does_not_flatten() -> None:
     assert needed is not None
     assert needed.extrapolation is not None
     assert not needed.extrapolation.flattens
-    assert not needed.extrapolation.is_carried
+    assert not needed.extrapolation.is_estimable
 
 
 def test_two_losses_say_nothing_about_steps() -> None:

@@ -15,10 +15,10 @@ import torch
 from budgetsweep.errors import ConfigError
 from studies.dry_run import dry_run
 from studies.execution import local_pool
-from studies.execution.local_pool import CUDA_PROCESS_BYTES, WorkerPool
+from studies.execution.local_pool import CUDA_PROCESS_BYTES, LocalPool
+from studies.execution.messages import Workers
 from studies.execution.worker import Measured, Ready, worker_main
 from studies.planning import TimePlan
-from studies.search import share_gpus
 from tests.support.searches import run_search, settings_for
 from trainer.config import RunConfig
 from trainer.events import DeviceInfo
@@ -82,11 +82,10 @@ def test_a_number_of_workers_on_each_gpu_that_the_setting_allows(
     device: str, expected: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = use_fake_gpus(monkeypatch, count=2)
-    with WorkerPool(1, device=device, threads=1) as pool:
-        share_gpus(settings_for(Path(), trials_per_gpu=3, device=device), pool)
+    with LocalPool(Workers(per_gpu=3, device=device, threads=1)) as pool:
         pool.start_all()
         assert Counter(worker.spec.replace("auto", "cuda:0") for worker in running) == expected
-        assert pool.device_per_worker().memory_bytes == (80 * GIB - 2 * CUDA_PROCESS_BYTES) // 3
+        assert pool.device().memory_bytes == (80 * GIB - 2 * CUDA_PROCESS_BYTES) // 3
     assert running == []
 
 
@@ -95,7 +94,7 @@ def test_workers_share_the_gpu_they_are_on_however_many_there_are(
 ) -> None:
     use_fake_gpus(monkeypatch, count=4)
     memory = {
-        (n, device): WorkerPool(n, device=device).device_per_worker().memory_bytes
+        (n, device): LocalPool(Workers(n, device=device)).device().memory_bytes
         for n, device in ((4, "auto"), (5, "auto"), (4, "cuda:1"))
     }
     assert memory[4, "auto"] == 80 * GIB

@@ -20,7 +20,7 @@ from studies.promotion.promote import (
     PromotionPlan,
     promote,
 )
-from studies.promotion.rescaling import promoted_config, rescale, rescaled_warmup
+from studies.scaling.rescaling import promoted_config, rescale, rescaled_warmup
 from tests.studies.test_search import StopAt
 from tests.support.searches import BUDGET, Recorder, read, run_search, settings_for
 from trainer.config import RunConfig

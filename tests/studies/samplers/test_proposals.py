@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
+from budgetsweep.constraint import Limits
 from budgetsweep.errors import ConfigError
-from studies.samplers import registry
-from studies.samplers.proposals import Proposals, SpaceExhausted
-from studies.samplers.registry import SAMPLERS, SamplerName
-from studies.space.search_space import SearchSpace, space_from_dict
+from studies.samplers import window
+from studies.samplers.base import SearchProblem
+from studies.samplers.grid import SpaceExhausted
+from studies.samplers.proposals import Proposals
+from studies.space.search_space import SamplerName, SearchSpace, space_from_dict
 
 PARAMETERS: dict[str, Any] = {
     "n_embd": {"min": 16, "max": 256, "step": 16},
@@ -34,7 +36,9 @@ def open_proposals(
     path: Path, sampler: SamplerName = "tpe", *, seed: int = 0, pruning: bool = False,
     first: dict[str, Any] | None = FIRST, of: SearchSpace | None = None,
 ) -> Proposals:  # fmt: skip
-    return Proposals(f"sqlite:///{path}", "s", of or space(), sampler, seed, first, pruning)
+    base = {"tokenizer_encoding": "bytes", "data": {"source": "demo"}}
+    problem = SearchProblem(of or space(), Limits(10**13), base, seed, first)
+    return Proposals(f"sqlite:///{path}", "s", problem, sampler, pruning)
 
 
 def loss_of(settings: dict[str, Any]) -> float:
@@ -53,7 +57,7 @@ def run(proposals: Proposals, n: int) -> list[dict[str, Any]]:
     return settings
 
 
-@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "grid"])
+@pytest.mark.parametrize("sampler", [name for name in get_args(SamplerName) if name != "grid"])
 def test_a_search_closed_and_opened_at_any_point_proposes_the_same(
     tmp_path: Path, sampler: SamplerName
 ) -> None:
@@ -78,7 +82,7 @@ def test_a_long_search_resumed_anywhere_proposes_the_same(
     tmp_path: Path, sampler: SamplerName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"WINDOW_TRIALS": 14, "WINDOW_BEST": 4, "WINDOW_STEP": 5}.items():
-        monkeypatch.setattr(registry, name, value)
+        monkeypatch.setattr(window, name, value)
     straight = open_proposals(tmp_path / "straight.db", sampler)
     expected = run(straight, 34)
     seen = {trial.number for trial in straight._window._study.get_trials()}  # type: ignore[union-attr]
@@ -96,7 +100,7 @@ def test_the_window_keeps_the_best_and_the_latest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"WINDOW_TRIALS": 14, "WINDOW_BEST": 4, "WINDOW_STEP": 5}.items():
-        monkeypatch.setattr(registry, name, value)
+        monkeypatch.setattr(window, name, value)
     proposals = open_proposals(tmp_path / "s.db")
     for number in range(41):
         proposal = proposals.propose()

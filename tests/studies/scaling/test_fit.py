@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budgetsweep.errors import FitRefused
-from studies.scaling import Observation, Prior, Priors, ScalingFit, fit
-from studies.scaling.fit_data import Points, budgets_of
+from studies.scaling.fit import fit
+from studies.scaling.fit_data import FitData, FitPoint, budgets_of
 from studies.scaling.held_out_score import score
 from studies.scaling.law import PUBLISHED, ScalingLaw, steplaw_batch_tokens, steplaw_lr
 from studies.scaling.likelihood import log_loss
+from studies.scaling.priors import Prior, Priors
+from studies.scaling.result import ScalingFit
 from tests.support.scaling_worlds import LAW, SIZES, grid, study
 
 NOISE = 0.004
@@ -45,7 +47,7 @@ def test_the_model_is_the_documented_formula(tried: ScalingFit) -> None:
         + tried.k_lr_nats * (math.log(rate) - best) ** 2
         + tried.k_batch_nats * (over - best_over) ** 2
     )
-    told = tried.predict(size, tokens, max_lr=rate, batch_tokens=batch, tuned=False)
+    told = tried.predict(size, tokens, max_lr=rate, batch_tokens=batch)
     assert told.loss_nats == pytest.approx(expected, rel=1e-9)
     assert tried.tuned_lr(size, tokens, batch) == pytest.approx(math.exp(best), rel=1e-9)
     assert tried.tuned_batch(tokens) == pytest.approx(
@@ -54,7 +56,7 @@ def test_the_model_is_the_documented_formula(tried: ScalingFit) -> None:
     # At their optimum rate and batch cost nothing.
     batch = tried.tuned_batch(tokens)
     rate = tried.tuned_lr(size, tokens)
-    tuned = tried.predict(size, tokens, max_lr=rate, batch_tokens=batch, tuned=False)
+    tuned = tried.predict(size, tokens, max_lr=rate, batch_tokens=batch)
     assert tuned.loss_nats == pytest.approx(tried.law.loss(size, tokens), rel=1e-9)
 
 
@@ -70,12 +72,8 @@ def test_runs_of_a_law_give_it_back(law: ScalingLaw) -> None:
 
 
 def test_what_a_fit_records(noisy: ScalingFit) -> None:
-    runs = grid(noise=NOISE)
     assert (noisy.n_points, noisy.n_shapes, noisy.n_budgets) == (18, 18, 3)
     assert noisy.flops_range == pytest.approx((1e16, 1e17))
-    assert noisy.loss_range == pytest.approx(
-        (min(r.loss_nats for r in runs), max(r.loss_nats for r in runs))
-    )
     assert not noisy.knows_lr
     far = noisy.predict(1e7, 1e10).extrapolation
     assert far.flops_ratio == pytest.approx(6.0)
@@ -94,7 +92,7 @@ def test_the_scatter_is_estimated() -> None:
 def test_units_of_size_do_not_matter(factor: float, seed: int) -> None:
     """N counted in other units (another convention) gives the same losses."""
     runs = grid(noise=NOISE, seed=seed)
-    # Tokens follow, so that tokens a parameter stay.
+    # Tokens follow, so that tokens per parameter stay.
     scaled = [
         dataclasses.replace(r, n_params=r.n_params * factor, tokens=r.tokens * factor) for r in runs
     ]
@@ -136,15 +134,15 @@ def test_a_run_counts_by_its_standard_error(noisy: ScalingFit) -> None:
     assert errors[1] < 0.6 * errors[0]
 
 
-def test_few_tokens_a_parameter_count_less_where_the_batch_is_not_known() -> None:
+def test_few_tokens_per_parameter_count_less_where_the_batch_is_not_known() -> None:
     runs = grid(noise=NOISE)
-    # Large models with a fifth of a token a parameter, 20 % above the law.
-    bad = [Observation(n, 0.2 * n, 1.2 * float(LAW.loss(n, 0.2 * n))) for n in (1e8, 2e8, 4e8)]
+    # Large models with a fifth of a token per parameter, 20 % above the law.
+    bad = [FitPoint(n, 0.2 * n, 1.2 * float(LAW.loss(n, 0.2 * n))) for n in (1e8, 2e8, 4e8)]
     size = LAW.best_params(1e18)
     tokens = 1e18 / 6 / size
     with_bad = fit([*runs, *bad]).law.loss(size, tokens)
     assert with_bad == pytest.approx(fit(runs).law.loss(size, tokens), rel=0.005)
-    unlike = Observation(1e8, 2e7, 5.0)
+    unlike = FitPoint(1e8, 2e7, 5.0)
     like = dataclasses.replace(unlike, tokens=3e9)
     found = fit(runs)
     widths = [
@@ -157,11 +155,11 @@ def test_few_tokens_a_parameter_count_less_where_the_batch_is_not_known() -> Non
 def test_a_few_steps_count_less(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of five steps end where they begin, at the token frequencies, far below the law."""
     short = [
-        Observation(n, 2e4, 0.7 * float(LAW.loss(n, 2e4)), 5e-3, 4e3) for n in (2e6, 4e6, 8e6, 1e7)
+        FitPoint(n, 2e4, 0.7 * float(LAW.loss(n, 2e4)), 5e-3, 4e3) for n in (2e6, 4e6, 8e6, 1e7)
     ]
     size = LAW.best_params(1e17)
 
-    def expected(seed: int, more: list[Observation]) -> float:
+    def expected(seed: int, more: list[FitPoint]) -> float:
         found = fit([*study(LAW, seed=seed), *more])
         return float(found.law.loss(size, 1e17 / 6 / size))
 
@@ -198,7 +196,7 @@ def test_the_law_is_trusted_less_beyond_its_budgets(noisy: ScalingFit) -> None:
     assert beyond == pytest.approx(0.7 * math.log(100), rel=0.02)
 
 
-def test_rates_and_batches_are_told_apart_from_size() -> None:
+def test_learning_rates_and_batches_are_separated_from_size() -> None:
     """Rates thrice StepLaw's, mistuned by up to a decade: found, and the law beneath too."""
     found = fit(study(LAW, seed=1, n=80, rate_shift=3.0))
     assert found.knows_lr
@@ -274,7 +272,7 @@ def test_a_shape_keeps_what_it_has_beside_the_law() -> None:
     sizes = np.geomspace(1e7, 1e8, 8)
     own = 1 + 0.02 * np.sign(rng.standard_normal(8))
     runs = [
-        Observation(float(n), float(r * n), float(LAW.loss(n, r * n) * f))
+        FitPoint(float(n), float(r * n), float(LAW.loss(n, r * n) * f))
         for n, f in zip(sizes, own, strict=True)
         for r in (5, 10, 20, 40)
     ]
@@ -286,7 +284,7 @@ def test_a_shape_keeps_what_it_has_beside_the_law() -> None:
     anchored = found.predict(size, 200 * size, anchors=[r for r in runs if r.n_params == size])
     assert abs(anchored.loss_nats - truth) < 0.5 * abs(plain.loss_nats - truth)
     assert anchored.high_nats / anchored.low_nats < plain.high_nats / plain.low_nats
-    vague = [Observation(size, 10 * size, 5.0, stderr_nats=3.0)]
+    vague = [FitPoint(size, 10 * size, 5.0, stderr_nats=3.0)]
     unmoved = found.predict(size, 200 * size, anchors=vague)
     assert unmoved.loss_nats == pytest.approx(plain.loss_nats, rel=1e-3)
 
@@ -326,33 +324,36 @@ def test_losses_of_bytes_lie_below_the_floor_of_words() -> None:
     assert told.low_nats < law.loss(size, 1e18 / 6 / size) < told.high_nats
 
 
-def _runs(*sizes_and_tokens: tuple[float, float]) -> list[Observation]:
-    return [Observation(n, d, float(LAW.loss(n, d))) for n, d in sizes_and_tokens]
+def _runs(*sizes_and_tokens: tuple[float, float]) -> list[FitPoint]:
+    return [FitPoint(n, d, float(LAW.loss(n, d))) for n, d in sizes_and_tokens]
 
 
 @pytest.mark.parametrize(
     ("runs", "message"),
     [
-        ([], "0 runs of 0 shapes at 0 budgets: too few"),
-        (_runs((1e7, 1e8), (2e7, 2e8), (3e7, 1e8)), "3 runs of 3 shapes at 3 budgets: too few"),
-        (grid(budgets=(1e16,)), "6 shapes at 1 budget: cannot separate A from B; add --rungs"),
+        ([], "0 complete runs of 0 sizes at 0 budgets; add runs of other sizes and budgets, 5"),
+        (
+            _runs((1e7, 1e8), (2e7, 2e8), (3e7, 1e8)),
+            "too few runs to fit a scaling law: 3 complete runs of 3 sizes at 3 budgets; add ",
+        ),
+        (grid(budgets=(1e16,)), "6 sizes at 1 budget; add runs at another budget (--rungs)"),
         (
             _runs(*[(1e7, d) for d in (1e8, 2e8, 4e8, 8e8, 1.6e9)]),
-            "1 shape at 5 budgets: sizes within a factor 1.5 cannot separate A from E",
+            "5 complete runs of 1 size at 5 budgets; add smaller or larger models",
         ),
         (
             [*grid(), *(dataclasses.replace(r, group="c4") for r in grid())],
-            "runs of 2 groups ((none), c4) are not of one law",
+            "runs of 2 groups ((none), c4) cannot share a scaling law",
         ),
     ],
 )
-def test_refusals(runs: list[Observation], message: str) -> None:
+def test_refusals(runs: list[FitPoint], message: str) -> None:
     with pytest.raises(FitRefused) as caught:
         fit(runs)
     assert message in str(caught.value)
 
 
-def test_a_fit_that_tells_nothing_is_refused() -> None:
+def test_a_fit_of_no_use_is_refused() -> None:
     rng = np.random.default_rng(0)
     runs = [
         dataclasses.replace(r, loss_nats=r.loss_nats * float(np.exp(0.5 * rng.standard_normal())))
@@ -369,22 +370,22 @@ def test_a_fit_that_tells_nothing_is_refused() -> None:
         {"stderr_nats": -0.1}, {"batch_tokens": 0.0},
     ],
 )  # fmt: skip
-def test_an_impossible_observation(changes: dict[str, float]) -> None:
+def test_an_impossible_point(changes: dict[str, float]) -> None:
     name = next(iter(changes))
-    with pytest.raises(ValueError, match=f"observation: {name} must be"):
-        dataclasses.replace(Observation(1e7, 1e8, 4.0), **changes)
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        dataclasses.replace(FitPoint(1e7, 1e8, 4.0), **changes)
 
 
 def test_budgets_are_counted_through_whole_steps() -> None:
-    runs = [Observation(1e7, d, 4.0) for d in (1e8, 1.02e8, 0.99e8, 2e8)]
+    runs = [FitPoint(1e7, d, 4.0) for d in (1e8, 1.02e8, 0.99e8, 2e8)]
     assert budgets_of(runs) == pytest.approx([6.02e15, 1.2e16], rel=0.01)
     assert budgets_of([]) == []
 
 
 def test_unknown_settings_are_taken_as_tuned(tried: ScalingFit) -> None:
-    known = Points.of([Observation(5e6, 4e7, 5.0, max_lr=1e-3)])
-    unknown = Points.of([Observation(5e6, 4e7, 5.0)])
-    mixed = Points.of([Observation(5e6, 4e7, 5.0, max_lr=1e-3), Observation(5e6, 4e7, 5.0)])
+    known = FitData.of([FitPoint(5e6, 4e7, 5.0, max_lr=1e-3)])
+    unknown = FitData.of([FitPoint(5e6, 4e7, 5.0)])
+    mixed = FitData.of([FitPoint(5e6, 4e7, 5.0, max_lr=1e-3), FitPoint(5e6, 4e7, 5.0)])
     both = log_loss(tried.theta, tried.centre, mixed)
     assert both[0] == pytest.approx(log_loss(tried.theta, tried.centre, known)[0])
     assert both[1] == pytest.approx(log_loss(tried.theta, tried.centre, unknown)[0])
@@ -393,8 +394,8 @@ def test_unknown_settings_are_taken_as_tuned(tried: ScalingFit) -> None:
 
 def test_score_of_runs_held_out(noisy: ScalingFit) -> None:
     later = grid(budgets=(1e18,))
-    # A larger model with half a token a parameter, far above the law.
-    stray = Observation(5e8, 2.5e8, 9.0)
+    # A larger model with half a token per parameter, far above the law.
+    stray = FitPoint(5e8, 2.5e8, 9.0)
     told = score(noisy, [*later, stray])
     assert (told.all.n, told.valid.n, told.best.n) == (7, 4, 2)
     assert told.valid.coverage == 1.0
@@ -404,7 +405,7 @@ def test_score_of_runs_held_out(noisy: ScalingFit) -> None:
     assert told.all.mean_error > 0.04
     assert len(told.regret_nats) == 1
     assert 0 <= told.regret_nats[0] < 0.02
-    assert any("with 3 tokens a parameter or more (4)" in line for line in told.sentences())
+    assert any("with 3 tokens per parameter or more (4)" in line for line in told.sentences())
 
 
 def test_prior_defaults_cover_the_published_fits() -> None:

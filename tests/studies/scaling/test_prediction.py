@@ -1,4 +1,4 @@
-"""What a study says of a larger budget, which trial it promotes, and what goes on record."""
+"""What a study predicts of a larger budget, which trial it promotes, and what is recorded."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from studies.database.store import IllegalChangeError, Store
 from studies.database.tables import Study
 from studies.promotion.selection import record_prediction, select_trial
 from studies.samplers.objective import REFIT_EACH_UNTIL, Objective, points_fitted
+from studies.scaling.fitted_runs import FittedRuns
 from studies.scaling.prediction import fit_study
 from studies.scaling.result import ScalingFit
-from studies.scaling.study_points import Points
 from tests.support.lawful_runs import BUDGET, LAW, enter, fill_study, lawful_loss, trial_config
 
 NewStudy = Callable[..., Study]
@@ -29,7 +29,7 @@ def test_the_law_is_found_and_the_larger_budget_predicted(
     fit = fit_study(study, runs, 100.0)
     assert fit.refusal is None
     assert fit.law is not None
-    assert len(fit.points.runs) == 36
+    assert len(fit.runs.runs) == 36
     best = fit.candidates[0]
     assert best.low_nats < best.loss_nats < best.high_nats
     # The truth at the promoted budget, learning rate and batch at their best.
@@ -86,11 +86,11 @@ def test_what_is_no_point_is_left_out_with_its_reason(store: Store, new_study: N
     fill_study(store, study, 2)
     enter(store, study, 10, trial_config(64, BUDGET, min_lr_ratio=0.9))
     enter(store, study, 11, trial_config(64, BUDGET, max_lr=3e-3), epochs=7.0)
-    points = Points.of(store.runs(study.id))
-    assert len(points.runs) == 2
-    assert points.left_out == {
+    found = FittedRuns.of(store.runs(study.id))
+    assert len(found.runs) == 2
+    assert found.left_out == {
         "ended at a high learning rate": ["trial 10"],
-        "saw its text more than 4 times": ["trial 11"],
+        "saw its data more than 4 times": ["trial 11"],
     }
 
 

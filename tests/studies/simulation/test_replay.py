@@ -26,14 +26,16 @@ from reports.figures import study_scaling
 from reports.read import read_study
 from studies.database.store import Store
 from studies.database.tables import Run
-from studies.execution.observer import Observer, RunView
 from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
-from studies.scaling.study_fit import counted, fit_points
-from studies.scaling.study_points import Points
+from studies.scaling.fitted_runs import FittedRuns
+from studies.scaling.prediction import fit_study
+from studies.scaling.study_fit import fit_runs, points_of
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
-from studies.simulation.replay import read_table
+from studies.simulation.regret import regrets
+from studies.simulation.replay import Replay
 from studies.space.rungs import Rungs
+from studies.trackers.base import Observer, RunView
 from trainer.config import RunConfig
 
 TABLE = Path(__file__).parents[3] / "examples" / "isoflop.csv"
@@ -44,7 +46,7 @@ BUDGETS = {10**15: 6, 3 * 10**15: 6, 10**16: 6, 10**17: 7}
 def settings_for(folder: Path, **changes: Any) -> SearchSettings:
     """A replayed search at 1e16 on three rungs."""
     values = {
-        "storage": folder / "s.db", "replay": read_table(TABLE), "budget_flops": 10**16,
+        "storage": folder / "s.db", "backend": Replay(TABLE), "budget_flops": 10**16,
         "rungs": Rungs.parse("0.1,0.3,1"), "trials": 9, "study": "s",
     }  # fmt: skip
     return SearchSettings(**{**values, **changes})
@@ -145,17 +147,17 @@ def test_a_size_is_tried_on_several_rungs(searched: Path) -> None:
 
 
 def test_no_law_is_told_rates_batches_or_shapes(searched: Path) -> None:
-    points = Points.of(trials(settings_for(searched)))
+    points = FittedRuns.of(trials(settings_for(searched)), known_settings=False)
     assert len(points.runs) == 18
-    told = counted(points, "blocks")
+    told = points_of(points, "charged")
     assert {(one.max_lr, one.batch_tokens, one.stderr_nats) for one in told} == {(None, None, 0.0)}
     assert [one.n_params for one in told] == [run.n_params for run in points.runs]
-    for law in fit_points(points).laws:
+    for law in fit_runs(points).laws:
         assert (law.fit.knows_lr, law.fit.knows_batch, law.effects.names) == (False, False, ())
 
 
 def test_sizes_of_a_table_are_counted_once(searched: Path) -> None:
-    found = fit_points(Points.of(trials(settings_for(searched))))
+    found = fit_runs(FittedRuns.of(trials(settings_for(searched)), known_settings=False))
     assert [(law.counts, law.weight) for law in found.laws] == [("charged", 1.0)]
 
 
@@ -165,14 +167,21 @@ def test_a_promotion_is_looked_up_and_both_answers_are_scored(copied: SearchSett
     assert run is not None
     assert run.val_loss_nats == row_of(run)["val_loss_nats"]
     assert done.predicted is not None
-    assert done.regret is not None
-    measured, predicted = done.regret.answers
+    with Store.open(copied.storage) as store:
+        study = store.study()
+        below = [r for r in store.runs(study.id) if r.kind == "trial"]
+        found = regrets(
+            study, fit_study(study, below, 10.0), store.best_run(study.id), Replay(TABLE).table
+        )
+    assert found is not None
+    measured, predicted = found.answers
     assert predicted.number == done.trial.number
     assert predicted.regret_nats == pytest.approx(run.val_loss_nats - 4.3469)
     best = min((r for r in trials(copied) if r.scale == 1), key=lambda r: r.val_loss_nats or 0.0)
     assert (measured.number, measured.n_params) == (best.number, best.n_params)
     assert measured.regret_nats == pytest.approx(4.5422 - 4.3469)  # 8 M parameters
-    words = done.regret.words
+    words = done.regret or ""
+    assert words == found.sentence
     assert words.startswith(
         "regret at 1e+17 FLOPs over the table's best there (4.3469 nats, 3.2e+07"
     )
@@ -204,17 +213,17 @@ def test_a_promotion_without_a_run_is_refused_before_it_is_entered(copied: Searc
 def test_a_table_is_known_by_its_checksum(tmp_path: Path) -> None:
     table = tmp_path / "runs.csv"
     shutil.copy(TABLE, table)
-    search(settings_for(tmp_path, replay=read_table(table)), Hooks())
+    search(settings_for(tmp_path, backend=Replay(table)), Hooks())
     moved = table.rename(tmp_path / "moved.csv")
     asked = PromoteSettings(storage=tmp_path / "s.db", scale=10)
     with pytest.raises(DataError, match="is not there any more"):
         promote(asked, PromoteHooks())
-    again = settings_for(tmp_path, replay=read_table(moved), trials=10)
+    again = settings_for(tmp_path, backend=Replay(moved), trials=10)
     assert search(again, Hooks()).n_finished == 10
     assert promote(asked, PromoteHooks()).run is not None
     moved.write_text(moved.read_text().replace("5.6129", "5.6128"))
-    with pytest.raises(StudyError, match="another simulated world or table of runs"):
-        search(settings_for(tmp_path, replay=read_table(moved)), Hooks())
+    with pytest.raises(StudyError, match="another source of losses"):
+        search(settings_for(tmp_path, backend=Replay(moved)), Hooks())
     with pytest.raises(DataError, match="its checksum differs"):
         promote(asked, PromoteHooks())
 
@@ -271,7 +280,7 @@ def test_what_a_table_cannot_answer_is_one_line(
 def test_tables_that_cannot_be_searched(tmp_path: Path) -> None:
     def refused(budget: int, path: str) -> str:
         with pytest.raises((ConfigError, DataError)) as caught:
-            SearchSettings(replay=read_table(Path(path)), budget_flops=budget).resolved_space()
+            SearchSettings(backend=Replay(Path(path)), budget_flops=budget).resolved_space()
         return str(caught.value)
 
     six = 6 * 10**15
@@ -293,7 +302,7 @@ def test_tables_that_cannot_be_searched(tmp_path: Path) -> None:
 def test_of_several_runs_of_one_size_the_best_counts(tmp_path: Path) -> None:
     path = table_of(tmp_path, *THREE, "2e6,5e8,4.8", "2e6,5e8,4.85")
     settings = settings_for(
-        tmp_path, replay=read_table(Path(path)), rungs=Rungs(), budget_flops=6 * 10**15, trials=9
+        tmp_path, backend=Replay(Path(path)), rungs=Rungs(), budget_flops=6 * 10**15, trials=9
     )
     best = search(settings, Hooks()).best
     assert best is not None
@@ -313,18 +322,15 @@ def test_every_size_of_a_table_has_a_shape_that_stands_for_it(
 ) -> None:
     rows = [f"{n!r},{flops / 6 / n!r},{3 + i / 10}" for i, n in enumerate(sizes)]
     folder = tmp_path_factory.mktemp("table")
-    settings = SearchSettings(
-        replay=read_table(Path(table_of(folder, *rows))), budget_flops=int(flops)
-    )
-    table = settings.replay
-    assert table is not None
+    replay = Replay(Path(table_of(folder, *rows)))
+    settings = SearchSettings(backend=replay, budget_flops=int(flops))
     space = settings.resolved_space()
     losses = set()
     for width in space.parameters["n_embd"].all_values():
         data = space.run_data({"n_embd": width}, settings.base())
         config = parse(RunConfig, {**data, "budget_flops": int(flops)}, "test")
         steps = int(flops) // config.flops_per_step("nanogpt")
-        place = table.place(config.with_changes(num_training_steps=steps))
+        place = replay.table.place(config.with_changes(num_training_steps=steps))
         assert place is not None
         assert abs(place.params_off) <= 0.025
         assert abs(place.flops_off) <= 0.05
@@ -342,25 +348,19 @@ def test_every_screen_says_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     text = run("search", "--replay", str(TABLE), "--budget", "1e16", "--rungs", "0.1,0.3,1",
                "--trials", "12", "--for-scale", "10")  # fmt: skip
-    assert text.startswith("REPLAYED (table:")
-    assert "REPLAYED table isoflop.csv (25 runs of 10 sizes at 4 budgets" in text
+    assert "data: REPLAYED table isoflop.csv (25 runs of 10 sizes at 4 budgets" in text
     assert "stands for line" in text
     assert "regret" in run("promote", "--scale", "10")
-    for words in (("status",), ("export",)):
-        assert run(*words).startswith("REPLAYED (table:")
-    assert "runs/*.yaml (lines of the table, not to be trained)" in run("export")
-    assert run("search", "--replay", str(TABLE), "--budget", "1e16", "--dry-run").startswith(
-        "REPLAYED (table:"
+    assert "data: REPLAYED table" in run("status")
+    assert " on replayed-isoflop.csv: " in run(
+        "search", "--replay", str(TABLE), "--budget", "1e16", "--dry-run"
     )
-    trained = CliRunner().invoke(cli, ["train", "export/best.yaml"])
-    assert "nothing that can be trained" in str(trained.exception)
     figures = (runs.history, runs.learning_curves, runs.schedule, study_scaling.lr_optimum)
     write_report(Facts(read_study("budgetsweep.db")), tmp_path / "report", figures)
     for name in ("report.md", "report.html"):
         report = (tmp_path / "report" / name).read_text(encoding="utf-8")
-        assert "Study replayed-isoflop-1e16 (REPLAYED)" in report
-        assert "nothing was trained" in report
-        assert "has no curves" in report
+        assert "REPLAYED table isoflop.csv" in report
+        assert "nothing trained" in report
         assert "stands for line" in report
         assert "learning rate follows" not in report
     drawn = {path.stem for path in (tmp_path / "report" / "figures").iterdir()}

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -18,19 +19,28 @@ from reports.facts import Facts
 from reports.read import read_study
 from studies.database.store import Store
 from studies.database.tables import Run
-from studies.execution.observer import Observer, RunView
+from studies.execution.training import Training
 from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
-from studies.samplers.law import LawSampler, Result
+from studies.samplers.base import SearchProblem
+from studies.samplers.proposals import Proposals
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
+from studies.simulation.backend import Simulated
 from studies.simulation.worlds import DEFAULT_WORLD, WORLDS
 from studies.space.rungs import Rungs
+from studies.space.search_space import SamplerName, Value
+from studies.trackers.base import Observer, RunView
 from trainer.events import RunResult
 
 
 def settings_for(folder: Path, **changes: Any) -> SearchSettings:
     """A simulated search at 1e15 in `folder`."""
-    values = {"storage": folder / "s.db", "simulate": DEFAULT_WORLD, "sampler": "qmc", "trials": 8}
+    values = {
+        "storage": folder / "s.db",
+        "backend": Simulated(DEFAULT_WORLD),
+        "sampler": "qmc",
+        "trials": 8,
+    }
     return SearchSettings(**{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -100,11 +110,9 @@ def test_workers_and_pruning(tmp_path: Path) -> None:
 def test_a_simulated_study_is_never_mixed(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, trials=1, study="s")
     search(settings, Hooks())
-    for other in (None, "hoffmann2022"):
-        with pytest.raises(StudyError, match="another simulated world or table"):
-            search(settings_for(tmp_path, simulate=other, study="s"), Hooks())
-    with pytest.raises(ConfigError, match="--simulate WORLD"):
-        settings_for(tmp_path, overrides=("trainer=torch",))
+    for other in (Training(), Simulated("hoffmann2022")):
+        with pytest.raises(StudyError, match="another source of losses"):
+            search(settings_for(tmp_path, backend=other, study="s"), Hooks())
     with pytest.raises(ConfigError, match="of decoders"):
         settings_for(tmp_path, overrides=("architecture=encoder",)).resolved_space()
 
@@ -121,11 +129,6 @@ def test_a_promotion_is_simulated_too(tmp_path: Path) -> None:
         "config.yaml", "curve.csv", "eval.json",
     ]  # fmt: skip
     assert promote(asked, PromoteHooks()).run.id == run.id  # type: ignore[union-attr]
-    with pytest.raises(ConfigError, match="simulated or not"):
-        promote(
-            PromoteSettings(storage=settings.storage, overrides=("world=hoffmann2022",)),
-            PromoteHooks(),
-        )
 
 
 def test_every_screen_says_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,38 +139,47 @@ def test_every_screen_says_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert done.exit_code == code, done.output
         return done.output
 
-    assert "SIMULATED (world hoffmann2022)" in run(
-        "search", "--simulate", "hoffmann2022", "--trials", "3"
-    )
-    for words in (("promote",), ("status",), ("diagnose", "--trial", "1"), ("export",)):
-        assert "SIMULATED (world hoffmann2022)" in run(*words)
-    assert "SIMULATED" in run("train", "export/best.yaml")
-    assert json.loads(run("status", "--json"))["simulated"] == "hoffmann2022"
+    for words in (("search", "--simulate", "hoffmann2022", "--trials", "3"), ("promote",),
+                  ("status",)):  # fmt: skip
+        assert "data: SIMULATED world hoffmann2022" in run(*words)
+    assert json.loads(run("status", "--json"))["backend"] == "simulated:hoffmann2022"
     write_report(Facts(read_study("budgetsweep.db")), tmp_path / "report", figures=())
     for name in ("report.md", "report.html"):
         text = (tmp_path / "report" / name).read_text(encoding="utf-8")
-        assert "Study simulated-hoffmann2022-1e15 (SIMULATED)" in text
-        assert "nothing was trained" in text
+        assert "SIMULATED world hoffmann2022" in text
+        assert "nothing trained" in text
 
 
 def test_the_law_sampler_is_a_function_of_seed_and_results() -> None:
-    settings = SearchSettings(simulate=DEFAULT_WORLD)
-    space, base = settings.resolved_space(), settings.base()
-    import numpy as np
+    settings = SearchSettings(backend=Simulated(DEFAULT_WORLD))
 
+    settings = SearchSettings(backend=Simulated(DEFAULT_WORLD))
+    space, limits = settings.resolved_space(), Limits(10**15)
     rng = np.random.default_rng(0)
     seen = [space.random_settings(rng) for _ in range(12)]
-    results = [Result(i, s, 6.0 + 0.1 * i) for i, s in enumerate(seen)]
-    one, two = (LawSampler(space, base, Limits(10**15)) for _ in range(2))
-    two.propose(3, 5, results[:5], seen[:5])  # what was asked before makes no difference
-    first = one.propose(9, 12, results, seen)
-    assert first is not None
-    assert first == two.propose(9, 12, results, seen)
-    assert first != one.propose(10, 12, results, seen)
+
+    def proposals(seed: int, sampler: SamplerName = "law") -> Proposals:
+        problem = SearchProblem(space, limits, settings.base(), seed)
+        return Proposals(None, "s", problem, sampler, False)
+
+    def proposed(asked: Proposals, n: int) -> dict[str, Value]:
+        """Proposal n, after n trials that have ended."""
+        for number in range(len(asked), n):
+            asked.restore(number, seen[number])
+            asked.complete(number, 6.0 + 0.1 * number)
+        return asked.propose().settings
+
+    first = proposed(proposals(9), 12)
+    assert first == proposed(proposals(9), 12)
+    assert first != proposed(proposals(10), 12)
     assert first.keys() == seen[0].keys()
     assert first not in seen
     assert space.decode(space.encode(first)) == first
-    assert one.propose(9, 3, results[:3], seen[:3]) is None
+    asked_before = proposals(9)
+    seen[5] = proposed(asked_before, 5)  # what was asked before makes no difference
+    asked_before.complete(5, 6.5)
+    assert proposed(asked_before, 12) == proposed(proposals(9), 12)
+    assert proposed(proposals(9), 3) == proposed(proposals(9, "qmc"), 3)  # too few to go on
 
 
 def test_the_law_sampler_finds_what_random_search_does_not(tmp_path: Path) -> None:
@@ -196,4 +208,8 @@ def test_finalists_are_trained_once_whatever_the_limit(tmp_path: Path) -> None:
     again = search(settings, Hooks())
     assert (again.finished, again.reason) == (True, "all 8 trials are done")
     with Store.open(settings.storage) as store:
-        assert len(store.runs(store.study().id, kind="promotion")) == 1
+        (finalist,) = store.runs(store.study().id, kind="finalist")
+    # Asked for as a promotion, the same run is found again.
+    asked = promote(PromoteSettings(storage=settings.storage, scale=2.0), PromoteHooks())
+    assert asked.run is not None
+    assert (asked.run.id, asked.run.kind) == (finalist.id, "finalist")

@@ -14,11 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from budgetsweep.config import parse
 from budgetsweep.constraint import Admitted, Limits, admit
 from budgetsweep.errors import CheckpointError, ConfigError
 from studies.simulation.simulated_run import simulate_run
-from studies.simulation.worlds import DEFAULT_WORLD, WORLDS, drawn_world, world_named, world_of
+from studies.simulation.worlds import DEFAULT_WORLD, WORLDS, drawn_world, world_named
 from trainer.config import RunConfig
 from trainer.events import Command, Point, RunResult
 from trainer.export.formats import weights_file
@@ -30,8 +29,6 @@ def filled(budget: float = 1e15, **changes: Any) -> RunConfig:
     """A simulated configuration at a budget; keywords replace settings."""
     width, depth = changes.pop("width", 128), changes.pop("depth", 4)
     data: dict[str, Any] = {
-        "trainer": "simulated",
-        "world": DEFAULT_WORLD,
         "model_config": {
             "n_embd": width, "n_head": width // 32, "n_positions": 128, "n_layer": depth,
             "p_dropout": 0.0,
@@ -46,7 +43,7 @@ def filled(budget: float = 1e15, **changes: Any) -> RunConfig:
 
 def play(config: RunConfig, *commands: Command | None, folder: Path | None = None) -> Any:
     """Points and result of a run that is sent commands in answer to its first events."""
-    run, points = simulate_run(config, folder), []
+    run, points = simulate_run(config, WORLD, folder), []
     answers = iter(commands)
     try:
         event = next(run)
@@ -159,23 +156,11 @@ def test_a_folder_holds_all_but_weights(tmp_path: Path) -> None:
     points, result = play(config, folder=tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "curve.csv", "eval.json"]
     assert play(config, folder=tmp_path) == (points, result)
-    with pytest.raises(CheckpointError, match=r"a simulated run .* has no weights"):
+    with pytest.raises(CheckpointError, match=r"no model\.pt"):
         weights_file(tmp_path)
 
 
-def test_keys_of_a_simulated_run() -> None:
-    real = {k: v for k, v in filled().to_dict().items() if k not in ("trainer", "world")}
-    assert "trainer" not in parse(RunConfig, real, "real").to_dict()
-    assert world_of(filled().to_dict()) == DEFAULT_WORLD
-    assert world_of(real) is None
-    for wrong, message in (
-        ({**real, "trainer": "simulated"}, "simulated world .*expected one of"),
-        ({**real, "world": DEFAULT_WORLD}, "only a run with trainer: simulated"),
-        ({**real, "trainer": "simulated", "world": DEFAULT_WORLD, "architecture": "encoder"},
-         "the laws are of decoders"),
-    ):  # fmt: skip
-        with pytest.raises(ConfigError, match=message):
-            parse(RunConfig, wrong, "run")
+def test_an_unknown_world_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected one of"):
         world_named("nowhere")
 

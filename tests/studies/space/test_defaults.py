@@ -6,9 +6,9 @@ import pytest
 
 from budgetsweep.constraint import Admitted, Limits, admit
 from budgetsweep.errors import ConfigError
-from studies.planning import EVAL_SHARE, eval_cost, sample_space, wanted_val_tokens
 from studies.settings import SearchSettings
 from studies.space.defaults import default_space, first_proposal
+from studies.space.sample import EVAL_SHARE, eval_cost, sample_space, wanted_val_tokens
 from trainer.config import TOKENIZER_VOCABULARIES, RunConfig
 
 BUDGETS = [10**11, 10**12, 3 * 10**12, 10**13, 10**14, 10**15, 10**16, 10**17]
@@ -42,7 +42,7 @@ def test_the_first_proposal_is_admitted(budget: int, tokenizer: str, convention:
 def test_a_cheaper_head_buys_a_larger_body_and_more_tokens() -> None:
     modern = admitted(10**13, "gpt2", "modern")
     plain = admitted(10**13, "gpt2", "gpt2")
-    assert modern.stack_shape.n_embd > plain.stack_shape.n_embd
+    assert modern.model.n_embd > plain.model.n_embd
     assert modern.total_tokens > 2 * plain.total_tokens
 
 

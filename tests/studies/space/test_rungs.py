@@ -73,7 +73,7 @@ def test_a_search_with_rungs_spends_what_it_said(tmp_path: Path) -> None:
     assert outcome.best is not None
     assert outcome.best.scale == 1.0
     with Store.open(settings.storage) as store:
-        finalists = store.runs(study.id, kind="promotion")
+        finalists = store.runs(study.id, kind="finalist")
         assert [(run.scale, run.status) for run in finalists] == [(2.0, "complete")]
         assert store.ledger(study.id).spent.flops("nanogpt") <= rungs.budgets(4) * BUDGET
         fits = store.newest_fit(study.id)

@@ -61,7 +61,7 @@ def run_dir(tmp_path: Path) -> Path:
 def write_run(folder: Path, **shape: Any) -> Path:
     folder.mkdir()
     config = tiny_config(shape=shape)
-    model = DecoderLM.from_config(config.stack_shape)
+    model = DecoderLM.from_config(config.model)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     if model.head_bias is not None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.cpu import threads as parallel
+from model.cpu import threads
 from model.decoder import DecoderLM
 from trainer.hardware import sequence_threads
 from trainer.hardware.sequence_threads import hidden_by_rows
@@ -54,13 +54,13 @@ def test_equals_the_model_in_float64(rows: int, length: int, threads: int, moder
 def test_threads_are_used_and_every_time_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = model_of().float(), torch.randint(23, (5, 12))
     calls = []
-    whole = parallel.together
+    whole = threads.run_on_threads
 
     def counted(function: Any, members: Any, *args: Any) -> Any:
         calls.append(len(members))
         return whole(function, members, *args)
 
-    monkeypatch.setattr(sequence_threads, "together", counted)
+    monkeypatch.setattr(sequence_threads, "run_on_threads", counted)
     results = []
     for _ in range(3):
         with torch.autocast("cpu", torch.bfloat16):
@@ -76,7 +76,7 @@ def test_threads_are_used_and_every_time_alike(monkeypatch: pytest.MonkeyPatch) 
 def test_when_the_model_is_called_as_it_is(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(p_dropout=0.5 if why == "dropout" else 0.0)
     ids = torch.randint(23, (4, 12))
-    monkeypatch.setattr(sequence_threads, "together", None)
+    monkeypatch.setattr(sequence_threads, "run_on_threads", None)
     if why == "one thread":
         monkeypatch.setattr(sequence_threads, "team_size", lambda _: 1)
     if why == "little to do":

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.config import ModelConfig
+from model.config import EncoderDecoderConfig, ModelConfig
 from model.decoder import DecoderLM
 from model.encoder_decoder import EncoderDecoderLM
 from tests.support.comparing import ALL_OPTIONS
@@ -120,7 +120,11 @@ def test_muon_moves_the_matrices_of_the_blocks_and_adamw_all_else(options: dict[
 
 
 def test_muon_moves_both_stacks_of_an_encoder_decoder() -> None:
-    model = EncoderDecoderLM(257, 8, 2, 6, 5, 1, 1)
+    shape = EncoderDecoderConfig(
+        n_vocab=257, n_embd=8, n_head=2, n_source_positions=6, n_target_positions=5,
+        n_encoder_layer=1, n_decoder_layer=1,
+    )  # fmt: skip
+    model = EncoderDecoderLM(shape)
     _, moved = muon_of(model)
     stacks = torch.nn.ModuleList([model.encoder_blocks, model.decoder_blocks])
     assert moved["Muon"] == {id(p) for p in stacks.parameters() if p.ndim == 2}

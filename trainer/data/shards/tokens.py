@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from budgetsweep.errors import DataError
 from budgetsweep.files import atomic_file
+from trainer.data.facts import DataFacts
 from trainer.data.shards.manifest import (
     FORMAT_VERSION,
     Manifest,
@@ -207,6 +208,13 @@ class TokenData:
 
     token_bytes: Ids | None = None
     """(n_vocab,) UTF-8 bytes that each id stands for, 0 for end-of-text; None: unknown."""
+
+    def facts(self) -> DataFacts:
+        """What is known of these data without reading them."""
+        return DataFacts(
+            self.description, self.data_checksum, self.val_checksum, len(self.train),
+            len(self.val), self.n_train_pairs, self.n_val_pairs, self.bytes_per_token,
+        )  # fmt: skip
 
     def require_pairs(self) -> None:
         """Refuse running text.

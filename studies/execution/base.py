@@ -1,0 +1,214 @@
+"""What carries runs out, as the rest of a study sees it.
+
+An `Executor` takes runs, and its events stream back: progress, points, checkpoints with the
+meter's count, the result, or the loss of the run where its process died or fell silent. It decides
+nothing: what to run, what to store and what a loss means is the dispatcher's business. A `Backend`
+says where the losses of a study come from and opens the executor that finds them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from budgetsweep.constraint import Admitted, Rejected
+from studies.database.tables import Run, Study
+from studies.execution.messages import Job, Measured, RunEvent, RunLost, Workers
+from studies.scaling.prediction import StudyFit
+from studies.space.rungs import Rungs
+from studies.space.search_space import SearchSpace
+from trainer.config import RunConfig
+from trainer.data.facts import DataFacts
+from trainer.driver import Verdict
+from trainer.events import DeviceInfo
+
+if TYPE_CHECKING:
+    from trainer.data.shards.progress import PrepareProgress
+
+
+class Executor(Protocol):
+    """Carries out runs for one dispatcher; a context manager that leaves no process behind."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    @property
+    def n_workers(self) -> int:
+        """Runs at a time."""
+
+    def device(self) -> DeviceInfo | None:
+        """The device as one run may use it; None: runs need none, and take no time to speak of.
+
+        Raises:
+            ConfigError: there is no such device.
+            StudyError: no worker could be started.
+        """
+
+    def measure(self, config: RunConfig, seconds: float) -> Measured:
+        """Training speed of one configuration while all workers train; nothing else may run."""
+
+    def start_all(self) -> None:
+        """Bring up all workers."""
+
+    def n_idle(self) -> int:
+        """Workers that can take a run."""
+
+    def running(self) -> set[int]:
+        """Ids of the runs in hand."""
+
+    def submit(self, job: Job) -> None:
+        """Take a run; there must be an idle worker."""
+
+    def answer(self, run_id: int, verdict: Verdict) -> None:
+        """Answer a validation point, or tell a run to stop. A finished run does not hear it."""
+
+    def poll(self, timeout: float) -> Sequence[RunEvent | RunLost]:
+        """What happened in at most `timeout` seconds; lost workers are replaced."""
+
+    def steps_executed(self, run_dir: Path) -> int:
+        """Optimiser steps that the meter of a run shows that is not in hand."""
+
+    def kill(self) -> Sequence[RunLost]:
+        """End all workers at once, unsaved work and all; the runs that were in hand."""
+
+    def close(self) -> None:
+        """Stop all workers; runs in hand write a checkpoint if they can in time."""
+
+
+class SearchRequest(Protocol):
+    """What a backend may refuse of a search (`studies.settings.SearchSettings`)."""
+
+    @property
+    def budget_flops(self) -> int: ...  # noqa: D102
+    @property
+    def convention(self) -> str: ...  # noqa: D102
+    @property
+    def rungs(self) -> Rungs: ...  # noqa: D102
+    @property
+    def sampler(self) -> str: ...  # noqa: D102
+    @property
+    def space(self) -> SearchSpace | None: ...  # noqa: D102
+    @property
+    def pruning(self) -> bool: ...  # noqa: D102
+    @property
+    def trials_per_gpu(self) -> int | None: ...  # noqa: D102
+    @property
+    def overrides(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
+class Backend(ABC):
+    """Where the losses of a study come from. What a backend has nothing to say of has a default."""
+
+    name: str = ""
+    """Stored with the study, whose losses can be compared with those of the same name alone."""
+    location: str | None = None
+    """File that has to be there again; it may move."""
+    source_name: str | None = None
+    """What the study's data are called; None: what the user says they are."""
+    sizes_only: bool = False
+    """A run stands for its numbers of parameters and tokens; how it was tuned is not known."""
+
+    keeps_sampler_state: bool = True
+    """Whether Optuna's record is worth its time beside ours, from which it can be made again."""
+
+    def check(self, asked: SearchRequest) -> None:
+        """Refuse a search that this backend cannot answer.
+
+        Raises:
+            ConfigError: what is asked for that cannot be had, and what to do.
+        """
+        return
+
+    def check_promotion(self, overrides: Sequence[str]) -> None:
+        """Refuse settings of a promotion that this backend cannot answer.
+
+        Raises:
+            ConfigError: as for `check`.
+        """
+        return
+
+    def run_settings(self) -> dict[str, Any]:
+        """Settings that every run has."""
+        return {}
+
+    def own_space(self, budget_flops: int, rungs: Rungs) -> SearchSpace | None:
+        """The search space, where no other is possible."""
+        return None
+
+    def first_proposal(self, space: SearchSpace, budget_flops: int) -> dict[str, Any] | None:
+        """The first proposal, where it is not the recipe's."""
+        return None
+
+    def refusal(self, admitted: Admitted) -> Rejected | None:
+        """Why an admitted configuration cannot be run all the same."""
+        return None
+
+    def exhausted(
+        self, space: SearchSpace, budget_flops: int, tried: Callable[[int], int]
+    ) -> str | None:
+        """Why nothing is left to try at a budget, in words; None: there is.
+
+        Args:
+            space: the study's.
+            budget_flops: of the next trial.
+            tried: number of trials of a budget.
+        """
+        return None
+
+    def regret(self, study: Study, fit: StudyFit, best: Run | None) -> str | None:
+        """Where it is known what other choices come to at the larger budget: what the choice costs.
+
+        Args:
+            study: its row.
+            fit: what its runs predict of `fit.scale` times the budget.
+            best: the trial that measured best.
+        """
+        return None
+
+    @abstractmethod
+    def executor(self, workers: Workers, *, for_promotion: bool = False) -> Executor:
+        """Open what carries runs out: trials, or one promotion."""
+
+    @abstractmethod
+    def fix_data(
+        self,
+        study: Study,
+        space: SearchSpace,
+        workers: Workers,
+        on_prepare: Callable[[PrepareProgress], None] | None,
+    ) -> tuple[Mapping[str, Any], DataFacts]:
+        """Prepare a study's data, the first time; afterwards open exactly the same.
+
+        Returns:
+            `data` of the run settings, which fixes them, and what is known of them.
+
+        Raises:
+            DataError: the data cannot be had, or are not what the study began with.
+        """
+
+    @abstractmethod
+    def promotion_data(
+        self,
+        study: Study,
+        config: RunConfig,
+        train_tokens: int | None,
+        workers: Workers,
+        on_prepare: Callable[[PrepareProgress], None] | None,
+    ) -> tuple[RunConfig, DataFacts]:
+        """The study's data with as many training tokens as a promotion can use.
+
+        Returns:
+            `config` with its data fixed, and what is known of them.
+
+        Raises:
+            DataError: the data cannot be had.
+        """
