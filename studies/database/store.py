@@ -11,8 +11,6 @@ arrow that is not above is a defect of the caller, `IllegalChangeError`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,29 +37,26 @@ from studies.database.reader import Reader
 from studies.database.tables import Fit, Prediction, Rejection, Run, Study
 from trainer import events
 from trainer.config import RunConfig
+from trainer.identity import CountsAs, Identity, digest, identity, marked
 
 __all__ = ["Amount", "IllegalChangeError", "LedgerTotals", "Store", "config_hash"]
 
 
 def config_hash(config: RunConfig) -> str:
-    """SHA-256 of what decides a training run: what trains the same has the same hash.
+    """Equal for filled configurations that train the same but for the seed's luck.
 
-    Left out: the seed, folder, device, compilation, graphs and the cadence of reports and
-    checkpoints; the budget too where the number of steps is given. Warm-up and final learning rate
-    count as what they come to, however they are written.
+    Settings that are two ways to say one thing (a warm-up in steps or as a share) count as what
+    they come to.
+
+    Raises:
+        ConfigError: the configuration's number of steps is still open.
     """
-    data = config.to_dict()
-    for key in ("output_dir", "device", "seed", "num_reports", "checkpoint_seconds", "compile",
-                "cuda_graph"):  # fmt: skip
-        data.pop(key, None)
-    if config.num_training_steps != "fill":
-        for key in ("budget_flops", "convention", "num_warmup_steps", "warmup_fraction"):
-            data.pop(key, None)
-        data["warmup_steps"] = config.warmup_steps
-    for key in ("min_lr", "min_lr_ratio"):
-        data.pop(key, None)
-    data["final_lr"] = config.final_lr
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    _ = config.steps  # raises
+    data = identity(RunConfig, config.to_dict(), Identity.RESULT)
+    for name, mark in marked(RunConfig, CountsAs):
+        data.pop(name, None)
+        data[mark.name] = getattr(config, mark.name)
+    return digest(data)
 
 
 class Store(Reader):

@@ -32,6 +32,8 @@ STEP = Amount(
     mac=16 * 3 * (257 * 16 + 12 * 16**2 + 2 * 16 * 8),
 )
 
+PLAIN_HASH = "a0556983bd6661cb678c5463cea2fbf4be22f311753a2eab964e349be3c40d81"
+
 
 def times(amount: Amount, n: int) -> Amount:
     return Amount(*(n * value for value in asdict(amount).values()))
@@ -373,6 +375,7 @@ class TestRejections:
 class TestConfigHash:
     def test_what_does_not_train_differently_is_left_out(self, run_config: MakeConfig) -> None:
         plain = config_hash(run_config())
+        assert plain == PLAIN_HASH, "studies on disk would forget what they have tried"
         for same in (
             {"output_dir": "elsewhere"},
             {"device": "cuda:1"},
@@ -380,6 +383,7 @@ class TestConfigHash:
             {"num_reports": 7},
             {"checkpoint_seconds": 1.0},
             {"compile": "on"},
+            {"cuda_graph": "off"},
             {"budget_flops": 10**18, "convention": "mac"},
             {"warmup_fraction": 0.0},
             {"min_lr": 1e-4},
@@ -396,12 +400,15 @@ class TestConfigHash:
             {"num_training_steps": 11}, {"num_warmup_steps": 1}, {"weight_decay": 0.0},
             {"grad_clip": None}, {"grad_clip": 2.0}, {"grad_accumulation_steps": 2},
             {"beta2": 0.99}, {"autocast": "off"}, {"data": {"source": "demo"}},
-            {"num_training_steps": "fill", "budget_flops": 10**10},
-            {"num_training_steps": "fill", "budget_flops": 10**11},
             {"model_config": {"n_embd": 16, "n_head": 4, "n_positions": 8, "n_layer": 1}},
         ]  # fmt: skip
         hashes = {config_hash(run_config(**change)) for change in changes}
         assert len(hashes) == len(changes)
+
+    def test_an_open_configuration_has_none(self, run_config: MakeConfig) -> None:
+        """Its budget would decide what it trains, and two budgets can afford the same."""
+        with pytest.raises(ConfigError):
+            config_hash(run_config(num_training_steps="fill", budget_flops=10**10))
 
     def test_hashes_of_a_study(
         self, store: Store, study: tables.Study, add_run: AddRun, run_config: MakeConfig
