@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from reports.read import StudyData
 from reports.style.formats import known
 from studies.database.ledger import Amount, of_steps
-from studies.database.tables import Rejection, Run, Study
+from studies.database.tables import Rejection, Run, RunKind, Study
 from studies.diagnosis import Diagnosis
 from studies.diagnosis.curves import Curve
 from studies.diagnosis.study_runs import diagnose_runs
@@ -59,10 +59,10 @@ class Facts:
         self.data = data
         self.study: Study = data.study
         self.rejections: list[Rejection] = data.rejections
-        self.trials = sorted((r for r in data.runs if r.kind == "trial"), key=lambda r: r.number)
-        self.promotions = sorted(
-            (r for r in data.runs if r.kind == "promotion"), key=lambda r: r.number
-        )
+        runs = sorted(data.runs, key=lambda r: (r.kind, r.number))
+        self.trials = [run for run in runs if run.kind == RunKind.TRIAL]
+        self.promotions = [run for run in runs if run.kind != RunKind.TRIAL]
+        """Finalists of the search too."""
 
     @cached_property
     def ranked(self) -> list[Run]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.database.store import Store
-from studies.database.tables import Run
+from studies.database.tables import Run, RunKind
 
 
 def export_study(storage: str | Path, name: str | None) -> dict[str, dict[str, Any] | str]:
@@ -21,8 +21,7 @@ def export_study(storage: str | Path, name: str | None) -> dict[str, dict[str, A
     """
     with Store.open(storage) as store:
         study = store.study(name)
-        kinds = ("trial", "promotion")
-        runs = [run for kind in kinds for run in store.runs(study.id, kind=kind)]
+        runs = [run for kind in RunKind for run in store.runs(study.id, kind=kind)]
         best = store.best_run(study.id)
     files: dict[str, dict[str, Any] | str] = {
         "space.yaml": {

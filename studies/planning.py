@@ -21,6 +21,7 @@ from budgetsweep.constraint import (
     admit,
     charge_per_step,
 )
+from budgetsweep.errors import Reason
 from studies.execution.worker import Measured
 from studies.space.rungs import Rungs
 from studies.space.search_space import SearchSpace
@@ -47,13 +48,13 @@ class Sample:
         total = len(self.admitted) + len(self.rejected)
         return len(self.admitted) / total if total else 0.0
 
-    def reasons(self) -> Counter[str]:
+    def reasons(self) -> Counter[Reason]:
         """How often each reason refused."""
-        return Counter(rejection.reason.value for rejection in self.rejected)
+        return Counter(rejection.reason for rejection in self.rejected)
 
-    def example(self, reason: str) -> str:
+    def example(self, reason: Reason) -> str:
         """One line of a proposal that was refused so."""
-        return next(r.detail for r in self.rejected if r.reason.value == reason)
+        return next(r.detail for r in self.rejected if r.reason == reason)
 
 
 def sample_space(

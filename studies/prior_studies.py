@@ -18,6 +18,7 @@ from studies.database.tables import Run, Study
 from studies.simulation.worlds import world_of
 from studies.space.search_space import SearchSpace
 from trainer.data.config import DataConfig
+from trainer.events import RunStatus
 
 Earlier = Mapping[str, list[Run]]
 """Complete runs by the name of their study."""
@@ -82,7 +83,7 @@ def earlier_runs(
     found: dict[str, list[Run]] = {}
     for other in _studies(store, study.name, [*own, *names]):
         _check(study, other, cache_dir)
-        runs = store.runs(other.id, statuses=("complete",))
+        runs = store.runs(other.id, statuses=(RunStatus.COMPLETE,))
         if other.name not in names:
             begun = study.created_utc
             runs = [r for r in runs if r.finished_utc is not None and r.finished_utc <= begun]

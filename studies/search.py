@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit
-from budgetsweep.errors import ConfigError, StudyError
+from budgetsweep.constraint import Admitted, Limits, Rejected, admit
+from budgetsweep.errors import ConfigError, Reason, StudyError
 from model.flops import Convention
 from studies.database.connection import storage_url
 from studies.database.store import Store
-from studies.database.tables import FINISHED_STATUSES, Run, Study
+from studies.database.tables import Run, RunKind, Study
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher
 from studies.execution.local_pool import WorkerPool
 from studies.execution.observer import Observer
@@ -271,7 +271,7 @@ def _search(
             should_stop=hooks.should_stop,
         )
         if source.reason_to_stop() is None and not hooks.should_stop():
-            if not source.recovered and not store.runs(study.id, kind="trial"):
+            if not source.recovered and not store.runs(study.id, kind=RunKind.TRIAL):
                 plan = _announce(settings, space, base, source.limits, pool, hooks)
                 if plan is not None and not hooks.confirm(plan):
                     return _outcome(store, study, settings, "not started", finished=False)
@@ -376,7 +376,7 @@ def _outcome(
         study_name=study.name,
         best=best,
         fit=fit,
-        n_finished=len(store.runs(study.id, kind="trial", statuses=FINISHED_STATUSES)),
+        n_finished=sum(r.status.is_finished for r in store.runs(study.id, kind=RunKind.TRIAL)),
         n_rejected=len(store.rejections(study.id)),
         reason=reason,
         finished=finished,

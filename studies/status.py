@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from studies.database.store import Store
-from studies.database.tables import Run
+from studies.database.tables import Run, RunKind
 from studies.diagnosis import HEALTHY, NAMES, Diagnosis
 from studies.diagnosis.study_runs import diagnose_runs
 from studies.simulation.worlds import world_of
+from trainer.events import RunStatus
 
 
 def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
@@ -21,8 +22,9 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
     """
     with Store.open(storage) as store:
         study = store.study(name)
-        trials = store.runs(study.id, kind="trial")
-        promotions = store.runs(study.id, kind="promotion")
+        runs = {kind: store.runs(study.id, kind=kind) for kind in RunKind}
+        trials = runs[RunKind.TRIAL]
+        everything = [run for kind in RunKind for run in runs[kind]]
         ledger = store.ledger(study.id)
         best = store.best_run(study.id)
         rejections: dict[str, dict[str, Any]] = {}
@@ -30,10 +32,8 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
             entry = rejections.setdefault(rejection.reason, {"count": 0})
             entry["count"] += 1
             entry["example"] = rejection.detail
-        judged = diagnose_runs((*trials, *promotions), study, store.curves(study.id))
+        judged = diagnose_runs(everything, study, store.curves(study.id))
         numbers = {run.id: run.number for run in trials}
-        everything = (*trials, *promotions)
-        unfinished = ("queued", "running", "interrupted")
         return {
             "study": study.name,
             "budget_flops": study.budget_flops,
@@ -50,16 +50,19 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
             "flops_redone": getattr(ledger.redone, study.convention),
             "best": None if best is None else {**_facts(best), "verdicts": _names(judged, best)},
             "verdicts": _verdicts(judged, trials),
-            "unfinished": [_facts(run) for run in everything if run.status in unfinished],
-            "failed": [_facts(run) for run in everything if run.status == "failed"],
-            "promotions": [
-                {
-                    **_facts(run),
-                    "parent_number": numbers.get(run.parent_run_id or -1),
-                    "verdicts": _names(judged, run),
-                }
-                for run in promotions
-            ],
+            "unfinished": [_facts(run) for run in everything if not run.status.is_finished],
+            "failed": [_facts(run) for run in everything if run.status == RunStatus.FAILED],
+            **{
+                f"{kind}s": [
+                    {
+                        **_facts(run),
+                        "parent_number": numbers.get(run.parent_run_id or -1),
+                        "verdicts": _names(judged, run),
+                    }
+                    for run in runs[kind]
+                ]
+                for kind in (RunKind.FINALIST, RunKind.PROMOTION)
+            },
             "rejections": rejections,
         }
 

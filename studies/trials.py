@@ -9,9 +9,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit
+from budgetsweep.constraint import Admitted, Limits, Rejected, admit
+from budgetsweep.errors import Reason
 from studies.database.store import Store, config_hash
-from studies.database.tables import FINISHED_STATUSES, Rejection, Run, Study
+from studies.database.tables import Rejection, Run, RunKind, Study
 from studies.execution.dispatcher import recover
 from studies.execution.observer import Observer
 from studies.samplers.objective import Objective
@@ -19,7 +20,7 @@ from studies.samplers.proposals import Proposal, Proposals, SpaceExhausted
 from studies.settings import SearchSettings
 from studies.space.rungs import Rungs, rung_budget
 from studies.space.search_space import SearchSpace
-from trainer.events import DeviceInfo, Point, RunResult
+from trainer.events import DeviceInfo, Point, RunResult, RunStatus
 
 if TYPE_CHECKING:
     from studies.simulation.data import SimulatedData
@@ -31,7 +32,7 @@ MAX_REJECTED_IN_A_ROW = 2_000
 
 def reconcile(store: Store, study: Study, proposals: Proposals, objective: Objective) -> None:
     """Tell Optuna what a killed dispatcher had stored but not told."""
-    runs = {run.number: run for run in store.runs(study.id, kind="trial")}
+    runs = {run.number: run for run in store.runs(study.id, kind=RunKind.TRIAL)}
     rejections = store.rejections(study.id)
     rejected = {rejection.number for rejection in rejections}
     rows: list[Run | Rejection] = [*runs.values(), *rejections]
@@ -48,16 +49,16 @@ def reconcile(store: Store, study: Study, proposals: Proposals, objective: Objec
         run = runs.get(proposal.number)
         if proposal.number in rejected:
             proposals.fail(proposal.number)
-        elif run is not None and run.status in FINISHED_STATUSES:
+        elif run is not None and run.status.is_finished:
             tell(proposals, run, objective)
 
 
 def tell(proposals: Proposals, run: Run, objective: Objective) -> None:
     """Pass a finished trial's outcome to Optuna."""
-    value = objective.value(run) if run.status == "complete" else None
+    value = objective.value(run) if run.status == RunStatus.COMPLETE else None
     if value is not None:
         proposals.complete(run.number, value, run.budget_flops)
-    elif run.status == "pruned":
+    elif run.status == RunStatus.PRUNED:
         proposals.prune(run.number)
     else:
         proposals.fail(run.number)
@@ -99,13 +100,13 @@ class TrialSource:
         self._proposals, self._objective = proposals, objective
         self._observer, self._should_stop = observer, should_stop
         self._started = time.monotonic()
-        self.recovered = [run for run in recover(store, study) if run.kind == "trial"]
-        known = {run.number for run in store.runs(study.id, kind="trial")}
+        self.recovered = [run for run in recover(store, study) if run.kind == RunKind.TRIAL]
+        trials = store.runs(study.id, kind=RunKind.TRIAL)
+        known = {run.number for run in trials}
         known |= {rejection.number for rejection in store.rejections(study.id)}
         self._undecided = [p for p in proposals.open_proposals() if p.number not in known]
         self._hashes = store.config_hashes(study.id)
-        finished = store.runs(study.id, kind="trial", statuses=FINISHED_STATUSES)
-        self._n_started = len(finished)
+        self._n_started = sum(run.status.is_finished for run in trials)
         """Trials finished or in hand; recovered ones join when they are taken up."""
         self._best = store.best_run(study.id)
         self._rejected_in_a_row = 0
@@ -170,7 +171,7 @@ class TrialSource:
             return None
         budget = rung_budget(self._rung(), self._study.budget_flops)
         there = len(table.widths(self._space, budget))
-        trials = self._store.runs(self._study.id, kind="trial")
+        trials = self._store.runs(self._study.id, kind=RunKind.TRIAL)
         if sum(run.budget_flops == budget for run in trials) < there:
             return None
         return f"all {there} runs of the table at {budget:.4g} FLOPs have been replayed"
@@ -195,7 +196,7 @@ class TrialSource:
         limit = self._settings.total_flops
         if limit is not None:
             committed = self._store.committed_flops(
-                self._study.id, self.limits.convention, kind="trial"
+                self._study.id, self.limits.convention, kind=RunKind.TRIAL
             )
             if committed + answer.charge_flops > limit:
                 self._ended = (
@@ -209,7 +210,7 @@ class TrialSource:
         self._n_started += 1
         run_id = self._store.add_run(
             study_id=self._study.id,
-            kind="trial",
+            kind=RunKind.TRIAL,
             number=proposal.number,
             params=proposal.settings,
             config=answer.config,
@@ -227,7 +228,7 @@ class TrialSource:
         self._store.add_rejection(
             study_id=self._study.id,
             number=proposal.number,
-            reason=answer.reason.value,
+            reason=answer.reason,
             detail=answer.detail,
             excess=answer.excess,
             params=proposal.settings,
@@ -261,7 +262,7 @@ class TrialSource:
         del result  # it is in the run's row
         tell(self._proposals, run, self._objective)
         keep = self._settings.keep
-        if keep == "all" or run.status != "complete":
+        if keep == "all" or run.status != RunStatus.COMPLETE:
             return
         losers = [run]
         if (

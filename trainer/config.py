@@ -164,9 +164,9 @@ class RunConfig(StrictModel):
     """How training FLOPs are counted against the budget."""
     num_evals: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 5
     """Validation passes, at equal fractions of the run; the last one at its end."""
-    num_reports: Annotated[
-        int, Field(ge=1, le=100_000, strict=True), Ignored(Identity.RESULT)
-    ] = 100
+    num_reports: Annotated[int, Field(ge=1, le=100_000, strict=True), Ignored(Identity.RESULT)] = (
+        100
+    )
     """Points of the training curve, at equal fractions of the run."""
     checkpoint_seconds: Annotated[float, HOW_IT_RUNS] = Field(default=60.0, ge=0.0)
     """Seconds between checkpoints; 0: after every step."""

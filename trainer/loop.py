@@ -13,7 +13,7 @@ from budgetsweep.errors import NonFiniteLoss
 from trainer.checkpoints.artefacts import read_finished
 from trainer.config import RunConfig
 from trainer.data.shards.tokens import TokenData
-from trainer.events import Checkpointed, Command, Point, Progress, RunResult
+from trainer.events import Checkpointed, Command, Point, Progress, RunResult, RunStatus
 from trainer.hardware.device import (
     flushing_denormals,
     is_out_of_memory,
@@ -87,11 +87,13 @@ def _train(config: RunConfig, data: TokenData, run_dir: Path, device: torch.devi
                 run.meter.charge(run.step)
                 run.train_step()
         except (NonFiniteLoss, FloatingPointError) as error:
-            return run.result("failed", str(error))
+            return run.result(RunStatus.FAILED, str(error))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            return run.result("failed", f"out of memory after step {run.step}: {_line(error)}")
+            return run.result(
+                RunStatus.FAILED, f"out of memory after step {run.step}: {_line(error)}"
+            )
         finally:
             run.forget()
 

@@ -30,6 +30,7 @@ from budgetsweep.constraint import fill
 from budgetsweep.errors import ConfigError
 from studies.simulation.worlds import is_replayed, world_of
 from trainer.config import RunConfig
+from trainer.events import RunStatus
 from trainer.hardware.environment import prepare_environment
 
 if TYPE_CHECKING:
@@ -115,9 +116,9 @@ def train_command(
                 f"PPL {math.exp(event.val_loss_nats):,.1f}",
                 highlight=False,
             )
-    if result.status == "interrupted":
+    if result.status == RunStatus.INTERRUPTED:
         console.print("the same command again continues this run", highlight=False)
-    elif result.status == "failed":
+    elif result.status == RunStatus.FAILED:
         console.print(f"the run failed: {escape(result.reason or '')}", highlight=False)
     else:
         console.print(
@@ -125,7 +126,7 @@ def train_command(
             f"{duration(result.train_seconds)}; {run_dir}: model.pt, config.yaml, eval.json",
             highlight=False,
         )
-    return result.status == "complete"
+    return result.status == RunStatus.COMPLETE
 
 
 def _simulate_command(config: RunConfig, console: Console) -> bool:
@@ -141,7 +142,7 @@ def _simulate_command(config: RunConfig, console: Console) -> bool:
         except StopIteration as stop:
             result = stop.value
             break
-    if result.status == "failed":
+    if result.status == RunStatus.FAILED:
         console.print(f"the run failed: {escape(result.reason or '')}", highlight=False)
     else:
         console.print(
@@ -149,7 +150,7 @@ def _simulate_command(config: RunConfig, console: Console) -> bool:
             "config.yaml, eval.json, curve.csv",
             highlight=False,
         )
-    return bool(result.status == "complete")
+    return bool(result.status == RunStatus.COMPLETE)
 
 
 class PlainProgress:
@@ -231,11 +232,12 @@ def status_command(
             f"{run['num_steps']:,}{escape(reason)}",
             highlight=False,
         )
-    for run in status["promotions"]:
+    for run in status["finalists"] + status["promotions"]:
         if run["val_loss_nats"] is not None:
             console.print(
-                f"promotion {run['number']} of trial {run['parent_number']} (x{run['scale']:g}): "
-                f"val loss {run['val_loss_nats']:.4f}  PPL {run['val_ppl']:,.1f}",
+                f"{run['kind']} {run['number']} of trial {run['parent_number']} "
+                f"(x{run['scale']:g}): val loss {run['val_loss_nats']:.4f}  "
+                f"PPL {run['val_ppl']:,.1f}",
                 highlight=False,
             )
     for reason, entry in status["rejections"].items():

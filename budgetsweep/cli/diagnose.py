@@ -14,8 +14,9 @@ from rich.text import Text
 
 from budgetsweep.errors import ConfigError
 from studies.database.connection import storage_url
+from studies.database.tables import RunKind
 from studies.diagnosis import Diagnosis, diagnose
-from studies.diagnosis.curve_files import CurveSource, read_curve, read_trial
+from studies.diagnosis.curve_files import CurveSource, read_curve, read_run
 from studies.diagnosis.words import steps_sentences
 from studies.simulation.worlds import notice
 
@@ -25,6 +26,7 @@ def diagnose_command(
     *,
     run: Path | None,
     trial: int | None,
+    finalist: int | None,
     promotion: int | None,
     storage: str,
     study: str | None,
@@ -33,21 +35,23 @@ def diagnose_command(
     """Judge one curve and print the verdicts.
 
     Raises:
-        ConfigError: not exactly one of a run, a trial and a promotion was named.
+        ConfigError: not exactly one run was named.
         DataError, StudyError: there is no such curve.
     """
-    if sum(given is not None for given in (run, trial, promotion)) != 1:
+    numbers = {
+        RunKind.TRIAL: trial, RunKind.FINALIST: finalist, RunKind.PROMOTION: promotion,
+    }  # fmt: skip
+    stored = [(kind, number) for kind, number in numbers.items() if number is not None]
+    if len(stored) + (run is not None) != 1:
         raise ConfigError(
-            "diagnose: give one of RUN (a run's folder, a CSV or a .jsonl file), --trial N and "
-            "--promotion N"
+            "diagnose: give one of RUN (a run's folder, a CSV or a .jsonl file), --trial N, "
+            "--finalist N and --promotion N"
         )
     if run is not None:
         source = read_curve(run)
-    elif trial is not None:
-        source = read_trial(storage_url(storage), study, "trial", trial)
     else:
-        assert promotion is not None
-        source = read_trial(storage_url(storage), study, "promotion", promotion)
+        ((kind, number),) = stored
+        source = read_run(storage_url(storage), study, kind, number)
     found = diagnose(source.curve, source.facts)
     if as_json:
         console.print_json(json.dumps(as_data(source, found)))

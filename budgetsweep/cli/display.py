@@ -18,9 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from budgetsweep.constraint import Rejected
+from budgetsweep.errors import Reason
+from studies.database.tables import RunKind
 from studies.execution.observer import Observer, RunView
 from studies.simulation.worlds import notice
-from trainer.events import Point, Progress, RunResult
+from trainer.events import Point, Progress, RunResult, RunStatus
 
 if TYPE_CHECKING:
     from trainer.data.prepare import PrepareProgress
@@ -106,7 +108,7 @@ class RunsDisplay(Observer):
         self._running: dict[int, tuple[RunView, Progress | None]] = {}
         self._spent = 0
         self._best: float | None = None
-        self._rejected: Counter[str] = Counter()
+        self._rejected: Counter[Reason] = Counter()
         self._last_rejection = ""
         self._started = time.monotonic()
         self._last_line = self._started
@@ -131,7 +133,7 @@ class RunsDisplay(Observer):
         """Remember the run; say so when it is continued."""
         self._running[run.run_id] = (run, None)
         resumed = run.resumed_at_step > 0
-        if resumed or run.kind == "promotion":
+        if resumed or run.kind != RunKind.TRIAL:
             how = f"continues from step {run.resumed_at_step:,}" if resumed else "starts"
             self.message(f"{run.name} {how}")
 
@@ -141,7 +143,7 @@ class RunsDisplay(Observer):
 
     def run_point(self, run: RunView, point: Point) -> None:
         """Long runs say their validation losses as they come."""
-        if run.kind == "promotion" and point.val_loss_nats is not None:
+        if run.kind != RunKind.TRIAL and point.val_loss_nats is not None:
             self.message(
                 f"  step {point.step:,}/{run.num_steps:,}  val loss {point.val_loss_nats:.4f}  "
                 f"PPL {math.exp(point.val_loss_nats):.1f}"
@@ -151,15 +153,15 @@ class RunsDisplay(Observer):
         """One line a run."""
         self._running.pop(run.run_id, None)
         self._best = best_val_loss_nats
-        if result.status == "interrupted":
+        if result.status == RunStatus.INTERRUPTED:
             return
         self._n_done += 1
         self._spent += run.planned_flops * result.steps_executed // max(1, run.num_steps)
-        if result.val_loss_nats is not None and result.status == "complete":
+        if result.val_loss_nats is not None and result.status == RunStatus.COMPLETE:
             outcome = (
                 f"val loss {result.val_loss_nats:.4f}  PPL {math.exp(result.val_loss_nats):,.1f}"
             )
-            if run.kind == "trial" and result.val_loss_nats == best_val_loss_nats:
+            if run.kind == RunKind.TRIAL and result.val_loss_nats == best_val_loss_nats:
                 outcome += "  best so far"
             if result.reason is not None:  # which run of a table it stands for
                 outcome += f"  {result.reason}"
@@ -167,7 +169,7 @@ class RunsDisplay(Observer):
             outcome = f"{result.status}: {result.reason or ''}"
         left = self._seconds_left()
         after = f"  about {duration(left)} left" if left else ""
-        where = f"{self._n_done}/{self._n_trials}  " if run.kind == "trial" else ""
+        where = f"{self._n_done}/{self._n_trials}  " if run.kind == RunKind.TRIAL else ""
         self.message(
             f"{where}{run.name}  {outcome}  "
             f"({count(run.n_params)} params, {count(result.tokens)} tokens, "
@@ -176,7 +178,7 @@ class RunsDisplay(Observer):
 
     def rejected(self, number: int, rejection: Rejected) -> None:
         """Count; the reasons stand in the live view, in `status` and in the report."""
-        self._rejected[rejection.reason.value] += 1
+        self._rejected[rejection.reason] += 1
         self._last_rejection = f"proposal {number}: {rejection.detail}"
 
     def tick(self) -> None:

@@ -267,6 +267,7 @@ def train(
 @cli.command()
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--trial", type=click.IntRange(0), help="A trial of a study, instead of RUN.")
+@click.option("--finalist", type=click.IntRange(0), help="A finalist of a study.")
 @click.option("--promotion", type=click.IntRange(0), help="A promotion of a study.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @storage_options

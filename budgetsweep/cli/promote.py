@@ -21,6 +21,7 @@ from budgetsweep.cli.display import (
     settings_text,
 )
 from studies.simulation.worlds import is_replayed, mark, world_of
+from trainer.events import RunStatus
 
 if TYPE_CHECKING:
     from studies.database.tables import Prediction
@@ -59,10 +60,10 @@ def promote_command(
     with display:
         outcome = promote(settings, hooks)
     run, trial = outcome.run, outcome.trial
-    if run is None or run.status in ("queued", "interrupted"):
+    if run is None or run.status in (RunStatus.QUEUED, RunStatus.INTERRUPTED):
         console.print("the same command again continues this promotion", highlight=False)
         return False
-    if run.status == "failed":
+    if run.status == RunStatus.FAILED:
         console.print(f"the promotion failed: {escape(run.reason or '')}", highlight=False)
         return False
     assert run.val_loss_nats is not None

@@ -27,6 +27,7 @@ from budgetsweep.config import (
     parse,
 )
 from budgetsweep.errors import ConfigError
+from studies.database.tables import RunKind
 from studies.simulation.worlds import mark
 from trainer.data.config import DataConfig
 
@@ -126,8 +127,8 @@ def search_command(
         with Store.open(settings.storage, create=not settings.points_from) as store:
             study = store.find_study(settings.study_name)
             if study is not None:
-                statuses = ("complete", "pruned", "failed")
-                n_done = len(store.runs(study.id, kind="trial", statuses=statuses))
+                trials = store.runs(study.id, kind=RunKind.TRIAL)
+                n_done = sum(run.status.is_finished for run in trials)
                 console.print(
                     f"continuing study {escape(study.name)}: {n_done} trials done", highlight=False
                 )

@@ -178,7 +178,7 @@ def learning_curves(facts: Facts) -> Chart | NoChart:
             )
         for run, colour in zip(promotions, _promotion_colours(), strict=False):
             _highlight(axes, facts, run, curves[run.id], colour, marker="D")
-            label = f"promotion {run.number}, {times(run.scale)}"
+            label = f"{run.kind} {run.number}, {times(run.scale)}"
             handles.append(key(label, linestyle="-", lw=2, marker="D", color=colour))
         if best is not None or promotions:
             handles.append(key("their training loss", linestyle="-", lw=0.9, color=MUTED))

@@ -25,6 +25,7 @@ from reports.style.formats import (
 )
 from studies.database.tables import Run
 from studies.space.search_space import Parameter
+from trainer.events import RunStatus
 
 MOST_EXAMPLES = 10
 
@@ -48,7 +49,10 @@ def tried(facts: Facts) -> list[Text | Table]:
     """The proposals, the space, and how far the trials spread in it."""
     study = facts.study
     state = Counter(run.status for run in facts.trials)
-    order = ("complete", "running", "interrupted", "queued", "pruned", "failed")
+    order = (
+        RunStatus.COMPLETE, RunStatus.RUNNING, RunStatus.INTERRUPTED, RunStatus.QUEUED,
+        RunStatus.PRUNED, RunStatus.FAILED,
+    )  # fmt: skip
     told = ", ".join(f"{state[status]} {status}" for status in order if state[status])
     parts = [
         f"{plural(facts.n_proposals, 'proposal').capitalize()} by the {study.sampler} sampler "
@@ -244,7 +248,7 @@ def _promotion_table(run: Run, parent: Run | None) -> Table:
     rows += [
         row(name, setting(p.config.get(name)), setting(value)) for name, value in run.params.items()
     ]
-    head = ["", f"trial {p.number}" if parent is not None else "trial", f"promotion {run.number}"]
+    head = ["", f"trial {p.number}" if parent is not None else "trial", f"{run.kind} {run.number}"]
     return Table(head, rows)
 
 

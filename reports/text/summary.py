@@ -34,9 +34,10 @@ from reports.style.formats import (
 )
 from reports.text import replay as text_replay
 from studies.database.ledger import Amount
-from studies.database.tables import FINISHED_STATUSES, Run
+from studies.database.tables import Run
 from studies.simulation.worlds import is_replayed, mark, notice
 from trainer.config import PREDICTED
+from trainer.events import RunStatus
 
 
 def title(facts: Facts) -> tuple[str, str]:
@@ -45,7 +46,7 @@ def title(facts: Facts) -> tuple[str, str]:
     state = Counter(run.status for run in facts.trials)
     parts = [
         f"{power(study.budget_flops, 3)} training FLOPs a trial ({study.convention})",
-        f"{plural(len(facts.trials), 'trial')}, {state['complete']} complete",
+        f"{plural(len(facts.trials), 'trial')}, {state[RunStatus.COMPLETE]} complete",
     ]
     if study.data_description:
         parts.append(study.data_description)
@@ -264,7 +265,7 @@ def cost(facts: Facts) -> list[Text | Table]:
     if known(facts.wall_seconds):
         took = duration(facts.wall_seconds)
         sentences[0] += f" in {took} from the first start to the last finish"
-    open_runs = any(run.status not in FINISHED_STATUSES for run in facts.data.runs)
+    open_runs = any(not run.status.is_finished for run in facts.data.runs)
     sentences[0] += " so far." if open_runs else "."
     if total.redone.steps:
         redone = total.redone.flops(convention)  # type: ignore[arg-type]

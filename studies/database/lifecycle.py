@@ -15,13 +15,14 @@ from sqlalchemy import Connection, delete, insert, select, update
 from budgetsweep.errors import BudgetsweepError
 from studies.database import ledger
 from studies.database.ledger import Amount
-from studies.database.tables import FINISHED_STATUSES, LedgerEntry, Point, Run, Study
+from studies.database.tables import LedgerEntry, Point, Run, Study
 from trainer import events
+from trainer.events import RunStatus
 
 ARROWS = {
-    "queued": ("running",),
-    "running": ("interrupted", *FINISHED_STATUSES),
-    "interrupted": ("running",),
+    RunStatus.QUEUED: (RunStatus.RUNNING,),
+    RunStatus.RUNNING: (RunStatus.INTERRUPTED, *(s for s in RunStatus if s.is_finished)),
+    RunStatus.INTERRUPTED: (RunStatus.RUNNING,),
 }
 """Where a run may go from each status."""
 
@@ -38,7 +39,7 @@ class RunState(NamedTuple):
 
     id: int
     study_id: int
-    status: str
+    status: RunStatus
     attempts: int
     started_utc: dt.datetime | None
     step: int
@@ -72,7 +73,7 @@ def lock_study(connection: Connection, study_id: int) -> None:
         raise IllegalChangeError(f"there is no study {study_id}")
 
 
-def lock_run(connection: Connection, run_id: int, *, to: str | None = None) -> RunState:
+def lock_run(connection: Connection, run_id: int, *, to: RunStatus | None = None) -> RunState:
     """The run, locked with its study (ledger ids then grow in order of commit).
 
     Raises:
@@ -99,10 +100,10 @@ def change(connection: Connection, run_id: int, **values: Any) -> None:
 
 def start(connection: Connection, run_id: int) -> int:
     """Queued or interrupted -> running; returns the attempt, from 1."""
-    run = lock_run(connection, run_id, to="running")
+    run = lock_run(connection, run_id, to=RunStatus.RUNNING)
     attempt = run.attempts + 1
     started = run.started_utc or now()
-    change(connection, run_id, status="running", attempts=attempt, started_utc=started)
+    change(connection, run_id, status=RunStatus.RUNNING, attempts=attempt, started_utc=started)
     return attempt
 
 
@@ -111,10 +112,10 @@ def executed(
 ) -> None:
     """Enter what the meter of a running or interrupted run shows, and its newest checkpoint."""
     run = lock_run(connection, run_id)
-    if run.status not in ("running", "interrupted"):
+    if run.status not in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
         raise IllegalChangeError(f"steps of run {run_id}, which is {run.status}")
     step = run.step if step is None else step
-    if run.status == "interrupted":
+    if run.status == RunStatus.INTERRUPTED:
         values = _rest(connection, run, step, steps_executed)
     else:
         _check_step(run, step, steps_executed)
@@ -125,17 +126,17 @@ def executed(
 
 def interrupt(connection: Connection, run_id: int, step: int, steps_executed: int) -> None:
     """Running -> interrupted; the run resumes after `step`."""
-    run = lock_run(connection, run_id, to="interrupted")
+    run = lock_run(connection, run_id, to=RunStatus.INTERRUPTED)
     rest = _rest(connection, run, step, steps_executed)
-    change(connection, run_id, status="interrupted", **rest)
+    change(connection, run_id, status=RunStatus.INTERRUPTED, **rest)
 
 
 def finish(connection: Connection, run_id: int, result: events.RunResult) -> None:
     """Running -> complete, pruned or failed; points after `result.step` are removed."""
-    if result.status not in FINISHED_STATUSES:
+    if not result.status.is_finished:
         raise IllegalChangeError(f"run {run_id} is {result.status}, not finished")
     run = lock_run(connection, run_id, to=result.status)
-    if result.status == "complete" and result.step != run.num_steps:
+    if result.status == RunStatus.COMPLETE and result.step != run.num_steps:
         raise IllegalChangeError(
             f"run {run_id} is complete at step {result.step} of {run.num_steps}"
         )
@@ -217,7 +218,7 @@ def enter(
 def add_points(connection: Connection, run_id: int, points: Sequence[events.Point]) -> None:
     """Record points of a running run."""
     run = lock_run(connection, run_id)
-    if run.status != "running":
+    if run.status != RunStatus.RUNNING:
         raise IllegalChangeError(f"points of run {run_id}, which is {run.status}")
     for first in range(0, len(points), _POINTS_AT_ONCE):
         _put_points(connection, run_id, points[first : first + _POINTS_AT_ONCE])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Engine, func, or_, select
+from sqlalchemy import Engine, or_, select
 from sqlalchemy.orm import Session
 
 from budgetsweep.config import did_you_mean
@@ -15,7 +15,8 @@ from model.flops import Convention
 from studies.database import connection, ledger
 from studies.database.ledger import LedgerTotals
 from studies.database.lifecycle import IllegalChangeError
-from studies.database.tables import FINISHED_STATUSES, Fit, Point, Prediction, Rejection, Run, Study
+from studies.database.tables import Fit, Point, Prediction, Rejection, Run, RunKind, Study
+from trainer.events import RunStatus
 
 if TYPE_CHECKING:
     from studies.diagnosis.curves import Curve
@@ -81,8 +82,8 @@ class Reader:
         self,
         study_id: int,
         *,
-        kind: str | None = None,
-        statuses: Sequence[str] | None = None,
+        kind: RunKind | None = None,
+        statuses: Collection[RunStatus] | None = None,
     ) -> list[Run]:
         """Runs of a study by number."""
         query = select(Run).where(Run.study_id == study_id)
@@ -122,8 +123,8 @@ class Reader:
             select(Run)
             .where(
                 Run.study_id == study_id,
-                Run.kind == "trial",
-                Run.status == "complete",
+                Run.kind == RunKind.TRIAL,
+                Run.status == RunStatus.COMPLETE,
                 Run.val_loss_nats.is_not(None),
                 or_(Run.scale.is_(None), Run.scale == 1.0),
             )
@@ -134,7 +135,7 @@ class Reader:
             return session.scalar(query)
 
     def committed_flops(
-        self, study_id: int, convention: Convention, *, kind: str | None = None
+        self, study_id: int, convention: Convention, *, kind: RunKind | None = None
     ) -> int:
         """Training FLOPs that runs have spent, and that the unfinished ones may still take."""
         planned = getattr(Run, f"planned_flops_{convention}")
@@ -146,7 +147,7 @@ class Reader:
         total = 0
         with self._read() as session:
             for run in session.execute(query):
-                left = 0 if run.status in FINISHED_STATUSES else run.num_steps - run.step
+                left = 0 if run.status.is_finished else run.num_steps - run.step
                 total += (run.steps_executed + left) * (run.planned // run.num_steps)
         return total
 
@@ -167,16 +168,6 @@ class Reader:
         query = select(Rejection).where(Rejection.study_id == study_id).order_by(Rejection.number)
         with self._read() as session:
             return list(session.scalars(query))
-
-    def rejection_counts(self, study_id: int) -> dict[str, int]:
-        """How many proposals each reason refused."""
-        query = (
-            select(Rejection.reason, func.count().label("proposals"))
-            .where(Rejection.study_id == study_id)
-            .group_by(Rejection.reason)
-        )
-        with self._read() as session:
-            return {row.reason: row.proposals for row in session.execute(query)}
 
     def ledger(self, study_id: int) -> LedgerTotals:
         """What the study planned, spent and lost so far; exact."""

@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from budgetsweep.errors import BudgetExceeded, StudyError
+from budgetsweep.errors import BudgetExceeded, Reason, StudyError
 from model.flops import CONVENTIONS
 from studies.database import leases, lifecycle, provenance
 from studies.database.connection import (
@@ -34,9 +34,10 @@ from studies.database.ledger import Amount, LedgerTotals
 from studies.database.lifecycle import IllegalChangeError
 from studies.database.migrations import migrate
 from studies.database.reader import Reader
-from studies.database.tables import Fit, Prediction, Rejection, Run, Study
+from studies.database.tables import Fit, Prediction, Rejection, Run, RunKind, Study
 from trainer import events
 from trainer.config import RunConfig
+from trainer.events import RunStatus
 from trainer.identity import CountsAs, Identity, digest, identity, marked
 
 __all__ = ["Amount", "IllegalChangeError", "LedgerTotals", "Store", "config_hash"]
@@ -210,7 +211,7 @@ class Store(Reader):
         self,
         *,
         study_id: int,
-        kind: str,
+        kind: RunKind,
         number: int,
         params: dict[str, Any],
         config: RunConfig,
@@ -242,7 +243,7 @@ class Store(Reader):
             "number": number,
             "parent_run_id": parent_run_id,
             "scale": scale,
-            "status": "queued",
+            "status": RunStatus.QUEUED,
             "params": params,
             "config": config.to_dict(),
             "config_hash": config_hash(config),
@@ -411,7 +412,7 @@ class Store(Reader):
         *,
         study_id: int,
         number: int,
-        reason: str,
+        reason: Reason,
         detail: str,
         excess: float | None,
         params: dict[str, Any],

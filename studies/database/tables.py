@@ -9,13 +9,15 @@ migration under `studies/migrations`.
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
+from enum import StrEnum
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     JSON,
     BigInteger,
     DateTime,
     Dialect,
+    Enum,
     Float,
     ForeignKey,
     Index,
@@ -27,8 +29,18 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-TRIAL_STATUSES = ("queued", "running", "interrupted", "complete", "pruned", "failed")
-FINISHED_STATUSES = ("complete", "pruned", "failed")
+from trainer.events import RunStatus
+
+
+class RunKind(StrEnum):
+    """Why a run was made."""
+
+    TRIAL = "trial"
+    """A proposal of the sampler."""
+    FINALIST = "finalist"
+    """A trial's shape trained by the search itself at a budget level above the study's."""
+    PROMOTION = "promotion"
+    """A trial's shape trained at a larger budget because the user asked for it."""
 
 
 class ExactInt(TypeDecorator[int]):
@@ -69,7 +81,11 @@ class UtcDateTime(TypeDecorator[dt.datetime]):
 
 
 class Base(DeclarativeBase):
-    """Root of our tables; every name begins with `bs_`."""
+    """Root of our tables; every name begins with `bs_`. An enumeration is stored as its words."""
+
+    type_annotation_map: ClassVar = {
+        StrEnum: Enum(StrEnum, native_enum=False, length=40, values_callable=list),
+    }
 
 
 class Study(Base):
@@ -103,7 +119,7 @@ class Study(Base):
 
 
 class Run(Base):
-    """One training run: a trial of a search, or a promotion of one."""
+    """One training run: a trial of a search, or what was made of one at a larger budget."""
 
     __tablename__ = "bs_run"
     __table_args__ = (
@@ -116,20 +132,18 @@ class Run(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("bs_study.id"))
-    kind: Mapped[str] = mapped_column(String(20))
-    """`trial` or `promotion`."""
+    kind: Mapped[RunKind]
     number: Mapped[int] = mapped_column(Integer)
-    """Trial: the number of its Optuna trial. Promotion: 0, 1, … in a study."""
+    """Trial: the number of its Optuna trial. Other kinds: 0, 1, … in a study."""
     parent_run_id: Mapped[int | None] = mapped_column(ForeignKey("bs_run.id"))
-    """Promotion: the trial whose shape it trains."""
+    """The trial whose shape a finalist or promotion trains."""
     scale: Mapped[float | None] = mapped_column(Float)
     """Its budget as a multiple of the study's; a trial has one where the study has rungs."""
-    status: Mapped[str] = mapped_column(String(20))
-    """One of `TRIAL_STATUSES`."""
+    status: Mapped[RunStatus]
     reason: Mapped[str | None] = mapped_column(Text)
     """Why it failed or was pruned, in one line; of a replayed run, which one it stands for."""
     params: Mapped[dict[str, Any]] = mapped_column(JSON)
-    """What the sampler proposed, by name (a promotion: what the rule changed)."""
+    """What the sampler proposed, by name; of a later kind what the rule of promotion changed."""
     config: Mapped[dict[str, Any]] = mapped_column(JSON)
     """The full run configuration, `RunConfig.to_dict()`; runs again unchanged."""
     config_hash: Mapped[str] = mapped_column(String(64))
@@ -227,7 +241,7 @@ class Rejection(Base):
     """Number of the proposal's Optuna trial (shared with runs: one sequence of proposals)."""
     created_utc: Mapped[dt.datetime] = mapped_column(UtcDateTime)
     reason: Mapped[str] = mapped_column(String(40))
-    """A value of `budgetsweep.constraint.Reason`."""
+    """A `budgetsweep.errors.Reason`; one of a newer version is shown as it is."""
     detail: Mapped[str] = mapped_column(Text)
     """One line with the figures."""
     excess: Mapped[float | None] = mapped_column(Float)

@@ -14,9 +14,11 @@ from typing import Any
 from budgetsweep.config import did_you_mean, load_yaml
 from budgetsweep.errors import DataError, StudyError
 from studies.database.store import Store
+from studies.database.tables import RunKind
 from studies.diagnosis.curves import COLUMNS, Curve
 from studies.diagnosis.facts import CurveFacts
 from studies.diagnosis.study_runs import facts_of_run
+from trainer.events import RunStatus
 
 ALIASES = {
     "step": ("step", "steps", "iter", "iteration", "global_step", "_step"),
@@ -84,8 +86,10 @@ def _bytes_per_token(path: Path) -> float | None:
     return value if math.isfinite(value) and value > 0 else None
 
 
-def read_trial(storage: str | Path, study_name: str | None, kind: str, number: int) -> CurveSource:
-    """The curve of a study's trial or promotion.
+def read_run(
+    storage: str | Path, study_name: str | None, kind: RunKind, number: int
+) -> CurveSource:
+    """The curve of a study's run.
 
     Raises:
         StudyError: no such database, study or run, or the run has no curve yet.
@@ -100,7 +104,7 @@ def read_trial(storage: str | Path, study_name: str | None, kind: str, number: i
             raise StudyError(f"study {study.name}: no {kind} {number} ({known})")
         points = store.points(run.id)
     name = f"{kind} {number} of study {study.name}"
-    if not points and run.status != "failed":
+    if not points and run.status != RunStatus.FAILED:
         raise StudyError(f"{name} has no curve yet (it is {run.status}): ask again later")
     return CurveSource(name, Curve.of(points), facts_of_run(run, study))
 

@@ -10,8 +10,9 @@ from studies.diagnosis.diagnose import diagnose
 from studies.diagnosis.facts import CurveFacts
 from studies.diagnosis.verdicts import Diagnosis
 from studies.simulation.worlds import is_replayed
+from trainer.events import RunStatus
 
-JUDGED = ("complete", "failed")
+JUDGED = (RunStatus.COMPLETE, RunStatus.FAILED)
 """Statuses of runs that are judged; the curve of another is not all there."""
 
 
@@ -20,7 +21,7 @@ def facts_of_run(run: Run, study: Study) -> CurveFacts:
     return CurveFacts.of_config(
         run.config,
         bytes_per_token=study.bytes_per_token,
-        failure=run.reason if run.status == "failed" else None,
+        failure=run.reason if run.status == RunStatus.FAILED else None,
     )
 
 
@@ -37,7 +38,7 @@ def diagnose_runs(
         facts = facts_of_run(run, study)
         if is_replayed(facts.world):
             continue
-        if run.status not in JUDGED or (run.status == "failed" and not facts.diverged):
+        if run.status not in JUDGED or (run.status == RunStatus.FAILED and not facts.diverged):
             continue
         found[run.id] = diagnose(curves.get(run.id, Curve.of_rows([])), facts)
     return found

@@ -23,7 +23,7 @@ from studies.execution.observer import Observer, RunView
 from studies.execution.worker import RunEvent
 from studies.simulation.pool import SimulatedPool
 from trainer.config import RunConfig
-from trainer.events import Checkpointed, Point, Progress, RunResult
+from trainer.events import Checkpointed, Point, Progress, RunResult, RunStatus
 from trainer.flop_meter import read_executed_steps
 
 LEASE_SECONDS = 60.0
@@ -195,11 +195,11 @@ class Dispatcher:
         if result.reason is not None:  # it may have ended without a readable meter
             run = self._store.run(run_id)
             executed = max(executed, run.steps_executed)
-            if result.status == "interrupted":
+            if result.status == RunStatus.INTERRUPTED:
                 step = run.step  # that of its last checkpoint
                 self._trouble = f"{run.kind} {run.number}: {result.reason}"
         result = dataclasses.replace(result, step=step, steps_executed=executed)
-        if result.status == "interrupted":
+        if result.status == RunStatus.INTERRUPTED:
             self._store.interrupt_run(run_id, step=step, steps_executed=executed)
         else:
             self._store.finish_run(run_id, result)
@@ -216,7 +216,7 @@ class Dispatcher:
         name = f"{run.kind} {run.number}"
         if self._deaths[run_id] > MAX_DEATHS:
             result = RunResult(
-                status="failed",
+                status=RunStatus.FAILED,
                 step=run.step,
                 steps_executed=executed,
                 tokens=run.step * run.tokens_per_step,
@@ -228,7 +228,7 @@ class Dispatcher:
             self._observer.message(f"{name}: {death.describe()}; continuing from its checkpoint")
             self._store.interrupt_run(run_id, step=run.step, steps_executed=executed)
             result = RunResult(
-                status="interrupted", step=run.step, steps_executed=executed, tokens=0,
+                status=RunStatus.INTERRUPTED, step=run.step, steps_executed=executed, tokens=0,
                 reason=death.describe(),
             )  # fmt: skip
             if not stopping:
@@ -267,7 +267,7 @@ def recover(store: Store, study: Study) -> list[Run]:
 
     A run that was `running` becomes `interrupted`; `queued` and `interrupted` ones stay so.
     """
-    for run in store.runs(study.id, statuses=("running",)):
+    for run in store.runs(study.id, statuses=(RunStatus.RUNNING,)):
         executed = max(executed_steps(run), run.steps_executed)
         store.interrupt_run(run.id, step=run.step, steps_executed=executed)
-    return store.runs(study.id, statuses=("queued", "interrupted"))
+    return store.runs(study.id, statuses=(RunStatus.QUEUED, RunStatus.INTERRUPTED))

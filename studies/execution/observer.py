@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from budgetsweep.constraint import Rejected
+from studies.database.tables import RunKind
 from studies.space.search_space import Value
 from trainer.events import Point, Progress, RunResult
 
@@ -14,7 +15,7 @@ class RunView:
     """A run as a watcher needs it."""
 
     run_id: int
-    kind: str
+    kind: RunKind
     number: int
     params: dict[str, Value]
     n_params: int

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from budgetsweep.errors import CheckpointError, ConfigError, UserError
 from trainer.config import RunConfig
-from trainer.events import Command, DeviceInfo, Point, Progress, RunResult, Status
+from trainer.events import Command, DeviceInfo, Point, Progress, RunResult, RunStatus
 
 if TYPE_CHECKING:
     from trainer.data.shards.tokens import TokenData
@@ -167,10 +167,12 @@ def _run(
     except _DispatcherGone:
         raise
     except (UserError, OSError) as error:  # a full disk, say: not this configuration's fault
-        result = _ended(message, "interrupted", _one_line(error))
+        result = _ended(message, RunStatus.INTERRUPTED, _one_line(error))
     except Exception as error:  # noqa: BLE001 - a defect in one run must not end the search
         traceback.print_exc(file=sys.stderr)
-        result = _ended(message, "failed", f"defect: {type(error).__name__}: {_one_line(error)}")
+        result = _ended(
+            message, RunStatus.FAILED, f"defect: {type(error).__name__}: {_one_line(error)}"
+        )
     release_gpu_memory()  # other workers may share the GPU
     connection.send(RunEvent(message.run_id, result))
 
@@ -235,7 +237,7 @@ def _locked(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def _ended(message: StartRun, status: Status, reason: str) -> RunResult:
+def _ended(message: StartRun, status: RunStatus, reason: str) -> RunResult:
     """A result with what the meter says; a folder that cannot be read says nothing."""
     from trainer.flop_meter import read_executed_steps
 

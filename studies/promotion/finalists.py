@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from budgetsweep.errors import ConfigError
 from studies.database.store import Store
-from studies.database.tables import FINISHED_STATUSES, Run, Study
+from studies.database.tables import Run, RunKind, Study
 from studies.execution.local_pool import WorkerPool
 from studies.prior_studies import earlier_runs
 from studies.promotion.promote import PromoteHooks, PromoteSettings, run_promotion
@@ -15,6 +15,7 @@ from studies.promotion.selection import Selection
 from studies.scaling.prediction import StudyFit, fit_study
 from studies.settings import SearchSettings
 from studies.simulation.pool import SimulatedPool
+from trainer.events import RunStatus
 
 
 def train_finalists(
@@ -44,12 +45,12 @@ def train_finalists(
     for rung in settings.rungs.of_finalists:
         begun = {
             run.parent_run_id: run
-            for run in store.runs(study.id, kind="promotion")
+            for run in store.runs(study.id, kind=RunKind.FINALIST)
             if run.scale == float(rung)
         }
         for trial, fit in _finalists(store, study, settings, rung):
             earlier = begun.get(trial.id)
-            if earlier is not None and earlier.status in FINISHED_STATUSES:
+            if earlier is not None and earlier.status.is_finished:
                 continue
             if hooks.should_stop() or out_of_time():
                 return f"the finalists at {float(rung):g} times the budget are not all trained"
@@ -70,8 +71,9 @@ def train_finalists(
                 cache_dir=settings.cache_dir,
             )
             try:
+                selection = Selection(trial, "predicted", fit)
                 run_promotion(
-                    store, study, Selection(trial, "predicted", fit), promotion, pool, hooks
+                    store, study, selection, promotion, pool, hooks, kind=RunKind.FINALIST
                 )
             except ConfigError as refused:
                 hooks.observer.message(f"finalist: trial {trial.number}: {refused}")
@@ -89,10 +91,12 @@ def _finalists(
     target = there
     if settings.for_scale is not None and settings.for_scale > rung:
         target = fit_study(study, below, settings.for_scale, earlier)
-    trials = {run.id: run for run in runs if run.kind == "trial"}
+    trials = {run.id: run for run in runs if run.kind == RunKind.TRIAL}
     ordered = [trials[candidate.run_id] for candidate in target.candidates]
     if not ordered:
-        complete = [r for r in trials.values() if r.status == "complete" and r.has_whole_budget]
+        complete = [
+            r for r in trials.values() if r.status == RunStatus.COMPLETE and r.has_whole_budget
+        ]
         ordered = sorted(complete, key=lambda r: (r.val_loss_nats or 0.0, r.number))
     shapes: dict[str, Run] = {}
     for run in ordered:

@@ -20,10 +20,10 @@ from budgetsweep.constraint import (
     Rejected,
     admit,
 )
-from budgetsweep.errors import ConfigError, StudyError
+from budgetsweep.errors import ConfigError, Reason, StudyError
 from studies.database.connection import storage_url
 from studies.database.store import Store, config_hash
-from studies.database.tables import FINISHED_STATUSES, Prediction, Run, Study
+from studies.database.tables import Prediction, Run, RunKind, Study
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher, recover
 from studies.execution.local_pool import WorkerPool
 from studies.execution.observer import Observer
@@ -40,7 +40,7 @@ from studies.simulation.replay import ReplayTable, table_of
 from studies.simulation.worlds import world_of
 from studies.study_data import stand_in
 from trainer.config import RunConfig
-from trainer.events import Point, RunResult
+from trainer.events import Point, RunResult, RunStatus
 
 if TYPE_CHECKING:
     from trainer.data.prepare import PrepareProgress
@@ -172,6 +172,7 @@ def run_promotion(
     settings: PromoteSettings,
     pool: WorkerPool | SimulatedPool,
     hooks: PromoteHooks,
+    kind: RunKind = RunKind.PROMOTION,
 ) -> PromotionOutcome:
     """Train the promotion of a chosen trial; the study's lease is held.
 
@@ -182,6 +183,7 @@ def run_promotion(
         settings: how far.
         pool: one worker is enough.
         hooks: how to talk to the caller.
+        kind: why it is made.
     """
     trial = selection.trial
     original = parse(RunConfig, trial.config, f"trial {trial.number}")
@@ -206,7 +208,7 @@ def run_promotion(
                 f"the promotion of trial {trial.number} is refused: {replayable.detail}; choose "
                 "another --scale, --trial or --select"
             )
-    run = _find_or_add(store, study, trial, settings, admitted, opened.data_checksum)
+    run = _find_or_add(store, study, trial, kind, settings, admitted, opened.data_checksum)
     if run.attempts == 0:
         record_prediction(store, study, run, admitted.config, selection)
     predicted = next((p for p in store.predictions(study.id) if p.run_id == run.id), None)
@@ -223,7 +225,7 @@ def run_promotion(
         seconds=_seconds(admitted, pool),
         resumed_at_step=run.step,
     )
-    if run.status == "complete" or not hooks.on_plan(plan):
+    if run.status == RunStatus.COMPLETE or not hooks.on_plan(plan):
         return PromotionOutcome(trial, run, predicted)
     pool.start_all()
     source = _OneRun(run)
@@ -266,9 +268,9 @@ def _admitted(config: RunConfig, limits: Limits) -> Admitted:
     answer = admit(config, limits)
     if isinstance(answer, Rejected):
         advice = {
-            "too_many_epochs": "give more text, a smaller --scale, or --set data.max_epochs=N",
-            "out_of_memory": "set a smaller batch with --set batch_size=N",
-        }.get(answer.reason.value, "choose another --scale or --set")
+            Reason.TOO_MANY_EPOCHS: "give more text, a smaller --scale, or --set data.max_epochs=N",
+            Reason.OUT_OF_MEMORY: "set a smaller batch with --set batch_size=N",
+        }.get(answer.reason, "choose another --scale or --set")
         raise ConfigError(f"the promotion is refused: {answer.detail}; {advice}")
     return answer
 
@@ -287,24 +289,29 @@ def _find_or_add(
     store: Store,
     study: Study,
     trial: Run,
+    kind: RunKind,
     settings: PromoteSettings,
     admitted: Admitted,
     data_checksum: str,
 ) -> Run:
-    """The unfinished or complete promotion of just this configuration, or a new one."""
-    earlier = store.runs(study.id, kind="promotion")
+    """The unfinished or complete run of just this configuration, or a new one of that kind."""
     digest = config_hash(admitted.config)
-    for run in earlier:
-        if run.config_hash == digest and run.parent_run_id == trial.id and run.status != "failed":
+    for run in store.runs(study.id):
+        if (
+            run.config_hash == digest
+            and run.parent_run_id == trial.id
+            and run.status != RunStatus.FAILED
+        ):
             recover(store, study)
             return store.run(run.id)
+    earlier = store.runs(study.id, kind=kind)
     number = max((run.number for run in earlier), default=-1) + 1
     folder = runs_folder(storage_url(settings.storage), settings.runs_dir) / study.name
-    output_dir = settings.output_dir or folder / f"promotion-{number:03d}"
+    output_dir = settings.output_dir or folder / f"{kind}-{number:03d}"
     config = admitted.config.with_changes(output_dir=str(output_dir.absolute()))
     run_id = store.add_run(
         study_id=study.id,
-        kind="promotion",
+        kind=kind,
         number=number,
         params=_differences(parse(RunConfig, trial.config, "trial"), config),
         config=config,
@@ -335,7 +342,7 @@ class _OneRun:
     """A run source with a single run."""
 
     def __init__(self, run: Run) -> None:
-        self._run: Run | None = run if run.status not in FINISHED_STATUSES else None
+        self._run: Run | None = None if run.status.is_finished else run
 
     def next_run(self) -> Run | None:
         """The run, once."""

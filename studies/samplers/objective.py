@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from budgetsweep.errors import FitRefused
-from studies.database.tables import Run, Study
+from studies.database.tables import Run, RunKind, Study
 from studies.prior_studies import Earlier
 from studies.scaling.prediction import predict_run
 from studies.scaling.study_fit import StudyLaw, fit_points
@@ -41,7 +41,9 @@ class Objective:
         """Points there were when a run had finished, by its id."""
         self._fits: dict[int, StudyLaw | None] = {}
         """By the number of points."""
-        finished = [run for run in runs if run.kind == "trial" and run.finished_utc is not None]
+        finished = [
+            run for run in runs if run.kind == RunKind.TRIAL and run.finished_utc is not None
+        ]
         for run in sorted(finished, key=lambda r: (r.finished_utc, r.id)):
             self.add(run)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits, affordable_steps
 from budgetsweep.errors import ConfigError, FitRefused
-from studies.database.tables import Run, Study
+from studies.database.tables import Run, RunKind, Study
 from studies.promotion.rescaling import promoted_config
 from studies.scaling.study_fit import LEVEL, CountedLaw, StudyLaw, counted, fit_points, freed
 from studies.scaling.study_points import Points
@@ -207,7 +207,7 @@ def _candidates(study: Study, points: Points, law: StudyLaw, scale: float) -> tu
     found = []
     for run, config in zip(points.runs, points.configs, strict=True):
         later = promoted(study, config, scale, law)
-        if run.study_id != study.id or run.kind != "trial" or later is None:
+        if run.study_id != study.id or run.kind != RunKind.TRIAL or later is None:
             continue
         anchors = points.of_shape(config)
         there = law.predict(later, anchors)

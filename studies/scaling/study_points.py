@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from budgetsweep.config import parse
 from studies.database.tables import Run
 from trainer.config import RunConfig
+from trainer.events import RunStatus
 
 if TYPE_CHECKING:
     from studies.scaling.fit_data import Observation
@@ -84,7 +85,7 @@ class Points:
 
         One without a loss says nothing.
         """
-        if run.status != "complete" or run.val_loss_nats is None:
+        if run.status != RunStatus.COMPLETE or run.val_loss_nats is None:
             return
         name = f"{run.kind} {run.number}" + (f" of {study}" if study else "")
         config = parse(RunConfig, run.config, name)

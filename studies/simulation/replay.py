@@ -17,8 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from budgetsweep.constraint import Admitted, Reason, Rejected
-from budgetsweep.errors import ConfigError, DataError
+from budgetsweep.constraint import Admitted, Rejected
+from budgetsweep.errors import ConfigError, DataError, Reason
 from model.config import ModelConfig
 from model.flops import count_params
 from studies.database.tables import Study
@@ -30,7 +30,7 @@ from studies.space.rungs import Rungs, rung_budget
 from studies.space.search_space import SearchSpace, space_from_dict
 from trainer.checkpoints.artefacts import read_finished, write_untrained
 from trainer.config import TOKENIZER_VOCABULARIES, RunConfig
-from trainer.events import Point, RunResult
+from trainer.events import Point, RunResult, RunStatus
 
 TOKENIZER = "bytes"
 """Of the shapes: with a small vocabulary a width can have almost any number of parameters."""
@@ -304,7 +304,7 @@ def replay_run(config: RunConfig, table: ReplayTable, run_dir: Path | None = Non
     point = Point(step=config.steps, tokens=tokens, flops=flops, seconds=0.0, val_loss_nats=loss)
     yield point
     result = RunResult(
-        status="complete",
+        status=RunStatus.COMPLETE,
         step=config.steps,
         steps_executed=config.steps,
         tokens=tokens,

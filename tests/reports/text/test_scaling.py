@@ -16,7 +16,7 @@ from studies.database.tables import Study
 from studies.promotion.selection import record_prediction, select_trial
 from studies.scaling.prediction import fit_study
 from tests.support.lawful_runs import BUDGET, enter, fill_study, trial_config
-from trainer.events import RunResult
+from trainer.events import RunResult, RunStatus
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_predictions_are_scored(
     reached = prediction.val_loss_nats + error
     store.finish_run(
         run_id,
-        RunResult(status="complete", step=config.steps, steps_executed=config.steps,
+        RunResult(status=RunStatus.COMPLETE, step=config.steps, steps_executed=config.steps,
                   tokens=config.total_tokens, val_loss_nats=reached, val_ppl=1.0),
     )  # fmt: skip
     table, verdict = text_scaling.scores(facts_of(tmp_path))

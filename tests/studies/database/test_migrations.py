@@ -101,7 +101,7 @@ def test_a_first_schema_that_fails_leaves_nothing(
 def next_version(monkeypatch: pytest.MonkeyPatch, folder: Path, more: str = "") -> None:
     """From now on there is a version after the head: runs have a mood. Then it does `more`."""
     scripts = folder / "scripts"
-    shutil.copytree(ROOT / "studies" / "migrations", scripts)
+    shutil.copytree(ROOT / "studies" / "database" / "migrations", scripts)
     (scripts / "versions" / "v0002_mood.py").write_text(
         "import sqlalchemy as sa\n"
         "from alembic import op\n"
@@ -216,7 +216,7 @@ def test_scripts_are_in_the_installed_package() -> None:
     assert "studies*" in settings["packages"]["find"]["include"]
     folder = ROOT / "studies"
     declared = {path for pattern in patterns for path in folder.glob(pattern)}
-    for path in (folder / "migrations").rglob("*"):
+    for path in (folder / "database" / "migrations").rglob("*"):
         if path.is_dir() or "__pycache__" in path.parts:
             continue
         is_module = path.suffix == ".py" and (path.parent / "__init__.py").exists()

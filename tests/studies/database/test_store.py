@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from budgetsweep.errors import BudgetExceeded, ConfigError, StudyError
+from budgetsweep.errors import BudgetExceeded, ConfigError, Reason, StudyError
 from studies.database import tables
 from studies.database.ledger import Amount
 from studies.database.store import IllegalChangeError, Store, config_hash
 from trainer.config import RunConfig
-from trainer.events import Point, RunResult
+from trainer.events import Point, RunResult, RunStatus
 
 AddRun = Callable[..., int]
 NewStudy = Callable[..., tables.Study]
@@ -45,7 +45,7 @@ def point(step: int, **changes: Any) -> Point:
     )
 
 
-def done(status: Any = "complete", step: int = 12, **changes: Any) -> RunResult:
+def done(status: RunStatus = RunStatus.COMPLETE, step: int = 12, **changes: Any) -> RunResult:
     result = RunResult(status=status, step=step, steps_executed=step, tokens=16 * step)
     return replace(result, **changes)
 
@@ -198,7 +198,9 @@ class TestRuns:
         reason = "training loss became nan at step 5\x00\udc80"
         store.finish_run(
             run_id,
-            done("failed", 4, reason=reason, train_loss_nats=math.nan, val_loss_nats=math.inf),
+            done(
+                RunStatus.FAILED, 4, reason=reason, train_loss_nats=math.nan, val_loss_nats=math.inf
+            ),
         )
         run = store.run(run_id)
         assert run.reason == "training loss became nan at step 5?"
@@ -216,11 +218,11 @@ class TestRuns:
             lambda: store.record_executed(run_id, 5),
             lambda: store.record_executed(run_id, 7, step=8),
             lambda: store.record_executed(run_id, 20, step=13),
-            lambda: store.finish_run(run_id, done("pruned", 4, steps_executed=5)),
-            lambda: store.finish_run(run_id, done("complete", 11)),
-            lambda: store.finish_run(run_id, done("pruned", 13)),
-            lambda: store.finish_run(run_id, done("pruned", 8, steps_executed=7)),
-            lambda: store.finish_run(run_id, done("interrupted", 7)),
+            lambda: store.finish_run(run_id, done(RunStatus.PRUNED, 4, steps_executed=5)),
+            lambda: store.finish_run(run_id, done(RunStatus.COMPLETE, 11)),
+            lambda: store.finish_run(run_id, done(RunStatus.PRUNED, 13)),
+            lambda: store.finish_run(run_id, done(RunStatus.PRUNED, 8, steps_executed=7)),
+            lambda: store.finish_run(run_id, done(RunStatus.INTERRUPTED, 7)),
             lambda: store.interrupt_run(run_id, step=-1, steps_executed=6),
             lambda: store.interrupt_run(run_id, step=7, steps_executed=6),
         ):
@@ -286,14 +288,14 @@ class TestRuns:
 
     def test_best_run(self, store: Store, study: tables.Study, add_run: AddRun) -> None:
         assert store.best_run(study.id) is None
-        ended: list[tuple[Any, float | None]] = [
+        ended: list[tuple[str, float | None]] = [
             ("complete", None), ("complete", math.nan), ("complete", math.inf), ("pruned", 0.5),
             ("failed", 0.1), ("complete", 3.0), ("complete", 2.0), ("complete", 2.0),
         ]  # fmt: skip
         for number, (status, loss) in enumerate(ended):
             run_id = add_run(store, study.id, number=number)
             store.start_attempt(run_id)
-            store.finish_run(run_id, done(status, val_loss_nats=loss))
+            store.finish_run(run_id, done(RunStatus(status), val_loss_nats=loss))
         best = store.best_run(study.id)
         assert best is not None
         assert best.number == 6
@@ -326,7 +328,7 @@ class TestPoints:
         six = store.points(run_id)[2]
         assert (six.seconds, six.lr, six.flops, six.tokens) == (9.0, 1e-3, 6 * 10**19, 96)
         assert store.points(run_id)[1].grad_norm is None
-        store.finish_run(run_id, done("pruned", 9, steps_executed=11))
+        store.finish_run(run_id, done(RunStatus.PRUNED, 9, steps_executed=11))
         assert [p.step for p in store.points(run_id)] == [2, 4, 6, 8]
 
     def test_twice_is_once(self, store: Store, study: tables.Study, add_run: AddRun) -> None:
@@ -350,8 +352,8 @@ class TestPoints:
 
 
 class TestRejections:
-    def test_counted_by_reason_and_entered_once(self, store: Store, study: tables.Study) -> None:
-        def reject(number: int, reason: str, **changes: Any) -> None:
+    def test_each_is_entered_once(self, store: Store, study: tables.Study) -> None:
+        def reject(number: int, reason: Reason, **changes: Any) -> None:
             values: dict[str, Any] = {
                 "detail": "too large", "excess": 1.5, "params": {"n_embd": 8}, "n_params": 10**20,
                 "tokens": 2**70, "charge_flops": 10**30,
@@ -360,12 +362,14 @@ class TestRejections:
                 study_id=study.id, number=number, reason=reason, **{**values, **changes}
             )
 
-        assert store.rejection_counts(study.id) == {}
-        reject(2, "memory")
-        reject(0, "over_budget", excess=math.inf, n_params=None, tokens=None, charge_flops=None)
-        reject(2, "other", detail="again, after a kill")
-        reject(3, "memory")
-        assert store.rejection_counts(study.id) == {"memory": 2, "over_budget": 1}
+        reject(2, Reason.OUT_OF_MEMORY)
+        reject(
+            0, Reason.OVER_BUDGET, excess=math.inf, n_params=None, tokens=None, charge_flops=None
+        )
+        reject(2, Reason.DUPLICATE, detail="again, after a kill")
+        reject(3, Reason.OUT_OF_MEMORY)
+        reasons = [rejection.reason for rejection in store.rejections(study.id)]
+        assert reasons == [Reason.OVER_BUDGET, Reason.OUT_OF_MEMORY, Reason.OUT_OF_MEMORY]
         first, second, _ = store.rejections(study.id)
         assert (first.number, first.excess, first.tokens) == (0, None, None)
         assert (second.number, second.detail, second.tokens) == (2, "too large", 2**70)

@@ -17,7 +17,7 @@ from reports.build import write_report
 from reports.facts import Facts
 from reports.read import read_study
 from studies.database.store import Store
-from studies.database.tables import Run
+from studies.database.tables import Run, RunKind
 from studies.execution.observer import Observer, RunView
 from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
 from studies.samplers.law import LawSampler, Result
@@ -196,4 +196,4 @@ def test_finalists_are_trained_once_whatever_the_limit(tmp_path: Path) -> None:
     again = search(settings, Hooks())
     assert (again.finished, again.reason) == (True, "all 8 trials are done")
     with Store.open(settings.storage) as store:
-        assert len(store.runs(store.study().id, kind="promotion")) == 1
+        assert len(store.runs(store.study().id, kind=RunKind.FINALIST)) == 1
