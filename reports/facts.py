@@ -176,7 +176,7 @@ class Facts:
     @property
     def world(self) -> str | None:
         """The simulated world of the study; None: its runs were trained."""
-        return world_of(self.study.settings.get("base", {}))
+        return world_of(self.study.settings.base)
 
     @cached_property
     def rival(self) -> Run | None:

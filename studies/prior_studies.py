@@ -79,7 +79,7 @@ def earlier_runs(
     Raises:
         StudyError: there is no such study, or its runs cannot be compared with this one's.
     """
-    own = list(study.settings.get("points_from", ()))
+    own = list(study.settings.points_from)
     found: dict[str, list[Run]] = {}
     for other in _studies(store, study.name, [*own, *names]):
         _check(study, other, cache_dir)
@@ -102,7 +102,7 @@ def _studies(store: Store, name: str, names: Iterable[str]) -> list[Study]:
 
 def _check(study: Study, other: Study, cache_dir: Path | None) -> None:
     """Refuse a study whose losses are not comparable with another's."""
-    _refuse(other, study.convention, study.space["parameters"], study.settings["base"])
+    _refuse(other, study.convention, study.space["parameters"], study.settings.base)
     if other.val_checksum != study.val_checksum:
         tokens, advice = "", ""
         if other.val_tokens != study.val_tokens:
@@ -123,19 +123,19 @@ def _same_training_text(study: Study, other: Study, cache_dir: Path | None) -> b
     """Whether two studies learn from one text, the one perhaps from less of it."""
     if study.data_checksum == other.data_checksum:
         return True
-    if world_of(study.settings["base"]) is not None:
+    if world_of(study.settings.base) is not None:
         return False
     from trainer.data.prepare import open_prepared
 
     texts = {
-        one.name: parse(DataConfig, one.settings["base"]["data"], "data") for one in (study, other)
+        one.name: parse(DataConfig, one.settings.base["data"], "data") for one in (study, other)
     }
     if any(text.train_tokens is None for text in texts.values()):
         return False
     short, long = sorted((study, other), key=lambda one: texts[one.name].train_tokens or 0)
     cut = texts[long.name].model_copy(update={"train_tokens": texts[short.name].train_tokens})
     try:
-        opened = open_prepared(cut, study.settings["base"]["tokenizer_encoding"], cache_dir)
+        opened = open_prepared(cut, study.settings.base["tokenizer_encoding"], cache_dir)
     except DataError as error:
         raise StudyError(
             f"--points-from {other.name}: its training text cannot be compared ({error})"
@@ -147,7 +147,7 @@ def _refuse(
     other: Study, convention: str, parameters: Mapping[str, Any], base: Mapping[str, Any]
 ) -> None:
     """Refuse a study of another kind, whatever its texts hold."""
-    theirs, space = other.settings["base"], other.space["parameters"]
+    theirs, space = other.settings.base, other.space["parameters"]
     compared = {
         "FLOP convention": (other.convention, convention),
         "simulated world or table of runs": (world_of(theirs), world_of(base)),

@@ -19,6 +19,7 @@ from budgetsweep.errors import ConfigError, Reason, StudyError
 from model.flops import Convention
 from studies.database.connection import storage_url
 from studies.database.store import Store
+from studies.database.study_settings import differences
 from studies.database.tables import Run, RunKind, Study
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher
 from studies.execution.local_pool import WorkerPool
@@ -41,7 +42,6 @@ from studies.samplers.proposals import Proposals
 from studies.scaling.prediction import StudyFit, fit_study, promoted
 from studies.settings import SearchSettings, no_gpu_to_share
 from studies.simulation.pool import SimulatedPool
-from studies.simulation.worlds import is_replayed, world_of
 from studies.space.defaults import first_proposal
 from studies.space.search_space import SearchSpace
 from studies.study_data import fix_data
@@ -170,64 +170,24 @@ def _check_base(base: Mapping[str, Any], space: SearchSpace, settings: SearchSet
 def _open_study(
     store: Store, settings: SearchSettings, space: SearchSpace, base: dict[str, Any]
 ) -> Study:
-    stored_settings = {
-        "base": base,
-        "pruning": settings.pruning,
-        "rungs": str(settings.rungs),
-        "for_scale": settings.for_scale,
-        "points_from": list(settings.points_from),
-    }
-    if settings.replay is not None:
-        stored_settings["replay"] = str(settings.replay.path)
+    asked = settings.of_study(space, base)
     study = store.find_study(settings.study_name)
     if study is None:
-        stored_settings["base"] = settle(
+        base = settle(
             store, settings.study_name, settings.convention, space, base, settings.points_from
         )
-        return store.create_study(
-            name=settings.study_name,
-            budget_flops=settings.budget_flops,
-            convention=settings.convention,
-            sampler=settings.sampler,
-            seed=settings.seed,
-            space=space.to_dict(),
-            settings=stored_settings,
+        return store.create_study(settings.study_name, asked.model_copy(update={"base": base}))
+    for what, (old, new) in differences(study.settings, asked).items():
+        shown = f" ({old!r}, now {new!r})" if len(repr(old)) + len(repr(new)) < 80 else ""
+        raise StudyError(
+            f"study {study.name!r} was made with another {what}{shown}; its trials could not "
+            "be compared. Give the same as before, or another name with --study"
         )
-    asked = {
-        "simulated world or table of runs": (world_of(study.settings["base"]), world_of(base)),
-        "budget": (study.budget_flops, settings.budget_flops),
-        "convention": (study.convention, settings.convention),
-        "sampler": (study.sampler, settings.sampler),
-        "seed": (study.seed, settings.seed),
-        "pruning": (study.settings.get("pruning"), settings.pruning),
-        "rungs": (study.settings.get("rungs", "1"), str(settings.rungs)),
-        "list of studies whose runs are points": (
-            study.settings.get("points_from", []),
-            list(settings.points_from),
-        ),
-        "scale to search for": (study.settings.get("for_scale"), settings.for_scale),
-        "search space": (study.space, space.to_dict()),
-        "run settings": (_comparable(study.settings["base"]), _comparable(base)),
-    }
-    for what, (old, new) in asked.items():
-        if old != new:
-            shown = f" ({old!r}, now {new!r})" if len(repr(old)) + len(repr(new)) < 80 else ""
-            raise StudyError(
-                f"study {study.name!r} was made with another {what}{shown}; its trials could not "
-                "be compared. Give the same as before, or another name with --study"
-            )
-    if settings.replay is not None and study.settings.get("replay") != stored_settings["replay"]:
-        store.update_settings(study.id, {**study.settings, "replay": stored_settings["replay"]})
+    if study.settings.replay != asked.replay:
+        moved = study.settings.model_copy(update={"replay": asked.replay})
+        store.update_settings(study.id, moved)
         return store.study(study.name)
     return study
-
-
-def _comparable(base: Mapping[str, Any]) -> dict[str, Any]:
-    """Base settings without the device and what the prepared data filled in."""
-    if is_replayed(world_of(base)):  # the table is known by its checksum, not by its file's name
-        return {k: v for k, v in base.items() if k not in ("device", "data")}
-    data = {k: v for k, v in base["data"].items() if k not in ("train_tokens", "val_tokens")}
-    return {**{k: v for k, v in base.items() if k != "device"}, "data": data}
 
 
 def _search(
@@ -241,7 +201,7 @@ def _search(
     study, data = fix_data(
         store, study, space, cache_dir=settings.cache_dir, on_prepare=hooks.on_prepare
     )
-    base = study.settings["base"]
+    base = study.settings.base
     proposals = Proposals(
         storage_url(settings.storage) if settings.world is None else None,
         study.name,
@@ -321,7 +281,7 @@ def _first(
 
 def _law(space: SearchSpace, base: Mapping[str, Any], study: Study) -> LawSampler:
     limits = Limits(study.budget_flops, study.convention)  # type: ignore[arg-type]
-    for_scale = study.settings.get("for_scale")
+    for_scale = study.settings.for_scale
     if for_scale is None:
         return LawSampler(space, base, limits)
     return LawSampler(space, base, limits, lambda config: promoted(study, config, for_scale))

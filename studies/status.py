@@ -41,7 +41,7 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
             "sampler": study.sampler,
             "seed": study.seed,
             "data": study.data_description,
-            "simulated": world_of(study.settings.get("base", {})),
+            "simulated": world_of(study.settings.base),
             "val_tokens": study.val_tokens,
             "val_checksum": study.val_checksum,
             "trials": dict(Counter(run.status for run in trials)),

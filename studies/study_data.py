@@ -51,7 +51,7 @@ def fix_data(
     Raises:
         DataError: text cannot be had, or is not what the study began with.
     """
-    base = dict(study.settings["base"])
+    base = dict(study.settings.base)
     if world_of(base) is not None:
         return _fix_world(store, study)
     from trainer.data.pairs import PairIndex
@@ -88,7 +88,7 @@ def fix_data(
             val_tokens=len(data.val),
             bytes_per_token=data.bytes_per_token,
         )
-        store.update_settings(study.id, {**study.settings, "base": base})
+        store.update_settings(study.id, study.settings.model_copy(update={"base": base}))
         return store.study(study.name), data
     prepare(
         config,
@@ -112,7 +112,7 @@ def stand_in(study: Study) -> SimulatedData:
     table = table_of(study)
     if table is not None:
         return SimulatedData(table)
-    return simulated_data(study.settings["base"]["world"])
+    return simulated_data(study.settings.base["world"])
 
 
 def _fix_world(store: Store, study: Study) -> tuple[Study, SimulatedData]:

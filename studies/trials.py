@@ -18,7 +18,7 @@ from studies.execution.observer import Observer
 from studies.samplers.objective import Objective
 from studies.samplers.proposals import Proposal, Proposals, SpaceExhausted
 from studies.settings import SearchSettings
-from studies.space.rungs import Rungs, rung_budget
+from studies.space.rungs import rung_budget
 from studies.space.search_space import SearchSpace
 from trainer.events import DeviceInfo, Point, RunResult, RunStatus
 
@@ -39,7 +39,7 @@ def reconcile(store: Store, study: Study, proposals: Proposals, objective: Objec
     decided = {row.number: row.params for row in rows}
     for number in sorted(decided):
         proposals.restore(number, decided[number])
-    rungs, n_runs = Rungs.of_study(study.settings), 0
+    rungs, n_runs = study.settings.rungs, 0
     for number in sorted(decided):  # a refused one had the rung of the next run
         budget = rung_budget(rungs.of_trial(n_runs), study.budget_flops)
         if number in runs:
@@ -96,7 +96,7 @@ class TrialSource:
             should_stop: asked between proposals.
         """
         self._store, self._study, self._settings = store, study, settings
-        self._space, self._base, self._data = space, study.settings["base"], data
+        self._space, self._base, self._data = space, study.settings.base, data
         self._proposals, self._objective = proposals, objective
         self._observer, self._should_stop = observer, should_stop
         self._started = time.monotonic()

@@ -34,7 +34,16 @@ from studies.database.ledger import Amount, LedgerTotals
 from studies.database.lifecycle import IllegalChangeError
 from studies.database.migrations import migrate
 from studies.database.reader import Reader
-from studies.database.tables import Fit, Prediction, Rejection, Run, RunKind, Study
+from studies.database.study_settings import StudySettings
+from studies.database.tables import (
+    Fit,
+    Prediction,
+    Rejection,
+    Run,
+    RunKind,
+    Study,
+    settings_columns,
+)
 from trainer import events
 from trainer.config import RunConfig
 from trainer.events import RunStatus
@@ -110,17 +119,7 @@ class Store(Reader):
 
     # Studies ------------------------------------------------------------------------------------
 
-    def create_study(
-        self,
-        *,
-        name: str,
-        budget_flops: int,
-        convention: str,
-        sampler: str,
-        seed: int,
-        space: dict[str, Any],
-        settings: dict[str, Any],
-    ) -> Study:
+    def create_study(self, name: str, settings: StudySettings) -> Study:
         """Enter a new study.
 
         Raises:
@@ -130,17 +129,9 @@ class Store(Reader):
             raise StudyError(f"study name {name[:40]!r}: expected 1 to 200 printable characters")
         try:
             with self._write() as connection:
+                columns = settings_columns(settings)
                 connection.execute(
-                    insert(Study).values(
-                        name=name,
-                        created_utc=lifecycle.now(),
-                        budget_flops=budget_flops,
-                        convention=convention,
-                        sampler=sampler,
-                        seed=seed,
-                        space=space,
-                        settings=settings,
-                    )
+                    insert(Study).values(name=name, created_utc=lifecycle.now(), **columns)
                 )
         except IntegrityError as error:
             raise StudyError(
@@ -168,9 +159,9 @@ class Store(Reader):
             bytes_per_token=bytes_per_token,
         )
 
-    def update_settings(self, study_id: int, settings: dict[str, Any]) -> None:
+    def update_settings(self, study_id: int, settings: StudySettings) -> None:
         """Replace the study's settings."""
-        self._update_study(study_id, settings=settings)
+        self._update_study(study_id, **settings_columns(settings))
 
     def _update_study(self, study_id: int, **values: Any) -> None:
         with self._write() as connection:

@@ -29,6 +29,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from budgetsweep.config import parse
+from studies.database.study_settings import StudySettings
 from trainer.events import RunStatus
 
 
@@ -104,8 +106,8 @@ class Study(Base):
     seed: Mapped[int] = mapped_column(BigInteger)
     space: Mapped[dict[str, Any]] = mapped_column(JSON)
     """The search space as `SearchSpace.to_dict()`."""
-    settings: Mapped[dict[str, Any]] = mapped_column(JSON)
-    """The rest of the search's settings (pruning, data, output folder …)."""
+    other_settings: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """What else `settings` holds."""
     data_description: Mapped[str | None] = mapped_column(Text)
     data_checksum: Mapped[str | None] = mapped_column(String(64))
     val_checksum: Mapped[str | None] = mapped_column(String(64))
@@ -116,6 +118,33 @@ class Study(Base):
     lease_owner: Mapped[str | None] = mapped_column(String(200))
     """Dispatcher that works on the study now (`studies.database.leases.Owner`)."""
     lease_until_utc: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+
+    @property
+    def settings(self) -> StudySettings:
+        """What decides the study's outcome.
+
+        Raises:
+            ConfigError: a newer version wrote what this one does not know.
+        """
+        columns = {name: getattr(self, name) for name in SETTINGS_COLUMNS}
+        where = f"settings of study {self.name!r}"
+        return parse(StudySettings, {**self.other_settings, **columns}, where)
+
+    @settings.setter
+    def settings(self, settings: StudySettings) -> None:
+        for name, value in settings_columns(settings).items():
+            setattr(self, name, value)
+
+
+SETTINGS_COLUMNS = ("budget_flops", "convention", "sampler", "seed", "space")
+"""Fields of `StudySettings` that have columns of their own."""
+
+
+def settings_columns(settings: StudySettings) -> dict[str, Any]:
+    """The columns of a study's row that hold its settings."""
+    data = settings.model_dump(mode="json")
+    columns = {name: data.pop(name) for name in SETTINGS_COLUMNS}
+    return {**columns, "other_settings": data}
 
 
 class Run(Base):

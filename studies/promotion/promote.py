@@ -160,7 +160,7 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
 def _pool(
     study: Study, settings: PromoteSettings, table: ReplayTable | None
 ) -> WorkerPool | SimulatedPool:
-    if world_of(study.settings["base"]) is not None:
+    if world_of(study.settings.base) is not None:
         return SimulatedPool(1, artefacts=True, table=table)
     return WorkerPool(1, device=settings.device, cache_dir=settings.cache_dir)
 

@@ -17,7 +17,6 @@ from studies.prior_studies import Earlier
 from studies.scaling.prediction import predict_run
 from studies.scaling.study_fit import StudyLaw, fit_points
 from studies.scaling.study_points import Points
-from studies.space.rungs import Rungs
 
 REFIT_EACH_UNTIL = 50
 REFIT_GROWTH = 1.1
@@ -31,9 +30,9 @@ class Objective:
     def __init__(self, study: Study, runs: Iterable[Run], earlier: Earlier | None = None) -> None:
         """Begin with the trials finished already, and runs of earlier studies."""
         self._study = study
-        for_scale = study.settings.get("for_scale")
-        self.scale = 1.0 if for_scale is None else float(for_scale)
-        rungs = Rungs.of_study(study.settings)
+        for_scale = study.settings.for_scale
+        self.scale = 1.0 if for_scale is None else for_scale
+        rungs = study.settings.rungs
         compares = for_scale is not None or len(rungs.of_trials) > 1
         self.is_predicted = compares and study.sampler != "law"
         self._points = Points.of((), earlier if self.is_predicted else None)

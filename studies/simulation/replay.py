@@ -260,7 +260,7 @@ def table_of(study: Study) -> ReplayTable | None:
     Raises:
         DataError: the file is gone or has changed.
     """
-    place = study.settings.get("replay")
+    place = study.settings.replay
     if place is None:
         return None
     path = Path(place)

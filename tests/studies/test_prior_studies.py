@@ -24,6 +24,7 @@ from studies.settings import SearchSettings
 from studies.simulation.worlds import DEFAULT_WORLD
 from studies.study_data import fix_data
 from tests.support.searches import Recorder, tiny_space, write_text
+from tests.support.tiny_studies import study_settings
 
 
 def settings_for(folder: Path, **changes: Any) -> SearchSettings:
@@ -93,7 +94,7 @@ def test_promote_takes_points_of_studies_that_are_named(copied: Path) -> None:
     # The study's own choice stays what it is.
     assert promote(PromoteSettings(**asked), PromoteHooks()).run.id == without.run.id  # type: ignore[union-attr]
     with Store.open(copied / "s.db") as store:
-        assert store.study("alone").settings["points_from"] == []
+        assert store.study("alone").settings.points_from == ()
 
 
 def test_what_an_earlier_study_finds_later_changes_no_search(copied: Path) -> None:
@@ -109,7 +110,8 @@ def test_samplers_are_told_predictions_from_the_first_trial_on(copied: Path) -> 
     """tpe hears what a shape will reach; with earlier points there is a law at once."""
     with Store.open(copied / "s.db") as store:
         study = store.study("large")
-        study.sampler, study.settings = "tpe", {**study.settings, "for_scale": 100.0}
+        changes = {"sampler": "tpe", "for_scale": 100.0}
+        study.settings = study.settings.model_copy(update=changes)
         first = store.runs(study.id, kind="trial")[0]
         assert Objective(study, []).value(first) is None
         value = Objective(study, [], earlier_runs(store, study)).value(first)
@@ -173,10 +175,8 @@ class Texts:
             "device": "cpu",
             "data": {"source": str(self.text), "text_field": "text", **data},
         }
-        study = self.store.create_study(
-            name=name, budget_flops=budget, convention="nanogpt", sampler="qmc", seed=0,
-            space=space.to_dict(), settings={"base": base},
-        )  # fmt: skip
+        settings = study_settings(budget_flops=budget, space=space.to_dict(), base=base)
+        study = self.store.create_study(name, settings)
         study, _ = fix_data(
             self.store, study, space, cache_dir=self.folder / "cache", on_prepare=None
         )

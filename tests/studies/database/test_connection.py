@@ -21,6 +21,7 @@ from studies.database.connection import (
     tune_sqlite,
 )
 from studies.database.store import Store
+from tests.support.tiny_studies import study_settings
 
 ROOT = Path(__file__).parents[3]
 
@@ -175,10 +176,7 @@ class TestOpenEngine:
         holder.execute("BEGIN EXCLUSIVE")
         store = Store.open(path, busy_seconds=0.1)  # readers do not wait for a writer
         with pytest.raises(StudyError, match="another process keeps the database locked"):
-            store.create_study(
-                name="s", budget_flops=1, convention="mac", sampler="tpe", seed=0, space={},
-                settings={},
-            )  # fmt: skip
+            store.create_study("s", study_settings())
         holder.execute("ROLLBACK")
         holder.close()
         assert store.study_names() == []

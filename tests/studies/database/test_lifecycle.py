@@ -31,6 +31,7 @@ from studies.database import tables
 from studies.database.ledger import Amount
 from studies.database.store import IllegalChangeError, Store
 from studies.database.tables import RunKind
+from tests.support.tiny_studies import study_settings
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult, RunStatus
 
@@ -306,10 +307,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty study, made once and copied for each example."""
     path = tmp_path_factory.mktemp("template") / "runs.db"
     with Store.open(path, create=True) as store:
-        store.create_study(
-            name="s", budget_flops=10**12, convention="nanogpt", sampler="random", seed=0,
-            space={}, settings={},
-        )  # fmt: skip
+        store.create_study("s", study_settings())
     return path
 
 

@@ -181,13 +181,13 @@ def test_processes_that_open_a_fresh_file_at_once(tmp_path: Path) -> None:
         "import pathlib, sys, time\n"
         "from alembic import command, script\n"  # loaded beforehand: they shall collide
         "from studies.database.store import Store\n"
+        "from tests.support.tiny_studies import study_settings\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "print('ready', flush=True)\n"
         "while not (folder / 'go').exists(): time.sleep(0.001)\n"
         "for n in range(3):\n"
         "    with Store.open(folder / f'{n}.db', create=True) as store:\n"
-        "        store.create_study(name=sys.argv[2], budget_flops=1, convention='mac',\n"
-        "                           sampler='tpe', seed=0, space={}, settings={})\n"
+        "        store.create_study(sys.argv[2], study_settings())\n"
     )
     workers = [
         subprocess.Popen(

@@ -15,6 +15,8 @@ from budgetsweep.errors import BudgetExceeded, ConfigError, Reason, StudyError
 from studies.database import tables
 from studies.database.ledger import Amount
 from studies.database.store import IllegalChangeError, Store, config_hash
+from studies.space.rungs import Rungs
+from tests.support.tiny_studies import study_settings
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult, RunStatus
 
@@ -53,10 +55,11 @@ def done(status: RunStatus = RunStatus.COMPLETE, step: int = 12, **changes: Any)
 class TestStudies:
     def test_what_is_written_is_read(self, store: Store, new_study: NewStudy) -> None:
         study = new_study(
-            store, "größe", budget_flops=10**25, seed=2**32 - 1, settings={"a": [1, None]}
+            store, "größe", budget_flops=10**25, seed=2**32 - 1, base={"a": [1, None]}
         )
         assert (study.name, study.budget_flops, study.seed) == ("größe", 10**25, 2**32 - 1)
-        assert study.settings == {"a": [1, None]}
+        assert study.settings.base == {"a": [1, None]}
+        assert study.settings.rungs == Rungs()
         assert abs(study.created_utc - dt.datetime.now(dt.UTC)) < dt.timedelta(seconds=30)
         assert study.created_utc.tzinfo is dt.UTC
         store.set_study_data(
@@ -67,10 +70,12 @@ class TestStudies:
             val_tokens=2**40,
             bytes_per_token=4.25,
         )
-        store.update_settings(study.id, {"b": 2})
+        rungs = Rungs.parse("0.1,1")
+        changed = study.settings.model_copy(update={"rungs": rungs, "for_scale": 2.5})
+        store.update_settings(study.id, changed)
         again = store.study("größe")
         assert (again.val_tokens, again.bytes_per_token) == (2**40, 4.25)
-        assert again.settings == {"b": 2}
+        assert again.settings == changed
 
     def test_study_by_default(self, store: Store, new_study: NewStudy) -> None:
         assert store.find_study("a") is None
@@ -103,7 +108,7 @@ class TestStudies:
 
     def test_a_study_that_is_not_there(self, store: Store, add_run: AddRun) -> None:
         with pytest.raises(IllegalChangeError, match="no study 7"):
-            store.update_settings(7, {})
+            store.update_settings(7, study_settings())
         with pytest.raises(IllegalChangeError, match="no study 7"):
             add_run(store, 7)
 

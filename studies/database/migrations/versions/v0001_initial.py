@@ -27,7 +27,7 @@ def upgrade() -> None:
         sa.Column("sampler", sa.String(length=20), nullable=False),
         sa.Column("seed", sa.BigInteger(), nullable=False),
         sa.Column("space", sa.JSON(), nullable=False),
-        sa.Column("settings", sa.JSON(), nullable=False),
+        sa.Column("other_settings", sa.JSON(), nullable=False),
         sa.Column("data_description", sa.Text(), nullable=True),
         sa.Column("data_checksum", sa.String(length=64), nullable=True),
         sa.Column("val_checksum", sa.String(length=64), nullable=True),
