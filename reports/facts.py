@@ -46,7 +46,7 @@ class Costs:
     planned: Amount | None
     """None: the ledger has no entry."""
     spent: Amount | None
-    redone: Amount
+    recomputed: Amount
     """Part of `spent` that was computed again after a kill."""
     train_seconds: float | None
     eval_seconds: float | None
@@ -141,16 +141,16 @@ class Facts:
         """Sums of the ledger and the clocks over `runs`."""
         runs = list(runs)
         entries = [self.data.spending[r.id] for r in runs if r.id in self.data.spending]
-        redone = Amount()
+        recomputed = Amount()
         for run in runs:
-            if run.steps_redone:
-                redone += of_steps(
-                    run.steps_redone, run.num_steps, run.tokens_per_step, _planned_flops(run)
+            if run.steps_recomputed:
+                recomputed += of_steps(
+                    run.steps_recomputed, run.num_steps, run.tokens_per_step, _planned_flops(run)
                 )
         return Costs(
             planned=sum((e.planned for e in entries), Amount()) if entries else None,
             spent=sum((e.spent for e in entries), Amount()) if entries else None,
-            redone=redone,
+            recomputed=recomputed,
             train_seconds=_sum_known(r.train_seconds for r in runs),
             eval_seconds=_sum_known(r.eval_seconds for r in runs),
         )

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from studies.database.store import Store
+from studies.database.reader import Reader
 from studies.database.tables import Run, RunKind
 
 
@@ -19,10 +19,10 @@ def export_study(storage: str | Path, name: str | None) -> dict[str, dict[str, A
     Raises:
         StudyError: no such database or study.
     """
-    with Store.open(storage) as store:
-        study = store.study(name)
-        runs = [run for kind in RunKind for run in store.runs(study.id, kind=kind)]
-        best = store.best_run(study.id)
+    with Reader.snapshot(storage) as reader:
+        study = reader.study(name)
+        runs = [run for kind in RunKind for run in reader.runs(study.id, kind=kind)]
+        best = reader.best_run(study.id)
     files: dict[str, dict[str, Any] | str] = {
         "space.yaml": {
             "budget": float(study.budget_flops),

@@ -6,9 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from studies.database.store import Store
+from studies.database.reader import Reader
 from studies.database.tables import Run, RunKind
 from studies.diagnosis import HEALTHY, NAMES, Diagnosis
+from studies.diagnosis.study_curves import study_curves
 from studies.diagnosis.study_runs import diagnose_runs
 from studies.simulation.worlds import world_of
 from trainer.events import RunStatus
@@ -20,19 +21,19 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
     Raises:
         StudyError: no such database or study.
     """
-    with Store.open(storage) as store:
-        study = store.study(name)
-        runs = {kind: store.runs(study.id, kind=kind) for kind in RunKind}
+    with Reader.snapshot(storage) as reader:
+        study = reader.study(name)
+        runs = {kind: reader.runs(study.id, kind=kind) for kind in RunKind}
         trials = runs[RunKind.TRIAL]
         everything = [run for kind in RunKind for run in runs[kind]]
-        ledger = store.ledger(study.id)
-        best = store.best_run(study.id)
+        ledger = reader.ledger(study.id)
+        best = reader.best_run(study.id)
         rejections: dict[str, dict[str, Any]] = {}
-        for rejection in store.rejections(study.id):
+        for rejection in reader.rejections(study.id):
             entry = rejections.setdefault(rejection.reason, {"count": 0})
             entry["count"] += 1
             entry["example"] = rejection.detail
-        judged = diagnose_runs(everything, study, store.curves(study.id))
+        judged = diagnose_runs(everything, study, study_curves(reader, study.id))
         numbers = {run.id: run.number for run in trials}
         return {
             "study": study.name,
@@ -47,7 +48,7 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
             "trials": dict(Counter(run.status for run in trials)),
             "flops_planned": getattr(ledger.planned, study.convention),
             "flops_spent": getattr(ledger.spent, study.convention),
-            "flops_redone": getattr(ledger.redone, study.convention),
+            "flops_recomputed": getattr(ledger.recomputed, study.convention),
             "best": None if best is None else {**_facts(best), "verdicts": _names(judged, best)},
             "verdicts": _verdicts(judged, trials),
             "unfinished": [_facts(run) for run in everything if not run.status.is_finished],

@@ -214,7 +214,7 @@ def status_command(
     spent, planned = status["flops_spent"], status["flops_planned"]
     console.print(
         f"FLOPs: {flops(spent)} spent of {flops(planned)} planned, "
-        f"{flops(status['flops_redone'])} of them redone after interruptions",
+        f"{flops(status['flops_recomputed'])} of them recomputed after interruptions",
         highlight=False,
     )
     if best is not None:

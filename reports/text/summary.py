@@ -267,9 +267,9 @@ def cost(facts: Facts) -> list[Text | Table]:
         sentences[0] += f" in {took} from the first start to the last finish"
     open_runs = any(not run.status.is_finished for run in facts.data.runs)
     sentences[0] += " so far." if open_runs else "."
-    if total.redone.steps:
-        redone = total.redone.flops(convention)  # type: ignore[arg-type]
-        sentences.append(f"{percent(redone / spent)} of it was done twice after interruptions.")
+    if total.recomputed.steps:
+        recomputed = total.recomputed.flops(convention)  # type: ignore[arg-type]
+        sentences.append(f"{percent(recomputed / spent)} of it was done twice after interruptions.")
     sentences.append(_kept(facts))
     devices = sorted({_device(run) for run in facts.data.runs if run.device_name})
     sentences.append(f"Device: {'; '.join(devices)}." if devices else "Device: not recorded.")
@@ -314,7 +314,7 @@ def _cost_cells(costs: Costs, convention: str) -> list[str]:
     return [
         flops(costs.planned),
         flops(costs.spent),
-        flops(costs.redone),
+        flops(costs.recomputed),
         short(costs.spent.tokens) if costs.spent is not None else DASH,
         duration(costs.train_seconds),
         duration(costs.eval_seconds),
@@ -324,5 +324,5 @@ def _cost_cells(costs: Costs, convention: str) -> list[str]:
 def _flop_cells(costs: Costs, convention: str) -> list[str]:
     return [
         DASH if amount is None else f"{amount.flops(convention):,}"  # type: ignore[arg-type]
-        for amount in (costs.planned, costs.spent, costs.redone)
+        for amount in (costs.planned, costs.spent, costs.recomputed)
     ]

@@ -171,7 +171,7 @@ def _rest(connection: Connection, run: RunState, step: int, steps_executed: int)
     return {
         "step": step,
         "steps_executed": steps_executed,
-        "steps_redone": steps_executed - step,
+        "steps_recomputed": steps_executed - step,
     }
 
 

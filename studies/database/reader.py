@@ -2,36 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, Self
 
 from sqlalchemy import Engine, or_, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from budgetsweep.config import did_you_mean
 from budgetsweep.errors import StudyError
 from model.flops import Convention
 from studies.database import connection, ledger
-from studies.database.ledger import LedgerTotals
+from studies.database.ledger import Spending
 from studies.database.lifecycle import IllegalChangeError
 from studies.database.tables import Fit, Point, Prediction, Rejection, Run, RunKind, Study
 from trainer.events import RunStatus
-
-if TYPE_CHECKING:
-    from studies.diagnosis.curves import Curve
 
 
 class Reader:
     """Reads studies. Safe to use from several threads."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(
+        self, engine: Engine, where: str | None = None, session: Session | None = None
+    ) -> None:
         self.engine = engine
-        self._where = connection.describe(engine.url)
-        self._totals: dict[int, LedgerTotals] = {}
+        self._where = where or connection.describe(engine.url)
+        self._session = session
+        """That all queries share; None: each has its own."""
+
+    @classmethod
+    @contextmanager
+    def snapshot(cls, storage: str | Path) -> Iterator[Self]:
+        """A reader whose queries all see one moment of a database, and which cannot write.
+
+        Raises:
+            StudyError: no such database, or not a database of ours.
+        """
+        url = connection.storage_url(storage)
+        where = connection.describe(url)
+        engine = connection.open_for_reading(url)
+        try:
+            with connection.clear_errors(where), engine.connect() as opened:
+                connection.begin_snapshot(opened)
+                with Session(bind=opened, autoflush=False) as session:
+                    yield cls(engine, where, session)
+                opened.rollback()
+        except DBAPIError as error:
+            cause = " ".join(str(error.orig).split())
+            raise StudyError(
+                f"{where}: cannot be read as a study database of this version ({cause}); "
+                "continue the search once with this version, or give another --storage"
+            ) from error
+        finally:
+            engine.dispose()
 
     @contextmanager
     def _read(self) -> Iterator[Session]:
+        if self._session is not None:
+            yield self._session
+            return
         with (
             connection.clear_errors(self._where),
             Session(self.engine, expire_on_commit=False) as session,
@@ -100,14 +132,19 @@ class Reader:
         with self._read() as session:
             return list(session.scalars(query))
 
-    def curves(self, study_id: int) -> dict[int, Curve]:
-        """The learning curves of a study's runs by run id; a run without points is missing."""
-        from studies.diagnosis.study_curves import (
-            read_curves,  # loads numpy, which no other query needs
+    def curve_rows(self, study_id: int, columns: Sequence[str]) -> dict[int, list[tuple[Any, ...]]]:
+        """Columns of the learning curves of all runs, by run id; one without points is missing."""
+        query = (
+            select(Point.run_id, *(getattr(Point, name) for name in columns))
+            .join(Run, Run.id == Point.run_id)
+            .where(Run.study_id == study_id)
+            .order_by(Point.run_id, Point.step)
         )
-
+        rows: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
         with self._read() as session:
-            return read_curves(session, study_id)
+            for run_id, *values in session.execute(query):
+                rows[run_id].append(tuple(values))
+        return dict(rows)
 
     def config_hashes(self, study_id: int) -> set[str]:
         """`config_hash` of every run of a study."""
@@ -169,9 +206,11 @@ class Reader:
         with self._read() as session:
             return list(session.scalars(query))
 
-    def ledger(self, study_id: int) -> LedgerTotals:
-        """What the study planned, spent and lost so far; exact."""
+    def spending(self, study_id: int) -> dict[int, Spending]:
+        """What each run planned, spent and lost so far, by run id; exact."""
         with self._read() as session:
-            totals = ledger.read_totals(session.connection(), study_id, self._totals.get(study_id))
-        self._totals[study_id] = totals
-        return totals
+            return ledger.read_spending(session.connection(), study_id)
+
+    def ledger(self, study_id: int) -> Spending:
+        """What the study planned, spent and lost so far; exact."""
+        return sum(self.spending(study_id).values(), Spending())

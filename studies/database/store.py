@@ -30,7 +30,7 @@ from studies.database.connection import (
     open_engine,
     storage_url,
 )
-from studies.database.ledger import Amount, LedgerTotals
+from studies.database.ledger import Amount
 from studies.database.lifecycle import IllegalChangeError
 from studies.database.migrations import migrate
 from studies.database.reader import Reader
@@ -49,7 +49,7 @@ from trainer.config import RunConfig
 from trainer.events import RunStatus
 from trainer.identity import CountsAs, Identity, digest, identity, marked
 
-__all__ = ["Amount", "IllegalChangeError", "LedgerTotals", "Store", "config_hash"]
+__all__ = ["IllegalChangeError", "Store", "config_hash"]
 
 
 def config_hash(config: RunConfig) -> str:

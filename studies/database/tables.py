@@ -156,7 +156,7 @@ class Run(Base):
         Index("ix_bs_run_study_status", "study_id", "status"),
         Index("ix_bs_run_best", "study_id", "kind", "status", "val_loss_nats", "number"),
         Index("ix_bs_run_config_hash", "study_id", "config_hash"),
-        Index("ix_bs_run_redone", "study_id", "steps_redone"),
+        Index("ix_bs_run_recomputed", "study_id", "steps_recomputed"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -207,7 +207,7 @@ class Run(Base):
     """Optimiser steps in the model's history; of a running run, those in its last checkpoint."""
     steps_executed: Mapped[int] = mapped_column(BigInteger, default=0)
     """Optimiser steps computed in all attempts, those lost to a kill included."""
-    steps_redone: Mapped[int] = mapped_column(BigInteger, default=0)
+    steps_recomputed: Mapped[int] = mapped_column(BigInteger, default=0)
     """Of these, the steps lost to a kill (not in the history), as known when it last stopped."""
     val_loss_nats: Mapped[float | None] = mapped_column(Float)
     val_ppl: Mapped[float | None] = mapped_column(Float)
@@ -288,7 +288,7 @@ class LedgerEntry(Base):
 
     `planned`: entered when a run is admitted (steps = all its steps). `spent`: entered when a
     worker reports or when a dead worker's meter is read (steps = optimiser steps computed since
-    the last entry, redone ones included). Sums over a study are exact whole numbers.
+    the last entry, recomputed ones included). Sums over a study are exact whole numbers.
     """
 
     __tablename__ = "bs_ledger"

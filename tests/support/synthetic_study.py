@@ -68,7 +68,7 @@ class Plan:
     convention: str = "nanogpt"
     repeats: int = 0
     """Extra runs of the first configuration with other seeds."""
-    redone_steps: int = 0
+    recomputed_steps: int = 0
     bits: bool = True
     text: str = ""
     """Goes into every text of the study: for hostile strings."""
@@ -191,8 +191,8 @@ class _Writer:
             **{f"planned_flops_{c}": value for c, value in planned.items()},
             epochs=steps * config.tokens_per_step / 4e8, estimated_memory_bytes=3 << 30,
             attempts=1, step=int(steps * done),
-            steps_executed=int(steps * done) + self.plan.redone_steps,
-            steps_redone=self.plan.redone_steps,
+            steps_executed=int(steps * done) + self.plan.recomputed_steps,
+            steps_recomputed=self.plan.recomputed_steps,
             created_utc=start, started_utc=start,
         )  # fmt: skip
         if status != "running":

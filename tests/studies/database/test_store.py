@@ -155,7 +155,7 @@ class TestRuns:
         assert run.finished_utc is not None
         assert run.created_utc <= run.started_utc <= run.finished_utc
         assert store.ledger(study.id).spent == times(STEP, 12)
-        assert store.ledger(study.id).redone == Amount()
+        assert store.ledger(study.id).recomputed == Amount()
 
     def test_a_killed_and_resumed_run_pays_twice(
         self, store: Store, study: tables.Study, add_run: AddRun
@@ -165,18 +165,18 @@ class TestRuns:
         first = store.run(run_id).started_utc
         store.record_executed(run_id, 9, step=5)
         assert store.run(run_id).step == 5
-        assert store.ledger(study.id).redone == Amount(), "nothing is lost yet"
+        assert store.ledger(study.id).recomputed == Amount(), "nothing is lost yet"
         store.interrupt_run(run_id, step=5, steps_executed=9)
         assert (store.run(run_id).status, store.run(run_id).step) == ("interrupted", 5)
-        assert store.ledger(study.id).redone == times(STEP, 4)
+        assert store.ledger(study.id).recomputed == times(STEP, 4)
         assert store.start_attempt(run_id) == 2
-        assert store.ledger(study.id).redone == times(STEP, 4), "known while it runs on"
+        assert store.ledger(study.id).recomputed == times(STEP, 4), "known while it runs on"
         store.finish_run(run_id, done(steps_executed=16))
         run = store.run(run_id)
-        assert (run.step, run.steps_executed, run.steps_redone, run.attempts) == (12, 16, 4, 2)
+        assert (run.step, run.steps_executed, run.steps_recomputed, run.attempts) == (12, 16, 4, 2)
         assert run.started_utc == first
         totals = store.ledger(study.id)
-        assert (totals.spent, totals.redone) == (times(STEP, 16), times(STEP, 4))
+        assert (totals.spent, totals.recomputed) == (times(STEP, 16), times(STEP, 4))
         with store.engine.connect() as connection:
             entries = connection.execute(
                 select(
@@ -192,8 +192,8 @@ class TestRuns:
         store.start_attempt(run_id)
         store.interrupt_run(run_id, step=3, steps_executed=3)
         store.record_executed(run_id, 8)
-        assert store.run(run_id).steps_redone == 5
-        assert store.ledger(study.id).redone == times(STEP, 5)
+        assert store.run(run_id).steps_recomputed == 5
+        assert store.ledger(study.id).recomputed == times(STEP, 5)
 
     def test_failure_keeps_the_reason_and_no_invented_figure(
         self, store: Store, study: tables.Study, add_run: AddRun
@@ -274,7 +274,7 @@ class TestRuns:
         per_step = scale * (6 * N_PARAMS + 12 * 16 * 8)
         totals = store.ledger(study.id)
         assert totals.spent.nanogpt == steps * per_step
-        assert totals.redone.nanogpt == per_step
+        assert totals.recomputed.nanogpt == per_step
         assert totals.spent.tokens == steps * scale
         assert totals.spent.matmul == steps * scale * 6 * (257 * 16 + 12 * 256 + 2 * 16 * 7)
         assert totals.spent.flops("mac") * 2 == totals.spent.flops("matmul")

@@ -109,7 +109,6 @@ def test_cost_of_a_call_does_not_grow_with_the_runs(
             )  # fmt: skip
             store.best_run(study.id)
             store.run(run_id)
-            store.ledger(study.id)
             store.runs(study.id, statuses=["queued", "running", "interrupted"])
 
         def tick() -> int:

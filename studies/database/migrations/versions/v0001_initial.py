@@ -90,7 +90,7 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("step", sa.BigInteger(), nullable=False),
         sa.Column("steps_executed", sa.BigInteger(), nullable=False),
-        sa.Column("steps_redone", sa.BigInteger(), nullable=False),
+        sa.Column("steps_recomputed", sa.BigInteger(), nullable=False),
         sa.Column("val_loss_nats", sa.Float(), nullable=True),
         sa.Column("val_ppl", sa.Float(), nullable=True),
         sa.Column("val_bits_per_byte", sa.Float(), nullable=True),
@@ -115,7 +115,7 @@ def upgrade() -> None:
         ["study_id", "kind", "status", "val_loss_nats", "number"],
     )
     op.create_index("ix_bs_run_config_hash", "bs_run", ["study_id", "config_hash"])
-    op.create_index("ix_bs_run_redone", "bs_run", ["study_id", "steps_redone"])
+    op.create_index("ix_bs_run_recomputed", "bs_run", ["study_id", "steps_recomputed"])
     op.create_index("ix_bs_run_study_status", "bs_run", ["study_id", "status"])
     op.create_table(
         "bs_ledger",
