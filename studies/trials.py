@@ -225,17 +225,7 @@ class TrialSource:
         return self._store.run(run_id)
 
     def _reject(self, proposal: Proposal, answer: Rejected) -> None:
-        self._store.add_rejection(
-            study_id=self._study.id,
-            number=proposal.number,
-            reason=answer.reason,
-            detail=answer.detail,
-            excess=answer.excess,
-            params=proposal.settings,
-            n_params=answer.n_params,
-            tokens=answer.tokens,
-            charge_flops=answer.charge_flops,
-        )
+        self._store.add_rejection(self._study.id, proposal.number, proposal.settings, answer)
         self._proposals.fail(proposal.number)
         self._observer.rejected(proposal.number, answer)
         self._rejected_in_a_row += 1

@@ -288,7 +288,7 @@ def _check_tables(connection: Connection, where: str, *, create: bool, is_sqlite
 
 @contextmanager
 def clear_errors(where: str) -> Iterator[None]:
-    """Turn what a user can mend (lock, full disk, damage, lost server) into one clear line.
+    """Turn what a user can fix (lock, full disk, damage, lost server) into one clear line.
 
     Raises:
         StudyError: such an error. Anything else is a defect and passes unchanged.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from sqlalchemy import Connection, select
 
-from model.flops import Convention
+from model.flops import CONVENTIONS, Convention
 from studies.database.tables import LedgerEntry, Run
 
 
@@ -28,13 +29,7 @@ class Amount:
         return int(getattr(self, convention))
 
     def __add__(self, other: Amount) -> Amount:
-        return Amount(
-            self.steps + other.steps,
-            self.tokens + other.tokens,
-            self.nanogpt + other.nanogpt,
-            self.matmul + other.matmul,
-            self.mac + other.mac,
-        )
+        return Amount(*map(operator.add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)
@@ -67,9 +62,7 @@ def read_spending(connection: Connection, study_id: int) -> dict[int, Spending]:
             LedgerEntry.entry,
             LedgerEntry.steps,
             LedgerEntry.tokens,
-            LedgerEntry.flops_nanogpt,
-            LedgerEntry.flops_matmul,
-            LedgerEntry.flops_mac,
+            *(getattr(LedgerEntry, f"flops_{convention}") for convention in CONVENTIONS),
         ).where(LedgerEntry.study_id == study_id)
     )
     found: dict[int, Spending] = defaultdict(Spending)
@@ -81,9 +74,7 @@ def read_spending(connection: Connection, study_id: int) -> dict[int, Spending]:
             Run.steps_recomputed,
             Run.num_steps,
             Run.tokens_per_step,
-            Run.planned_flops_nanogpt,
-            Run.planned_flops_matmul,
-            Run.planned_flops_mac,
+            *(getattr(Run, f"planned_flops_{convention}") for convention in CONVENTIONS),
         ).where(Run.study_id == study_id, Run.steps_recomputed > 0)
     )
     for run_id, steps, num_steps, tokens_per_step, *planned in runs:

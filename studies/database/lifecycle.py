@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, delete, insert, select, update
@@ -28,6 +29,9 @@ ARROWS = {
 
 _POINT_COLUMNS = tuple(column.name for column in Point.__table__.columns)
 _POINTS_AT_ONCE = 500
+_RESULT_COLUMNS = {f.name for f in fields(events.RunResult)} & {*Run.__table__.columns.keys()}
+_MEASURED = [name for name in _RESULT_COLUMNS if name.endswith(("_nats", "_ppl", "_per_byte"))]
+"""Figures that can be NaN or infinite: then they are missing."""
 
 
 class IllegalChangeError(BudgetsweepError):
@@ -142,26 +146,12 @@ def finish(connection: Connection, run_id: int, result: events.RunResult) -> Non
         )
     rest = _rest(connection, run, result.step, result.steps_executed)
     connection.execute(delete(Point).where(Point.run_id == run_id, Point.step > result.step))
-    change(
-        connection,
-        run_id,
-        status=result.status,
-        reason=result.reason and storable(result.reason),
-        val_loss_nats=finite(result.val_loss_nats),
-        val_ppl=finite(result.val_ppl),
-        val_bits_per_byte=finite(result.val_bits_per_byte),
-        val_loss_stderr_nats=finite(result.val_loss_stderr_nats),
-        val_tokens=result.val_tokens,
-        train_loss_nats=finite(result.train_loss_nats),
-        train_seconds=result.train_seconds,
-        eval_seconds=result.eval_seconds,
-        peak_memory_bytes=result.peak_memory_bytes,
-        device_name=result.device_name and result.device_name[:200],
-        precision=result.precision,
-        compiled=result.compiled,
-        finished_utc=now(),
-        **rest,
-    )
+    values = {name: value for name, value in vars(result).items() if name in _RESULT_COLUMNS}
+    for name in _MEASURED:
+        values[name] = finite(values[name])
+    values["reason"] = result.reason and storable(result.reason)
+    values["device_name"] = result.device_name and result.device_name[:200]
+    change(connection, run_id, **{**values, **rest}, finished_utc=now())
 
 
 def _rest(connection: Connection, run: RunState, step: int, steps_executed: int) -> dict[str, int]:

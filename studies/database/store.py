@@ -5,7 +5,7 @@ holds either all of a change or nothing of it. The life of a run:
 
     queued -> running -> complete | pruned | failed;  running -> interrupted -> running
 
-Errors that a user can mend (locked, full disk, damaged file) are `StudyError`s of one line; an
+Errors that a user can fix (locked, full disk, damaged file) are `StudyError`s of one line; an
 arrow that is not above is a defect of the caller, `IllegalChangeError`.
 """
 
@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from budgetsweep.errors import BudgetExceeded, Reason, StudyError
+from budgetsweep.errors import BudgetExceeded, StudyError
 from model.flops import CONVENTIONS
 from studies.database import leases, lifecycle, provenance
 from studies.database.connection import (
@@ -48,6 +48,9 @@ from trainer import events
 from trainer.config import RunConfig
 from trainer.events import RunStatus
 from trainer.identity import CountsAs, Identity, digest, identity, marked
+
+if TYPE_CHECKING:
+    from budgetsweep.constraint import Rejected
 
 __all__ = ["IllegalChangeError", "Store", "config_hash"]
 
@@ -149,7 +152,7 @@ class Store(Reader):
         val_tokens: int | None,
         bytes_per_token: float | None,
     ) -> None:
-        """Record which text the study trains and is measured on."""
+        """Record which data the study trains and is measured on."""
         self._update_study(
             study_id,
             data_description=description,
@@ -379,7 +382,7 @@ class Store(Reader):
             if connection.scalar(select(Prediction.id).where(Prediction.run_id == run.id)):
                 return
             if connection.scalar(select(Run.attempts).where(Run.id == run.id)):
-                raise IllegalChangeError(f"run {run.id} has begun: too late to predict its loss")
+                raise IllegalChangeError(f"run {run.id} has started: too late to predict its loss")
             loss, low, high = loss_nats
             connection.execute(
                 insert(Prediction).values(
@@ -399,39 +402,22 @@ class Store(Reader):
     # Rejections ---------------------------------------------------------------------------------
 
     def add_rejection(
-        self,
-        *,
-        study_id: int,
-        number: int,
-        reason: Reason,
-        detail: str,
-        excess: float | None,
-        params: dict[str, Any],
-        n_params: int | None,
-        tokens: int | None,
-        charge_flops: int | None,
+        self, study_id: int, number: int, params: dict[str, Any], rejected: Rejected
     ) -> None:
         """Record a refused proposal; of one number only the first counts."""
+        known = select(Rejection.id).where(
+            Rejection.study_id == study_id, Rejection.number == number
+        )
         with self._write() as connection:
             lifecycle.lock_study(connection, study_id)
-            known = connection.scalar(
-                select(Rejection.id).where(
-                    Rejection.study_id == study_id, Rejection.number == number
-                )
-            )
-            if known is not None:
+            if connection.scalar(known) is not None:
                 return
             connection.execute(
                 insert(Rejection).values(
                     study_id=study_id,
                     number=number,
                     created_utc=lifecycle.now(),
-                    reason=reason,
-                    detail=detail,
-                    excess=lifecycle.finite(excess),
                     params=params,
-                    n_params=n_params,
-                    tokens=tokens,
-                    charge_flops=charge_flops,
+                    **{**vars(rejected), "excess": lifecycle.finite(rejected.excess)},
                 )
             )

@@ -3,7 +3,7 @@
 One row a study, a run, a point of a curve, a rejected proposal, a ledger entry. Missing is NULL
 with a status, never a plausible number; units are in the names; times are UTC. `reports` reads
 these tables, only `studies.database.store` writes them. A change of the schema is a numbered
-migration under `studies/migrations`.
+migration under `studies/database/migrations`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Study(Base):
     """SHA-256 of the study's fixed validation tokens."""
     val_tokens: Mapped[int | None] = mapped_column(BigInteger)
     bytes_per_token: Mapped[float | None] = mapped_column(Float)
-    """UTF-8 bytes a token of the validation text, for bits per byte."""
+    """UTF-8 bytes per token of the validation split, for bits per byte."""
     lease_owner: Mapped[str | None] = mapped_column(String(200))
     """Dispatcher that works on the study now (`studies.database.leases.Owner`)."""
     lease_until_utc: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
@@ -167,7 +167,7 @@ class Run(Base):
     parent_run_id: Mapped[int | None] = mapped_column(ForeignKey("bs_run.id"))
     """The trial whose shape a finalist or promotion trains."""
     scale: Mapped[float | None] = mapped_column(Float)
-    """Its budget as a multiple of the study's; a trial has one where the study has rungs."""
+    """Its budget as a multiple of the study's; of a trial only where that has several levels."""
     status: Mapped[RunStatus]
     reason: Mapped[str | None] = mapped_column(Text)
     """Why it failed or was pruned, in one line; of a replayed run, which one it stands for."""
@@ -198,7 +198,7 @@ class Run(Base):
     planned_flops_matmul: Mapped[int] = mapped_column(ExactInt)
     planned_flops_mac: Mapped[int] = mapped_column(ExactInt)
     epochs: Mapped[float | None] = mapped_column(Float)
-    """How often the run passes over its training text."""
+    """Passes over the training data."""
     estimated_memory_bytes: Mapped[int | None] = mapped_column(ExactInt)
 
     attempts: Mapped[int] = mapped_column(Integer, default=0)
@@ -226,7 +226,7 @@ class Run(Base):
 
     @property
     def has_whole_budget(self) -> bool:
-        """Whether a trial had the study's budget, not that of another rung."""
+        """Whether a trial had the study's budget, not that of another budget level."""
         return self.scale is None or self.scale == 1.0
 
     def planned_flops(self, convention: str) -> int:

@@ -153,9 +153,7 @@ def test_stopped_and_continued_equals_uninterrupted(straight: Path, tmp_path: Pa
     assert facts(runs) == facts(expected)
     with Store.open(again.storage) as store:
         ledger = store.ledger(study.id)
-        assert (
-            ledger.spent == ledger.planned
-        )  # interrupted after a checkpoint
+        assert ledger.spent == ledger.planned  # interrupted after a checkpoint
         for run, other in zip(runs, expected, strict=True):
             with Store.open(settings.storage) as first:
                 wanted = first.points(other.id)

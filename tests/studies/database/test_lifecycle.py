@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 import os
 import random
@@ -18,13 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    rule,
-)
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 from sqlalchemy import event, select
 
 from studies.database import tables
@@ -43,25 +38,16 @@ STEPS = 20
 
 
 def config(width: int, layers: int) -> RunConfig:
-    return RunConfig.model_validate(
-        {
-            "tokenizer_encoding": "bytes",
-            "model_config": {
-                "n_embd": width, "n_head": 1, "n_positions": 4, "n_layer": layers,
-            },
-            "batch_size": 3,
-            "seq_len": 4,
-            "num_training_steps": STEPS,
-            "max_lr": 1e-3,
-        }
-    )  # fmt: skip
+    shape = {"n_embd": width, "n_head": 1, "n_positions": 4, "n_layer": layers}
+    data = {
+        "tokenizer_encoding": "bytes", "model_config": shape, "batch_size": 3, "seq_len": 4,
+        "num_training_steps": STEPS, "max_lr": 1e-3,
+    }  # fmt: skip
+    return RunConfig.model_validate(data)
 
 
 def add_run(
-    store: Store,
-    number: int,
-    shape: tuple[int, int] = (8, 1),
-    kind: RunKind = RunKind.TRIAL,
+    store: Store, number: int, shape: tuple[int, int] = (8, 1), kind: RunKind = RunKind.TRIAL
 ) -> int:
     return store.add_run(
         study_id=store.study().id, kind=kind, number=number, params={}, config=config(*shape),
@@ -94,6 +80,7 @@ class Model:
     step: int = 0
     executed: int = 0
     recomputed: int = 0
+    started: dt.datetime | None = None
     points: dict[int, tuple[float | None, float | None]] = field(default_factory=dict)
 
     @property
@@ -283,6 +270,8 @@ class Lives(RuleBasedStateMachine):
             got = (row.status, row.attempts, row.step, row.steps_executed, row.steps_recomputed)
             assert got == (run.status, run.attempts, run.step, run.executed, run.recomputed)
             assert (row.started_utc is None) == (run.attempts == 0)
+            run.started = run.started or row.started_utc
+            assert row.started_utc == run.started, "that of the first attempt"
             assert (row.finished_utc is not None) == run.status.is_finished
             assert points[run_id] == run.points
 
@@ -316,15 +305,13 @@ def test_any_life(template: Path) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     Lives.template = template
-    run_state_machine_as_test(
-        Lives,
-        settings=settings(
-            max_examples=15,
-            stateful_step_count=30,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
+    limits = settings(
+        max_examples=15,
+        stateful_step_count=30,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
     )
+    run_state_machine_as_test(Lives, settings=limits)
 
 
 WRITER = """
@@ -391,9 +378,7 @@ def test_sigkill_at_any_moment(template: Path, tmp_path: Path) -> None:
                     assert run.finished_utc is not None
             left = [run.number for run in runs if not run.status.is_finished]
             assert left in ([], [len(runs) - 1])
-            for run in store.runs(study.id, statuses=[RunStatus.QUEUED]):
-                store.start_attempt(run.id)
-            for run in store.runs(study.id, statuses=[RunStatus.INTERRUPTED]):
+            for run in store.runs(study.id, statuses=[RunStatus.QUEUED, RunStatus.INTERRUPTED]):
                 store.start_attempt(run.id)
             for run in store.runs(study.id, statuses=[RunStatus.RUNNING]):
                 result = RunResult(RunStatus.COMPLETE, 20, max(20, run.steps_executed), 240)

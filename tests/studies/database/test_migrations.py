@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import shutil
 import sqlite3
@@ -24,7 +23,6 @@ from budgetsweep.errors import StudyError
 from reports.read import read_study
 from studies.database import migrations, tables
 from studies.database.connection import open_engine, tune_sqlite
-from studies.database.migrations.__main__ import draft
 from studies.database.store import Store
 
 ROOT = Path(__file__).parents[3]
@@ -221,18 +219,3 @@ def test_scripts_are_in_the_installed_package() -> None:
             continue
         is_module = path.suffix == ".py" and (path.parent / "__init__.py").exists()
         assert is_module or path in declared, path
-
-
-def test_draft_of_the_next_version(tmp_path: Path) -> None:
-    scripts = tmp_path / "migrations"
-    shutil.copytree(ROOT / "studies" / "database" / "migrations", scripts)
-    path = draft("add a column", str(scripts))
-    assert path == scripts / "versions" / f"v{int(migrations.HEAD) + 1:04d}_add_a_column.py"
-    spec = importlib.util.spec_from_file_location("draft", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.down_revision == migrations.HEAD
-    assert int(module.revision) == int(migrations.HEAD) + 1
-    assert "pass" in path.read_text(), "the tables do not differ from the head"

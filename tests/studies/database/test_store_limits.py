@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
+from budgetsweep.constraint import Rejected
 from budgetsweep.errors import Reason, StudyError
 from studies.database import tables
 from studies.database.store import Store
@@ -103,10 +104,8 @@ def test_cost_of_a_call_does_not_grow_with_the_runs(
             store.record_executed(run_id, 12)
             result = RunResult(RunStatus.COMPLETE, 12, 12, 192, val_loss_nats=3.0 + number % 7)
             store.finish_run(run_id, result)
-            store.add_rejection(
-                study_id=study.id, number=2 * number + 1, reason=list(Reason)[number % 3],
-                detail="", excess=None, params={}, n_params=1, tokens=1, charge_flops=1,
-            )  # fmt: skip
+            rejected = Rejected(list(Reason)[number % 3], "")
+            store.add_rejection(study.id, 2 * number + 1, {}, rejected)
             store.best_run(study.id)
             store.run(run_id)
             store.runs(study.id, statuses=["queued", "running", "interrupted"])
