@@ -29,6 +29,9 @@ class RunStatus(StrEnum):
         return self in (RunStatus.COMPLETE, RunStatus.PRUNED, RunStatus.FAILED)
 
 
+DeviceKind = Literal["cpu", "cuda", "mps"]
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where the run is; at least once a second, not worth storing."""
@@ -98,7 +101,7 @@ class RunResult:
 class DeviceInfo:
     """The device that a run would use."""
 
-    kind: Literal["cpu", "cuda", "mps"]
+    kind: DeviceKind
     name: str
     memory_bytes: int
     """Memory that a run may use (free memory of the GPU, available memory of the machine)."""

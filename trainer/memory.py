@@ -10,7 +10,7 @@ tensors of up to 32 MiB lie. Both are measured (`python -m benchmarks.memory`).
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from model.config import EncoderDecoderConfig, ModelConfig
 from model.cpu.block_sizes import (
@@ -22,8 +22,7 @@ from model.cpu.block_sizes import (
     query_blocks,
 )
 from trainer.config import RunConfig
-
-Kind = Literal["cpu", "cuda", "mps"]
+from trainer.events import DeviceKind
 
 LARGEST_TEXT_ON_DEVICE_BYTES = 2 << 30
 """Larger training texts stay off a GPU (two bytes per token; `trainer.data.device_tokens`)."""
@@ -46,7 +45,7 @@ EMBEDDING_BLOCKS = 3.5
 """Blocks of the embedding's size that come and go in a step in bf16 and leave holes (fitted)."""
 
 
-def estimate_memory_bytes(config: RunConfig, kind: Kind, bf16: bool) -> int:
+def estimate_memory_bytes(config: RunConfig, kind: DeviceKind, bf16: bool) -> int:
     """Peak memory of a run.
 
     Args:
@@ -78,7 +77,7 @@ def estimate_memory_bytes(config: RunConfig, kind: Kind, bf16: bool) -> int:
     return CPU_PROCESS_BYTES + peak + round(holes)
 
 
-def saved_blocks(config: RunConfig, kind: Kind, bf16: bool) -> list[tuple[int, int]]:
+def saved_blocks(config: RunConfig, kind: DeviceKind, bf16: bool) -> list[tuple[int, int]]:
     """(count, bytes each) of what the forward pass of one micro-batch keeps for the backward.
 
     Weights are not among them, their bf16 copies are.
@@ -127,7 +126,7 @@ def _stacks(config: RunConfig) -> list[_Stack]:
 
 
 def _saved_by_block(
-    config: RunConfig, stack: _Stack, kind: Kind, bf16: bool
+    config: RunConfig, stack: _Stack, kind: DeviceKind, bf16: bool
 ) -> list[tuple[int, int]]:
     """What `saved_blocks` says, of one block of a stack."""
     shape = config.model
@@ -169,7 +168,7 @@ def _saved_by_block(
     return block
 
 
-def _in_blocks(config: RunConfig, stack: _Stack, kind: Kind, bf16: bool) -> bool:
+def _in_blocks(config: RunConfig, stack: _Stack, kind: DeviceKind, bf16: bool) -> bool:
     """Whether attention is that of `model.cpu.attention`."""
     pays = attends_in_blocks(stack.length, config.model.head_dim)
     return kind == "cpu" and bf16 and not stack.masked and pays
@@ -187,7 +186,7 @@ def _persistent(config: RunConfig) -> int:
     return tensors * 4 * config.n_params + config.optimizer_kind.state_bytes(config.model)
 
 
-def _loss(config: RunConfig, kind: Kind, bf16: bool) -> int:
+def _loss(config: RunConfig, kind: DeviceKind, bf16: bool) -> int:
     """What the loss holds: one chunk of logits, the rows of the matrix, both gradients."""
     V, D = config.model.n_vocab, config.model.n_embd
     N = config.batch_size * config.predicted_per_sequence
@@ -200,7 +199,7 @@ def _loss(config: RunConfig, kind: Kind, bf16: bool) -> int:
     return hidden + (14 if bf16 else 12) * V * D + chunk * (V + 2 * D) * (2 if bf16 else 4)
 
 
-def _backward(config: RunConfig, kind: Kind, bf16: bool) -> int:
+def _backward(config: RunConfig, kind: DeviceKind, bf16: bool) -> int:
     """Beside the saved tensors: the head's gradient twice, one block's gradients."""
     shape = config.model
     blocks = []
@@ -226,7 +225,7 @@ def _update(config: RunConfig) -> int:
     return grads + max(8 * shape.n_vocab * shape.n_embd, moving)
 
 
-def _evaluation(config: RunConfig, kind: Kind, bf16: bool) -> int:
+def _evaluation(config: RunConfig, kind: DeviceKind, bf16: bool) -> int:
     """A validation batch: one block at a time, then one chunk of logits."""
     V, D, S = config.model.n_vocab, config.model.n_embd, max(2, config.tokens_per_sequence)
     N = max(config.batch_size, EVAL_TOKENS // S) * S

@@ -158,8 +158,8 @@ def _measured(prompts: Prompts, probabilities: list[float]) -> Outcome:
     """
     import torch
 
+    from model.classification import decide, decision_boundary
     from trainer.sentiment.accuracy import majority_accuracy, measure, rank
-    from trainer.sentiment.classify import decide, decision_boundary
 
     column = torch.tensor(probabilities, dtype=torch.float64)
     boundaries = [decision_boundary(column, calibrate) for calibrate in (False, True)]

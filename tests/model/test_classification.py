@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 import model
 from model.classification import classify_binary_sentiment, positive_probabilities
-from trainer.sentiment.classify import classify_binary_sentiment as of_trainer
 
 LOGITS = torch.tensor(
     [
@@ -34,9 +33,8 @@ def by_hand(rows: list[list[float]], negative: int, positive: int, calibrate: bo
     return [int(value > boundary) for value in p]
 
 
-def test_the_function_has_one_home_and_three_names() -> None:
+def test_the_function_has_one_home_and_two_names() -> None:
     assert model.classify_binary_sentiment is classify_binary_sentiment
-    assert of_trainer is classify_binary_sentiment
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 from model.decoder import DecoderLM
 from tests.support.tiny_runs import drive, tiny_config, tiny_data
-from trainer import memory
+from trainer.events import DeviceKind
 from trainer.hardware import process_memory
 from trainer.hardware.device import autocast_context
 from trainer.memory import estimate_memory_bytes, saved_blocks
@@ -71,7 +71,7 @@ def test_a_graph_keeps_its_steps_memory_beside_the_validations() -> None:
 
 
 def test_every_size_costs_memory() -> None:
-    def estimate(kind: memory.Kind = "cuda", bf16: bool = False, **changes: Any) -> int:
+    def estimate(kind: DeviceKind = "cuda", bf16: bool = False, **changes: Any) -> int:
         base: dict[str, Any] = {
             "shape": {"n_embd": 128, "n_head": 4, "n_layer": 4, "n_positions": 512},
             "batch_size": 32,

@@ -7,14 +7,14 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from budgetsweep.errors import ConfigError
 from trainer.config import RunConfig
-from trainer.events import DeviceInfo
+from trainer.events import DeviceInfo, DeviceKind
 from trainer.hardware.process_memory import (
     available_memory_bytes,
     cpu_name,
@@ -23,8 +23,6 @@ from trainer.hardware.process_memory import (
     release_freed_memory,
     reset_peak_rss,
 )
-
-Kind = Literal["cpu", "cuda", "mps"]
 
 
 def torch_device(spec: str = "auto") -> torch.device:
@@ -74,7 +72,7 @@ def detect_device(spec: str = "auto") -> DeviceInfo:
         ConfigError: there is no such device.
     """
     device = torch_device(spec)
-    kind: Kind = device.type  # type: ignore[assignment]
+    kind: DeviceKind = device.type  # type: ignore[assignment]
     count = 1
     if kind == "cuda":
         memory = torch.cuda.mem_get_info(device)[0]

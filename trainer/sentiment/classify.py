@@ -13,31 +13,11 @@ import torch
 from torch import Tensor
 
 from budgetsweep.errors import CheckpointError, ConfigError, DataError
-from model.classification import (
-    classify_binary_sentiment,
-    decide,
-    decision_boundary,
-    positive_probabilities,
-)
+from model.classification import positive_probabilities
 from model.decoder import DecoderLM
 from model.generation.decoding import Device, TextTokenizer, score
 from model.generation.sampling import require_finite
 from trainer.sentiment.labelled import LabelledTexts, shuffled
-
-__all__ = [
-    "TEMPLATE",
-    "TEXT",
-    "WORDS",
-    "Prompts",
-    "classify_binary_sentiment",
-    "decide",
-    "decision_boundary",
-    "make_prompts",
-    "parse_template",
-    "parse_words",
-    "score_words",
-    "word_tokens",
-]
 
 TEXT = "{text}"
 TEMPLATE = "Here is a yelp review.\n{text}\nThis review is"

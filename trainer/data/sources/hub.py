@@ -9,6 +9,7 @@ from budgetsweep.errors import DataError
 from trainer.data.sources import Cursor, Record, Source
 from trainer.data.sources.csv_rows import LONGEST_ROW_BYTES, csv_columns, csv_records
 from trainer.data.sources.records import (
+    PARQUET_ROWS,
     column_records,
     datasets_library,
     fields_of,
@@ -22,7 +23,6 @@ REQUEST_SECONDS = 10.0
 """Time limit of the first request to the hub."""
 REACH_SECONDS = 18.0
 """The same, name look-up included, which knows no limit of its own."""
-_PARQUET_ROWS = 512
 
 
 C4 = "hub:allenai/c4:en"
@@ -93,7 +93,7 @@ class HubSource(Source):
             if hasattr(loader.config, "columns") and set(wanted) <= set(names):
                 # Parquet: fetch these columns only, in small batches.
                 loader = datasets.load_dataset_builder(
-                    **at, columns=wanted, batch_size=_PARQUET_ROWS
+                    **at, columns=wanted, batch_size=PARQUET_ROWS
                 )
             self._loader = loader
             files = loader.config.data_files or {}

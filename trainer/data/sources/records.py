@@ -23,7 +23,7 @@ from trainer.data.sources import Cursor, Record
 from trainer.data.sources.local_files import PIECE_BYTES, LocalFile, decompressed
 
 _ROWS = 64
-_PARQUET_ROWS = 512
+PARQUET_ROWS = 512
 BYTE_ORDER_MARK = codecs.BOM_UTF8
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -220,7 +220,7 @@ def parquet_records(
     with named_errors(str(file.path)), datasets_library() as datasets:
         names = list(_stream(datasets, file, "parquet").features)
         require_fields(wanted, names, str(file.path))
-        stream = _stream(datasets, file, "parquet", columns=wanted, batch_size=_PARQUET_ROWS)
+        stream = _stream(datasets, file, "parquet", columns=wanted, batch_size=PARQUET_ROWS)
         yield from column_records(stream, index, first, field, str(file.path), label_field)
 
 
