@@ -25,6 +25,7 @@ from benchmarks.broken_runs import KINDS, RecordedRun, demo_tokens, draw, record
 from benchmarks.common import ROOT, about, write_results
 from studies.diagnosis import CurveFacts, Diagnosis, diagnose
 from studies.diagnosis.curves import COLUMNS, Curve
+from trainer.events import RunStatus
 
 TWICE = "twice"
 """Kind of the sound runs with twice the steps."""
@@ -68,7 +69,7 @@ def judge(run: RecordedRun, *, alone: bool = False) -> Diagnosis:
     """The diagnosis of a run; `alone`: from steps and losses, with nothing known beside them."""
     names = ALONE if alone else COLUMNS
     rows = [tuple(p.get(c) if c in names else None for c in COLUMNS) for p in run.points]
-    failure = "training loss became nan" if run.status == "failed" else None
+    failure = "training loss became nan" if run.status == RunStatus.FAILED else None
     facts = CurveFacts(failure=failure)
     if not alone:
         facts = CurveFacts.of_config(run.config, failure=failure)

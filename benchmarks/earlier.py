@@ -24,6 +24,7 @@ from benchmarks.promotion import best_possible, outcome
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits
 from studies.database.store import Store
+from studies.database.tables import RunKind
 from studies.prior_studies import prior_runs
 from studies.scaling.prediction import fit_study
 from studies.search import Hooks, search
@@ -67,7 +68,7 @@ def promoted(settings: SearchSettings, world: SimulatedWorld, best: float) -> Ro
     """What `promote` would take, and what became of it."""
     with Store.open(settings.storage) as store:
         study = store.study(settings.study)
-        runs = {run.number: run for run in store.runs(study.id, kind="trial")}
+        runs = {run.number: run for run in store.runs(study.id, kind=RunKind.TRIAL)}
         measured = store.best_run(study.id)
         fit = fit_study(study, store.runs(study.id), SCALE, prior_runs(store, study))
     assert measured is not None

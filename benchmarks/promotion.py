@@ -34,6 +34,7 @@ from benchmarks.common import ROOT, about, write_results
 from budgetsweep.config import parse
 from budgetsweep.constraint import Admitted, Limits, admit
 from studies.database.store import Store
+from studies.database.tables import RunKind
 from studies.scaling.prediction import StudyFit, fit_study
 from studies.scaling.rescaling import promoted_config
 from studies.search import Hooks, search
@@ -150,7 +151,7 @@ def one_seed(args: argparse.Namespace, seed: int) -> Row:
         seconds = time.perf_counter() - started
         with Store.open(settings.storage) as store:
             study = store.study()
-            runs = {run.number: run for run in store.runs(study.id, kind="trial")}
+            runs = {run.number: run for run in store.runs(study.id, kind=RunKind.TRIAL)}
             fit = fit_study(study, store.runs(study.id), args.scale)
             spent = store.ledger(study.id).spent.flops(study.convention)
     assert found.best is not None

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
 
-from budgetsweep.errors import ConfigError
+from budgetsweep.errors import ConfigError, Reason
 
 _FLOAT_TAG = "tag:yaml.org,2002:float"
 _BOOL_TAG = "tag:yaml.org,2002:bool"
@@ -33,12 +33,9 @@ _FLOAT = re.compile(
 )
 
 
-INVALID_SHAPE = "invalid_shape"
-
-
 def shape_error(message: str) -> PydanticCustomError:
     """The error that a validator raises for sizes that do not fit together."""
-    return PydanticCustomError(INVALID_SHAPE, message)
+    return PydanticCustomError(Reason.INVALID_SHAPE.value, message)
 
 
 class StrictModel(BaseModel):
@@ -183,9 +180,9 @@ def parse(model: type[ModelT], data: Any, where: str) -> ModelT:
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        shape = any(problem["type"] == INVALID_SHAPE for problem in error.errors())
-        kind = INVALID_SHAPE if shape else "invalid_value"
-        raise ConfigError(f"{where}: {_first_problem(model, error)}", kind) from error
+        shape = any(problem["type"] == Reason.INVALID_SHAPE for problem in error.errors())
+        reason = Reason.INVALID_SHAPE if shape else Reason.INVALID_VALUE
+        raise ConfigError(f"{where}: {_first_problem(model, error)}", reason) from error
 
 
 def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
@@ -203,7 +200,9 @@ def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
         return f"{location} is missing{more}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    if problem["type"] == INVALID_SHAPE or (problem["type"] == "value_error" and not location):
+    if problem["type"] == Reason.INVALID_SHAPE or (
+        problem["type"] == "value_error" and not location
+    ):
         return f"{message}{more}"
     return f"{location} = {_short(problem['input'])}: {message}{more}"
 

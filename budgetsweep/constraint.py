@@ -14,11 +14,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from budgetsweep.config import parse
-from budgetsweep.errors import ConfigError
+from budgetsweep.errors import ConfigError, Reason
 from model.flops import Convention
 from trainer.config import RunConfig
 from trainer.data.facts import DataFacts
@@ -28,19 +27,6 @@ from trainer.memory import estimate_memory_bytes
 MIN_VALIDATION_WINDOWS = 8
 """Windows of seq_len tokens that a validation pass must have: fewer give no standard error worth
 its name (*assumption*)."""
-
-
-class Reason(StrEnum):
-    """Why a proposal is refused."""
-
-    OVER_BUDGET = "over_budget"
-    INVALID_SHAPE = "invalid_shape"
-    INVALID_VALUE = "invalid_value"
-    OUT_OF_MEMORY = "out_of_memory"
-    TOO_LITTLE_VALIDATION_DATA = "too_little_validation_data"
-    TOO_MANY_EPOCHS = "too_many_epochs"
-    DUPLICATE = "duplicate"
-    NO_RUN = "no_run"
 
 
 @dataclass(frozen=True)
@@ -157,7 +143,7 @@ def admit(proposal: RunConfig | Mapping[str, Any], limits: Limits) -> Admitted |
         try:
             config = parse(RunConfig, proposal, "proposal")
         except ConfigError as error:
-            return Rejected(Reason(error.kind), str(error).removeprefix("proposal: "))
+            return Rejected(error.reason, str(error).removeprefix("proposal: "))
     config = config.with_changes(budget_flops=limits.budget_flops, convention=limits.convention)
     n_params = config.n_params
     per_step = charge_per_step(config, limits.convention)

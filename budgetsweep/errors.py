@@ -7,6 +7,21 @@ do. Any other exception is a defect of ours and keeps its traceback.
 
 from __future__ import annotations
 
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a proposal is refused."""
+
+    OVER_BUDGET = "over_budget"
+    INVALID_SHAPE = "invalid_shape"
+    INVALID_VALUE = "invalid_value"
+    OUT_OF_MEMORY = "out_of_memory"
+    TOO_LITTLE_VALIDATION_DATA = "too_little_validation_data"
+    TOO_MANY_EPOCHS = "too_many_epochs"
+    DUPLICATE = "duplicate"
+    NO_RUN = "no_run"
+
 
 class BudgetsweepError(Exception):
     """Root of the exceptions of this package."""
@@ -19,12 +34,12 @@ class UserError(BudgetsweepError):
 class ConfigError(UserError):
     """A configuration, search space or command-line setting is not acceptable.
 
-    `kind` tells a program what a person reads in the message (`invalid_shape` or `invalid_value`).
+    `reason` tells a program what a person reads in the message: an invalid shape or value.
     """
 
-    def __init__(self, message: str, kind: str = "invalid_value") -> None:
+    def __init__(self, message: str, reason: Reason = Reason.INVALID_VALUE) -> None:
         super().__init__(message)
-        self.kind = kind
+        self.reason = reason
 
 
 class DataError(UserError):

@@ -104,7 +104,7 @@ _RUN_FACTS = (
     "val_loss_stderr_nats", "val_tokens", "train_loss_nats", "n_params", "num_steps",
     "tokens_per_step", "planned_tokens", "budget_flops", "planned_flops_nanogpt",
     "planned_flops_matmul", "planned_flops_mac", "epochs", "attempts", "step", "steps_executed",
-    "steps_redone", "train_seconds", "eval_seconds", "estimated_memory_bytes",
+    "steps_recomputed", "train_seconds", "eval_seconds", "estimated_memory_bytes",
     "peak_memory_bytes", "device_name", "precision", "compiled", "seed", "scale", "config_hash",
     "data_checksum", "val_checksum", "git_commit", "output_dir", "created_utc", "started_utc",
     "finished_utc",

@@ -16,12 +16,13 @@ from budgetsweep.formats import known
 from model.flops import Convention
 from reports.read import StudyData
 from studies.database.ledger import Amount, of_steps
-from studies.database.tables import FINALIST, PROMOTION, Rejection, Run, Study
+from studies.database.tables import Rejection, Run, RunKind, Study
 from studies.diagnosis import Diagnosis
 from studies.diagnosis.curves import Curve
 from studies.diagnosis.study_runs import diagnose_runs
 from studies.space.search_space import Parameter
 from trainer.config import RunConfig
+from trainer.events import RunStatus
 
 SEED_NOISE_NATS = 0.02
 """Gaps under this are called ties while the noise between seeds is unknown: seeds differ by 0.01
@@ -47,7 +48,7 @@ class Costs:
     planned: Amount | None
     """None: the ledger has no entry."""
     spent: Amount | None
-    redone: Amount
+    recomputed: Amount
     """Part of `spent` that was recomputed after a kill."""
     train_seconds: float | None
     eval_seconds: float | None
@@ -60,9 +61,12 @@ class Facts:
         self.data = data
         self.study: Study = data.study
         self.rejections: list[Rejection] = data.rejections
-        self.trials = sorted((r for r in data.runs if r.kind == "trial"), key=lambda r: r.number)
-        kinds = (FINALIST, PROMOTION)
-        self.promotions = sorted((r for r in data.runs if r.kind in kinds), key=lambda r: r.id)
+        self.trials = sorted(
+            (r for r in data.runs if r.kind == RunKind.TRIAL), key=lambda r: r.number
+        )
+        self.promotions = sorted(
+            (r for r in data.runs if r.kind != RunKind.TRIAL), key=lambda r: r.id
+        )
         """Finalists of the search among them."""
 
     @cached_property
@@ -76,7 +80,7 @@ class Facts:
     @cached_property
     def complete_trials(self) -> list[Run]:
         """Complete trials of all budget levels with a finite validation loss, by number."""
-        return [r for r in self.trials if r.status == "complete" and known(r.val_loss_nats)]
+        return [r for r in self.trials if r.status == RunStatus.COMPLETE and known(r.val_loss_nats)]
 
     @property
     def best(self) -> Run | None:
@@ -91,7 +95,9 @@ class Facts:
     @property
     def promoted(self) -> Run | None:
         """The complete promotion of the lowest validation loss."""
-        complete = [r for r in self.promotions if r.status == "complete" and known(r.val_loss_nats)]
+        complete = [
+            r for r in self.promotions if r.status == RunStatus.COMPLETE and known(r.val_loss_nats)
+        ]
         return min(complete, key=final_loss, default=None)
 
     @property
@@ -156,15 +162,17 @@ class Facts:
         """Sums of the ledger and the clocks over `runs`."""
         runs = list(runs)
         entries = [self.data.spending[r.id] for r in runs if r.id in self.data.spending]
-        redone = Amount()
+        recomputed = Amount()
         for run in runs:
-            if run.steps_redone:
+            if run.steps_recomputed:
                 planned = [run.planned_flops(name) for name in Convention]
-                redone += of_steps(run.steps_redone, run.num_steps, run.tokens_per_step, planned)
+                recomputed += of_steps(
+                    run.steps_recomputed, run.num_steps, run.tokens_per_step, planned
+                )
         return Costs(
             planned=sum((e.planned for e in entries), Amount()) if entries else None,
             spent=sum((e.spent for e in entries), Amount()) if entries else None,
-            redone=redone,
+            recomputed=recomputed,
             train_seconds=_sum_known(r.train_seconds for r in runs),
             eval_seconds=_sum_known(r.eval_seconds for r in runs),
         )

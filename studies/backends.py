@@ -19,8 +19,8 @@ def backend_of(study: Study) -> Backend:
         ConfigError: this version has none of its name.
         DataError: the file that it reads is gone, or what it knows has changed.
     """
-    kind, _, rest = study.settings.get("backend", "training").partition(":")
-    location: str | None = study.settings.get("location")
+    kind, _, rest = study.settings.backend.partition(":")
+    location: str | None = study.settings.location
     if location is not None and not Path(location).exists():
         raise DataError(
             f"{location}: the table that study {study.name!r} replays is not there any more; "
@@ -31,7 +31,7 @@ def backend_of(study: Study) -> Backend:
         return Simulated(rest)
     if location is not None:
         replay = Replay(Path(location))
-        if replay.name != study.settings.get("backend", "training"):
+        if replay.name != study.settings.backend:
             raise DataError(
                 f"{location}: not the table that study {study.name!r} was made with (its checksum "
                 "differs), so losses could not be compared; restore it or begin a new --study"

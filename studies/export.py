@@ -7,8 +7,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from studies.database.store import Store
-from studies.database.tables import FINALIST, PROMOTION, Run
+from studies.database.reader import Reader
+from studies.database.tables import Run, RunKind
 
 
 def export_study(storage: str | Path, name: str | None) -> dict[str, dict[str, Any] | str]:
@@ -19,11 +19,10 @@ def export_study(storage: str | Path, name: str | None) -> dict[str, dict[str, A
     Raises:
         StudyError: no such database or study.
     """
-    with Store.open(storage) as store:
-        study = store.study(name)
-        kinds = ("trial", FINALIST, PROMOTION)
-        runs = [run for kind in kinds for run in store.runs(study.id, kind=kind)]
-        best = store.best_run(study.id)
+    with Reader.snapshot(storage) as reader:
+        study = reader.study(name)
+        runs = [run for kind in RunKind for run in reader.runs(study.id, kind=kind)]
+        best = reader.best_run(study.id)
     files: dict[str, dict[str, Any] | str] = {
         "space.yaml": {
             "budget": float(study.budget_flops),

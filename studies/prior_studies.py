@@ -13,24 +13,18 @@ from typing import Any
 
 from budgetsweep.config import parse
 from budgetsweep.errors import DataError, StudyError
-from model.flops import Convention
 from studies.database.store import Store
+from studies.database.study_settings import StudySettings
 from studies.database.tables import Run, Study
 from studies.scaling.fitted_runs import PriorRuns
-from studies.space.search_space import SearchSpace
 from trainer.data.config import DataConfig
+from trainer.events import RunStatus
 
 DATA_NAMES = {"source": "data set", "validation": "validation set", "text_field": "text field"}
 """What names a study's data, in words."""
 
 
-def base_with_prior_studies(
-    store: Store,
-    name: str,
-    convention: Convention,
-    space: SearchSpace,
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
+def base_with_prior_studies(store: Store, name: str, settings: StudySettings) -> dict[str, Any]:
     """The run settings of a new study, with the validation tokens of its prior studies.
 
     Unless it has its own number of them. `name` is the new study's, `settings` name the prior ones.
@@ -38,9 +32,9 @@ def base_with_prior_studies(
     Raises:
         StudyError: there is no such study, or its runs cannot be compared.
     """
-    base: dict[str, Any] = settings["base"]
-    for other in _studies(store, name, settings["points_from"]):
-        _check_kind(other, convention, space.to_dict()["parameters"], settings)
+    base = settings.base
+    for other in _studies(store, name, settings.points_from):
+        _check_kind(other, settings)
         if base["data"].get("val_tokens") is None and other.val_tokens is not None:
             base = {**base, "data": {**base["data"], "val_tokens": other.val_tokens}}
     return base
@@ -57,11 +51,11 @@ def prior_runs(
     Raises:
         StudyError: there is no such study, or its runs cannot be compared with this one's.
     """
-    own = list(study.settings.get("points_from", ()))
+    own = list(study.settings.points_from)
     found: dict[str, list[Run]] = {}
     for other in _studies(store, study.name, [*own, *names]):
         _check(study, other, cache_dir)
-        runs = store.runs(other.id, statuses=("complete",))
+        runs = store.runs(other.id, statuses=(RunStatus.COMPLETE,))
         if other.name not in names:
             created = study.created_utc
             runs = [r for r in runs if r.finished_utc is not None and r.finished_utc <= created]
@@ -78,7 +72,7 @@ def _studies(store: Store, name: str, names: Iterable[str]) -> list[Study]:
 
 def _check(study: Study, other: Study, cache_dir: Path | None) -> None:
     """Refuse a study whose losses are not comparable with another's."""
-    _check_kind(other, study.convention, study.space["parameters"], study.settings)
+    _check_kind(other, study.settings)
     if other.val_checksum != study.val_checksum:
         tokens, advice = "", ""
         if other.val_tokens != study.val_tokens:
@@ -102,14 +96,14 @@ def _same_training_data(study: Study, other: Study, cache_dir: Path | None) -> b
     from trainer.data.prepare import open_prepared
 
     data = {
-        one.name: parse(DataConfig, one.settings["base"]["data"], "data") for one in (study, other)
+        one.name: parse(DataConfig, one.settings.base["data"], "data") for one in (study, other)
     }
     if any(config.train_tokens is None for config in data.values()):
         return False
     short, long = sorted((study, other), key=lambda one: data[one.name].train_tokens or 0)
     cut = data[long.name].model_copy(update={"train_tokens": data[short.name].train_tokens})
     try:
-        opened = open_prepared(cut, study.settings["base"]["tokenizer_encoding"], cache_dir)
+        opened = open_prepared(cut, study.settings.base["tokenizer_encoding"], cache_dir)
     except DataError as error:
         raise StudyError(
             f"--points-from {other.name}: its training set cannot be compared ({error})"
@@ -117,25 +111,19 @@ def _same_training_data(study: Study, other: Study, cache_dir: Path | None) -> b
     return opened.data_checksum == short.data_checksum
 
 
-def _check_kind(
-    other: Study, convention: str, parameters: Mapping[str, Any], settings: Mapping[str, Any]
-) -> None:
+def _check_kind(other: Study, settings: StudySettings) -> None:
     """Refuse a study of another kind, whatever its data hold."""
-    theirs, space = other.settings["base"], other.space["parameters"]
-    base = settings["base"]
+    both = (other.settings, settings)
     compared = {
-        "FLOP convention": (other.convention, convention),
-        "source of losses": (
-            other.settings.get("backend", "training"),
-            settings.get("backend", "training"),
-        ),
-        "tokenizer": (theirs["tokenizer_encoding"], base["tokenizer_encoding"]),
-        "architecture": (_fixed(space, "architecture"), _fixed(parameters, "architecture")),
-        "recipe": (_fixed(space, "recipe"), _fixed(parameters, "recipe")),
+        "FLOP convention": tuple(one.convention for one in both),
+        "source of losses": tuple(one.backend for one in both),
+        "tokenizer": tuple(one.base["tokenizer_encoding"] for one in both),
+        "architecture": tuple(_fixed(one.space["parameters"], "architecture") for one in both),
+        "recipe": tuple(_fixed(one.space["parameters"], "recipe") for one in both),
     }
-    if settings.get("location") is None:  # else a file, which its checksum names
+    if settings.location is None:  # else a file, which its checksum names
         for key, what in DATA_NAMES.items():
-            compared[what] = (theirs["data"].get(key), base["data"].get(key))
+            compared[what] = tuple(one.base["data"].get(key) for one in both)
     for what, values in compared.items():
         if values[0] != values[1]:
             before, now = ("none" if value is None else value for value in values)

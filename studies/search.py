@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit
-from budgetsweep.errors import ConfigError, StudyError
+from budgetsweep.constraint import Admitted, Limits, Rejected, admit
+from budgetsweep.errors import ConfigError, Reason, StudyError
 from studies.database.connection import storage_url
 from studies.database.store import Store
-from studies.database.tables import FINISHED_STATUSES, Run, Study
-from studies.execution.base import Backend, Executor
+from studies.database.study_settings import differences
+from studies.database.tables import Run, RunKind, Study
+from studies.execution.base import Executor
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher
 from studies.execution.training import check_same_data
 from studies.planning import Speed, TimePlan, measure_speed, measuring_seconds, plan_time
@@ -114,68 +115,22 @@ def _check_base(base: Mapping[str, Any], space: SearchSpace, settings: SearchSet
 def _open_study(
     store: Store, settings: SearchSettings, space: SearchSpace, base: dict[str, Any]
 ) -> Study:
-    stored_settings = {
-        "base": base,
-        "pruning": settings.pruning,
-        "rungs": str(settings.rungs),
-        "for_scale": settings.for_scale,
-        "points_from": list(settings.points_from),
-        "backend": settings.backend.name,
-        "location": settings.backend.location,
-        "sizes_only": settings.backend.sizes_only,
-    }
+    asked = settings.of_study(space, base)
     study = store.find_study(settings.study_name)
     if study is None:
-        stored_settings["base"] = base_with_prior_studies(
-            store, settings.study_name, settings.convention, space, stored_settings
+        base = base_with_prior_studies(store, settings.study_name, asked)
+        return store.create_study(settings.study_name, asked.model_copy(update={"base": base}))
+    for what, (old, new) in differences(study.settings, asked).items():
+        shown = f" ({old!r}, now {new!r})" if len(repr(old)) + len(repr(new)) < 80 else ""
+        raise StudyError(
+            f"study {study.name!r} was made with another {what}{shown}; its trials could not "
+            "be compared. Give the same as before, or another name with --study"
         )
-        return store.create_study(
-            name=settings.study_name,
-            budget_flops=settings.budget_flops,
-            convention=settings.convention,
-            sampler=settings.sampler,
-            seed=settings.seed,
-            space=space.to_dict(),
-            settings=stored_settings,
-        )
-    asked = {
-        "source of losses": (study.settings.get("backend", "training"), settings.backend.name),
-        "budget": (study.budget_flops, settings.budget_flops),
-        "convention": (study.convention, settings.convention),
-        "sampler": (study.sampler, settings.sampler),
-        "seed": (study.seed, settings.seed),
-        "pruning": (study.settings.get("pruning"), settings.pruning),
-        "rungs": (study.settings.get("rungs", "1"), str(settings.rungs)),
-        "list of studies whose runs are points": (
-            study.settings.get("points_from", []),
-            list(settings.points_from),
-        ),
-        "scale to search for": (study.settings.get("for_scale"), settings.for_scale),
-        "search space": (study.space, space.to_dict()),
-        "run settings": (
-            _comparable(study.settings["base"], settings.backend),
-            _comparable(base, settings.backend),
-        ),
-    }
-    for what, (old, new) in asked.items():
-        if old != new:
-            shown = f" ({old!r}, now {new!r})" if len(repr(old)) + len(repr(new)) < 80 else ""
-            raise StudyError(
-                f"study {study.name!r} was made with another {what}{shown}; its trials could not "
-                "be compared. Give the same as before, or another name with --study"
-            )
-    if study.settings.get("location") != settings.backend.location:  # it was moved
-        store.update_settings(study.id, {**study.settings, "location": settings.backend.location})
+    if study.settings.location != asked.location:  # the file was moved
+        moved = study.settings.model_copy(update={"location": asked.location})
+        store.update_settings(study.id, moved)
         return store.study(study.name)
     return study
-
-
-def _comparable(base: Mapping[str, Any], backend: Backend) -> dict[str, Any]:
-    """Base settings without the device and what the prepared data filled in."""
-    if backend.location is not None:  # a file is known by its checksum, not by its name
-        return {k: v for k, v in base.items() if k not in ("device", "data")}
-    data = {k: v for k, v in base["data"].items() if k not in ("train_tokens", "val_tokens")}
-    return {**{k: v for k, v in base.items() if k != "device"}, "data": data}
 
 
 def _search(
@@ -187,7 +142,7 @@ def _search(
     hooks: Hooks,
 ) -> SearchOutcome:
     study, data = _fix_data(store, study, space, settings, hooks)
-    base = study.settings["base"]
+    base = study.settings.base
     proposals = Proposals(
         storage_url(settings.storage) if settings.backend.keeps_sampler_state else None,
         study.name,
@@ -217,7 +172,7 @@ def _search(
             should_stop=hooks.should_stop,
         )
         if source.reason_to_stop() is None and not hooks.should_stop():
-            if not source.recovered and not store.runs(study.id, kind="trial"):
+            if not source.recovered and not store.runs(study.id, kind=RunKind.TRIAL):
                 plan = _announce(settings, space, base, source.limits, executor, hooks)
                 if plan is not None and not hooks.confirm(plan):
                     return _outcome(store, study, settings, "not started", finished=False)
@@ -252,15 +207,15 @@ def _fix_data(
     if study.val_checksum is not None:
         check_same_data(study, facts)
         return study, facts
-    base = {**study.settings["base"], "data": dict(data)}
-    store.set_study_data(study.id, facts, {**study.settings, "base": base})
+    base = {**study.settings.base, "data": dict(data)}
+    store.set_study_data(study.id, facts, study.settings.model_copy(update={"base": base}))
     return store.study(study.name), facts
 
 
 def _problem(space: SearchSpace, study: Study, settings: SearchSettings) -> SearchProblem:
     """What a sampler is told of the search."""
     limits = Limits(study.budget_flops, study.convention)
-    base, scale = study.settings["base"], study.settings.get("for_scale")
+    base, scale = study.settings.base, study.settings.for_scale
     return SearchProblem(
         space=space,
         limits=limits,
@@ -330,7 +285,7 @@ def _outcome(
         study_name=study.name,
         best=best,
         fit=fit,
-        n_finished=len(store.runs(study.id, kind="trial", statuses=FINISHED_STATUSES)),
+        n_finished=sum(r.status.is_finished for r in store.runs(study.id, kind=RunKind.TRIAL)),
         n_rejected=len(store.rejections(study.id)),
         reason=reason,
         finished=finished,

@@ -13,6 +13,7 @@ from budgetsweep.config import apply_overrides
 from budgetsweep.errors import ConfigError
 from model.flops import Convention
 from studies.database.connection import storage_url
+from studies.database.study_settings import StudySettings
 from studies.database.tables import Study
 from studies.execution.base import Backend
 from studies.execution.local_pool import no_gpu_to_share
@@ -137,8 +138,7 @@ class SearchSettings:
         """The same, with the rungs of a study that exists where none were asked for."""
         if not self.is_default_plan:
             return self
-        scale = study.settings.get("for_scale")
-        return replace(self, rungs=Rungs.of_study(study.settings), for_scale=scale)
+        return replace(self, rungs=study.settings.rungs, for_scale=study.settings.for_scale)
 
     @property
     def study_name(self) -> str:
@@ -174,6 +174,29 @@ class SearchSettings:
         }
         base |= self.backend.run_settings()
         return apply_overrides(base, self.overrides)
+
+    def of_study(self, space: SearchSpace, base: dict[str, Any]) -> StudySettings:
+        """What of it the study keeps.
+
+        Args:
+            space: from `resolved_space`.
+            base: from `base`.
+        """
+        return StudySettings(
+            backend=self.backend.name,
+            budget_flops=self.budget_flops,
+            convention=self.convention,
+            sampler=self.sampler,
+            seed=self.seed,
+            pruning=self.pruning,
+            rungs=self.rungs,
+            points_from=self.points_from,
+            for_scale=self.for_scale,
+            space=space.to_dict(),
+            base=base,
+            location=self.backend.location,
+            sizes_only=self.backend.sizes_only,
+        )
 
     def resolved_space(self) -> SearchSpace:
         """The space given or the built-in one, without what `--set` fixes.

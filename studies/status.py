@@ -6,11 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from studies.database.store import Store
-from studies.database.tables import FINALIST, PROMOTION, Run
+from studies.database.reader import Reader
+from studies.database.tables import Run, RunKind
 from studies.diagnosis import HEALTHY, NAMES, Diagnosis
 from studies.diagnosis.curves import COLUMNS, Curve
 from studies.diagnosis.study_runs import diagnose_runs
+from trainer.events import RunStatus
 
 
 def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
@@ -19,24 +20,22 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
     Raises:
         StudyError: no such database or study.
     """
-    with Store.open(storage) as store:
-        study = store.study(name)
-        trials = store.runs(study.id, kind="trial")
-        promotions = [
-            run for kind in (FINALIST, PROMOTION) for run in store.runs(study.id, kind=kind)
-        ]
-        ledger = store.ledger(study.id)
-        best = store.best_run(study.id)
+    with Reader.snapshot(storage) as reader:
+        study = reader.study(name)
+        runs = {kind: reader.runs(study.id, kind=kind) for kind in RunKind}
+        trials = runs[RunKind.TRIAL]
+        everything = [run for kind in RunKind for run in runs[kind]]
+        ledger = reader.ledger(study.id)
+        best = reader.best_run(study.id)
         rejections: dict[str, dict[str, Any]] = {}
-        for rejection in store.rejections(study.id):
+        for rejection in reader.rejections(study.id):
             entry = rejections.setdefault(rejection.reason, {"count": 0})
             entry["count"] += 1
             entry["example"] = rejection.detail
-        curves = Curve.each_of(store.curve_rows(study.id, COLUMNS))
-        judged = diagnose_runs((*trials, *promotions), study, curves)
+        judged = diagnose_runs(
+            everything, study, Curve.each_of(reader.curve_rows(study.id, COLUMNS))
+        )
         numbers = {run.id: run.number for run in trials}
-        everything = (*trials, *promotions)
-        unfinished = ("queued", "running", "interrupted")
         return {
             "study": study.name,
             "budget_flops": study.budget_flops,
@@ -44,25 +43,28 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
             "sampler": study.sampler,
             "seed": study.seed,
             "data": study.data_description,
-            "backend": study.settings.get("backend", "training"),
+            "backend": study.settings.backend,
             "val_tokens": study.val_tokens,
             "val_checksum": study.val_checksum,
             "trials": dict(Counter(run.status for run in trials)),
             "flops_planned": getattr(ledger.planned, study.convention),
             "flops_spent": getattr(ledger.spent, study.convention),
-            "flops_redone": getattr(ledger.redone, study.convention),
+            "flops_recomputed": getattr(ledger.recomputed, study.convention),
             "best": None if best is None else {**_facts(best), "verdicts": _names(judged, best)},
             "verdicts": _verdicts(judged, trials),
-            "unfinished": [_facts(run) for run in everything if run.status in unfinished],
-            "failed": [_facts(run) for run in everything if run.status == "failed"],
-            "promotions": [
-                {
-                    **_facts(run),
-                    "parent_number": numbers.get(run.parent_run_id or -1),
-                    "verdicts": _names(judged, run),
-                }
-                for run in promotions
-            ],
+            "unfinished": [_facts(run) for run in everything if not run.status.is_finished],
+            "failed": [_facts(run) for run in everything if run.status == RunStatus.FAILED],
+            **{
+                f"{kind}s": [
+                    {
+                        **_facts(run),
+                        "parent_number": numbers.get(run.parent_run_id or -1),
+                        "verdicts": _names(judged, run),
+                    }
+                    for run in runs[kind]
+                ]
+                for kind in (RunKind.FINALIST, RunKind.PROMOTION)
+            },
             "rejections": rejections,
         }
 

@@ -8,20 +8,21 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
-from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit
+from budgetsweep.constraint import Admitted, Limits, Rejected, admit
+from budgetsweep.errors import Reason
 from studies.database.store import Store, config_hash
-from studies.database.tables import FINISHED_STATUSES, Rejection, Run, Study
+from studies.database.tables import Rejection, Run, RunKind, Study
 from studies.execution.base import Executor
 from studies.execution.dispatcher import recover
 from studies.samplers.grid import SpaceExhausted
 from studies.samplers.objective import Objective
 from studies.samplers.proposals import Proposal, Proposals
 from studies.settings import SearchSettings
-from studies.space.rungs import Rungs, rung_budget
+from studies.space.rungs import rung_budget
 from studies.space.search_space import SearchSpace
 from studies.trackers.base import Observer
 from trainer.data.facts import DataFacts
-from trainer.events import Point, RunResult
+from trainer.events import Point, RunResult, RunStatus
 
 MAX_REJECTED_IN_A_ROW = 2_000
 """So many refusals in a row end a search: the space has hardly anything that fits."""
@@ -29,11 +30,11 @@ MAX_REJECTED_IN_A_ROW = 2_000
 
 def reconcile(store: Store, study: Study, proposals: Proposals, objective: Objective) -> None:
     """Tell Optuna what a killed dispatcher had stored but not told."""
-    runs = {run.number: run for run in store.runs(study.id, kind="trial")}
+    runs = {run.number: run for run in store.runs(study.id, kind=RunKind.TRIAL)}
     rejections = store.rejections(study.id)
     rejected = {rejection.number for rejection in rejections}
     rows: list[Run | Rejection] = [*runs.values(), *rejections]
-    rungs, n_runs = Rungs.of_study(study.settings), 0
+    rungs, n_runs = study.settings.rungs, 0
     for row in sorted(rows, key=lambda row: row.number):
         # A refused one had the rung of the next run.
         budget = rung_budget(rungs.of_trial(n_runs), study.budget_flops)
@@ -44,16 +45,16 @@ def reconcile(store: Store, study: Study, proposals: Proposals, objective: Objec
         run = runs.get(proposal.number)
         if proposal.number in rejected:
             proposals.fail(proposal.number)
-        elif run is not None and run.status in FINISHED_STATUSES:
+        elif run is not None and run.status.is_finished:
             tell(proposals, run, objective)
 
 
 def tell(proposals: Proposals, run: Run, objective: Objective) -> None:
     """Pass a finished trial's outcome to Optuna."""
-    value = objective.value(run) if run.status == "complete" else None
+    value = objective.value(run) if run.status == RunStatus.COMPLETE else None
     if value is not None:
         proposals.complete(run.number, value)
-    elif run.status == "pruned":
+    elif run.status == RunStatus.PRUNED:
         proposals.prune(run.number)
     else:
         proposals.fail(run.number)
@@ -91,17 +92,19 @@ class TrialSource:
             should_stop: asked between proposals.
         """
         self._store, self._study, self._settings = store, study, settings
-        self._space, self._base, self._data = space, study.settings["base"], data
+        self._space, self._base, self._data = space, study.settings.base, data
         self._proposals, self._objective = proposals, objective
         self._observer, self._should_stop = observer, should_stop
         self._started = time.monotonic()
-        self.recovered = [run for run in recover(store, study, executor) if run.kind == "trial"]
-        known = {run.number for run in store.runs(study.id, kind="trial")}
+        self.recovered = [
+            run for run in recover(store, study, executor) if run.kind == RunKind.TRIAL
+        ]
+        trials = store.runs(study.id, kind=RunKind.TRIAL)
+        known = {run.number for run in trials}
         known |= {rejection.number for rejection in store.rejections(study.id)}
         self._undecided = [p for p in proposals.open_proposals() if p.number not in known]
         self._hashes = store.config_hashes(study.id)
-        finished = store.runs(study.id, kind="trial", statuses=FINISHED_STATUSES)
-        self._n_started = len(finished)
+        self._n_started = sum(run.status.is_finished for run in trials)
         """Trials finished or in hand; recovered ones join when they are taken up."""
         self._best = store.best_run(study.id)
         self._rejected_in_a_row = 0
@@ -166,7 +169,7 @@ class TrialSource:
 
     def _tried(self, budget_flops: int) -> int:
         """Trials of a budget so far."""
-        trials = self._store.runs(self._study.id, kind="trial")
+        trials = self._store.runs(self._study.id, kind=RunKind.TRIAL)
         return sum(run.budget_flops == budget_flops for run in trials)
 
     def _decide(self, proposal: Proposal) -> Run | None:
@@ -189,7 +192,7 @@ class TrialSource:
         limit = self._settings.total_flops
         if limit is not None:
             committed = self._store.committed_flops(
-                self._study.id, self.limits.convention, kind="trial"
+                self._study.id, self.limits.convention, kind=RunKind.TRIAL
             )
             if committed + answer.charge_flops > limit:
                 self._ended = (
@@ -203,7 +206,7 @@ class TrialSource:
         self._n_started += 1
         run_id = self._store.add_run(
             study_id=self._study.id,
-            kind="trial",
+            kind=RunKind.TRIAL,
             number=proposal.number,
             params=proposal.settings,
             config=answer.config,
@@ -218,17 +221,7 @@ class TrialSource:
         return self._store.run(run_id)
 
     def _reject(self, proposal: Proposal, answer: Rejected) -> None:
-        self._store.add_rejection(
-            study_id=self._study.id,
-            number=proposal.number,
-            reason=answer.reason.value,
-            detail=answer.detail,
-            excess=answer.excess,
-            params=proposal.settings,
-            n_params=answer.n_params,
-            tokens=answer.tokens,
-            charge_flops=answer.charge_flops,
-        )
+        self._store.add_rejection(self._study.id, proposal.number, proposal.settings, answer)
         self._proposals.fail(proposal.number)
         self._observer.rejected(proposal.number, answer)
         self._rejected_in_a_row += 1
@@ -255,7 +248,7 @@ class TrialSource:
         del result  # it is in the run's row
         tell(self._proposals, run, self._objective)
         keep = self._settings.keep
-        if keep == "all" or run.status != "complete":
+        if keep == "all" or run.status != RunStatus.COMPLETE:
             return
         losers = [run]
         if (

@@ -24,6 +24,7 @@ from model.flops import (
     params_by_group,
 )
 from trainer.data.config import Count, DataConfig
+from trainer.identity import CountsAs, Identity, Ignored
 from trainer.optim import OptimizerKind, optimizer_kinds
 from trainer.optim.schedules import cosine_lr_schedule, trapezoid_lr_schedule
 from trainer.recipes import RECIPES, RUN_OPTIONS, Recipe, expanded
@@ -54,6 +55,9 @@ MAX_FLOPS = 10**30
 
 Rate = Annotated[float, Field(ge=0.0, le=1e3)]
 
+HOW_IT_RUNS = Ignored(Identity.RESULT, Identity.CHECKPOINT)
+"""Mark of a field that says how a run is carried out, not what it trains."""
+
 
 _PAIR_KEYS = frozenset(EncoderDecoderConfig.model_fields) - ModelConfig.model_fields.keys()
 _OTHER_KEYS = frozenset(ModelConfig.model_fields) - EncoderDecoderConfig.model_fields.keys()
@@ -74,7 +78,7 @@ Shape = Annotated[
 
 
 class RunConfig(StrictModel):
-    """Everything that decides a training run."""
+    """Everything that decides a training run; `trainer.identity` explains the marks."""
 
     architecture: Architecture = "decoder"
     """`decoder` learns to predict the next token, `encoder` masked tokens, `encoder-decoder` a
@@ -83,7 +87,7 @@ class RunConfig(StrictModel):
     recipe: Recipe = "gpt2"
     """What the options below and those of model_config are where they are not given: `gpt2` the
     course's, `modern` what gives the least loss for the FLOPs (docs/experiments.md)."""
-    output_dir: str = "outputs/run"
+    output_dir: Annotated[str, HOW_IT_RUNS] = "outputs/run"
     """Folder for model.pt, config.yaml, eval.json and checkpoints."""
     tokenizer_encoding: str = "gpt2"
     """A key of `TOKENIZER_VOCABULARIES`."""
@@ -109,9 +113,13 @@ class RunConfig(StrictModel):
     """Micro-batches in one optimiser step."""
     num_training_steps: Count | Literal["fill"] = "fill"
     """Optimiser steps; `fill`: the most that the budget affords."""
-    num_warmup_steps: Annotated[int, Field(ge=0, strict=True)] | None = None
+    num_warmup_steps: Annotated[
+        Annotated[int, Field(ge=0, strict=True)] | None, CountsAs("warmup_steps")
+    ] = None
     """Steps of linear warm-up from 0 to max_lr; None: from warmup_fraction."""
-    warmup_fraction: float | None = Field(default=None, ge=0.0, le=1.0)
+    warmup_fraction: Annotated[float | None, CountsAs("warmup_steps")] = Field(
+        default=None, ge=0.0, le=1.0
+    )
     """Warm-up as a share of the steps, instead of num_warmup_steps."""
     schedule: Literal["cosine", "linear", "wsd"] = "cosine"
     """From max_lr to min_lr after the warm-up: half a cosine, a line, or constant and then a line
@@ -122,9 +130,11 @@ class RunConfig(StrictModel):
     """A name of `trainer.optim.optimizer_kinds`."""
     max_lr: Rate
     """Peak learning rate."""
-    min_lr: Rate | None = None
+    min_lr: Annotated[Rate | None, CountsAs("final_lr")] = None
     """Learning rate at the end of the cosine; None: from min_lr_ratio."""
-    min_lr_ratio: float | None = Field(default=None, ge=0.0, le=1.0)
+    min_lr_ratio: Annotated[float | None, CountsAs("final_lr")] = Field(
+        default=None, ge=0.0, le=1.0
+    )
     """min_lr as a share of max_lr, instead of min_lr."""
     weight_decay: Rate = 0.1
     """Decoupled decay, on matrices only."""
@@ -133,24 +143,28 @@ class RunConfig(StrictModel):
     adam_eps: float = Field(default=1e-8, gt=0.0)
     grad_clip: float | None = Field(default=1.0, gt=0.0)
     """Largest gradient norm; None: no clipping."""
-    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True), Ignored(Identity.RESULT)] = 0
     """Seed of initialisation, data order and dropout."""
     autocast: Literal["auto", "bf16", "off"] = "auto"
     """bf16 autocast; auto: where the device computes bf16 natively."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Annotated[Literal["auto", "on", "off"], Ignored(Identity.RESULT)] = "auto"
     """torch.compile; auto: where the run is long enough to pay it back."""
-    cuda_graph: Literal["auto", "off"] = "auto"
+    cuda_graph: Annotated[Literal["auto", "off"], HOW_IT_RUNS] = "auto"
     """A training step captured as one graph on CUDA (`trainer.optimizer_steps`); auto: where it
     can be."""
-    budget_flops: Annotated[int, Field(ge=1, le=MAX_FLOPS)] | None = None
+    budget_flops: Annotated[
+        Annotated[int, Field(ge=1, le=MAX_FLOPS)] | None, CountsAs("num_training_steps")
+    ] = None
     """Training FLOPs that this run may spend; needed by `num_training_steps: fill`."""
     convention: Convention = Convention.NANOGPT
     """How training FLOPs are counted against the budget."""
     num_evals: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 5
     """Validation passes, at equal fractions of the run; the last one at its end."""
-    num_reports: Annotated[int, Field(ge=1, le=100_000, strict=True)] = 100
+    num_reports: Annotated[int, Field(ge=1, le=100_000, strict=True), Ignored(Identity.RESULT)] = (
+        100
+    )
     """Points of the training curve, at equal fractions of the run."""
-    checkpoint_seconds: float = Field(default=60.0, ge=0.0)
+    checkpoint_seconds: Annotated[float, HOW_IT_RUNS] = Field(default=60.0, ge=0.0)
     """Seconds between checkpoints; 0: after every step."""
 
     @field_validator("budget_flops", mode="before")

@@ -7,11 +7,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Literal
 
 Command = Literal["prune", "interrupt"]
+
+
+class RunStatus(StrEnum):
+    """Where a run is in its life; a training run itself ends in one of the last four."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    FAILED = "failed"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has ended for good."""
+        return self in (RunStatus.COMPLETE, RunStatus.PRUNED, RunStatus.FAILED)
+
+
 DeviceKind = Literal["cpu", "cuda", "mps"]
-Status = Literal["complete", "pruned", "interrupted", "failed"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,7 @@ class Checkpointed:
 class RunResult:
     """How a run ended, or stopped for now."""
 
-    status: Status
+    status: RunStatus
     step: int
     """Optimiser steps in the model's history."""
     steps_executed: int

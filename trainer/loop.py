@@ -12,7 +12,7 @@ from trainer.checkpoints.artefacts import read_finished
 from trainer.config import RunConfig
 from trainer.data.shards.tokens import TokenData
 from trainer.driver import Run
-from trainer.events import Command
+from trainer.events import Command, RunStatus
 from trainer.hardware.device import (
     flushing_denormals,
     is_out_of_memory,
@@ -78,11 +78,13 @@ def _train(config: RunConfig, data: TokenData, run_dir: Path, device: torch.devi
                 run.meter.charge(run.step)
                 run.train_step()
         except (NonFiniteLoss, FloatingPointError) as error:
-            return run.result("failed", str(error))
+            return run.result(RunStatus.FAILED, str(error))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            return run.result("failed", f"out of memory after step {run.step}: {_line(error)}")
+            return run.result(
+                RunStatus.FAILED, f"out of memory after step {run.step}: {_line(error)}"
+            )
         finally:
             run.forget()
 

@@ -23,7 +23,7 @@ from trainer.checkpoints.artefacts import write_artefacts
 from trainer.config import RunConfig
 from trainer.data.shards.tokens import TokenData
 from trainer.evaluation import Validation
-from trainer.events import Checkpointed, Command, Point, Progress, RunResult, Status
+from trainer.events import Checkpointed, Command, Point, Progress, RunResult, RunStatus
 from trainer.flop_meter import FlopMeter
 from trainer.hardware.compilation import forget_compiled, training_forward, wants_compile
 from trainer.hardware.device import (
@@ -226,9 +226,9 @@ class RunState:
     def finish(self, command: Command | None) -> RunResult:
         """End the run as the command says; without one it is complete."""
         if command == "interrupt":
-            return self.result("interrupted")
+            return self.result(RunStatus.INTERRUPTED)
         if command == "prune":
-            result = self.result("pruned")
+            result = self.result(RunStatus.PRUNED)
         else:
             facts = {
                 "data_checksum": self.data.data_checksum,
@@ -236,12 +236,17 @@ class RunState:
             }
             weights = {name: tensor.cpu() for name, tensor in self.model.state_dict().items()}
             result = write_artefacts(
-                self.run_dir, self.config, weights, self.points, self.result("complete"), facts
+                self.run_dir,
+                self.config,
+                weights,
+                self.points,
+                self.result(RunStatus.COMPLETE),
+                facts,
             )
         checkpoint.remove_checkpoints(self.run_dir)
         return result
 
-    def result(self, status: Status, reason: str | None = None) -> RunResult:
+    def result(self, status: RunStatus, reason: str | None = None) -> RunResult:
         """What is known now, as a result."""
         validation = self.validation
         losses = [p.train_loss_nats for p in self.points if p.train_loss_nats is not None]

@@ -21,6 +21,7 @@ from budgetsweep.cli.options import (
 )
 from budgetsweep.cli.signals import Signals
 from budgetsweep.formats import count, duration, flops, gib
+from trainer.events import RunStatus
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,10 +90,10 @@ def _promote(settings: PromoteSettings, console: Console, signals: Signals, *, y
             ),
         )
     run, trial = outcome.run, outcome.trial
-    if run is None or run.status in ("queued", "interrupted"):
+    if run is None or run.status in (RunStatus.QUEUED, RunStatus.INTERRUPTED):
         console.print("the same command again continues this promotion")
         return False
-    if run.status == "failed":
+    if run.status == RunStatus.FAILED:
         console.print(f"the promotion failed: {run.reason or ''}")
         return False
     assert run.val_loss_nats is not None

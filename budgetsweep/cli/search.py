@@ -31,6 +31,7 @@ from budgetsweep.cli.promote import print_answers
 from budgetsweep.cli.signals import Signals
 from budgetsweep.errors import ConfigError
 from budgetsweep.formats import count, duration, flops, gib
+from studies.database.tables import RunKind
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -223,7 +224,6 @@ def _search(settings: SearchSettings, console: Console, signals: Signals, *, yes
     from budgetsweep.cli.display import PrepareDisplay, settings_text
     from studies.database.connection import is_new_file
     from studies.database.store import Store
-    from studies.database.tables import FINISHED_STATUSES
     from studies.search import Hooks, search
     from studies.trackers import track
     from studies.trackers.base import Session
@@ -234,7 +234,8 @@ def _search(settings: SearchSettings, console: Console, signals: Signals, *, yes
         with Store.open(settings.storage, create=not settings.points_from) as store:
             study = store.find_study(settings.study_name)
             if study is not None:
-                n_done = len(store.runs(study.id, kind="trial", statuses=FINISHED_STATUSES))
+                trials = store.runs(study.id, kind=RunKind.TRIAL)
+                n_done = sum(run.status.is_finished for run in trials)
                 console.print(f"continuing study {study.name}: {n_done} trials done")
                 settings = settings.continuing(study)
     if n_done == 0:

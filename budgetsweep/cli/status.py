@@ -48,7 +48,7 @@ def _print_status(status: dict[str, Any], console: Console) -> None:
     spent, planned = status["flops_spent"], status["flops_planned"]
     console.print(
         f"FLOPs: {flops(spent)} spent of {flops(planned)} planned, "
-        f"{flops(status['flops_redone'])} of them recomputed after interruptions"
+        f"{flops(status['flops_recomputed'])} of them recomputed after interruptions"
     )
     best = status["best"]
     if best is not None:
@@ -101,10 +101,11 @@ def diagnose_command(
     """
     from budgetsweep.cli.display import new_console
     from studies.database.connection import storage_url
+    from studies.database.tables import RunKind
     from studies.diagnosis import diagnose
-    from studies.diagnosis.curve_files import read_curve, read_trial
+    from studies.diagnosis.curve_files import read_curve, read_run
 
-    numbers = {"trial": trial, "finalist": finalist, "promotion": promotion}
+    numbers = dict(zip(RunKind, (trial, finalist, promotion), strict=True))
     named = [(kind, number) for kind, number in numbers.items() if number is not None]
     if len(named) + (run is not None) != 1:
         raise ConfigError(
@@ -114,7 +115,7 @@ def diagnose_command(
     if run is not None:
         source = read_curve(run)
     else:
-        source = read_trial(storage_url(storage), study, *named[0])
+        source = read_run(storage_url(storage), study, *named[0])
     found, console = diagnose(source.curve, source.facts), new_console()
     if as_json:
         console.print_json(data=_as_data(source, found))

@@ -18,6 +18,7 @@ from budgetsweep.cli.options import (
 from budgetsweep.cli.signals import Signals
 from budgetsweep.errors import ConfigError
 from budgetsweep.formats import count, flops
+from trainer.events import RunStatus
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -120,8 +121,8 @@ def _train(
         trackers.run_started(view)
         result = drive(train_run(config, tokens, run_dir), answer)
         trackers.run_ended(view, result, result.val_loss_nats)
-    if result.status == "interrupted":
+    if result.status == RunStatus.INTERRUPTED:
         console.print("the same command again continues this run")
-    elif result.status == "complete":
+    elif result.status == RunStatus.COMPLETE:
         console.print(f"{run_dir}: model.pt, config.yaml, eval.json")
-    return result.status == "complete"
+    return result.status == RunStatus.COMPLETE

@@ -31,6 +31,7 @@ from reports.style.theme import (
 )
 from studies.database.tables import Run
 from studies.diagnosis.curves import FloatArray
+from trainer.events import RunStatus
 
 
 def history(facts: Facts) -> Chart | NoChart:
@@ -41,7 +42,7 @@ def history(facts: Facts) -> Chart | NoChart:
     by_number = sorted(facts.ranked, key=lambda r: r.number)
     numbers = np.array([r.number for r in by_number], dtype=float)
     losses = np.array([final_loss(r) for r in by_number])
-    failed = [float(r.number) for r in facts.trials if r.status == "failed"]
+    failed = [float(r.number) for r in facts.trials if r.status == RunStatus.FAILED]
     rejected = [float(r.number) for r in facts.rejections]
     last = max([*numbers, *failed, *rejected])
     since = sum(r.number > best.number for r in by_number)

@@ -11,6 +11,7 @@ from reports.facts import Facts, final_loss, run_config
 from reports.figures import scaling
 from reports.style.theme import Chart, NoChart
 from studies.scaling.result import ScalingFit
+from trainer.events import RunStatus
 
 NO_LAW = "Too few runs to fit a scaling law: the text above says what is missing."
 
@@ -81,7 +82,7 @@ def _promoted(
         size = {"n_params": float(n_params), "tokens": float(run.planned_tokens)}
         prediction = {**size, "loss_nats": predicted.val_loss_nats,
                       "low_nats": predicted.low_nats, "high_nats": predicted.high_nats}  # fmt: skip
-        ended = run.status == "complete" and known(run.val_loss_nats)
+        ended = run.status == RunStatus.COMPLETE and known(run.val_loss_nats)
         return prediction, {**size, "loss_nats": final_loss(run)} if ended else None
     if not record["candidates"]:
         return None, None

@@ -24,6 +24,7 @@ from reports.facts import (
 from reports.text.search import REASONS
 from studies.database.tables import Run
 from studies.space.search_space import Parameter
+from trainer.events import RunStatus
 
 TRIALS_PER_PARAMETER = 3
 FEWEST_TRIALS = 12
@@ -80,7 +81,7 @@ def _nothing_yet(facts: Facts) -> Iterator[Text]:
 
 
 def _failures(facts: Facts) -> Iterator[Text]:
-    failed = [run for run in facts.trials if run.status == "failed"]
+    failed = [run for run in facts.trials if run.status == RunStatus.FAILED]
     if not failed:
         return
     diverged = [r for r in failed if "nan" in (r.reason or "") or "inf" in (r.reason or "")]
@@ -276,13 +277,13 @@ def suited_params(run: Run, budget_flops: float) -> float | None:
 def _promotions(facts: Facts) -> Iterator[Text]:
     for run in facts.promotions:
         lead = f"{run.kind.capitalize()} {run.number}:"
-        if run.status == "failed":
+        if run.status == RunStatus.FAILED:
             yield Text(
                 f"it failed ({run.reason or 'no reason recorded'}). Promote again with a lower "
                 "learning rate (--set max_lr=…) or another trial.",
                 lead,
             )
-        elif run.status != "complete":
+        elif run.status != RunStatus.COMPLETE:
             yield Text("the same budgetsweep promote command continues it.", lead)
         else:
             yield from _finished_promotion(facts, run, lead)

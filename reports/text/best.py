@@ -24,11 +24,12 @@ from reports.document import Bullets, Card, Cards, Text
 from reports.facts import SEED_NOISE_NATS, Facts, final_loss, tokens_per_param
 from studies.database.tables import Run
 from trainer.config import PREDICTED
+from trainer.events import RunStatus
 
 
 def subtitle(facts: Facts) -> str:
     """The line under the report's title."""
-    complete = sum(run.status == "complete" for run in facts.trials)
+    complete = sum(run.status == RunStatus.COMPLETE for run in facts.trials)
     return (
         f"{flops(facts.study.budget_flops)} training FLOPs per trial ({facts.study.convention}) · "
         f"{plural(len(facts.trials), 'trial')}, {complete} complete"

@@ -7,7 +7,7 @@ from model.flops import Convention
 from reports.document import Table, Text
 from reports.facts import Costs, Facts
 from studies.database.ledger import Amount
-from studies.database.tables import FINISHED_STATUSES, Run
+from studies.database.tables import Run
 
 
 def cost(facts: Facts) -> list[Text | Table]:
@@ -45,11 +45,11 @@ def _sentences(facts: Facts, total: Costs, spent: Amount) -> str:
     parts = [f"{flops(charged, 4)} training FLOPs ({convention}) and {count(spent.tokens)} tokens"]
     if known(facts.wall_seconds):
         parts[0] += f" in {duration(facts.wall_seconds)} from the first start to the last finish"
-    ended = all(run.status in FINISHED_STATUSES for run in facts.data.runs)
+    ended = all(run.status.is_finished for run in facts.data.runs)
     parts[0] += "." if ended else " so far."
-    if total.redone.steps:
-        redone = total.redone.flops(convention)
-        parts.append(f"{percent(redone / charged)} of it was recomputed after interruptions.")
+    if total.recomputed.steps:
+        recomputed = total.recomputed.flops(convention)
+        parts.append(f"{percent(recomputed / charged)} of it was recomputed after interruptions.")
     shares = [run.planned_flops(convention) / run.budget_flops for run in facts.data.runs]
     over = sum(share > 1 for share in shares)
     if over:
@@ -70,7 +70,7 @@ def _device(run: Run) -> str:
 
 
 def _cells(costs: Costs, convention: Convention) -> list[str]:
-    amounts = (costs.planned, costs.spent, costs.redone)
+    amounts = (costs.planned, costs.spent, costs.recomputed)
     return [
         *(DASH if one is None else flops(one.flops(convention), 4) for one in amounts),
         count(costs.spent.tokens) if costs.spent is not None else DASH,
@@ -80,5 +80,5 @@ def _cells(costs: Costs, convention: Convention) -> list[str]:
 
 
 def _exact_cells(costs: Costs, convention: Convention) -> list[str]:
-    amounts = (costs.planned, costs.spent, costs.redone)
+    amounts = (costs.planned, costs.spent, costs.recomputed)
     return [DASH if one is None else f"{one.flops(convention):,}" for one in amounts]

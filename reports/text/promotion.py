@@ -16,6 +16,7 @@ from budgetsweep.formats import (
 from reports.document import Table, Text
 from reports.facts import Facts, tokens_per_param
 from studies.database.tables import Run
+from trainer.events import RunStatus
 
 
 def promotions(facts: Facts) -> list[Text | Table]:
@@ -41,7 +42,7 @@ def _sentence(run: Run, parent: Run | None) -> str:
     if known(run.epochs):
         number = f"{run.epochs:.3g}"
         plan += f" ({number} epoch{'' if number == '1' else 's'} of the training data)"
-    if run.status == "complete" and known(run.val_loss_nats):
+    if run.status == RunStatus.COMPLETE and known(run.val_loss_nats):
         text = f"{plan}: validation loss {loss(run.val_loss_nats)} nats, perplexity "
         text += perplexity(run.val_ppl)
         if parent is not None and known(parent.val_loss_nats):
@@ -50,7 +51,7 @@ def _sentence(run: Run, parent: Run | None) -> str:
             text += f", {loss(abs(gain), 3)} nats {word} its trial"
         return text + "."
     share = percent(run.step / run.num_steps)
-    if run.status == "failed":
+    if run.status == RunStatus.FAILED:
         return f"{plan}. It failed after {share}: {run.reason or 'no reason recorded'}."
     return f"{plan}. It is {run.status}, {share} done; its loss is not known yet."
 

@@ -9,6 +9,7 @@ from budgetsweep.formats import DASH, count, known, loss, percent, perplexity, p
 from reports.document import Bullets, Table, Text
 from reports.facts import Facts, final_loss
 from studies.database.tables import Prediction, Run
+from trainer.events import RunStatus
 
 COUNTED = {
     "charged": "active parameters: of a sampled softmax only the rows that are sampled",
@@ -117,7 +118,7 @@ def scores(facts: Facts) -> list[Text | Table]:
 
 
 def _has_loss(run: Run) -> bool:
-    return run.status == "complete" and known(run.val_loss_nats)
+    return run.status == RunStatus.COMPLETE and known(run.val_loss_nats)
 
 
 def _within(prediction: Prediction, run: Run) -> bool:

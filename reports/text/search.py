@@ -20,6 +20,7 @@ from budgetsweep.formats import (
 from reports.document import Bullets, Table, Text
 from reports.facts import BEST_FEW, Facts, as_number, tokens_per_param
 from studies.space.search_space import Parameter
+from trainer.events import RunStatus
 
 MOST_EXAMPLES = 10
 
@@ -43,7 +44,10 @@ def tried(facts: Facts) -> list[Text | Table]:
     """The proposals, the space, and how far the trials spread in it."""
     study = facts.study
     state = Counter(run.status for run in facts.trials)
-    order = ("complete", "running", "interrupted", "queued", "pruned", "failed")
+    order = (
+        RunStatus.COMPLETE, RunStatus.RUNNING, RunStatus.INTERRUPTED, RunStatus.QUEUED,
+        RunStatus.PRUNED, RunStatus.FAILED,
+    )  # fmt: skip
     states = ", ".join(f"{state[status]} {status}" for status in order if state[status])
     parts = [
         f"{plural(facts.n_proposals, 'proposal').capitalize()} by the {study.sampler} sampler "
@@ -131,7 +135,7 @@ def remarks(facts: Facts) -> list[Table]:
     rows = [
         [f"{run.kind} {run.number}", loss(run.val_loss_nats), run.reason]
         for run in (*facts.trials, *facts.promotions)
-        if run.status == "complete" and run.reason
+        if run.status == RunStatus.COMPLETE and run.reason
     ]
     head = ["run", "validation loss", "remark"]
     return [Table(head, rows, caption="Where losses come from", wide_text=True)] if rows else []
@@ -168,8 +172,8 @@ def rejected(facts: Facts) -> list[Text | Table]:
 
 def failed(facts: Facts) -> list[Text | Bullets]:
     """Runs that failed or were pruned, with their reasons."""
-    bad = [run for run in facts.data.runs if run.status == "failed"]
-    pruned = sum(run.status == "pruned" for run in facts.data.runs)
+    bad = [run for run in facts.data.runs if run.status == RunStatus.FAILED]
+    pruned = sum(run.status == RunStatus.PRUNED for run in facts.data.runs)
     blocks: list[Text | Bullets] = [Text("No run failed.")]
     if bad:
         items = [

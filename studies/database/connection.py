@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.pool import NullPool
 
 from budgetsweep.config import did_you_mean
 from budgetsweep.errors import StudyError
@@ -147,6 +148,42 @@ def open_engine(url: str, *, create: bool, busy_seconds: float = BUSY_SECONDS) -
     return engine
 
 
+def open_for_reading(url: str) -> Engine:
+    """Connect to a study database without the means to write it.
+
+    Raises:
+        StudyError: missing, foreign, damaged, not a database, or no answer.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return open_engine(url, create=False)
+    path = _sqlite_path(parsed)
+    _check_file(path, create=False, write=False)
+    mode = "mode=ro"
+    if not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists():
+        # SQLite would make a file beside a database in WAL mode; on a read-only disk it cannot,
+        # and nobody else can write there either.
+        mode = "immutable=1"
+    address = f"{path.as_uri()}?{mode}"
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
+    with clear_errors(str(path)), engine.connect() as connection:
+        _check_tables(connection, str(path), create=False, is_sqlite=True)
+    return engine
+
+
+def begin_snapshot(connection: Connection) -> None:
+    """Begin a transaction whose reads all see one moment of the database."""
+    if connection.dialect.name == "sqlite":
+        # Python's driver begins no transaction for reads; each would see its own moment.
+        connection.exec_driver_sql("BEGIN")
+    elif connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+
+
 def tune_sqlite(engine: Engine) -> None:
     """Give an engine made elsewhere (Optuna's) the same pragmas; every transaction may write.
 
@@ -214,14 +251,15 @@ def _write_ahead_log(cursor: Any) -> None:
             time.sleep(0.01)
 
 
-def _check_file(path: Path, *, create: bool) -> None:
+def _check_file(path: Path, *, create: bool, write: bool = True) -> None:
     try:
         if path.exists():
             with path.open("rb") as file:
                 head = file.read(len(_MAGIC))
             if head not in (b"", _MAGIC):
                 raise StudyError(f"{path} is not a SQLite database; give another file")
-            if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
+            writable = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+            if write and not writable:
                 raise StudyError(
                     f"{path} cannot be written; SQLite needs it and its folder writable"
                 )
@@ -250,7 +288,7 @@ def _check_tables(connection: Connection, where: str, *, create: bool, is_sqlite
 
 @contextmanager
 def clear_errors(where: str) -> Iterator[None]:
-    """Turn what a user can mend (lock, full disk, damage, lost server) into one clear line.
+    """Turn what a user can fix (lock, full disk, damage, lost server) into one clear line.
 
     Raises:
         StudyError: such an error. Anything else is a defect and passes unchanged.

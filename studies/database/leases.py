@@ -8,6 +8,7 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 from sqlalchemy import Connection, func, select, update
@@ -87,11 +88,7 @@ def acquire(connection: Connection, study_id: int, seconds: float) -> None:
     Raises:
         StudyError: another dispatcher holds it, is not known to be dead, and its time still runs.
     """
-    study = connection.execute(
-        select(Study.name, Study.lease_owner, Study.lease_until_utc)
-        .where(Study.id == study_id)
-        .with_for_update()
-    ).one()
+    study = _locked(connection, study_id)
     me = Owner.this_process()
     now = _now(connection)
     if study.lease_owner is not None:
@@ -108,11 +105,7 @@ def renew(connection: Connection, study_id: int, seconds: float) -> None:
     Raises:
         StudyError: it was given up, or another dispatcher has taken it over; stop working on it.
     """
-    study = connection.execute(
-        select(Study.name, Study.lease_owner, Study.lease_until_utc)
-        .where(Study.id == study_id)
-        .with_for_update()
-    ).one()
+    study = _locked(connection, study_id)
     if not _mine(study.lease_owner):
         if study.lease_owner is None:
             raise StudyError(f"study {study.name!r} is no longer held by this process; start again")
@@ -122,13 +115,16 @@ def renew(connection: Connection, study_id: int, seconds: float) -> None:
 
 def release(connection: Connection, study_id: int) -> None:
     """Give the lease back; nothing happens where another dispatcher has it."""
-    owner = connection.scalar(
-        select(Study.lease_owner).where(Study.id == study_id).with_for_update()
-    )
-    if _mine(owner):
+    if _mine(_locked(connection, study_id).lease_owner):
         connection.execute(
             update(Study).where(Study.id == study_id).values(lease_owner=None, lease_until_utc=None)
         )
+
+
+def _locked(connection: Connection, study_id: int) -> Any:
+    """Name, holder and end of a study's lease, locked until the transaction ends."""
+    query = select(Study.name, Study.lease_owner, Study.lease_until_utc)
+    return connection.execute(query.where(Study.id == study_id).with_for_update()).one()
 
 
 def _mine(owner: str | None) -> bool:

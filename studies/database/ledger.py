@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import operator
+from collections import defaultdict
+from dataclasses import astuple, dataclass
 
 from sqlalchemy import Connection, select
 
@@ -27,69 +29,58 @@ class Amount:
         return int(getattr(self, convention))
 
     def __add__(self, other: Amount) -> Amount:
-        return Amount(
-            self.steps + other.steps,
-            self.tokens + other.tokens,
-            self.nanogpt + other.nanogpt,
-            self.matmul + other.matmul,
-            self.mac + other.mac,
-        )
+        return Amount(*map(operator.add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)
-class LedgerTotals:
-    """What a study planned and spent so far."""
+class Spending:
+    """What a run, or all runs of a study, planned and spent so far."""
 
     planned: Amount = Amount()
-    """All steps of all admitted runs."""
+    """All steps of an admitted run."""
     spent: Amount = Amount()
     """Steps computed, as far as reported; those lost to a kill included."""
-    redone: Amount = Amount()
-    """Part of `spent` that a kill made worthless, as known when each run last stopped."""
-    last_entry: int = 0
-    """Id of the last entry counted."""
+    recomputed: Amount = Amount()
+    """Part of `spent` that a kill made worthless, as known when the run last stopped."""
+
+    def __add__(self, other: Spending) -> Spending:
+        return Spending(
+            self.planned + other.planned,
+            self.spent + other.spent,
+            self.recomputed + other.recomputed,
+        )
 
 
-def read_totals(
-    connection: Connection, study_id: int, known: LedgerTotals | None = None
-) -> LedgerTotals:
-    """Totals of a study; entries never change, so those that `known` counts are not read again."""
-    totals = known or LedgerTotals()
+def read_spending(connection: Connection, study_id: int) -> dict[int, Spending]:
+    """By run id; a run without entries is missing.
+
+    Sums are taken in Python: exact at any size, which a database's SUM is not.
+    """
     entries = connection.execute(
         select(
-            LedgerEntry.id,
+            LedgerEntry.run_id,
             LedgerEntry.entry,
             LedgerEntry.steps,
             LedgerEntry.tokens,
-            LedgerEntry.flops_nanogpt,
-            LedgerEntry.flops_matmul,
-            LedgerEntry.flops_mac,
-        )
-        .where(LedgerEntry.study_id == study_id, LedgerEntry.id > totals.last_entry)
-        .order_by(LedgerEntry.id)
+            *(getattr(LedgerEntry, f"flops_{convention}") for convention in Convention),
+        ).where(LedgerEntry.study_id == study_id)
     )
-    sums = {"planned": totals.planned, "spent": totals.spent}
-    last = totals.last_entry
-    for last, entry, *figures in entries:  # noqa: B007 - the last one is used below
-        sums[entry] += Amount(*figures)
-    return replace(totals, **sums, redone=_redone(connection, study_id), last_entry=last)
-
-
-def _redone(connection: Connection, study_id: int) -> Amount:
+    found: dict[int, Spending] = defaultdict(Spending)
+    for run_id, entry, *figures in entries:
+        found[run_id] += Spending(**{entry: Amount(*figures)})
     runs = connection.execute(
         select(
-            Run.steps_redone,
+            Run.id,
+            Run.steps_recomputed,
             Run.num_steps,
             Run.tokens_per_step,
-            Run.planned_flops_nanogpt,
-            Run.planned_flops_matmul,
-            Run.planned_flops_mac,
-        ).where(Run.study_id == study_id, Run.steps_redone > 0)
+            *(getattr(Run, f"planned_flops_{convention}") for convention in Convention),
+        ).where(Run.study_id == study_id, Run.steps_recomputed > 0)
     )
-    total = Amount()
-    for steps, num_steps, tokens_per_step, *planned in runs:
-        total += of_steps(steps, num_steps, tokens_per_step, planned)
-    return total
+    for run_id, steps, num_steps, tokens_per_step, *planned in runs:
+        lost = of_steps(steps, num_steps, tokens_per_step, planned)
+        found[run_id] += Spending(recomputed=lost)
+    return dict(found)
 
 
 def of_steps(steps: int, num_steps: int, tokens_per_step: int, planned: list[int]) -> Amount:

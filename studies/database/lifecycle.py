@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, delete, insert, select, update
@@ -15,18 +16,22 @@ from sqlalchemy import Connection, delete, insert, select, update
 from budgetsweep.errors import BudgetsweepError
 from studies.database import ledger
 from studies.database.ledger import Amount
-from studies.database.tables import FINISHED_STATUSES, LedgerEntry, Point, Run, Study
+from studies.database.tables import LedgerEntry, Point, Run, Study
 from trainer import events
+from trainer.events import RunStatus
 
 ARROWS = {
-    "queued": ("running",),
-    "running": ("interrupted", *FINISHED_STATUSES),
-    "interrupted": ("running",),
+    RunStatus.QUEUED: (RunStatus.RUNNING,),
+    RunStatus.RUNNING: (RunStatus.INTERRUPTED, *(s for s in RunStatus if s.is_finished)),
+    RunStatus.INTERRUPTED: (RunStatus.RUNNING,),
 }
 """Where a run may go from each status."""
 
 _POINT_COLUMNS = tuple(column.name for column in Point.__table__.columns)
 _POINTS_AT_ONCE = 500
+_RESULT_COLUMNS = {f.name for f in fields(events.RunResult)} & {*Run.__table__.columns.keys()}
+_MEASURED = [name for name in _RESULT_COLUMNS if name.endswith(("_nats", "_ppl", "_per_byte"))]
+"""Figures that can be NaN or infinite: then they are missing."""
 
 
 class IllegalChangeError(BudgetsweepError):
@@ -38,7 +43,7 @@ class RunState(NamedTuple):
 
     id: int
     study_id: int
-    status: str
+    status: RunStatus
     attempts: int
     started_utc: dt.datetime | None
     step: int
@@ -72,7 +77,7 @@ def lock_study(connection: Connection, study_id: int) -> None:
         raise IllegalChangeError(f"there is no study {study_id}")
 
 
-def lock_run(connection: Connection, run_id: int, *, to: str | None = None) -> RunState:
+def lock_run(connection: Connection, run_id: int, *, to: RunStatus | None = None) -> RunState:
     """The run, locked with its study (ledger ids then grow in order of commit).
 
     Raises:
@@ -99,10 +104,10 @@ def change(connection: Connection, run_id: int, **values: Any) -> None:
 
 def start(connection: Connection, run_id: int) -> int:
     """Queued or interrupted -> running; returns the attempt, from 1."""
-    run = lock_run(connection, run_id, to="running")
+    run = lock_run(connection, run_id, to=RunStatus.RUNNING)
     attempt = run.attempts + 1
     started = run.started_utc or now()
-    change(connection, run_id, status="running", attempts=attempt, started_utc=started)
+    change(connection, run_id, status=RunStatus.RUNNING, attempts=attempt, started_utc=started)
     return attempt
 
 
@@ -111,10 +116,10 @@ def executed(
 ) -> None:
     """Enter what the meter of a running or interrupted run shows, and its newest checkpoint."""
     run = lock_run(connection, run_id)
-    if run.status not in ("running", "interrupted"):
+    if run.status not in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
         raise IllegalChangeError(f"steps of run {run_id}, which is {run.status}")
     step = run.step if step is None else step
-    if run.status == "interrupted":
+    if run.status == RunStatus.INTERRUPTED:
         values = _rest(connection, run, step, steps_executed)
     else:
         _check_step(run, step, steps_executed)
@@ -125,42 +130,28 @@ def executed(
 
 def interrupt(connection: Connection, run_id: int, step: int, steps_executed: int) -> None:
     """Running -> interrupted; the run resumes after `step`."""
-    run = lock_run(connection, run_id, to="interrupted")
+    run = lock_run(connection, run_id, to=RunStatus.INTERRUPTED)
     rest = _rest(connection, run, step, steps_executed)
-    change(connection, run_id, status="interrupted", **rest)
+    change(connection, run_id, status=RunStatus.INTERRUPTED, **rest)
 
 
 def finish(connection: Connection, run_id: int, result: events.RunResult) -> None:
     """Running -> complete, pruned or failed; points after `result.step` are removed."""
-    if result.status not in FINISHED_STATUSES:
+    if not result.status.is_finished:
         raise IllegalChangeError(f"run {run_id} is {result.status}, not finished")
     run = lock_run(connection, run_id, to=result.status)
-    if result.status == "complete" and result.step != run.num_steps:
+    if result.status == RunStatus.COMPLETE and result.step != run.num_steps:
         raise IllegalChangeError(
             f"run {run_id} is complete at step {result.step} of {run.num_steps}"
         )
     rest = _rest(connection, run, result.step, result.steps_executed)
     connection.execute(delete(Point).where(Point.run_id == run_id, Point.step > result.step))
-    change(
-        connection,
-        run_id,
-        status=result.status,
-        reason=result.reason and storable(result.reason),
-        val_loss_nats=finite(result.val_loss_nats),
-        val_ppl=finite(result.val_ppl),
-        val_bits_per_byte=finite(result.val_bits_per_byte),
-        val_loss_stderr_nats=finite(result.val_loss_stderr_nats),
-        val_tokens=result.val_tokens,
-        train_loss_nats=finite(result.train_loss_nats),
-        train_seconds=result.train_seconds,
-        eval_seconds=result.eval_seconds,
-        peak_memory_bytes=result.peak_memory_bytes,
-        device_name=result.device_name and result.device_name[:200],
-        precision=result.precision,
-        compiled=result.compiled,
-        finished_utc=now(),
-        **rest,
-    )
+    values = {name: value for name, value in vars(result).items() if name in _RESULT_COLUMNS}
+    for name in _MEASURED:
+        values[name] = finite(values[name])
+    values["reason"] = result.reason and storable(result.reason)
+    values["device_name"] = result.device_name and result.device_name[:200]
+    change(connection, run_id, **{**values, **rest}, finished_utc=now())
 
 
 def _rest(connection: Connection, run: RunState, step: int, steps_executed: int) -> dict[str, int]:
@@ -170,7 +161,7 @@ def _rest(connection: Connection, run: RunState, step: int, steps_executed: int)
     return {
         "step": step,
         "steps_executed": steps_executed,
-        "steps_redone": steps_executed - step,
+        "steps_recomputed": steps_executed - step,
     }
 
 
@@ -217,7 +208,7 @@ def enter(
 def add_points(connection: Connection, run_id: int, points: Sequence[events.Point]) -> None:
     """Record points of a running run."""
     run = lock_run(connection, run_id)
-    if run.status != "running":
+    if run.status != RunStatus.RUNNING:
         raise IllegalChangeError(f"points of run {run_id}, which is {run.status}")
     for first in range(0, len(points), _POINTS_AT_ONCE):
         _put_points(connection, run_id, points[first : first + _POINTS_AT_ONCE])

@@ -3,49 +3,67 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
 
 from sqlalchemy import Engine, or_, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from budgetsweep.config import did_you_mean
 from budgetsweep.errors import StudyError
 from model.flops import Convention
 from studies.database import connection, ledger
-from studies.database.ledger import LedgerTotals
+from studies.database.ledger import Spending
 from studies.database.lifecycle import IllegalChangeError
-from studies.database.tables import FINISHED_STATUSES, Fit, Point, Prediction, Rejection, Run, Study
-
-CurveRow = tuple[float | None, ...]
-
-
-def curve_rows(
-    session: Session, study_id: int, columns: Sequence[str]
-) -> dict[int, list[CurveRow]]:
-    """Some columns of all points of a study, by run id and step, in one query."""
-    rows = session.execute(
-        select(Point.run_id, *(getattr(Point, name) for name in columns))
-        .join(Run, Run.id == Point.run_id)
-        .where(Run.study_id == study_id)
-        .order_by(Point.run_id, Point.step)
-    )
-    by_run: dict[int, list[CurveRow]] = defaultdict(list)
-    for run_id, *values in rows:
-        by_run[run_id].append(tuple(values))
-    return dict(by_run)
+from studies.database.tables import Fit, Point, Prediction, Rejection, Run, RunKind, Study
+from trainer.events import RunStatus
 
 
 class Reader:
     """Reads studies. Safe to use from several threads."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(
+        self, engine: Engine, where: str | None = None, session: Session | None = None
+    ) -> None:
         self.engine = engine
-        self._where = connection.describe(engine.url)
-        self._totals: dict[int, LedgerTotals] = {}
+        self._where = where or connection.describe(engine.url)
+        self._session = session
+        """That all queries share; None: each has its own."""
+
+    @classmethod
+    @contextmanager
+    def snapshot(cls, storage: str | Path) -> Iterator[Self]:
+        """A reader whose queries all see one moment of a database, and which cannot write.
+
+        Raises:
+            StudyError: no such database, or not a database of ours.
+        """
+        url = connection.storage_url(storage)
+        where = connection.describe(url)
+        engine = connection.open_for_reading(url)
+        try:
+            with connection.clear_errors(where), engine.connect() as opened:
+                connection.begin_snapshot(opened)
+                with Session(bind=opened, autoflush=False) as session:
+                    yield cls(engine, where, session)
+                opened.rollback()
+        except DBAPIError as error:
+            cause = " ".join(str(error.orig).split())
+            raise StudyError(
+                f"{where}: cannot be read as a study database of this version ({cause}); "
+                "continue the search once with this version, or give another --storage"
+            ) from error
+        finally:
+            engine.dispose()
 
     @contextmanager
     def _read(self) -> Iterator[Session]:
+        if self._session is not None:
+            yield self._session
+            return
         with (
             connection.clear_errors(self._where),
             Session(self.engine, expire_on_commit=False) as session,
@@ -96,8 +114,8 @@ class Reader:
         self,
         study_id: int,
         *,
-        kind: str | None = None,
-        statuses: Sequence[str] | None = None,
+        kind: RunKind | None = None,
+        statuses: Collection[RunStatus] | None = None,
     ) -> list[Run]:
         """Runs of a study by number."""
         query = select(Run).where(Run.study_id == study_id)
@@ -114,10 +132,19 @@ class Reader:
         with self._read() as session:
             return list(session.scalars(query))
 
-    def curve_rows(self, study_id: int, columns: Sequence[str]) -> dict[int, list[CurveRow]]:
-        """The learning curves of a study's runs by run id; a run without points is missing."""
+    def curve_rows(self, study_id: int, columns: Sequence[str]) -> dict[int, list[tuple[Any, ...]]]:
+        """Columns of the learning curves of all runs, by run id; one without points is missing."""
+        query = (
+            select(Point.run_id, *(getattr(Point, name) for name in columns))
+            .join(Run, Run.id == Point.run_id)
+            .where(Run.study_id == study_id)
+            .order_by(Point.run_id, Point.step)
+        )
+        rows: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
         with self._read() as session:
-            return curve_rows(session, study_id, columns)
+            for run_id, *values in session.execute(query):
+                rows[run_id].append(tuple(values))
+        return dict(rows)
 
     def config_hashes(self, study_id: int) -> set[str]:
         """`config_hash` of every run of a study."""
@@ -133,8 +160,8 @@ class Reader:
             select(Run)
             .where(
                 Run.study_id == study_id,
-                Run.kind == "trial",
-                Run.status == "complete",
+                Run.kind == RunKind.TRIAL,
+                Run.status == RunStatus.COMPLETE,
                 Run.val_loss_nats.is_not(None),
                 or_(Run.scale.is_(None), Run.scale == 1.0),
             )
@@ -145,7 +172,7 @@ class Reader:
             return session.scalar(query)
 
     def committed_flops(
-        self, study_id: int, convention: Convention, *, kind: str | None = None
+        self, study_id: int, convention: Convention, *, kind: RunKind | None = None
     ) -> int:
         """Training FLOPs that runs have spent, and that the unfinished ones may still take."""
         planned = getattr(Run, f"planned_flops_{convention}")
@@ -157,7 +184,7 @@ class Reader:
         total = 0
         with self._read() as session:
             for run in session.execute(query):
-                left = 0 if run.status in FINISHED_STATUSES else run.num_steps - run.step
+                left = 0 if run.status.is_finished else run.num_steps - run.step
                 total += (run.steps_executed + left) * (run.planned // run.num_steps)
         return total
 
@@ -179,9 +206,11 @@ class Reader:
         with self._read() as session:
             return list(session.scalars(query))
 
-    def ledger(self, study_id: int) -> LedgerTotals:
-        """What the study planned, spent and lost so far; exact."""
+    def spending(self, study_id: int) -> dict[int, Spending]:
+        """What each run planned, spent and lost so far, by run id; exact."""
         with self._read() as session:
-            totals = ledger.read_totals(session.connection(), study_id, self._totals.get(study_id))
-        self._totals[study_id] = totals
-        return totals
+            return ledger.read_spending(session.connection(), study_id)
+
+    def ledger(self, study_id: int) -> Spending:
+        """What the study planned, spent and lost so far; exact."""
+        return sum(self.spending(study_id).values(), Spending())

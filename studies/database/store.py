@@ -5,18 +5,16 @@ holds either all of a change or nothing of it. The life of a run:
 
     queued -> running -> complete | pruned | failed;  running -> interrupted -> running
 
-Errors that a user can mend (locked, full disk, damaged file) are `StudyError`s of one line; an
+Errors that a user can fix (locked, full disk, damaged file) are `StudyError`s of one line; an
 arrow that is not above is a defect of the caller, `IllegalChangeError`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -32,37 +30,47 @@ from studies.database.connection import (
     open_engine,
     storage_url,
 )
-from studies.database.ledger import Amount, LedgerTotals
+from studies.database.ledger import Amount
 from studies.database.lifecycle import IllegalChangeError
 from studies.database.migrations import migrate
 from studies.database.reader import Reader
-from studies.database.tables import Fit, Prediction, Rejection, Run, Study
+from studies.database.study_settings import StudySettings
+from studies.database.tables import (
+    Fit,
+    Prediction,
+    Rejection,
+    Run,
+    RunKind,
+    Study,
+    settings_columns,
+)
 from trainer import events
 from trainer.config import RunConfig
 from trainer.data.facts import DataFacts
+from trainer.events import RunStatus
+from trainer.identity import CountsAs, Identity, digest, identity, marked
 
-__all__ = ["Amount", "IllegalChangeError", "LedgerTotals", "Store", "config_hash"]
+if TYPE_CHECKING:
+    from budgetsweep.constraint import Rejected
+
+__all__ = ["IllegalChangeError", "Store", "config_hash"]
 
 
 def config_hash(config: RunConfig) -> str:
-    """SHA-256 of what decides a training run: what trains the same has the same hash.
+    """Equal for filled configurations that train the same but for the seed's luck.
 
-    Left out: the seed, folder, device, compilation, graphs and the cadence of reports and
-    checkpoints; the budget too where the number of steps is given. Warm-up and final learning rate
-    count as what they come to, however they are written.
+    Settings that are two ways to say one thing (a warm-up in steps or as a share) count as what
+    they come to.
+
+    Raises:
+        ConfigError: the configuration's number of steps is still open.
     """
-    data = config.to_dict()
-    for key in ("output_dir", "device", "seed", "num_reports", "checkpoint_seconds", "compile",
-                "cuda_graph"):  # fmt: skip
-        data.pop(key, None)
-    if config.num_training_steps != "fill":
-        for key in ("budget_flops", "convention", "num_warmup_steps", "warmup_fraction"):
-            data.pop(key, None)
-        data["warmup_steps"] = config.warmup_steps
-    for key in ("min_lr", "min_lr_ratio"):
-        data.pop(key, None)
-    data["final_lr"] = config.final_lr
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    _ = config.steps  # raises
+    data = identity(RunConfig, config.to_dict(), Identity.RESULT)
+    for name, mark in marked(RunConfig, CountsAs):
+        data.pop(name, None)
+        data[mark.name] = getattr(config, mark.name)
+    return digest(data)
 
 
 class Store(Reader):
@@ -115,17 +123,7 @@ class Store(Reader):
 
     # Studies ------------------------------------------------------------------------------------
 
-    def create_study(
-        self,
-        *,
-        name: str,
-        budget_flops: int,
-        convention: Convention,
-        sampler: str,
-        seed: int,
-        space: dict[str, Any],
-        settings: dict[str, Any],
-    ) -> Study:
+    def create_study(self, name: str, settings: StudySettings) -> Study:
         """Enter a new study.
 
         Raises:
@@ -135,17 +133,9 @@ class Store(Reader):
             raise StudyError(f"study name {name[:40]!r}: expected 1 to 200 printable characters")
         try:
             with self._write() as connection:
+                columns = settings_columns(settings)
                 connection.execute(
-                    insert(Study).values(
-                        name=name,
-                        created_utc=lifecycle.now(),
-                        budget_flops=budget_flops,
-                        convention=convention,
-                        sampler=sampler,
-                        seed=seed,
-                        space=space,
-                        settings=settings,
-                    )
+                    insert(Study).values(name=name, created_utc=lifecycle.now(), **columns)
                 )
         except IntegrityError as error:
             raise StudyError(
@@ -157,12 +147,12 @@ class Store(Reader):
         self,
         study_id: int,
         facts: DataFacts,
-        settings: dict[str, Any],
+        settings: StudySettings,
     ) -> None:
         """Record which data the study trains and is measured on, and the settings that fix them."""
         self._update_study(
             study_id,
-            settings=settings,
+            **settings_columns(settings),
             data_description=facts.description,
             data_checksum=facts.data_checksum,
             val_checksum=facts.val_checksum,
@@ -170,9 +160,9 @@ class Store(Reader):
             bytes_per_token=facts.bytes_per_token,
         )
 
-    def update_settings(self, study_id: int, settings: dict[str, Any]) -> None:
+    def update_settings(self, study_id: int, settings: StudySettings) -> None:
         """Replace the study's settings."""
-        self._update_study(study_id, settings=settings)
+        self._update_study(study_id, **settings_columns(settings))
 
     def _update_study(self, study_id: int, **values: Any) -> None:
         with self._write() as connection:
@@ -213,7 +203,7 @@ class Store(Reader):
         self,
         *,
         study_id: int,
-        kind: str,
+        kind: RunKind,
         number: int,
         params: dict[str, Any],
         config: RunConfig,
@@ -245,7 +235,7 @@ class Store(Reader):
             "number": number,
             "parent_run_id": parent_run_id,
             "scale": scale,
-            "status": "queued",
+            "status": RunStatus.QUEUED,
             "params": params,
             "config": config.to_dict(),
             "config_hash": config_hash(config),
@@ -390,7 +380,7 @@ class Store(Reader):
             if connection.scalar(select(Prediction.id).where(Prediction.run_id == run.id)):
                 return
             if connection.scalar(select(Run.attempts).where(Run.id == run.id)):
-                raise IllegalChangeError(f"run {run.id} has begun: too late to predict its loss")
+                raise IllegalChangeError(f"run {run.id} has started: too late to predict its loss")
             loss, low, high = loss_nats
             connection.execute(
                 insert(Prediction).values(
@@ -410,39 +400,22 @@ class Store(Reader):
     # Rejections ---------------------------------------------------------------------------------
 
     def add_rejection(
-        self,
-        *,
-        study_id: int,
-        number: int,
-        reason: str,
-        detail: str,
-        excess: float | None,
-        params: dict[str, Any],
-        n_params: int | None,
-        tokens: int | None,
-        charge_flops: int | None,
+        self, study_id: int, number: int, params: dict[str, Any], rejected: Rejected
     ) -> None:
         """Record a refused proposal; of one number only the first counts."""
+        known = select(Rejection.id).where(
+            Rejection.study_id == study_id, Rejection.number == number
+        )
         with self._write() as connection:
             lifecycle.lock_study(connection, study_id)
-            known = connection.scalar(
-                select(Rejection.id).where(
-                    Rejection.study_id == study_id, Rejection.number == number
-                )
-            )
-            if known is not None:
+            if connection.scalar(known) is not None:
                 return
             connection.execute(
                 insert(Rejection).values(
                     study_id=study_id,
                     number=number,
                     created_utc=lifecycle.now(),
-                    reason=reason,
-                    detail=detail,
-                    excess=lifecycle.finite(excess),
                     params=params,
-                    n_params=n_params,
-                    tokens=tokens,
-                    charge_flops=charge_flops,
+                    **{**vars(rejected), "excess": lifecycle.finite(rejected.excess)},
                 )
             )

@@ -3,14 +3,14 @@
 One row a study, a run, a point of a curve, a rejected proposal, a ledger entry. Missing is NULL
 with a status, never a plausible number; units are in the names; times are UTC. `reports` reads
 these tables, only `studies.database.store` writes them. A change of the schema is a numbered
-migration under `studies/migrations`.
+migration under `studies/database/migrations`.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     JSON,
@@ -29,13 +29,21 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from budgetsweep.config import parse
 from model.flops import Convention
+from studies.database.study_settings import StudySettings
+from trainer.events import RunStatus
 
-TRIAL_STATUSES = ("queued", "running", "interrupted", "complete", "pruned", "failed")
-FINISHED_STATUSES = ("complete", "pruned", "failed")
-FINALIST, PROMOTION = "finalist", "promotion"
-"""Kinds of runs that train a trial's shape with more than the budget: those of the search's own
-rungs above it, and those that the user asks for."""
+
+class RunKind(StrEnum):
+    """Why a run was made."""
+
+    TRIAL = "trial"
+    """A proposal of the sampler."""
+    FINALIST = "finalist"
+    """A trial's shape trained by the search itself at a budget level above the study's."""
+    PROMOTION = "promotion"
+    """A trial's shape trained at a larger budget because the user asked for it."""
 
 
 class ExactInt(TypeDecorator[int]):
@@ -75,14 +83,12 @@ class UtcDateTime(TypeDecorator[dt.datetime]):
         return None if value is None else value.replace(tzinfo=dt.UTC)
 
 
-def _values_of(words: type[StrEnum]) -> Enum:
-    """A column that holds the values of an enumeration as text."""
-    values = [word.value for word in words]
-    return Enum(words, native_enum=False, length=20, values_callable=lambda _: values)
-
-
 class Base(DeclarativeBase):
-    """Root of our tables; every name begins with `bs_`."""
+    """Root of our tables; every name begins with `bs_`. An enumeration is stored as its words."""
+
+    type_annotation_map: ClassVar = {
+        StrEnum: Enum(StrEnum, native_enum=False, length=40, values_callable=list),
+    }
 
 
 class Study(Base):
@@ -96,20 +102,20 @@ class Study(Base):
     created_utc: Mapped[dt.datetime] = mapped_column(UtcDateTime)
     budget_flops: Mapped[int] = mapped_column(ExactInt)
     """Training FLOPs that one trial may spend, in `convention`."""
-    convention: Mapped[Convention] = mapped_column(_values_of(Convention))
+    convention: Mapped[Convention]
     sampler: Mapped[str] = mapped_column(String(20))
     seed: Mapped[int] = mapped_column(BigInteger)
     space: Mapped[dict[str, Any]] = mapped_column(JSON)
     """The search space as `SearchSpace.to_dict()`."""
-    settings: Mapped[dict[str, Any]] = mapped_column(JSON)
-    """The rest of the search's settings (pruning, data, output folder …)."""
+    other_settings: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """What else `settings` holds."""
     data_description: Mapped[str | None] = mapped_column(Text)
     data_checksum: Mapped[str | None] = mapped_column(String(64))
     val_checksum: Mapped[str | None] = mapped_column(String(64))
     """SHA-256 of the study's fixed validation tokens."""
     val_tokens: Mapped[int | None] = mapped_column(BigInteger)
     bytes_per_token: Mapped[float | None] = mapped_column(Float)
-    """UTF-8 bytes a token of the validation text, for bits per byte."""
+    """UTF-8 bytes per token of the validation split, for bits per byte."""
     lease_owner: Mapped[str | None] = mapped_column(String(200))
     """Dispatcher that works on the study now (`studies.database.leases.Owner`)."""
     lease_until_utc: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
@@ -117,11 +123,38 @@ class Study(Base):
     @property
     def has_known_settings(self) -> bool:
         """Whether more than size, tokens and loss is known of its runs."""
-        return not self.settings.get("sizes_only", False)
+        return not self.settings.sizes_only
+
+    @property
+    def settings(self) -> StudySettings:
+        """What decides the study's outcome.
+
+        Raises:
+            ConfigError: a newer version wrote what this one does not know.
+        """
+        columns = {name: getattr(self, name) for name in SETTINGS_COLUMNS}
+        where = f"settings of study {self.name!r}"
+        return parse(StudySettings, {**self.other_settings, **columns}, where)
+
+    @settings.setter
+    def settings(self, settings: StudySettings) -> None:
+        for name, value in settings_columns(settings).items():
+            setattr(self, name, value)
+
+
+SETTINGS_COLUMNS = ("budget_flops", "convention", "sampler", "seed", "space")
+"""Fields of `StudySettings` that have columns of their own."""
+
+
+def settings_columns(settings: StudySettings) -> dict[str, Any]:
+    """The columns of a study's row that hold its settings."""
+    data = settings.model_dump(mode="json")
+    columns = {name: data.pop(name) for name in SETTINGS_COLUMNS}
+    return {**columns, "other_settings": data}
 
 
 class Run(Base):
-    """One training run: a trial of a search, or a finalist or promotion of one."""
+    """One training run: a trial of a search, or what was made of one at a larger budget."""
 
     __tablename__ = "bs_run"
     __table_args__ = (
@@ -129,25 +162,23 @@ class Run(Base):
         Index("ix_bs_run_study_status", "study_id", "status"),
         Index("ix_bs_run_best", "study_id", "kind", "status", "val_loss_nats", "number"),
         Index("ix_bs_run_config_hash", "study_id", "config_hash"),
-        Index("ix_bs_run_redone", "study_id", "steps_redone"),
+        Index("ix_bs_run_recomputed", "study_id", "steps_recomputed"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("bs_study.id"))
-    kind: Mapped[str] = mapped_column(String(20))
-    """`trial`, `finalist` or `promotion`."""
+    kind: Mapped[RunKind]
     number: Mapped[int] = mapped_column(Integer)
-    """Trial: the number of its Optuna trial. Others: 0, 1, … in a study."""
+    """Trial: the number of its Optuna trial. Other kinds: 0, 1, … in a study."""
     parent_run_id: Mapped[int | None] = mapped_column(ForeignKey("bs_run.id"))
-    """Finalist, promotion: the trial whose shape it trains."""
+    """The trial whose shape a finalist or promotion trains."""
     scale: Mapped[float | None] = mapped_column(Float)
-    """Its budget as a multiple of the study's; a trial has one where the study has rungs."""
-    status: Mapped[str] = mapped_column(String(20))
-    """One of `TRIAL_STATUSES`."""
+    """Its budget as a multiple of the study's; of a trial only where that has several levels."""
+    status: Mapped[RunStatus]
     reason: Mapped[str | None] = mapped_column(Text)
     """Why it failed or was pruned, in one line; of a replayed run, which one it stands for."""
     params: Mapped[dict[str, Any]] = mapped_column(JSON)
-    """What the sampler proposed, by name (others: what the rule changed)."""
+    """What the sampler proposed, by name; of a later kind what the rule of promotion changed."""
     config: Mapped[dict[str, Any]] = mapped_column(JSON)
     """The full run configuration, `RunConfig.to_dict()`; runs again unchanged."""
     config_hash: Mapped[str] = mapped_column(String(64))
@@ -173,7 +204,7 @@ class Run(Base):
     planned_flops_matmul: Mapped[int] = mapped_column(ExactInt)
     planned_flops_mac: Mapped[int] = mapped_column(ExactInt)
     epochs: Mapped[float | None] = mapped_column(Float)
-    """How often the run passes over its training text."""
+    """Passes over the training data."""
     estimated_memory_bytes: Mapped[int | None] = mapped_column(ExactInt)
 
     attempts: Mapped[int] = mapped_column(Integer, default=0)
@@ -182,7 +213,7 @@ class Run(Base):
     """Optimiser steps in the model's history; of a running run, those in its last checkpoint."""
     steps_executed: Mapped[int] = mapped_column(BigInteger, default=0)
     """Optimiser steps computed in all attempts, those lost to a kill included."""
-    steps_redone: Mapped[int] = mapped_column(BigInteger, default=0)
+    steps_recomputed: Mapped[int] = mapped_column(BigInteger, default=0)
     """Of these, the steps lost to a kill (not in the history), as known when it last stopped."""
     val_loss_nats: Mapped[float | None] = mapped_column(Float)
     val_ppl: Mapped[float | None] = mapped_column(Float)
@@ -201,7 +232,7 @@ class Run(Base):
 
     @property
     def has_whole_budget(self) -> bool:
-        """Whether a trial had the study's budget, not that of another rung."""
+        """Whether a trial had the study's budget, not that of another budget level."""
         return self.scale is None or self.scale == 1.0
 
     def planned_flops(self, convention: Convention) -> int:
@@ -245,7 +276,7 @@ class Rejection(Base):
     """Number of the proposal's Optuna trial (shared with runs: one sequence of proposals)."""
     created_utc: Mapped[dt.datetime] = mapped_column(UtcDateTime)
     reason: Mapped[str] = mapped_column(String(40))
-    """A value of `budgetsweep.constraint.Reason`."""
+    """A `budgetsweep.errors.Reason`; one of a newer version is shown as it is."""
     detail: Mapped[str] = mapped_column(Text)
     """One line with the figures."""
     excess: Mapped[float | None] = mapped_column(Float)
@@ -263,7 +294,7 @@ class LedgerEntry(Base):
 
     `planned`: entered when a run is admitted (steps = all its steps). `spent`: entered when a
     worker reports or when a dead worker's meter is read (steps = optimiser steps computed since
-    the last entry, redone ones included). Sums over a study are exact whole numbers.
+    the last entry, recomputed ones included). Sums over a study are exact whole numbers.
     """
 
     __tablename__ = "bs_ledger"

@@ -12,10 +12,12 @@ from typing import Any
 from budgetsweep.config import did_you_mean, load_yaml
 from budgetsweep.errors import DataError, StudyError
 from studies.csv_files import csv_rows, number, read_text
-from studies.database.store import Store
+from studies.database.reader import Reader
+from studies.database.tables import RunKind
 from studies.diagnosis.curves import COLUMNS, Curve
 from studies.diagnosis.facts import CurveFacts
 from studies.diagnosis.study_runs import facts_of_run
+from trainer.events import RunStatus
 
 ALIASES = {
     "step": ("step", "steps", "iter", "iteration", "global_step", "_step"),
@@ -82,23 +84,25 @@ def _bytes_per_token(path: Path) -> float | None:
     return value if math.isfinite(value) and value > 0 else None
 
 
-def read_trial(storage: str | Path, study_name: str | None, kind: str, number: int) -> CurveSource:
-    """The curve of a study's trial or promotion.
+def read_run(
+    storage: str | Path, study_name: str | None, kind: RunKind, number: int
+) -> CurveSource:
+    """The curve of a study's run.
 
     Raises:
         StudyError: no such database, study or run, or the run has no curve yet.
     """
-    with Store.open(storage) as store:
-        study = store.study(study_name)
-        runs = store.runs(study.id, kind=kind)
+    with Reader.snapshot(storage) as reader:
+        study = reader.study(study_name)
+        runs = reader.runs(study.id, kind=kind)
         run = next((run for run in runs if run.number == number), None)
         if run is None:
             numbers = [run.number for run in runs]
             known = f"it has {min(numbers)} to {max(numbers)}" if numbers else "it has none"
             raise StudyError(f"study {study.name}: no {kind} {number} ({known})")
-        points = store.points(run.id)
+        points = reader.points(run.id)
     name = f"{kind} {number} of study {study.name}"
-    if not points and run.status != "failed":
+    if not points and run.status != RunStatus.FAILED:
         raise StudyError(f"{name} has no curve yet (it is {run.status}): ask again later")
     return CurveSource(name, Curve.of(points), facts_of_run(run, study))
 

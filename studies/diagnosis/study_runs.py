@@ -11,8 +11,9 @@ from studies.diagnosis.curves import Curve
 from studies.diagnosis.diagnose import diagnose
 from studies.diagnosis.facts import CurveFacts
 from studies.diagnosis.verdicts import Diagnosis
+from trainer.events import RunStatus
 
-JUDGED = ("complete", "failed")
+JUDGED = (RunStatus.COMPLETE, RunStatus.FAILED)
 """Statuses of runs that are judged; the curve of another is not all there."""
 
 
@@ -21,7 +22,7 @@ def facts_of_run(run: Run, study: Study) -> CurveFacts:
     return CurveFacts.of_config(
         run.config,
         bytes_per_token=study.bytes_per_token,
-        failure=run.reason if run.status == "failed" else None,
+        failure=run.reason if run.status == RunStatus.FAILED else None,
     )
 
 
@@ -39,7 +40,7 @@ def diagnose_runs(
             continue
         facts = facts_of_run(run, study)
         curve = curves.get(run.id, Curve.of_rows([]))
-        if run.status == "failed":
+        if run.status == RunStatus.FAILED:
             is_judged = facts.diverged
         else:
             is_judged = bool(np.isfinite(curve.train_loss_nats).any())

@@ -22,7 +22,7 @@ from studies.execution.base import Executor
 from studies.execution.messages import Job, RunEvent, RunLost
 from studies.trackers.base import Observer, RunView
 from trainer.config import RunConfig
-from trainer.events import Checkpointed, Point, Progress, RunResult
+from trainer.events import Checkpointed, Point, Progress, RunResult, RunStatus
 
 LEASE_SECONDS = 60.0
 POLL_SECONDS = 0.2
@@ -191,11 +191,11 @@ class Dispatcher:
         if result.reason is not None:  # it may have ended without a readable meter
             run = self._store.run(run_id)
             executed = max(executed, run.steps_executed)
-            if result.status == "interrupted":
+            if result.status == RunStatus.INTERRUPTED:
                 step = run.step  # that of its last checkpoint
                 self._trouble = f"{run.kind} {run.number}: {result.reason}"
         result = dataclasses.replace(result, step=step, steps_executed=executed)
-        if result.status == "interrupted":
+        if result.status == RunStatus.INTERRUPTED:
             self._store.interrupt_run(run_id, step=step, steps_executed=executed)
         else:
             self._store.finish_run(run_id, result)
@@ -212,12 +212,12 @@ class Dispatcher:
             self._deaths[run_id] += 1
         deaths = self._deaths[run_id]
         result = RunResult(
-            status="interrupted", step=run.step, steps_executed=executed,
+            status=RunStatus.INTERRUPTED, step=run.step, steps_executed=executed,
             tokens=run.step * run.tokens_per_step, reason=lost.reason,
         )  # fmt: skip
         if deaths > MAX_DEATHS:
             reason = f"{lost.reason}, {deaths} times"
-            result = dataclasses.replace(result, status="failed", reason=reason)
+            result = dataclasses.replace(result, status=RunStatus.FAILED, reason=reason)
             self._store.finish_run(run_id, result)
             self._source.finished(self._store.run(run_id), result)
         else:
@@ -246,8 +246,8 @@ def recover(store: Store, study: Study, executor: Executor) -> list[Run]:
 
     A run that was `running` becomes `interrupted`; `queued` and `interrupted` ones stay so.
     """
-    for run in store.runs(study.id, statuses=("running",)):
+    for run in store.runs(study.id, statuses=(RunStatus.RUNNING,)):
         assert run.output_dir is not None
         executed = max(executor.steps_executed(Path(run.output_dir)), run.steps_executed)
         store.interrupt_run(run.id, step=run.step, steps_executed=executed)
-    return store.runs(study.id, statuses=("queued", "interrupted"))
+    return store.runs(study.id, statuses=(RunStatus.QUEUED, RunStatus.INTERRUPTED))

@@ -52,7 +52,7 @@ class Training(Backend):
         The first call decides: training tokens, what the cheapest shape of the space can use in one
         pass; validation tokens, what a tenth of the shortest run's time pays for.
         """
-        base = study.settings["base"]
+        base = study.settings.base
         config, tokenizer = parse(DataConfig, base["data"], "data"), base["tokenizer_encoding"]
         if study.val_checksum is None:
             config = self._fixed(study, space, config, workers, on_prepare)
@@ -75,7 +75,7 @@ class Training(Backend):
         """The numbers of tokens that all runs of a new study have, prepared."""
         from trainer.data.pairs import PairIndex
 
-        base = study.settings["base"]
+        base = study.settings.base
         limits = Limits(study.budget_flops, study.convention)
         sample = sample_space(space, base, limits, PLAN_SAMPLES, study.seed)
         train, pairs = wanted_train_tokens(sample), space.architecture == "encoder-decoder"

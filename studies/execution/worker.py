@@ -22,7 +22,7 @@ from budgetsweep.files import file_lock
 from studies.execution.messages import Job, Measured, RunEvent
 from trainer.config import RunConfig
 from trainer.driver import RunDriver, Verdict
-from trainer.events import DeviceInfo, RunResult, Status
+from trainer.events import DeviceInfo, RunResult, RunStatus
 
 if TYPE_CHECKING:
     from trainer.data.shards.tokens import TokenData
@@ -132,10 +132,12 @@ def _run(
     except _DispatcherGone:
         raise
     except (UserError, OSError) as error:  # a full disk, say: not this configuration's fault
-        result = _ended(job, "interrupted", _one_line(error))
+        result = _ended(job, RunStatus.INTERRUPTED, _one_line(error))
     except Exception as error:  # noqa: BLE001 - a defect in one run must not end the search
         traceback.print_exc(file=sys.stderr)
-        result = _ended(job, "failed", f"defect: {type(error).__name__}: {_one_line(error)}")
+        result = _ended(
+            job, RunStatus.FAILED, f"defect: {type(error).__name__}: {_one_line(error)}"
+        )
     release_gpu_memory()  # other workers may share the GPU
     connection.send(RunEvent(job.run_id, result))
 
@@ -174,7 +176,7 @@ def _locked(run_dir: Path) -> contextlib.AbstractContextManager[object]:
         ) from None
 
 
-def _ended(job: Job, status: Status, reason: str) -> RunResult:
+def _ended(job: Job, status: RunStatus, reason: str) -> RunResult:
     """A result with what the meter says; a folder that cannot be read says nothing."""
     from trainer.flop_meter import read_executed_steps
 

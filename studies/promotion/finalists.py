@@ -7,13 +7,14 @@ from fractions import Fraction
 
 from budgetsweep.errors import ConfigError
 from studies.database.store import Store
-from studies.database.tables import FINALIST, FINISHED_STATUSES, PROMOTION, Run, Study
+from studies.database.tables import Run, RunKind, Study
 from studies.execution.base import Executor
 from studies.prior_studies import prior_runs
 from studies.promotion.promote import PromoteHooks, PromoteSettings, run_promotion
 from studies.promotion.selection import Selection
 from studies.scaling.prediction import fit_study
 from studies.settings import SearchSettings
+from trainer.events import RunStatus
 
 
 def train_finalists(
@@ -38,12 +39,12 @@ def train_finalists(
         started = {
             run.parent_run_id: run
             for run in store.runs(study.id)
-            if run.kind in (FINALIST, PROMOTION) and run.scale == scale
+            if run.kind != RunKind.TRIAL and run.scale == scale
         }
         for selection in _finalists(store, study, settings, rung):
             trial = selection.trial
             known = started.get(trial.id)
-            if known is not None and known.status in FINISHED_STATUSES:
+            if known is not None and known.status.is_finished:
                 continue
             if hooks.should_stop() or out_of_time():
                 return f"the finalists at {scale:g} times the budget are not all trained"
@@ -63,7 +64,9 @@ def train_finalists(
                 cache_dir=settings.cache_dir,
             )
             try:
-                run_promotion(store, study, selection, promotion, executor, hooks, kind=FINALIST)
+                run_promotion(
+                    store, study, selection, promotion, executor, hooks, kind=RunKind.FINALIST
+                )
             except ConfigError as refused:
                 hooks.observer.message(f"finalist: trial {trial.number}: {refused}")
     return None
@@ -80,10 +83,12 @@ def _finalists(
     target = there
     if settings.for_scale is not None and settings.for_scale > rung:
         target = fit_study(study, below, settings.for_scale, prior)
-    trials = {run.id: run for run in runs if run.kind == "trial"}
+    trials = {run.id: run for run in runs if run.kind == RunKind.TRIAL}
     ordered = [trials[candidate.run_id] for candidate in target.candidates]
     if not ordered:
-        complete = [r for r in trials.values() if r.status == "complete" and r.has_whole_budget]
+        complete = [
+            r for r in trials.values() if r.status == RunStatus.COMPLETE and r.has_whole_budget
+        ]
         ordered = sorted(complete, key=lambda r: (r.val_loss_nats or 0.0, r.number))
     shapes: dict[str, Run] = {}
     for run in ordered:

@@ -15,16 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from budgetsweep.config import parse
 from budgetsweep.constraint import Admitted, Limits, Rejected, admit
-from budgetsweep.errors import ConfigError, StudyError
+from budgetsweep.errors import ConfigError, Reason, StudyError
 from studies.backends import backend_of
 from studies.database.connection import storage_url
 from studies.database.store import Store, config_hash
 from studies.database.tables import (
-    FINALIST,
-    FINISHED_STATUSES,
-    PROMOTION,
     Prediction,
     Run,
+    RunKind,
     Study,
 )
 from studies.execution.base import Executor
@@ -40,7 +38,7 @@ from studies.space.sample import Sample
 from studies.trackers.base import Observer
 from trainer.config import RunConfig
 from trainer.data.facts import DataFacts
-from trainer.events import Point, RunResult
+from trainer.events import Point, RunResult, RunStatus
 
 if TYPE_CHECKING:
     from trainer.data.prepare import PrepareProgress
@@ -159,7 +157,7 @@ def run_promotion(
     settings: PromoteSettings,
     executor: Executor,
     hooks: PromoteHooks,
-    kind: str = PROMOTION,
+    kind: RunKind = RunKind.PROMOTION,
 ) -> PromotionOutcome:
     """Train the finalist or promotion of a chosen trial; the study's lease is held.
 
@@ -214,7 +212,7 @@ def run_promotion(
         seconds=_seconds(admitted, executor),
         resumed_at_step=run.step,
     )
-    if run.status == "complete" or not hooks.on_plan(plan):
+    if run.status == RunStatus.COMPLETE or not hooks.on_plan(plan):
         return PromotionOutcome(trial, run, predicted)
     executor.start_all()
     source = _OneRun(run)
@@ -233,9 +231,9 @@ def _admitted(config: RunConfig, limits: Limits) -> Admitted:
     answer = admit(config, limits)
     if isinstance(answer, Rejected):
         advice = {
-            "too_many_epochs": "give more data, a smaller --scale, or --set data.max_epochs=N",
-            "out_of_memory": "set a smaller batch with --set batch_size=N",
-        }.get(answer.reason.value, "choose another --scale or --set")
+            Reason.TOO_MANY_EPOCHS: "give more data, a smaller --scale, or --set data.max_epochs=N",
+            Reason.OUT_OF_MEMORY: "set a smaller batch with --set batch_size=N",
+        }.get(answer.reason, "choose another --scale or --set")
         raise ConfigError(f"the promotion is refused: {answer.detail}; {advice}")
     return answer
 
@@ -254,13 +252,17 @@ def _find_or_add(
     admitted: Admitted,
     facts: DataFacts,
     executor: Executor,
-    kind: str,
+    kind: RunKind,
 ) -> Run:
     """The unfinished or complete run of just this configuration, or a new one."""
-    known = [run for run in store.runs(study.id) if run.kind in (FINALIST, PROMOTION)]
+    known = [run for run in store.runs(study.id) if run.kind != RunKind.TRIAL]
     digest = config_hash(admitted.config)
     for run in known:
-        if run.config_hash == digest and run.parent_run_id == trial.id and run.status != "failed":
+        if (
+            run.config_hash == digest
+            and run.parent_run_id == trial.id
+            and run.status != RunStatus.FAILED
+        ):
             recover(store, study, executor)
             return store.run(run.id)
     number = max((run.number for run in known if run.kind == kind), default=-1) + 1
@@ -300,7 +302,7 @@ class _OneRun:
     """A run source with a single run."""
 
     def __init__(self, run: Run) -> None:
-        self._run: Run | None = run if run.status not in FINISHED_STATUSES else None
+        self._run: Run | None = None if run.status.is_finished else run
 
     def next_run(self) -> Run | None:
         """The run, once."""

@@ -7,9 +7,10 @@ from typing import Literal
 
 from budgetsweep.errors import StudyError
 from studies.database.store import Store
-from studies.database.tables import Run, Study
+from studies.database.tables import Run, RunKind, Study
 from studies.scaling.prediction import StudyFit
 from trainer.config import RunConfig
+from trainer.events import RunStatus
 
 Select = Literal["measured", "predicted"]
 
@@ -39,13 +40,13 @@ def select_trial(
     Raises:
         StudyError: no such trial, or none that is complete, or there is no prediction.
     """
-    trials = {run.number: run for run in store.runs(study.id, kind="trial")}
+    trials = {run.number: run for run in store.runs(study.id, kind=RunKind.TRIAL)}
     if number is not None:
         if number not in trials:
             raise StudyError(
                 f"study {study.name!r} has no trial {number}; `budgetsweep status` lists them"
             )
-        if trials[number].status != "complete":
+        if trials[number].status != RunStatus.COMPLETE:
             raise StudyError(f"trial {number} is {trials[number].status}; choose a complete one")
         return Selection(trials[number], "trial", fit)
     if wanted != "measured" and fit.candidates:

@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from budgetsweep.errors import FitRefused
-from studies.database.tables import Run, Study
+from studies.database.tables import Run, RunKind, Study
 from studies.scaling.fitted_runs import FittedRuns, PriorRuns
 from studies.scaling.prediction import predict_run
 from studies.scaling.study_fit import StudyLaw, fit_runs
-from studies.space.rungs import Rungs
 
 REFIT_EACH_UNTIL = 50
 REFIT_GROWTH = 1.1
@@ -30,9 +29,9 @@ class Objective:
     def __init__(self, study: Study, runs: Iterable[Run], prior: PriorRuns | None = None) -> None:
         """Begin with the trials finished already, and runs of prior studies."""
         self._study = study
-        for_scale = study.settings.get("for_scale")
-        self.scale = 1.0 if for_scale is None else float(for_scale)
-        rungs = Rungs.of_study(study.settings)
+        for_scale = study.settings.for_scale
+        self.scale = 1.0 if for_scale is None else for_scale
+        rungs = study.settings.rungs
         compares = for_scale is not None or len(rungs.of_trials) > 1
         self.is_predicted = compares and study.sampler != "law"
         prior = prior if self.is_predicted else None
@@ -41,7 +40,9 @@ class Objective:
         """Runs there were when a run had finished, by its id."""
         self._fits: dict[int, StudyLaw | None] = {}
         """By the number of data points."""
-        finished = [run for run in runs if run.kind == "trial" and run.finished_utc is not None]
+        finished = [
+            run for run in runs if run.kind == RunKind.TRIAL and run.finished_utc is not None
+        ]
         for run in sorted(finished, key=lambda r: (r.finished_utc, r.id)):
             self.add(run)
 

@@ -10,6 +10,7 @@ from budgetsweep.config import parse
 from studies.database.tables import Run
 from studies.scaling.fit_data import FitPoint
 from trainer.config import RunConfig
+from trainer.events import RunStatus
 
 PriorRuns = Mapping[str, list[Run]]
 """Complete runs of prior studies by the name of their study."""
@@ -89,7 +90,7 @@ class FittedRuns:
 
         One without a loss says nothing.
         """
-        if run.status != "complete" or run.val_loss_nats is None:
+        if run.status != RunStatus.COMPLETE or run.val_loss_nats is None:
             return
         name = f"{run.kind} {run.number}" + (f" of {study}" if study else "")
         config = parse(RunConfig, run.config, name)

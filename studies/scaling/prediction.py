@@ -16,7 +16,7 @@ import numpy as np
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits, affordable_steps
 from budgetsweep.errors import ConfigError, FitRefused
-from studies.database.tables import Run, Study
+from studies.database.tables import Run, RunKind, Study
 from studies.scaling.fitted_runs import FittedRuns, PriorRuns
 from studies.scaling.rescaling import promoted_config
 from studies.scaling.result import LEVEL, LossPrediction
@@ -206,7 +206,7 @@ def _candidates(
 ) -> tuple[Candidate, ...]:
     found = []
     for run, config in zip(fitted.runs, fitted.configs, strict=True):
-        if run.study_id != study.id or run.kind != "trial":
+        if run.study_id != study.id or run.kind != RunKind.TRIAL:
             continue
         later, here = promoted(study, config, scale, law), predict_run(study, law, run, 1.0)
         if later is None:

@@ -58,7 +58,7 @@ class Untrained(Backend):
     ) -> tuple[Mapping[str, Any], DataFacts]:
         """Nothing is prepared."""
         del space, workers, on_prepare
-        data: Mapping[str, Any] = study.settings["base"]["data"]
+        data: Mapping[str, Any] = study.settings.base["data"]
         return data, self.facts()
 
     def promotion_data(

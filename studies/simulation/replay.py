@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from budgetsweep.constraint import Admitted, Reason, Rejected
-from budgetsweep.errors import ConfigError
+from budgetsweep.constraint import Admitted, Rejected
+from budgetsweep.errors import ConfigError, Reason
 from studies.database.tables import Run, Study
 from studies.execution.base import SearchRequest
 from studies.scaling.prediction import StudyFit
@@ -20,7 +20,7 @@ from studies.space.search_space import SearchSpace
 from trainer.checkpoints.artefacts import read_finished, write_untrained
 from trainer.config import RunConfig
 from trainer.driver import Run as TrainingRun
-from trainer.events import Point, RunResult
+from trainer.events import Point, RunResult, RunStatus
 
 TOKENS_PER_PARAM = 14.0
 """Of the first proposal, as of other searches (`studies.space.defaults`)."""
@@ -147,7 +147,7 @@ def replay_run(
     point = Point(step=config.steps, tokens=tokens, flops=flops, seconds=0.0, val_loss_nats=loss)
     yield point
     result = RunResult(
-        status="complete",
+        status=RunStatus.COMPLETE,
         step=config.steps,
         steps_executed=config.steps,
         tokens=tokens,

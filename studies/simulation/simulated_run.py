@@ -14,7 +14,7 @@ from studies.simulation.worlds import SimulatedWorld
 from trainer.checkpoints.artefacts import read_finished, write_untrained
 from trainer.config import RunConfig
 from trainer.driver import Run
-from trainer.events import Command, Point, Progress, RunResult, Status
+from trainer.events import Command, Point, Progress, RunResult, RunStatus
 from trainer.optim.schedules import fractions
 
 DEVICE_NAME = "simulated"
@@ -50,17 +50,17 @@ def simulate_run(config: RunConfig, world: SimulatedWorld, run_dir: Path | None 
     for step in sorted(run.point_steps):
         if run.diverging_step is not None and step >= run.diverging_step:
             reason = str(NonFiniteLoss(run.diverging_step, math.nan))
-            return run.result("failed", run.diverging_step, reason)
+            return run.result(RunStatus.FAILED, run.diverging_step, reason)
         point = run.point(step)
         if point.val_loss_nats is not None:
             tokens = point.tokens
             command = (yield Progress(step, config.steps, tokens, 0.0)) or command
         command = (yield point) or command
         if command == "prune" and step < config.steps:
-            return run.result("pruned", step)
+            return run.result(RunStatus.PRUNED, step)
         if command == "interrupt" and step < config.steps:
-            return run.result("interrupted", step)
-    result = run.result("complete", config.steps)
+            return run.result(RunStatus.INTERRUPTED, step)
+    result = run.result(RunStatus.COMPLETE, config.steps)
     return write_untrained(run_dir, config, run.points, result, world.checksum)
 
 
@@ -109,12 +109,12 @@ class _SimulatedRun:
         self.points.append(point)
         return point
 
-    def result(self, status: Status, step: int, reason: str | None = None) -> RunResult:
+    def result(self, status: RunStatus, step: int, reason: str | None = None) -> RunResult:
         """How it ended; an interrupted run keeps nothing of its steps."""
         executed, loss = step, self.val_loss
-        if status == "failed":
+        if status == RunStatus.FAILED:
             step -= 1  # the step that gave no number was computed and changed nothing
-        if status == "interrupted":
+        if status == RunStatus.INTERRUPTED:
             step, loss = 0, None
         return RunResult(
             status=status,

@@ -9,10 +9,8 @@ such rung costs about an eighth of what the trials at the whole budget would cos
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 from budgetsweep.errors import ConfigError
 
@@ -55,11 +53,6 @@ class Rungs:
                 f"--rungs {text[:40]!r}: expected multiples of the budget such as 0.1,0.3,1"
             ) from error
         return cls(multiples)
-
-    @classmethod
-    def of_study(cls, settings: Mapping[str, Any]) -> Rungs:
-        """Those of a study's row, from its settings."""
-        return cls.parse(settings.get("rungs", "1"))
 
     def __str__(self) -> str:
         return ",".join(f"{float(multiple):g}" for multiple in self.multiples)

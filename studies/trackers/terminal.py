@@ -14,8 +14,9 @@ from rich.text import Text
 
 from budgetsweep.constraint import Rejected
 from budgetsweep.formats import count, duration, flops
+from studies.database.tables import RunKind
 from studies.trackers.base import Observer, RunView, Session
-from trainer.events import Point, Progress, RunResult
+from trainer.events import Point, Progress, RunResult, RunStatus
 
 PLAIN_SECONDS = 10.0
 """Without a terminal a line of progress appears no more often than this."""
@@ -46,7 +47,7 @@ class Terminal(Observer):
         self._running[run.run_id] = (run, None)
         if run.resumed_at_step:
             self.message(f"{run.name} continues from step {run.resumed_at_step:,}")
-        elif run.kind == "promotion":
+        elif run.kind == RunKind.PROMOTION:
             self.message(f"{run.name} starts")
 
     def run_progress(self, run: RunView, progress: Progress) -> None:
@@ -55,7 +56,7 @@ class Terminal(Observer):
 
     def run_point(self, run: RunView, point: Point) -> None:
         """Long runs say their validation losses as they come."""
-        if run.kind != "trial" and point.val_loss_nats is not None:
+        if run.kind != RunKind.TRIAL and point.val_loss_nats is not None:
             self.message(
                 f"  step {point.step:,}/{run.config.steps:,}  val loss {point.val_loss_nats:.4f}  "
                 f"PPL {math.exp(point.val_loss_nats):,.1f}"
@@ -65,13 +66,13 @@ class Terminal(Observer):
         """One line a run."""
         self._running.pop(run.run_id, None)
         self._best = best_val_loss_nats
-        if result.status == "interrupted":
+        if result.status == RunStatus.INTERRUPTED:
             return
-        is_trial = run.kind == "trial"
+        is_trial = run.kind == RunKind.TRIAL
         self._n_done += is_trial
         self._spent += run.planned_flops * result.steps_executed // max(1, run.config.steps)
         outcome = f"{result.status}: {result.reason or ''}"
-        if result.val_loss_nats is not None and result.status == "complete":
+        if result.val_loss_nats is not None and result.status == RunStatus.COMPLETE:
             outcome = (
                 f"val loss {result.val_loss_nats:.4f}  PPL {math.exp(result.val_loss_nats):,.1f}"
             )

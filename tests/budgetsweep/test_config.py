@@ -120,7 +120,7 @@ def test_a_shape_that_does_not_fit_is_told_from_a_wrong_value() -> None:
         parse(RunConfig, apply_overrides(seed_data(), ["model_config.n_head=3"]), "t")
     with pytest.raises(ConfigError) as value:
         parse(RunConfig, apply_overrides(seed_data(), ["max_lr=-1"]), "t")
-    assert (shape.value.kind, value.value.kind) == ("invalid_shape", "invalid_value")
+    assert (shape.value.reason, value.value.reason) == ("invalid_shape", "invalid_value")
 
 
 def test_overrides_leave_the_original_alone_and_make_groups() -> None:

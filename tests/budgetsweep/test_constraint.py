@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from budgetsweep.constraint import (
     Admitted,
     Limits,
-    Reason,
     Rejected,
     admit,
     affordable_steps,
@@ -21,7 +20,7 @@ from budgetsweep.constraint import (
     fill,
     planned_flops,
 )
-from budgetsweep.errors import ConfigError
+from budgetsweep.errors import ConfigError, Reason
 from model.flops import Convention
 from trainer.config import RunConfig
 from trainer.events import DeviceInfo

@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one trial": {"trials": 1, "rejections": 0, "failed": 0, "promotion": None, "bits": False},
     "promotion running": {
         "trials": 8, "rejections": 3, "pruned": 1, "unfinished": 2, "promotion": "running",
-        "redone_steps": 40,
+        "recomputed_steps": 40,
     },
     "promotion failed": {
         "trials": 13, "rejections": 0, "failed": 0, "promotion": "failed", "repeats": 2,

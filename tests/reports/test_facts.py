@@ -94,7 +94,7 @@ def test_a_repeat_of_the_best_is_no_rival(study):
 
 
 def test_costs_are_the_ledgers_sums(study, tmp_path):
-    facts = study(trials=5, failed=1, rejections=0, redone_steps=17)
+    facts = study(trials=5, failed=1, rejections=0, recomputed_steps=17)
     costs = facts.costs(facts.trials)
     with Session(create_engine(f"sqlite:///{tmp_path / 'study.db'}")) as session:
         entries = session.scalars(select(LedgerEntry)).all()
@@ -105,11 +105,11 @@ def test_costs_are_the_ledgers_sums(study, tmp_path):
             if e.entry == "spent" and e.run_id in ids
         )  # fmt: skip
         assert costs.spent.flops(convention) == spent
-        redone = sum(
+        recomputed = sum(
             Fraction(17 * getattr(r, f"planned_flops_{convention}"), r.num_steps)
             for r in facts.trials
         )
-        assert costs.redone.flops(convention) == redone
+        assert costs.recomputed.flops(convention) == recomputed
     assert costs.train_seconds == pytest.approx(sum(r.train_seconds for r in facts.trials))
 
 

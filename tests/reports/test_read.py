@@ -7,9 +7,9 @@ from sqlalchemy import create_engine, func, select
 from sqlalchemy.orm import Session
 
 from budgetsweep.errors import StudyError
-from reports import read
 from reports.read import read_study
 from studies.database import connection as storage
+from studies.database.reader import Reader
 from studies.database.tables import Base, LedgerEntry, Point, Rejection, Run
 from tests.support.synthetic_study import BEGIN, fill_database
 
@@ -66,12 +66,20 @@ def test_a_foreign_file_is_said(tmp_path, content):
     assert path.read_bytes() == content
 
 
+def test_tables_of_another_version_are_said(study_file):
+    with sqlite3.connect(study_file) as connection:
+        connection.execute("ALTER TABLE bs_run DROP COLUMN epochs")
+    connection.close()
+    with pytest.raises(StudyError, match="cannot be read as a study database of this version"):
+        read_study(str(study_file))
+
+
 def test_another_programs_tables_are_said(tmp_path):
     path = tmp_path / "other.db"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE songs (title TEXT)")
     connection.close()
-    with pytest.raises(StudyError, match="cannot be read as a study database of this version"):
+    with pytest.raises(StudyError, match="holds no study of budgetsweep"):
         read_study(str(path))
 
 
@@ -107,7 +115,7 @@ def test_reading_changes_nothing(study_file):
 
 
 def test_the_connection_cannot_write(study_file):
-    engine = read._engine(storage.storage_url(study_file))
+    engine = storage.open_for_reading(storage.storage_url(study_file))
     with engine.connect() as connection, pytest.raises(Exception, match="readonly"):
         connection.exec_driver_sql("DELETE FROM bs_run")
     engine.dispose()
@@ -129,14 +137,14 @@ def test_all_tables_show_one_moment(study_file, monkeypatch):
     """A commit between two of our reads is in neither."""
     writer = sqlite3.connect(study_file, isolation_level=None, timeout=0)
     writer.execute("PRAGMA journal_mode = WAL")
-    read_ledger = read._read_ledger
+    spending = Reader.spending
 
-    def commit_then_read(session, study_id):
+    def commit_then_read(reader, study_id):
         writer.execute("DELETE FROM bs_ledger")
         writer.execute("DELETE FROM bs_point")
-        return read_ledger(session, study_id)
+        return spending(reader, study_id)
 
-    monkeypatch.setattr(read, "_read_ledger", commit_then_read)
+    monkeypatch.setattr(Reader, "spending", commit_then_read)
     data = read_study(str(study_file))
     writer.close()
     assert len(data.spending) == len(data.runs)
@@ -146,7 +154,7 @@ def test_all_tables_show_one_moment(study_file, monkeypatch):
 @pytest.mark.parametrize("as_root", [True, False])
 def test_a_write_protected_copy_is_read(study_file, tmp_path, monkeypatch, as_root):
     if not as_root:  # whoever runs the tests: the folder counts as one that cannot be written
-        monkeypatch.setattr(read.os, "access", lambda path, mode: False)
+        monkeypatch.setattr(storage.os, "access", lambda path, mode: False)
     engine = create_engine(f"sqlite:///{study_file}")
     with engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA journal_mode = WAL")

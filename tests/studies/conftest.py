@@ -17,6 +17,7 @@ from sqlalchemy import create_engine, make_url, text
 
 from studies.database import tables
 from studies.database.store import Store
+from tests.support.tiny_studies import study_settings
 from trainer.config import RunConfig
 
 POSTGRES = os.environ.get("BUDGETSWEEP_TEST_POSTGRES")
@@ -48,18 +49,10 @@ def store(database: str) -> Iterator[Store]:
 
 @pytest.fixture
 def new_study() -> Callable[..., tables.Study]:
-    """Enter a study; keywords replace the defaults."""
+    """Enter a study; keywords replace the defaults of `study_settings`."""
 
     def create(store: Store, name: str = "s", **changes: Any) -> tables.Study:
-        values: dict[str, Any] = {
-            "budget_flops": 10**15,
-            "convention": "nanogpt",
-            "sampler": "tpe",
-            "seed": 0,
-            "space": {"parameters": {"n_embd": {"value": 16}}},
-            "settings": {"pruner": None},
-        }
-        return store.create_study(name=name, **{**values, **changes})
+        return store.create_study(name, study_settings(**changes))
 
     return create
 

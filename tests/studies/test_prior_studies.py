@@ -95,7 +95,7 @@ def test_promote_takes_points_of_studies_that_are_named(copied: Path) -> None:
     # The study's own choice stays what it is.
     assert promote(PromoteSettings(**asked), PromoteHooks()).run.id == without.run.id  # type: ignore[union-attr]
     with Store.open(copied / "s.db") as store:
-        assert store.study("alone").settings["points_from"] == []
+        assert store.study("alone").settings.points_from == ()
 
 
 def test_what_a_prior_study_finds_later_changes_no_search(copied: Path) -> None:
@@ -111,7 +111,8 @@ def test_samplers_are_given_predictions_from_the_first_trial_on(copied: Path) ->
     """tpe hears what a shape will reach; with prior points there is a law at once."""
     with Store.open(copied / "s.db") as store:
         study = store.study("large")
-        study.sampler, study.settings = "tpe", {**study.settings, "for_scale": 100.0}
+        changes = {"sampler": "tpe", "for_scale": 100.0}
+        study.settings = study.settings.model_copy(update=changes)
         first = store.runs(study.id, kind="trial")[0]
         assert Objective(study, []).value(first) is None
         value = Objective(study, [], prior_runs(store, study)).value(first)

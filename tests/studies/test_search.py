@@ -69,7 +69,7 @@ def test_every_trial_is_complete_and_within_its_budget(straight: Path) -> None:
     with Store.open(settings.storage) as store:
         ledger = store.ledger(study.id)
         assert ledger.spent == ledger.planned
-        assert ledger.redone.steps == 0
+        assert ledger.recomputed.steps == 0
         assert ledger.spent.nanogpt == sum(run.planned_flops_nanogpt for run in runs)
         points = store.points(runs[0].id)
     assert [p.step for p in points if p.val_loss_nats is not None][-1] == runs[0].num_steps
@@ -153,7 +153,7 @@ def test_stopped_and_continued_equals_uninterrupted(straight: Path, tmp_path: Pa
     assert facts(runs) == facts(expected)
     with Store.open(again.storage) as store:
         ledger = store.ledger(study.id)
-        assert ledger.spent == ledger.planned  # interrupted after a checkpoint: nothing is redone
+        assert ledger.spent == ledger.planned  # interrupted after a checkpoint
         for run, other in zip(runs, expected, strict=True):
             with Store.open(settings.storage) as first:
                 wanted = first.points(other.id)
@@ -223,7 +223,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_run_twice(straight: Path, tmp_p
         ledger = store.ledger(study.id)
         assert ledger.planned.steps == sum(run.num_steps for run in runs)
         assert ledger.spent.steps == sum(run.steps_executed for run in runs)
-        assert ledger.spent.steps - ledger.redone.steps == ledger.planned.steps
+        assert ledger.spent.steps - ledger.recomputed.steps == ledger.planned.steps
     optuna_trials = optuna.load_study(study_name="tiny", storage=f"sqlite:///{storage}").trials
     assert [t.state.name for t in optuna_trials] == ["COMPLETE"] * len(runs)
 
@@ -438,7 +438,7 @@ def test_a_deleted_run_folder_keeps_the_ledger_exact(tmp_path: Path) -> None:
     assert runs[0].status == "complete"
     assert runs[0].steps_executed == done + runs[0].num_steps
     with Store.open(settings.storage) as store:
-        assert store.ledger(study.id).redone.steps == done
+        assert store.ledger(study.id).recomputed.steps == done
         assert recover(store, study) == []
 
 

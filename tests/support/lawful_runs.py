@@ -13,7 +13,7 @@ from studies.database.tables import Run, Study
 from studies.scaling.law import PUBLISHED, ScalingLaw, steplaw_batch_tokens, steplaw_lr
 from studies.space.rungs import Rungs, rung_budget
 from trainer.config import RunConfig
-from trainer.events import RunResult
+from trainer.events import RunResult, RunStatus
 
 BUDGET = 10**15
 LAW = PUBLISHED["porian2024-refinedweb"]
@@ -63,7 +63,7 @@ def enter(store: Store, study: Study, number: int, config: RunConfig, **changes:
     store.finish_run(
         run_id,
         RunResult(
-            status="complete", step=config.steps, steps_executed=config.steps,
+            status=RunStatus.COMPLETE, step=config.steps, steps_executed=config.steps,
             tokens=config.total_tokens, val_loss_nats=loss, val_ppl=math.exp(loss),
             val_loss_stderr_nats=0.005,
         ),

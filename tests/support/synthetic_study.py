@@ -23,6 +23,7 @@ from model.flops import Convention, count_params, flops_per_token
 from studies.database.ledger import of_steps
 from studies.database.tables import Base, LedgerEntry, Point, Rejection, Run, Study
 from studies.space.search_space import SearchSpace
+from tests.support.tiny_studies import study_settings
 from trainer.config import RunConfig
 
 BEGIN = dt.datetime(2026, 3, 1, 9, 0, tzinfo=dt.UTC)
@@ -67,7 +68,7 @@ class Plan:
     convention: str = "nanogpt"
     repeats: int = 0
     """Extra runs of the first configuration with other seeds."""
-    redone_steps: int = 0
+    recomputed_steps: int = 0
     bits: bool = True
     text: str = ""
     """Goes into every text of the study: for hostile strings."""
@@ -92,9 +93,11 @@ class _Writer:
         self.clock = BEGIN
         self.proposed: dict[int, dict[str, Any]] = {}
         self.study = Study(
-            name=plan.name + plan.text, created_utc=BEGIN, budget_flops=plan.budget,
-            convention=plan.convention, sampler="tpe", seed=0, space=self.space.to_dict(),
-            settings={"data": {"source": "c4"}, "note": plan.text},
+            name=plan.name + plan.text, created_utc=BEGIN,
+            settings=study_settings(
+                budget_flops=plan.budget, convention=plan.convention, space=self.space.to_dict(),
+                base={"data": {"source": "c4"}, "output_dir": plan.text},
+            ),
             data_description="C4, en, streamed" + plan.text, data_checksum="d" * 64,
             val_checksum="v" * 64, val_tokens=2_000_000,
             bytes_per_token=BYTES_PER_TOKEN if plan.bits else None,
@@ -188,8 +191,8 @@ class _Writer:
             **{f"planned_flops_{c}": value for c, value in planned.items()},
             epochs=steps * config.tokens_per_step / 4e8, estimated_memory_bytes=3 << 30,
             attempts=1, step=int(steps * done),
-            steps_executed=int(steps * done) + self.plan.redone_steps,
-            steps_redone=self.plan.redone_steps,
+            steps_executed=int(steps * done) + self.plan.recomputed_steps,
+            steps_recomputed=self.plan.recomputed_steps,
             created_utc=start, started_utc=start,
         )  # fmt: skip
         if status != "running":

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from budgetsweep.config import parse
-from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit, epochs
-from budgetsweep.errors import ConfigError, DataError
+from budgetsweep.constraint import Admitted, Limits, Rejected, admit, epochs
+from budgetsweep.errors import ConfigError, DataError, Reason
 from model.encoder import EncoderLM
 from model.encoder_decoder import EncoderDecoderLM
 from tests.support.tiny_runs import assert_same_run, drive, tiny_config, tiny_data

@@ -19,7 +19,7 @@ from budgetsweep.errors import CheckpointError
 from budgetsweep.files import atomic_file, write_text_atomically
 from trainer.checkpoints.checkpoint import cannot_write, run_hash, write_tensors
 from trainer.config import RunConfig
-from trainer.events import Point, RunResult
+from trainer.events import Point, RunResult, RunStatus
 
 FILES = {"model": "model.pt", "config": "config.yaml", "curve": "curve.csv", "eval": "eval.json"}
 logger = logging.getLogger("budgetsweep")
@@ -111,7 +111,8 @@ def read_finished(run_dir: Path, config: RunConfig) -> FinishedRun | None:
     path = run_dir / FILES["eval"]
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        result = RunResult(**{name: report[name] for name in _FACTS})
+        status = RunStatus(report["status"])
+        result = RunResult(**{**{name: report[name] for name in _FACTS}, "status": status})
         owner = report["config_hash"]
     except (FileNotFoundError, NotADirectoryError):
         return None

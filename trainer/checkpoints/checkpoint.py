@@ -12,7 +12,6 @@ without it.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import pickle
@@ -24,6 +23,7 @@ from typing import Any, BinaryIO, cast
 from budgetsweep.errors import CheckpointError
 from budgetsweep.files import atomic_file, sync_folder
 from trainer.config import RunConfig
+from trainer.identity import Identity, digest, identity
 
 MAGIC = b"BSCKPT01"
 _HEADER = struct.Struct("<8sQ32s")
@@ -35,15 +35,8 @@ logger = logging.getLogger("budgetsweep")
 
 
 def run_hash(config: RunConfig) -> str:
-    """Equal for configurations that train the same model.
-
-    The folder, the device, how its steps are launched and how often a checkpoint is written are
-    left out.
-    """
-    data = config.to_dict()
-    for key in ("output_dir", "device", "cuda_graph", "checkpoint_seconds"):
-        data.pop(key, None)
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    """Equal for configurations that can continue from the same checkpoint."""
+    return digest(identity(RunConfig, config.to_dict(), Identity.CHECKPOINT))
 
 
 def checkpoint_files(run_dir: Path) -> list[tuple[int, Path]]:

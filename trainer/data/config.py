@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, field_validator
 
 from budgetsweep.config import StrictModel
+from trainer.identity import Identity, Ignored
 
 if TYPE_CHECKING:
     from trainer.data.shards.tokens import TokenData
@@ -24,9 +25,9 @@ class DataConfig(StrictModel):
     """Path of separate validation text; by default documents are split by hash."""
     text_field: str = "text"
     """Field of a document that holds its text."""
-    train_tokens: Count | None = None
+    train_tokens: Annotated[Count | None, Ignored(Identity.STUDY)] = None
     """Only the first so many training tokens; None: all that are prepared."""
-    val_tokens: Count | None = None
+    val_tokens: Annotated[Count | None, Ignored(Identity.STUDY)] = None
     """Only the first so many validation tokens; None: all that are prepared."""
     max_epochs: float = Field(default=4.0, gt=0.0)
     """A run that would repeat its training text more often than this is refused."""

@@ -1,7 +1,7 @@
 """Versions of our tables, kept apart from Optuna's in a version table of our own.
 
-A change of `studies.database.tables` needs a new file in `versions/` and `HEAD` set to it;
-`python -m studies.database.migrations "what changes"` writes a first draft.
+A change of `studies.database.tables` needs a new file in `versions/` and `HEAD` set to it; a test
+says what the two differ in.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def test_more_trials_of_a_small_study_keep_its_plan(
     with Store.open(tmp_path / "budgetsweep.db") as store:
         study = store.study("s")
         runs = store.runs(study.id, kind="trial")
-    assert study.settings["rungs"] == "1"
+    assert str(study.settings.rungs) == "1"
     assert len(runs) == 12
     assert all(run.has_whole_budget for run in runs)
 

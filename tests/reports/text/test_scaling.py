@@ -16,7 +16,8 @@ from studies.database.tables import Study
 from studies.promotion.selection import record_prediction, select_trial
 from studies.scaling.prediction import fit_study
 from tests.support.lawful_runs import BUDGET, enter, fill_study, trial_config
-from trainer.events import RunResult
+from tests.support.tiny_studies import study_settings
+from trainer.events import RunResult, RunStatus
 
 
 @pytest.fixture
@@ -27,10 +28,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def study(store: Store) -> Study:
-    return store.create_study(
-        name="s", budget_flops=BUDGET, convention="nanogpt", sampler="tpe", seed=0,
-        space={"parameters": {}}, settings={"base": {}, "rungs": "0.1,0.3,1"},
-    )  # fmt: skip
+    settings = study_settings(budget_flops=BUDGET, space={"parameters": {}}, rungs="0.1,0.3,1")
+    return store.create_study("s", settings)
 
 
 def facts_of(tmp_path: Path) -> Facts:
@@ -104,7 +103,7 @@ def test_predictions_are_scored(
     reached = prediction.val_loss_nats + error
     store.finish_run(
         run_id,
-        RunResult(status="complete", step=config.steps, steps_executed=config.steps,
+        RunResult(status=RunStatus.COMPLETE, step=config.steps, steps_executed=config.steps,
                   tokens=config.total_tokens, val_loss_nats=reached, val_ppl=1.0),
     )  # fmt: skip
     table, verdict = text_scaling.scores(facts_of(tmp_path))

@@ -151,9 +151,7 @@ def test_a_released_lease_is_free(
 
 
 def test_leases_of_two_studies_are_apart(store: Store, study: tables.Study) -> None:
-    second = store.create_study(
-        name="t", budget_flops=1, convention="mac", sampler="tpe", seed=0, space={}, settings={}
-    )
+    second = store.create_study("t", study.settings)
     written_by(store, study, replace(Owner.this_process(), host="elsewhere"), seconds=30.0)
     store.acquire_lease(second.id)
     owners = [store.study(name).lease_owner for name in ("s", "t")]

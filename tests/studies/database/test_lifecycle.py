@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import itertools
 import os
 import random
 import shutil
@@ -17,39 +19,40 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    rule,
-)
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 from sqlalchemy import event, select
 
 from studies.database import tables
 from studies.database.ledger import Amount
 from studies.database.store import IllegalChangeError, Store
+from studies.database.tables import RunKind
+from tests.support.tiny_studies import study_settings
 from trainer.config import RunConfig
-from trainer.events import Point, RunResult
+from trainer.events import Point, RunResult, RunStatus
 
 ROOT = Path(__file__).parents[3]
 
-STEPS = 20
+FINISHED = (RunStatus.COMPLETE, RunStatus.PRUNED, RunStatus.FAILED)
 SHAPES = ((8, 1), (16, 2))
+STEPS = 20
 
 
 def config(width: int, layers: int) -> RunConfig:
-    return RunConfig.model_validate(
-        {
-            "tokenizer_encoding": "bytes",
-            "model_config": {
-                "n_embd": width, "n_head": 1, "n_positions": 4, "n_layer": layers,
-            },
-            "batch_size": 3,
-            "seq_len": 4,
-            "num_training_steps": STEPS,
-            "max_lr": 1e-3,
-        }
+    shape = {"n_embd": width, "n_head": 1, "n_positions": 4, "n_layer": layers}
+    data = {
+        "tokenizer_encoding": "bytes", "model_config": shape, "batch_size": 3, "seq_len": 4,
+        "num_training_steps": STEPS, "max_lr": 1e-3,
+    }  # fmt: skip
+    return RunConfig.model_validate(data)
+
+
+def add_run(
+    store: Store, number: int, shape: tuple[int, int] = (8, 1), kind: RunKind = RunKind.TRIAL
+) -> int:
+    return store.add_run(
+        study_id=store.study().id, kind=kind, number=number, params={}, config=config(*shape),
+        budget_flops=10**12, data_checksum=None, val_checksum=None, epochs=None,
+        estimated_memory_bytes=None, output_dir=None,
     )  # fmt: skip
 
 
@@ -71,13 +74,19 @@ class Model:
     """What we expect of one run."""
 
     cost: Amount
-    kind: str
-    status: str = "queued"
+    kind: RunKind
+    status: RunStatus = RunStatus.QUEUED
     attempts: int = 0
     step: int = 0
     executed: int = 0
-    redone: int = 0
+    recomputed: int = 0
+    started: dt.datetime | None = None
     points: dict[int, tuple[float | None, float | None]] = field(default_factory=dict)
+
+    @property
+    def left(self) -> int:
+        """Steps that it may still take."""
+        return 0 if self.status.is_finished else STEPS - self.step
 
     def has(self, step: int, executed: int) -> bool:
         """Whether a history of `step` steps can come of so many computed ones."""
@@ -115,15 +124,10 @@ class Lives(RuleBasedStateMachine):
     @rule(
         target=runs,
         shape=st.sampled_from(SHAPES),
-        kind=st.sampled_from(["trial", "promotion"]),
+        kind=st.sampled_from(RunKind),
     )
-    def add(self, shape: tuple[int, int], kind: str) -> int:
-        number = len(self.model)
-        run_id = self.store.add_run(
-            study_id=self.study_id, kind=kind, number=number, params={}, config=config(*shape),
-            budget_flops=10**12, data_checksum=None, val_checksum=None, epochs=None,
-            estimated_memory_bytes=None, output_dir=None,
-        )  # fmt: skip
+    def add(self, shape: tuple[int, int], kind: RunKind) -> int:
+        run_id = add_run(self.store, len(self.model), shape, kind)
         assert run_id not in self.model
         self.model[run_id] = Model(step_cost(*shape), kind)
         return run_id
@@ -131,10 +135,10 @@ class Lives(RuleBasedStateMachine):
     @rule(run_id=runs)
     def start(self, run_id: int) -> None:
         run = self.model[run_id]
-        if run.status not in ("queued", "interrupted"):
+        if run.status not in (RunStatus.QUEUED, RunStatus.INTERRUPTED):
             self.refused(lambda: self.store.start_attempt(run_id))
             return
-        run.status, run.attempts = "running", run.attempts + 1
+        run.status, run.attempts = RunStatus.RUNNING, run.attempts + 1
         assert self.store.start_attempt(run_id) == run.attempts
 
     @rule(
@@ -147,7 +151,7 @@ class Lives(RuleBasedStateMachine):
         run = self.model[run_id]
         val_loss = loss if validated else None
         points = [Point(s, 12 * s, 9 * s, 0.1, loss, val_loss) for s in steps]
-        if run.status != "running":
+        if run.status != RunStatus.RUNNING:
             self.refused(lambda: self.store.add_points(run_id, points))
             return
         self.store.add_points(run_id, points)
@@ -166,45 +170,49 @@ class Lives(RuleBasedStateMachine):
         executed = run.executed + more
         step = run.step if checkpoint is None else checkpoint
         fits = more >= 0 and run.has(step, executed)
-        if run.status not in ("running", "interrupted") or not fits:
+        if run.status not in (RunStatus.RUNNING, RunStatus.INTERRUPTED) or not fits:
             self.refused(lambda: self.store.record_executed(run_id, executed, step=checkpoint))
             return
         self.store.record_executed(run_id, executed, step=checkpoint)
         run.executed, run.step = executed, step
-        if run.status == "interrupted":
-            run.redone = executed - step
+        if run.status == RunStatus.INTERRUPTED:
+            run.recomputed = executed - step
 
     @rule(run_id=runs, step=st.integers(-1, STEPS + 1), more=st.integers(-1, STEPS))
     def interrupt(self, run_id: int, step: int, more: int) -> None:
         run = self.model[run_id]
         executed = run.executed + more
         fits = more >= 0 and run.has(step, executed)
-        if run.status != "running" or not fits:
+        if run.status != RunStatus.RUNNING or not fits:
             self.refused(
                 lambda: self.store.interrupt_run(run_id, step=step, steps_executed=executed)
             )
             return
         self.store.interrupt_run(run_id, step=step, steps_executed=executed)
-        run.status, run.step, run.executed = "interrupted", step, executed
-        run.redone = executed - step
+        run.status, run.step, run.executed = RunStatus.INTERRUPTED, step, executed
+        run.recomputed = executed - step
 
     @rule(
         run_id=runs,
-        status=st.sampled_from(["complete", "pruned", "failed", "interrupted"]),
+        status=st.sampled_from([*FINISHED, RunStatus.INTERRUPTED]),
         short=st.sampled_from([0, 0, 0, 1, 5, STEPS, -1]),
         more=st.integers(-1, 2 * STEPS),
     )
-    def finish(self, run_id: int, status: Any, short: int, more: int) -> None:
+    def finish(self, run_id: int, status: RunStatus, short: int, more: int) -> None:
         run = self.model[run_id]
         step, executed = STEPS - short, run.executed + more
         result = RunResult(status, step, executed, 12 * step, reason="why", val_loss_nats=1.5)
-        fits = more >= 0 and run.has(step, executed) and status != "interrupted"
-        if run.status != "running" or not fits or (status == "complete" and step != STEPS):
+        fits = more >= 0 and run.has(step, executed) and status != RunStatus.INTERRUPTED
+        if (
+            run.status != RunStatus.RUNNING
+            or not fits
+            or (status == RunStatus.COMPLETE and step != STEPS)
+        ):
             self.refused(lambda: self.store.finish_run(run_id, result))
             return
         self.store.finish_run(run_id, result)
         run.status, run.step, run.executed = status, step, executed
-        run.redone = executed - step
+        run.recomputed = executed - step
         run.points = {s: p for s, p in run.points.items() if s <= step}
 
     # What happens to it.
@@ -219,7 +227,7 @@ class Lives(RuleBasedStateMachine):
     def fail_half_way(self, run_id: int, nth: int, steps: int) -> None:
         """The n-th statement of a transaction never happens: nothing of it may remain."""
         run = self.model[run_id]
-        if run.status != "running":
+        if run.status != RunStatus.RUNNING:
             return
         left = nth
 
@@ -231,14 +239,14 @@ class Lives(RuleBasedStateMachine):
                 raise Fault
 
         executed = run.executed + steps
-        result = RunResult("failed", min(STEPS, executed), executed, 0)
+        result = RunResult(RunStatus.FAILED, min(STEPS, executed), executed, 0)
         try:
             self.store.finish_run(run_id, result)
         except Fault:
             pass
         else:
-            run.status, run.step, run.executed = "failed", result.step, executed
-            run.redone = executed - result.step
+            run.status, run.step, run.executed = RunStatus.FAILED, result.step, executed
+            run.recomputed = executed - result.step
             run.points = {s: p for s, p in run.points.items() if s <= result.step}
         finally:
             event.remove(self.store.engine, "before_cursor_execute", _fail)
@@ -259,11 +267,12 @@ class Lives(RuleBasedStateMachine):
         assert set(rows) == set(self.model)
         for run_id, run in self.model.items():
             row = rows[run_id]
-            got = (row.status, row.attempts, row.step, row.steps_executed, row.steps_redone)
-            assert got == (run.status, run.attempts, run.step, run.executed, run.redone)
+            got = (row.status, row.attempts, row.step, row.steps_executed, row.steps_recomputed)
+            assert got == (run.status, run.attempts, run.step, run.executed, run.recomputed)
             assert (row.started_utc is None) == (run.attempts == 0)
-            finished = run.status in tables.FINISHED_STATUSES
-            assert (row.finished_utc is not None) == finished
+            run.started = run.started or row.started_utc
+            assert row.started_utc == run.started, "that of the first attempt"
+            assert (row.finished_utc is not None) == run.status.is_finished
             assert points[run_id] == run.points
 
     @invariant()
@@ -271,15 +280,15 @@ class Lives(RuleBasedStateMachine):
         runs = self.model.values()
         totals = self.store.ledger(self.study_id)
         assert totals.planned == total([(run.cost, STEPS) for run in runs])
-        left = {"queued", "running", "interrupted"}
-        for kind in ("trial", None):
+        for kind in (RunKind.TRIAL, None):
             assert self.store.committed_flops(self.study_id, "matmul", kind=kind) == sum(
-                run.cost.matmul * (run.executed + (STEPS - run.step if run.status in left else 0))
+                run.cost.matmul
+                * (run.executed + (0 if run.status.is_finished else STEPS - run.step))
                 for run in runs
                 if kind in (run.kind, None)
             )
         assert totals.spent == total([(run.cost, run.executed) for run in runs])
-        assert totals.redone == total([(run.cost, run.redone) for run in runs])
+        assert totals.recomputed == total([(run.cost, run.recomputed) for run in runs])
 
 
 @pytest.fixture(scope="module")
@@ -287,10 +296,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty study, made once and copied for each example."""
     path = tmp_path_factory.mktemp("template") / "runs.db"
     with Store.open(path, create=True) as store:
-        store.create_study(
-            name="s", budget_flops=10**12, convention="nanogpt", sampler="random", seed=0,
-            space={}, settings={},
-        )  # fmt: skip
+        store.create_study("s", study_settings())
     return path
 
 
@@ -299,28 +305,24 @@ def test_any_life(template: Path) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     Lives.template = template
-    run_state_machine_as_test(
-        Lives,
-        settings=settings(
-            max_examples=15,
-            stateful_step_count=30,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
+    limits = settings(
+        max_examples=15,
+        stateful_step_count=30,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
     )
+    run_state_machine_as_test(Lives, settings=limits)
 
 
 WRITER = """
 import sys
-from tests_helper import config
+from tests_helper import add_run
 from studies.database.store import Store
-from trainer.events import Point, RunResult
+from trainer.events import Point, RunResult, RunStatus
 store = Store.open(sys.argv[1])
 study = store.study()
 for number in range(len(store.runs(study.id)), 10**6):
-    run = store.add_run(study_id=study.id, kind="trial", number=number, params={},
-        config=config(8, 1), budget_flops=10**12, data_checksum=None, val_checksum=None,
-        epochs=None, estimated_memory_bytes=None, output_dir=None)
+    run = add_run(store, number)
     store.start_attempt(run)
     for step in range(5, 25, 5):
         store.add_points(run, [Point(s, 0, 0, 0.0) for s in range(step - 4, step + 1)])
@@ -329,7 +331,7 @@ for number in range(len(store.runs(study.id)), 10**6):
             store.interrupt_run(run, step=10, steps_executed=15)
             store.start_attempt(run)
             store.record_executed(run, 20)
-    store.finish_run(run, RunResult("complete", 20, 20, 240))
+    store.finish_run(run, RunResult(RunStatus.COMPLETE, 20, 20, 240))
     print("run", flush=True)
 """
 
@@ -341,6 +343,8 @@ def test_sigkill_at_any_moment(template: Path, tmp_path: Path) -> None:
     source = Path(__file__).read_text()
     start, end = source.index("STEPS = 20"), source.index("def step_cost")
     (tmp_path / "tests_helper.py").write_text(
+        "from studies.database.store import Store\n"
+        "from studies.database.tables import RunKind\n"
         "from trainer.config import RunConfig\n" + source[start:end]
     )
     dice = random.Random(7)
@@ -369,89 +373,75 @@ def test_sigkill_at_any_moment(template: Path, tmp_path: Path) -> None:
                 steps = [p.step for p in store.points(run.id)]
                 assert len(steps) % 5 == 0, "points of one report come together"
                 assert steps == list(range(1, len(steps) + 1))
-                if run.status == "complete":
+                if run.status == RunStatus.COMPLETE:
                     assert (run.steps_executed, len(steps)) == (20, 20)
                     assert run.finished_utc is not None
-            assert [r.number for r in runs if r.status in ("queued", "running", "interrupted")] in (
-                [], [len(runs) - 1],
-            )  # fmt: skip
-            for run in store.runs(study.id, statuses=["queued"]):
+            left = [run.number for run in runs if not run.status.is_finished]
+            assert left in ([], [len(runs) - 1])
+            for run in store.runs(study.id, statuses=[RunStatus.QUEUED, RunStatus.INTERRUPTED]):
                 store.start_attempt(run.id)
-            for run in store.runs(study.id, statuses=["interrupted"]):
-                store.start_attempt(run.id)
-            for run in store.runs(study.id, statuses=["running"]):
-                result = RunResult("complete", 20, max(20, run.steps_executed), 240)
+            for run in store.runs(study.id, statuses=[RunStatus.RUNNING]):
+                result = RunResult(RunStatus.COMPLETE, 20, max(20, run.steps_executed), 240)
                 store.add_points(run.id, [Point(s, 0, 0, 0.0) for s in range(1, 21)])
                 store.finish_run(run.id, result)
     assert len(runs) >= 4
 
 
 def test_ledger_entries_add_up_to_their_totals(template: Path, tmp_path: Path) -> None:
-    """The totals come from the entries' own figures, read from the start or step by step."""
+    """The totals come from the entries' own figures."""
     shutil.copy(template, tmp_path / "runs.db")
-    with Store.open(tmp_path / "runs.db") as store, Store.open(tmp_path / "runs.db") as other:
+    with Store.open(tmp_path / "runs.db") as store:
         study_id = store.study().id
         for number, shape in enumerate([*SHAPES, SHAPES[0]]):
-            run_id = store.add_run(
-                study_id=study_id, kind="trial", number=number, params={}, config=config(*shape),
-                budget_flops=10**12, data_checksum=None, val_checksum=None, epochs=None,
-                estimated_memory_bytes=None, output_dir=None,
-            )  # fmt: skip
+            run_id = add_run(store, number, shape)
             store.start_attempt(run_id)
             for executed in (3, 3, 11):
                 store.record_executed(run_id, executed)
-                step_by_step = other.ledger(study_id)
-        assert step_by_step == store.ledger(study_id)
+        totals = store.ledger(study_id)
         with store.engine.connect() as connection:
             entries = connection.execute(select(*tables.LedgerEntry.__table__.columns)).all()
         for name in ("nanogpt", "matmul", "mac"):
             spent = sum(getattr(e, f"flops_{name}") for e in entries if e.entry == "spent")
-            assert spent == getattr(step_by_step.spent, name)
+            assert spent == getattr(totals.spent, name)
         assert len([e for e in entries if e.entry == "spent"]) == 6, "no entry of nothing"
 
 
-PATHS: dict[str, tuple[str, ...]] = {
-    "queued": (),
-    "running": ("running",),
-    "interrupted": ("running", "interrupted"),
-    "complete": ("running", "complete"),
-    "pruned": ("running", "pruned"),
-    "failed": ("running", "failed"),
+PATHS = {
+    RunStatus.QUEUED: (),
+    RunStatus.RUNNING: (RunStatus.RUNNING,),
+    **{status: (RunStatus.RUNNING, status) for status in (RunStatus.INTERRUPTED, *FINISHED)},
 }
+"""How a run comes to be in each status."""
 LEGAL = {
     ("queued", "running"), ("running", "interrupted"), ("interrupted", "running"),
     ("running", "complete"), ("running", "pruned"), ("running", "failed"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("start", tables.TRIAL_STATUSES)
-@pytest.mark.parametrize("end", [s for s in tables.TRIAL_STATUSES if s != "queued"])
-def test_every_arrow(template: Path, tmp_path: Path, start: str, end: Any) -> None:
+def test_every_arrow(template: Path, tmp_path: Path) -> None:
     shutil.copy(template, tmp_path / "runs.db")
+    names = [column.name for column in tables.Run.__table__.columns]
+    pairs = itertools.product(RunStatus, [s for s in RunStatus if s != RunStatus.QUEUED])
     with Store.open(tmp_path / "runs.db") as store:
-        run_id = store.add_run(
-            study_id=store.study().id, kind="trial", number=0, params={}, config=config(8, 1),
-            budget_flops=10**12, data_checksum=None, val_checksum=None, epochs=None,
-            estimated_memory_bytes=None, output_dir=None,
-        )  # fmt: skip
 
-        def go(to: Any) -> None:
-            if to == "running":
+        def go(run_id: int, to: RunStatus) -> None:
+            if to == RunStatus.RUNNING:
                 store.start_attempt(run_id)
-            elif to == "interrupted":
+            elif to == RunStatus.INTERRUPTED:
                 store.interrupt_run(run_id, step=STEPS, steps_executed=STEPS)
             else:
                 store.finish_run(run_id, RunResult(to, STEPS, STEPS, 12 * STEPS))
 
-        for status in PATHS[start]:
-            go(status)
-        before = store.run(run_id)
-        if (start, end) in LEGAL:
-            go(end)
-            assert store.run(run_id).status == end
-            return
-        with pytest.raises(IllegalChangeError, match=f"from {start} to {end}"):
-            go(end)
-        after = store.run(run_id)
-        names = [column.name for column in tables.Run.__table__.columns]
-        assert [getattr(after, n) for n in names] == [getattr(before, n) for n in names]
+        for number, (start, end) in enumerate(pairs):
+            run_id = add_run(store, number)
+            for status in PATHS[start]:
+                go(run_id, status)
+            before = store.run(run_id)
+            if (start, end) in LEGAL:
+                go(run_id, end)
+                assert store.run(run_id).status is end
+                continue
+            with pytest.raises(IllegalChangeError, match=f"from {start} to {end}"):
+                go(run_id, end)
+            after = store.run(run_id)
+            assert [getattr(after, n) for n in names] == [getattr(before, n) for n in names]

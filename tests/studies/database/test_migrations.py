@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import shutil
 import sqlite3
@@ -24,7 +23,6 @@ from budgetsweep.errors import StudyError
 from reports.read import read_study
 from studies.database import migrations, tables
 from studies.database.connection import open_engine, tune_sqlite
-from studies.database.migrations.__main__ import draft
 from studies.database.store import Store
 
 ROOT = Path(__file__).parents[3]
@@ -101,7 +99,7 @@ def test_a_first_schema_that_fails_leaves_nothing(
 def next_version(monkeypatch: pytest.MonkeyPatch, folder: Path, more: str = "") -> None:
     """From now on there is a version after the head: runs have a mood. Then it does `more`."""
     scripts = folder / "scripts"
-    shutil.copytree(ROOT / "studies" / "migrations", scripts)
+    shutil.copytree(ROOT / "studies" / "database" / "migrations", scripts)
     (scripts / "versions" / "v0002_mood.py").write_text(
         "import sqlalchemy as sa\n"
         "from alembic import op\n"
@@ -181,13 +179,13 @@ def test_processes_that_open_a_fresh_file_at_once(tmp_path: Path) -> None:
         "import pathlib, sys, time\n"
         "from alembic import command, script\n"  # loaded beforehand: they shall collide
         "from studies.database.store import Store\n"
+        "from tests.support.tiny_studies import study_settings\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "print('ready', flush=True)\n"
         "while not (folder / 'go').exists(): time.sleep(0.001)\n"
         "for n in range(3):\n"
         "    with Store.open(folder / f'{n}.db', create=True) as store:\n"
-        "        store.create_study(name=sys.argv[2], budget_flops=1, convention='mac',\n"
-        "                           sampler='tpe', seed=0, space={}, settings={})\n"
+        "        store.create_study(sys.argv[2], study_settings())\n"
     )
     workers = [
         subprocess.Popen(
@@ -216,23 +214,8 @@ def test_scripts_are_in_the_installed_package() -> None:
     assert "studies*" in settings["packages"]["find"]["include"]
     folder = ROOT / "studies"
     declared = {path for pattern in patterns for path in folder.glob(pattern)}
-    for path in (folder / "migrations").rglob("*"):
+    for path in (folder / "database" / "migrations").rglob("*"):
         if path.is_dir() or "__pycache__" in path.parts:
             continue
         is_module = path.suffix == ".py" and (path.parent / "__init__.py").exists()
         assert is_module or path in declared, path
-
-
-def test_draft_of_the_next_version(tmp_path: Path) -> None:
-    scripts = tmp_path / "migrations"
-    shutil.copytree(ROOT / "studies" / "database" / "migrations", scripts)
-    path = draft("add a column", str(scripts))
-    assert path == scripts / "versions" / f"v{int(migrations.HEAD) + 1:04d}_add_a_column.py"
-    spec = importlib.util.spec_from_file_location("draft", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.down_revision == migrations.HEAD
-    assert int(module.revision) == int(migrations.HEAD) + 1
-    assert "pass" in path.read_text(), "the tables do not differ from the head"

@@ -59,15 +59,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_users_repository_where_the_package_is_installed(
     installed: Path, project: Path
 ) -> None:
-    assert provenance.git_commit() == git(project, "rev-parse", "HEAD")
-
-
-def test_changed_files_make_it_dirty_and_new_ones_do_not(installed: Path, project: Path) -> None:
+    """Changed files make it dirty, new ones do not; it is read once a process."""
+    commit = git(project, "rev-parse", "HEAD")
     (project / "notes.txt").write_text("new")
-    assert provenance.git_commit() == git(project, "rev-parse", "HEAD")
-    provenance._git_commit.cache_clear()
+    assert provenance.git_commit() == commit
     (project / "run.yaml").write_text("a: 2\n")
-    assert provenance.git_commit() == git(project, "rev-parse", "HEAD") + "-dirty"
+    assert provenance.git_commit() == commit
+    provenance._git_commit.cache_clear()
+    assert provenance.git_commit() == f"{commit}-dirty"
 
 
 def test_an_environment_inside_the_users_repository_is_no_checkout(
@@ -95,12 +94,6 @@ def test_the_packages_own_checkout_comes_first(
     monkeypatch.setattr(provenance, "__file__", str(source))
     assert provenance.git_commit() == git(checkout, "rev-parse", "HEAD")
     assert provenance.git_commit() != git(project, "rev-parse", "HEAD")
-
-
-def test_it_is_read_once(installed: Path, project: Path) -> None:
-    before = provenance.git_commit()
-    (project / "run.yaml").write_text("a: 3\n")
-    assert provenance.git_commit() == before
 
 
 def test_no_repository_no_commit_no_git(

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
-from budgetsweep.errors import StudyError
+from budgetsweep.constraint import Rejected
+from budgetsweep.errors import Reason, StudyError
 from studies.database import tables
 from studies.database.store import Store
-from trainer.events import Point, RunResult
+from trainer.events import Point, RunResult, RunStatus
 
 AddRun = Callable[..., int]
 NewStudy = Callable[..., tables.Study]
@@ -101,15 +102,12 @@ def test_cost_of_a_call_does_not_grow_with_the_runs(
             store.start_attempt(run_id)
             store.add_points(run_id, [point(6), point(12)])
             store.record_executed(run_id, 12)
-            result = RunResult("complete", 12, 12, 192, val_loss_nats=3.0 + number % 7)
+            result = RunResult(RunStatus.COMPLETE, 12, 12, 192, val_loss_nats=3.0 + number % 7)
             store.finish_run(run_id, result)
-            store.add_rejection(
-                study_id=study.id, number=2 * number + 1, reason=f"r{number % 3}", detail="",
-                excess=None, params={}, n_params=1, tokens=1, charge_flops=1,
-            )  # fmt: skip
+            rejected = Rejected(list(Reason)[number % 3], "")
+            store.add_rejection(study.id, 2 * number + 1, {}, rejected)
             store.best_run(study.id)
             store.run(run_id)
-            store.ledger(study.id)
             store.runs(study.id, statuses=["queued", "running", "interrupted"])
 
         def tick() -> int:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from budgetsweep.errors import DataError, StudyError
 from studies.database.store import Store
-from studies.diagnosis.curve_files import read_curve, read_curve_file, read_trial
+from studies.database.tables import RunKind
+from studies.diagnosis.curve_files import read_curve, read_curve_file, read_run
 from studies.diagnosis.curves import COLUMNS, Curve
 from tests.support.synthetic_study import fill_database
 from trainer.checkpoints.artefacts import curve_csv
@@ -131,15 +132,15 @@ def test_a_trial_of_a_study(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     Store.open(url, create=True).close()
     fill_database(url, trials=3, failed=1, rejections=1, points=15)
-    source = read_trial(url, None, "trial", 0)
+    source = read_run(url, None, RunKind.TRIAL, 0)
     assert source.name == "trial 0 of study c4-1e15"
     assert len(source.curve) >= 15
     assert source.facts.bytes_per_token == 4.4
-    assert read_trial(url, None, "promotion", 0).facts.num_steps is not None
+    assert read_run(url, None, RunKind.PROMOTION, 0).facts.num_steps is not None
     with pytest.raises(StudyError, match="study c4-1e15: no trial 44 \\(it has 0 to"):
-        read_trial(url, None, "trial", 44)
+        read_run(url, None, RunKind.TRIAL, 44)
     with pytest.raises(StudyError, match="no study 'other'"):
-        read_trial(url, "other", "trial", 0)
+        read_run(url, "other", RunKind.TRIAL, 0)
 
 
 def test_an_empty_curve_is_a_curve() -> None:

@@ -158,7 +158,7 @@ def test_objective_is_the_measured_loss_without_rungs(store: Store, new_study: N
 
 def test_objective_compares_rungs_at_one_budget(store: Store, new_study: NewStudy) -> None:
     """A trial of a tenth is worth what its shape would reach with the whole budget."""
-    study = new_study(store, settings={"rungs": "0.1,0.3,1"})
+    study = new_study(store, rungs="0.1,0.3,1")
     runs = fill_study(store, study, 24)
     objective = Objective(study, runs)
     for run in runs[-6:]:
@@ -171,7 +171,7 @@ def test_objective_compares_rungs_at_one_budget(store: Store, new_study: NewStud
 
 
 def test_objective_is_the_same_after_an_interruption(store: Store, new_study: NewStudy) -> None:
-    study = new_study(store, settings={"rungs": "0.1,0.3,1", "for_scale": 100.0})
+    study = new_study(store, rungs="0.1,0.3,1", for_scale=100.0)
     runs = fill_study(store, study, 12)
     whole = Objective(study, [])
     values = [whole.value(run) for run in runs]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from budgetsweep.errors import ConfigError
 from studies.database.store import Store
+from studies.database.tables import RunKind
 from studies.space.rungs import Rungs, rung_budget
 from tests.support.searches import BUDGET, Recorder, read, run_search, settings_for
 
@@ -73,7 +74,7 @@ def test_a_search_with_rungs_spends_what_it_said(tmp_path: Path) -> None:
     assert outcome.best is not None
     assert outcome.best.scale == 1.0
     with Store.open(settings.storage) as store:
-        finalists = store.runs(study.id, kind="finalist")
+        finalists = store.runs(study.id, kind=RunKind.FINALIST)
         assert [(run.scale, run.status) for run in finalists] == [(2.0, "complete")]
         assert store.ledger(study.id).spent.flops("nanogpt") <= rungs.budgets(4) * BUDGET
         fits = store.newest_fit(study.id)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from budgetsweep.config import parse_yaml
-from budgetsweep.constraint import Admitted, Limits, Reason, Rejected, admit
-from budgetsweep.errors import ConfigError
+from budgetsweep.constraint import Admitted, Limits, Rejected, admit
+from budgetsweep.errors import ConfigError, Reason
 from model.flops import Convention
 from studies.space.defaults import default_space, first_proposal
 from studies.space.search_space import Parameter, SearchSpace, space_from_dict

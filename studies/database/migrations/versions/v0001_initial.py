@@ -27,7 +27,7 @@ def upgrade() -> None:
         sa.Column("sampler", sa.String(length=20), nullable=False),
         sa.Column("seed", sa.BigInteger(), nullable=False),
         sa.Column("space", sa.JSON(), nullable=False),
-        sa.Column("settings", sa.JSON(), nullable=False),
+        sa.Column("other_settings", sa.JSON(), nullable=False),
         sa.Column("data_description", sa.Text(), nullable=True),
         sa.Column("data_checksum", sa.String(length=64), nullable=True),
         sa.Column("val_checksum", sa.String(length=64), nullable=True),
@@ -60,11 +60,11 @@ def upgrade() -> None:
         "bs_run",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("study_id", sa.Integer(), nullable=False),
-        sa.Column("kind", sa.String(length=20), nullable=False),
+        sa.Column("kind", sa.String(length=40), nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("parent_run_id", sa.Integer(), nullable=True),
         sa.Column("scale", sa.Float(), nullable=True),
-        sa.Column("status", sa.String(length=20), nullable=False),
+        sa.Column("status", sa.String(length=40), nullable=False),
         sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("params", sa.JSON(), nullable=False),
         sa.Column("config", sa.JSON(), nullable=False),
@@ -90,7 +90,7 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("step", sa.BigInteger(), nullable=False),
         sa.Column("steps_executed", sa.BigInteger(), nullable=False),
-        sa.Column("steps_redone", sa.BigInteger(), nullable=False),
+        sa.Column("steps_recomputed", sa.BigInteger(), nullable=False),
         sa.Column("val_loss_nats", sa.Float(), nullable=True),
         sa.Column("val_ppl", sa.Float(), nullable=True),
         sa.Column("val_bits_per_byte", sa.Float(), nullable=True),
@@ -115,7 +115,7 @@ def upgrade() -> None:
         ["study_id", "kind", "status", "val_loss_nats", "number"],
     )
     op.create_index("ix_bs_run_config_hash", "bs_run", ["study_id", "config_hash"])
-    op.create_index("ix_bs_run_redone", "bs_run", ["study_id", "steps_redone"])
+    op.create_index("ix_bs_run_recomputed", "bs_run", ["study_id", "steps_recomputed"])
     op.create_index("ix_bs_run_study_status", "bs_run", ["study_id", "status"])
     op.create_table(
         "bs_ledger",
