@@ -23,7 +23,7 @@ from trainer.events import RunStatus
 
 
 class Reader:
-    """Reads studies. Safe to use from several threads."""
+    """Reads studies. Safe to use from several threads, unless it is a snapshot."""
 
     def __init__(
         self, engine: Engine, where: str | None = None, session: Session | None = None

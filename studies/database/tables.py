@@ -86,7 +86,12 @@ class Base(DeclarativeBase):
     """Root of our tables; every name begins with `bs_`. An enumeration is stored as its words."""
 
     type_annotation_map: ClassVar = {
-        StrEnum: Enum(StrEnum, native_enum=False, length=40, values_callable=list),
+        StrEnum: Enum(
+            StrEnum,
+            native_enum=False,
+            length=40,
+            values_callable=lambda kind: [member.value for member in kind],
+        ),
     }
 
 
