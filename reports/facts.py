@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from reports.read import StudyData
 from reports.style.formats import known
 from studies.database.ledger import Amount, of_steps
-from studies.database.tables import Rejection, Run, RunKind, Study
+from studies.database.run_kind import RunKind
+from studies.database.tables import Rejection, Run, Study
 from studies.diagnosis import Diagnosis
 from studies.diagnosis.curves import Curve
 from studies.diagnosis.study_runs import diagnose_runs

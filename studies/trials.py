@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from budgetsweep.constraint import Admitted, Limits, Rejected, admit
 from budgetsweep.errors import Reason
+from studies.database.run_kind import RunKind
 from studies.database.store import Store, config_hash
-from studies.database.tables import Rejection, Run, RunKind, Study
+from studies.database.tables import Rejection, Run, Study
 from studies.execution.dispatcher import recover
 from studies.execution.observer import Observer
 from studies.samplers.objective import Objective

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from budgetsweep.errors import ConfigError
 from studies.database.connection import storage_url
-from studies.database.tables import RunKind
+from studies.database.run_kind import RunKind
 from studies.diagnosis import Diagnosis, diagnose
 from studies.diagnosis.curve_files import CurveSource, read_curve, read_run
 from studies.diagnosis.words import steps_sentences

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from budgetsweep.constraint import Rejected
 from budgetsweep.errors import Reason
-from studies.database.tables import RunKind
+from studies.database.run_kind import RunKind
 from studies.execution.observer import Observer, RunView
 from studies.simulation.worlds import notice
 from trainer.events import Point, Progress, RunResult, RunStatus

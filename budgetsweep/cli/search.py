@@ -27,7 +27,7 @@ from budgetsweep.config import (
     parse,
 )
 from budgetsweep.errors import ConfigError
-from studies.database.tables import RunKind
+from studies.database.run_kind import RunKind
 from studies.simulation.worlds import mark
 from trainer.data.config import DataConfig
 

@@ -18,7 +18,8 @@ from model.flops import Convention
 from studies.database import connection, ledger
 from studies.database.ledger import Spending
 from studies.database.lifecycle import IllegalChangeError
-from studies.database.tables import Fit, Point, Prediction, Rejection, Run, RunKind, Study
+from studies.database.run_kind import RunKind
+from studies.database.tables import Fit, Point, Prediction, Rejection, Run, Study
 from trainer.events import RunStatus
 
 

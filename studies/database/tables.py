@@ -30,19 +30,9 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from budgetsweep.config import parse
+from studies.database.run_kind import RunKind
 from studies.database.study_settings import StudySettings
 from trainer.events import RunStatus
-
-
-class RunKind(StrEnum):
-    """Why a run was made."""
-
-    TRIAL = "trial"
-    """A proposal of the sampler."""
-    FINALIST = "finalist"
-    """A trial's shape trained by the search itself at a budget level above the study's."""
-    PROMOTION = "promotion"
-    """A trial's shape trained at a larger budget because the user asked for it."""
 
 
 class ExactInt(TypeDecorator[int]):

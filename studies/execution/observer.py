@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from budgetsweep.constraint import Rejected
-from studies.database.tables import RunKind
+from studies.database.run_kind import RunKind
 from studies.space.search_space import Value
 from trainer.events import Point, Progress, RunResult
 

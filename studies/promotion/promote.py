@@ -22,8 +22,9 @@ from budgetsweep.constraint import (
 )
 from budgetsweep.errors import ConfigError, Reason, StudyError
 from studies.database.connection import storage_url
+from studies.database.run_kind import RunKind
 from studies.database.store import Store, config_hash
-from studies.database.tables import Prediction, Run, RunKind, Study
+from studies.database.tables import Prediction, Run, Study
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher, recover
 from studies.execution.local_pool import WorkerPool
 from studies.execution.observer import Observer

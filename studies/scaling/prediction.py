@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits, affordable_steps
 from budgetsweep.errors import ConfigError, FitRefused
-from studies.database.tables import Run, RunKind, Study
+from studies.database.run_kind import RunKind
+from studies.database.tables import Run, Study
 from studies.promotion.rescaling import promoted_config
 from studies.scaling.study_fit import LEVEL, CountedLaw, StudyLaw, counted, fit_points, freed
 from studies.scaling.study_points import Points

@@ -16,8 +16,9 @@ from budgetsweep.errors import ConfigError, StudyError
 from reports.build import write_report
 from reports.facts import Facts
 from reports.read import read_study
+from studies.database.run_kind import RunKind
 from studies.database.store import Store
-from studies.database.tables import Run, RunKind
+from studies.database.tables import Run
 from studies.execution.observer import Observer, RunView
 from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
 from studies.samplers.law import LawSampler, Result
