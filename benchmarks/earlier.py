@@ -23,8 +23,8 @@ from benchmarks.common import ROOT, about, write_results
 from benchmarks.promotion import best_possible, outcome
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits
+from studies.database.run_kind import RunKind
 from studies.database.store import Store
-from studies.database.tables import RunKind
 from studies.prior_studies import prior_runs
 from studies.scaling.prediction import fit_study
 from studies.search import Hooks, search

@@ -33,8 +33,8 @@ import numpy as np
 from benchmarks.common import ROOT, about, write_results
 from budgetsweep.config import parse
 from budgetsweep.constraint import Admitted, Limits, admit
+from studies.database.run_kind import RunKind
 from studies.database.store import Store
-from studies.database.tables import RunKind
 from studies.scaling.prediction import StudyFit, fit_study
 from studies.scaling.rescaling import promoted_config
 from studies.search import Hooks, search

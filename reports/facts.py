@@ -16,7 +16,8 @@ from budgetsweep.formats import known
 from model.flops import Convention
 from reports.read import StudyData
 from studies.database.ledger import Amount, of_steps
-from studies.database.tables import Rejection, Run, RunKind, Study
+from studies.database.run_kind import RunKind
+from studies.database.tables import Rejection, Run, Study
 from studies.diagnosis import Diagnosis
 from studies.diagnosis.curves import Curve
 from studies.diagnosis.study_runs import diagnose_runs

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from studies.database.ledger import Spending
 from studies.database.reader import Reader
-from studies.database.tables import Fit, Prediction, Rejection, Run, RunKind, Study
+from studies.database.run_kind import RunKind
+from studies.database.tables import Fit, Prediction, Rejection, Run, Study
 from studies.diagnosis.curves import COLUMNS, Curve
 
 

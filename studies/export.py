@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from studies.database.reader import Reader
-from studies.database.tables import Run, RunKind
+from studies.database.run_kind import RunKind
+from studies.database.tables import Run
 
 
 def export_study(storage: str | Path, name: str | None) -> dict[str, dict[str, Any] | str]:

@@ -17,9 +17,10 @@ import numpy as np
 from budgetsweep.constraint import Admitted, Limits, Rejected, admit
 from budgetsweep.errors import ConfigError, Reason, StudyError
 from studies.database.connection import storage_url
+from studies.database.run_kind import RunKind
 from studies.database.store import Store
 from studies.database.study_settings import differences
-from studies.database.tables import Run, RunKind, Study
+from studies.database.tables import Run, Study
 from studies.execution.base import Executor
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher
 from studies.execution.training import check_same_data

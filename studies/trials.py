@@ -10,8 +10,9 @@ from pathlib import Path
 
 from budgetsweep.constraint import Admitted, Limits, Rejected, admit
 from budgetsweep.errors import Reason
+from studies.database.run_kind import RunKind
 from studies.database.store import Store, config_hash
-from studies.database.tables import Rejection, Run, RunKind, Study
+from studies.database.tables import Rejection, Run, Study
 from studies.execution.base import Executor
 from studies.execution.dispatcher import recover
 from studies.samplers.grid import SpaceExhausted

@@ -31,7 +31,7 @@ from budgetsweep.cli.promote import print_answers
 from budgetsweep.cli.signals import Signals
 from budgetsweep.errors import ConfigError
 from budgetsweep.formats import count, duration, flops, gib
-from studies.database.tables import RunKind
+from studies.database.run_kind import RunKind
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -101,7 +101,7 @@ def diagnose_command(
     """
     from budgetsweep.cli.display import new_console
     from studies.database.connection import storage_url
-    from studies.database.tables import RunKind
+    from studies.database.run_kind import RunKind
     from studies.diagnosis import diagnose
     from studies.diagnosis.curve_files import read_curve, read_run
 

@@ -65,9 +65,9 @@ def read_spending(connection: Connection, study_id: int) -> dict[int, Spending]:
             *(getattr(LedgerEntry, f"flops_{convention}") for convention in Convention),
         ).where(LedgerEntry.study_id == study_id)
     )
-    found: dict[int, Spending] = defaultdict(Spending)
+    found: dict[int, dict[str, Amount]] = defaultdict(lambda: defaultdict(Amount))
     for run_id, entry, *figures in entries:
-        found[run_id] += Spending(**{entry: Amount(*figures)})
+        found[run_id][entry] += Amount(*figures)
     runs = connection.execute(
         select(
             Run.id,
@@ -78,9 +78,8 @@ def read_spending(connection: Connection, study_id: int) -> dict[int, Spending]:
         ).where(Run.study_id == study_id, Run.steps_recomputed > 0)
     )
     for run_id, steps, num_steps, tokens_per_step, *planned in runs:
-        lost = of_steps(steps, num_steps, tokens_per_step, planned)
-        found[run_id] += Spending(recomputed=lost)
-    return dict(found)
+        found[run_id]["recomputed"] = of_steps(steps, num_steps, tokens_per_step, planned)
+    return {run_id: Spending(**amounts) for run_id, amounts in found.items()}
 
 
 def of_steps(steps: int, num_steps: int, tokens_per_step: int, planned: list[int]) -> Amount:

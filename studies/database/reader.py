@@ -18,12 +18,13 @@ from model.flops import Convention
 from studies.database import connection, ledger
 from studies.database.ledger import Spending
 from studies.database.lifecycle import IllegalChangeError
-from studies.database.tables import Fit, Point, Prediction, Rejection, Run, RunKind, Study
+from studies.database.run_kind import RunKind
+from studies.database.tables import Fit, Point, Prediction, Rejection, Run, Study
 from trainer.events import RunStatus
 
 
 class Reader:
-    """Reads studies. Safe to use from several threads."""
+    """Reads studies. Safe to use from several threads, unless it is a snapshot."""
 
     def __init__(
         self, engine: Engine, where: str | None = None, session: Session | None = None

@@ -34,13 +34,13 @@ from studies.database.ledger import Amount
 from studies.database.lifecycle import IllegalChangeError
 from studies.database.migrations import migrate
 from studies.database.reader import Reader
+from studies.database.run_kind import RunKind
 from studies.database.study_settings import StudySettings
 from studies.database.tables import (
     Fit,
     Prediction,
     Rejection,
     Run,
-    RunKind,
     Study,
     settings_columns,
 )

@@ -31,19 +31,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from budgetsweep.config import parse
 from model.flops import Convention
+from studies.database.run_kind import RunKind
 from studies.database.study_settings import StudySettings
 from trainer.events import RunStatus
-
-
-class RunKind(StrEnum):
-    """Why a run was made."""
-
-    TRIAL = "trial"
-    """A proposal of the sampler."""
-    FINALIST = "finalist"
-    """A trial's shape trained by the search itself at a budget level above the study's."""
-    PROMOTION = "promotion"
-    """A trial's shape trained at a larger budget because the user asked for it."""
 
 
 class ExactInt(TypeDecorator[int]):
@@ -87,7 +77,12 @@ class Base(DeclarativeBase):
     """Root of our tables; every name begins with `bs_`. An enumeration is stored as its words."""
 
     type_annotation_map: ClassVar = {
-        StrEnum: Enum(StrEnum, native_enum=False, length=40, values_callable=list),
+        StrEnum: Enum(
+            StrEnum,
+            native_enum=False,
+            length=40,
+            values_callable=lambda kind: [member.value for member in kind],
+        ),
     }
 
 

@@ -13,7 +13,7 @@ from budgetsweep.config import did_you_mean, load_yaml
 from budgetsweep.errors import DataError, StudyError
 from studies.csv_files import csv_rows, number, read_text
 from studies.database.reader import Reader
-from studies.database.tables import RunKind
+from studies.database.run_kind import RunKind
 from studies.diagnosis.curves import COLUMNS, Curve
 from studies.diagnosis.facts import CurveFacts
 from studies.diagnosis.study_runs import facts_of_run

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from budgetsweep.errors import ConfigError
+from studies.database.run_kind import RunKind
 from studies.database.store import Store
-from studies.database.tables import Run, RunKind, Study
+from studies.database.tables import Run, Study
 from studies.execution.base import Executor
 from studies.prior_studies import prior_runs
 from studies.promotion.promote import PromoteHooks, PromoteSettings, run_promotion

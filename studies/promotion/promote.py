@@ -18,13 +18,9 @@ from budgetsweep.constraint import Admitted, Limits, Rejected, admit
 from budgetsweep.errors import ConfigError, Reason, StudyError
 from studies.backends import backend_of
 from studies.database.connection import storage_url
+from studies.database.run_kind import RunKind
 from studies.database.store import Store, config_hash
-from studies.database.tables import (
-    Prediction,
-    Run,
-    RunKind,
-    Study,
-)
+from studies.database.tables import Prediction, Run, Study
 from studies.execution.base import Executor
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher, recover
 from studies.execution.messages import Workers

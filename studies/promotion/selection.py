@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from budgetsweep.errors import StudyError
+from studies.database.run_kind import RunKind
 from studies.database.store import Store
-from studies.database.tables import Run, RunKind, Study
+from studies.database.tables import Run, Study
 from studies.scaling.prediction import StudyFit
 from trainer.config import RunConfig
 from trainer.events import RunStatus

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from budgetsweep.errors import FitRefused
-from studies.database.tables import Run, RunKind, Study
+from studies.database.run_kind import RunKind
+from studies.database.tables import Run, Study
 from studies.scaling.fitted_runs import FittedRuns, PriorRuns
 from studies.scaling.prediction import predict_run
 from studies.scaling.study_fit import StudyLaw, fit_runs

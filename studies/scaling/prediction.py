@@ -16,7 +16,8 @@ import numpy as np
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits, affordable_steps
 from budgetsweep.errors import ConfigError, FitRefused
-from studies.database.tables import Run, RunKind, Study
+from studies.database.run_kind import RunKind
+from studies.database.tables import Run, Study
 from studies.scaling.fitted_runs import FittedRuns, PriorRuns
 from studies.scaling.rescaling import promoted_config
 from studies.scaling.result import LEVEL, LossPrediction

@@ -2,7 +2,7 @@
 
 A law of the loss needs runs of several budgets. With `--rungs 0.1,0.3,1` the trials take the rungs
 in turn, the whole budget first, so that each rung gets an equal number of them and the search costs
-less than one without. Rungs above 1 are no trials but promotions of the most promising ones: each
+less than one without. Rungs above 1 are for finalists, the most promising trials once more: each
 such rung costs about an eighth of what the trials at the whole budget would cost, one run at least.
 """
 

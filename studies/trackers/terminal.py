@@ -14,7 +14,7 @@ from rich.text import Text
 
 from budgetsweep.constraint import Rejected
 from budgetsweep.formats import count, duration, flops
-from studies.database.tables import RunKind
+from studies.database.run_kind import RunKind
 from studies.trackers.base import Observer, RunView, Session
 from trainer.events import Point, Progress, RunResult, RunStatus
 

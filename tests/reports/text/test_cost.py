@@ -15,7 +15,7 @@ def test_costs_say_when_the_ledger_is_empty(study):
 
 
 def test_exact_costs_are_in_the_table_digit_for_digit(study):
-    facts = study(trials=3, redone_steps=5)
+    facts = study(trials=3, recomputed_steps=5)
     spent = sum(facts.data.spending[r.id].spent.nanogpt for r in facts.trials)
     table = cost(facts)[2]
     assert table.rows[0][0] == "nanogpt (budget)"

@@ -24,8 +24,8 @@ from sqlalchemy import event, select
 
 from studies.database import tables
 from studies.database.ledger import Amount
+from studies.database.run_kind import RunKind
 from studies.database.store import IllegalChangeError, Store
-from studies.database.tables import RunKind
 from tests.support.tiny_studies import study_settings
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult, RunStatus

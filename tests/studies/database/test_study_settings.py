@@ -17,7 +17,7 @@ BASE = {"device": "cpu", "max_lr": 1e-3, "data": {"source": "c4", "val_tokens": 
 OTHER: dict[str, Any] = {
     "backend": "hoffmann2022", "budget_flops": 2 * 10**30, "convention": "mac", "sampler": "law",
     "seed": 1, "pruning": True, "rungs": "0.1,1", "points_from": ("other",), "for_scale": 100.0,
-    "space": {"parameters": {}}, "base": {**BASE, "max_lr": 2e-3}, "replay": "runs.csv",
+    "space": {"parameters": {}}, "base": {**BASE, "max_lr": 2e-3}, "location": "runs.csv", "sizes_only": True,
 }  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def test_every_field_is_stored(store: Store) -> None:
     assert store.create_study("s", settings).settings == settings
 
 
-@pytest.mark.parametrize("name", [name for name in OTHER if name != "replay"])
+@pytest.mark.parametrize("name", [name for name in OTHER if name not in ("location", "sizes_only")])
 def test_every_field_makes_another_study(name: str) -> None:
     before = study_settings(base=BASE)
     ((old, now),) = differences(
@@ -39,7 +39,7 @@ def test_every_field_makes_another_study(name: str) -> None:
 def test_a_table_may_move() -> None:
     """It is known by its checksum, which is part of `backend`."""
     old, new = (
-        study_settings(replay=f"/{place}/runs.csv", base={"data": {"source": place}})
+        study_settings(location=f"/{place}/runs.csv", base={"data": {"source": place}})
         for place in ("here", "there")
     )
     assert differences(old, new) == {}

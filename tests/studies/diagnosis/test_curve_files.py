@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from budgetsweep.errors import DataError, StudyError
+from studies.database.run_kind import RunKind
 from studies.database.store import Store
-from studies.database.tables import RunKind
 from studies.diagnosis.curve_files import read_curve, read_curve_file, read_run
 from studies.diagnosis.curves import COLUMNS, Curve
 from tests.support.synthetic_study import fill_database

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from budgetsweep.errors import ConfigError
+from studies.database.run_kind import RunKind
 from studies.database.store import Store
-from studies.database.tables import RunKind
 from studies.space.rungs import Rungs, rung_budget
 from tests.support.searches import BUDGET, Recorder, read, run_search, settings_for
 
