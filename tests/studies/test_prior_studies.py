@@ -26,6 +26,7 @@ from studies.settings import SearchSettings
 from studies.simulation.backend import Simulated
 from studies.simulation.worlds import DEFAULT_WORLD
 from tests.support.searches import Recorder, tiny_space, write_text
+from tests.support.tiny_studies import study_settings
 
 
 def settings_for(folder: Path, **changes: Any) -> SearchSettings:
@@ -124,7 +125,7 @@ def test_samplers_are_given_predictions_from_the_first_trial_on(copied: Path) ->
 def test_the_same_command_goes_on_and_another_list_is_refused(copied: Path) -> None:
     again = settings_for(copied, **{**LATER, "trials": 6}, points_from=("small",))
     assert search(again, Hooks()).n_finished == 6
-    with pytest.raises(StudyError, match="another list of studies whose runs are points"):
+    with pytest.raises(StudyError, match="another list of prior studies"):
         search(settings_for(copied, **LATER), Hooks())
 
 
@@ -176,14 +177,14 @@ class Texts:
             "device": "cpu",
             "data": {"source": str(self.text), "text_field": "text", **data},
         }
-        study = self.store.create_study(
-            name=name, budget_flops=budget, convention="nanogpt", sampler="qmc", seed=0,
-            space=space.to_dict(), settings={"base": base},
-        )  # fmt: skip
+        settings = study_settings(
+            budget_flops=budget, sampler="qmc", space=space.to_dict(), base=base
+        )
+        study = self.store.create_study(name, settings)
         workers = Workers(cache_dir=self.folder / "cache")
-        data, facts = Training().fix_data(study, space, workers, None)
-        settings = {**study.settings, "base": {**base, "data": dict(data)}}
-        self.store.set_study_data(study.id, facts, settings)
+        fixed, facts = Training().fix_data(study, space, workers, None)
+        changed = {"base": {**base, "data": dict(fixed)}}
+        self.store.set_study_data(study.id, facts, settings.model_copy(update=changed))
         return self.store.study(name)
 
     def prior_runs(self, study: Study, name: str) -> object:
@@ -221,15 +222,13 @@ def test_validation_is_as_long_as_the_prior_studies(tmp_path: Path) -> None:
     texts.study("small", 10**8, val_tokens=4096)
     data: dict[str, Any] = {"source": str(texts.text), "text_field": "text"}
     base = {"tokenizer_encoding": "bytes", "device": "cpu", "data": data}
-    kind = (texts.store, "large", "nanogpt", tiny_space())
 
-    def asked(base: dict[str, Any], *names: str) -> dict[str, Any]:
-        return {"base": base, "points_from": names, "location": None}
+    def settled(base: dict[str, Any], *names: str) -> dict[str, Any]:
+        space = tiny_space().to_dict()
+        asked = study_settings(sampler="qmc", space=space, base=base, points_from=names)
+        return base_with_prior_studies(texts.store, "large", asked)
 
-    settled = base_with_prior_studies(*kind, asked(base, "small"))
-    assert settled == {**base, "data": {**data, "val_tokens": 4096}}
+    assert settled(base, "small") == {**base, "data": {**data, "val_tokens": 4096}}
     own = {**base, "data": {**data, "val_tokens": 2048}}
-    assert (
-        base_with_prior_studies(*kind, asked(own, "small")) == own
-    )  # and refused, once both texts are there
-    assert base_with_prior_studies(*kind, asked(base)) == base
+    assert settled(own, "small") == own  # and refused, once both texts are there
+    assert settled(base) == base

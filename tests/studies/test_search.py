@@ -411,7 +411,7 @@ def test_changed_text_is_noticed_before_anything_is_trained(tmp_path: Path) -> N
     run_search(settings)
     path = write_text(tmp_path)
     path.write_text(path.read_text().replace("a", "b"))
-    with pytest.raises((DataError, StudyError), match="not that of study"):
+    with pytest.raises((DataError, StudyError), match="not those of study"):
         run_search(dataclasses.replace(settings, trials=3))
 
 
@@ -439,7 +439,8 @@ def test_a_deleted_run_folder_keeps_the_ledger_exact(tmp_path: Path) -> None:
     assert runs[0].steps_executed == done + runs[0].num_steps
     with Store.open(settings.storage) as store:
         assert store.ledger(study.id).recomputed.steps == done
-        assert recover(store, study) == []
+        with settings.backend.executor(settings.asked_workers) as executor:
+            assert recover(store, study, executor) == []
 
 
 @pytest.fixture(autouse=True)

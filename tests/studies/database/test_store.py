@@ -18,6 +18,7 @@ from studies.database.store import IllegalChangeError, Store, config_hash
 from studies.space.rungs import Rungs
 from tests.support.tiny_studies import study_settings
 from trainer.config import RunConfig
+from trainer.data.facts import DataFacts
 from trainer.events import Point, RunResult, RunStatus
 
 AddRun = Callable[..., int]
@@ -62,14 +63,8 @@ class TestStudies:
         assert study.settings.rungs == Rungs()
         assert abs(study.created_utc - dt.datetime.now(dt.UTC)) < dt.timedelta(seconds=30)
         assert study.created_utc.tzinfo is dt.UTC
-        store.set_study_data(
-            study.id,
-            description="demo",
-            data_checksum="d" * 64,
-            val_checksum="v" * 64,
-            val_tokens=2**40,
-            bytes_per_token=4.25,
-        )
+        facts = DataFacts("demo", "d" * 64, "v" * 64, val_tokens=2**40, bytes_per_token=4.25)
+        store.set_study_data(study.id, facts, study.settings)
         rungs = Rungs.parse("0.1,1")
         changed = study.settings.model_copy(update={"rungs": rungs, "for_scale": 2.5})
         store.update_settings(study.id, changed)

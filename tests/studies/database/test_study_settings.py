@@ -17,7 +17,8 @@ BASE = {"device": "cpu", "max_lr": 1e-3, "data": {"source": "c4", "val_tokens": 
 OTHER: dict[str, Any] = {
     "backend": "hoffmann2022", "budget_flops": 2 * 10**30, "convention": "mac", "sampler": "law",
     "seed": 1, "pruning": True, "rungs": "0.1,1", "points_from": ("other",), "for_scale": 100.0,
-    "space": {"parameters": {}}, "base": {**BASE, "max_lr": 2e-3}, "location": "runs.csv", "sizes_only": True,
+    "space": {"parameters": {}}, "base": {**BASE, "max_lr": 2e-3}, "location": "runs.csv",
+    "sizes_only": True,
 }  # fmt: skip
 
 

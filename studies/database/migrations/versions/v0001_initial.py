@@ -23,7 +23,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=200), nullable=False),
         sa.Column("created_utc", sa.DateTime(), nullable=False),
         sa.Column("budget_flops", EXACT_INT, nullable=False),
-        sa.Column("convention", sa.String(length=20), nullable=False),
+        sa.Column("convention", sa.String(length=40), nullable=False),
         sa.Column("sampler", sa.String(length=20), nullable=False),
         sa.Column("seed", sa.BigInteger(), nullable=False),
         sa.Column("space", sa.JSON(), nullable=False),
