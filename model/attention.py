@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.cpu.attention import attend_in_blocks
 from model.cpu.block_sizes import SLOW_CPU_HEAD_DIM, attends_in_blocks
-from model.generation.kv_cache import LayerCache, LayerMemory, NewTokens
+from model.kv_cache import LayerCache, LayerMemory, NewTokens
 from model.rotary import rotate
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.generation.kv_cache import KeyValueCache
+from model.kv_cache import KeyValueCache
 from model.layers import Block
 from model.transformer import Transformer
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import EncoderDecoderConfig
-from model.generation.kv_cache import KeyValueCache, TargetCache
+from model.kv_cache import KeyValueCache, TargetCache
 from model.layers import Block, CrossDecoderBlock, build_norm
 from model.transformer import embedding_sum, initialise
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from model.attention import CrossAttention, SelfAttention
 from model.config import ModelConfig
-from model.generation.kv_cache import LayerCache, LayerMemory, NewTokens
+from model.kv_cache import LayerCache, LayerMemory, NewTokens
 
 
 def build_norm(shape: ModelConfig) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Text from a trained model: decoding, sampling, the key-value cache.
+"""Text from a trained model: decoding and sampling.
 
 Nothing here trains.
 """

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from model.config import SamplingConfig
 from model.decoder import DecoderLM
-from model.generation.kv_cache import KeyValueCache
 from model.generation.sampling import choose_tokens, evaluating
+from model.kv_cache import KeyValueCache
 
 if TYPE_CHECKING:
     from model.encoder_decoder import EncoderDecoderLM

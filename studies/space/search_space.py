@@ -28,7 +28,7 @@ from optuna.distributions import (
 )
 from pydantic import Field, field_validator, model_validator
 
-from budgetsweep.config import StrictModel, did_you_mean
+from budgetsweep.config import StrictModel, did_you_mean, parse
 from budgetsweep.errors import ConfigError
 from model.config import EncoderDecoderConfig, ModelConfig
 from model.flops import Convention
@@ -384,8 +384,6 @@ def space_from_dict(data: Mapping[str, Any], where: str) -> SearchSpace:
     Raises:
         ConfigError: unknown keys or names, or a metric other than the validation loss.
     """
-    from budgetsweep.config import parse
-
     data = dict(data)
     metric = data.pop("metric", None)
     if metric is not None and (

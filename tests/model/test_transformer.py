@@ -15,7 +15,7 @@ from torch import Tensor
 from model import DecoderLM, EncoderLM
 from model.attention import SelfAttention
 from model.config import ModelConfig
-from model.generation.kv_cache import KeyValueCache
+from model.kv_cache import KeyValueCache
 from model.rotary import rotate, rotation_table
 from tests.support import reference_decoder
 from tests.support.comparing import (

@@ -21,7 +21,7 @@ from model import generate, score
 from model.config import SamplingConfig
 from model.decoder import DecoderLM
 from model.generation.decoding import context_start, continue_texts
-from model.generation.kv_cache import KeyValueCache
+from model.kv_cache import KeyValueCache
 from tests.support import reference_decoder
 from tests.support.comparing import ALL_OPTIONS, EACH_AND_ALL
 
