@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,31 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "budgetsweep"))
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # two threads for each of two test processes are slower
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+SLOW_SECONDS = 10.0
+"""A test that takes longer is marked `slow`; in CI one that is not fails the session."""
+_seconds: dict[str, float] = defaultdict(float)
+_unmarked: set[str] = set()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add up what a test and its own set-up take."""
+    _seconds[report.nodeid] += report.duration
+    if _seconds[report.nodeid] > SLOW_SECONDS and "slow" not in report.keywords:
+        _unmarked.add(report.nodeid)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that lack the mark."""
+    for name in sorted(_unmarked):
+        terminalreporter.write_line(f"not marked slow, {_seconds[name]:.0f} s: {name}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail in CI, whose machine is quiet; elsewhere other work may have slowed a test down."""
+    if _unmarked and "CI" in os.environ and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(autouse=True)
