@@ -126,14 +126,11 @@ def data_table(facts: Facts) -> str:
 
 def _row(facts: Facts, run: Run) -> dict[str, Any]:
     row = {name: _cell(getattr(run, name)) for name in _RUN_FACTS}
-    parent = facts.trial_of(run)
-    row["parent_trial"] = parent.number if parent is not None else ""
-    spending = facts.data.spending.get(run.id)
+    row["parent_trial"] = "" if run.parent_run_id is None else facts.trial_of(run).number
+    spent = facts.data.spending[run.id].spent
     for convention in Convention:
-        row[f"spent_flops_{convention}"] = (
-            spending.spent.flops(convention) if spending is not None else ""
-        )
-    row["spent_tokens"] = spending.spent.tokens if spending is not None else ""
+        row[f"spent_flops_{convention}"] = spent.flops(convention)
+    row["spent_tokens"] = spent.tokens
     row["verdicts"] = " ".join(verdict_names(facts, run))
     row.update(_flat("param", run.params))
     row.update(_flat("config", run.config))

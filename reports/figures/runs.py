@@ -187,11 +187,10 @@ def _curves_title(facts: Facts) -> str:
     best, promoted = facts.best, facts.promoted
     if promoted is not None:
         parent = facts.trial_of(promoted)
-        if parent is not None and parent.val_loss_nats is not None:
-            return (
-                f"{promoted.scale:g} times the budget took trial {parent.number} from "
-                f"{loss(parent.val_loss_nats, 3)} to {loss(promoted.val_loss_nats, 3)} nats"
-            )
+        return (
+            f"{promoted.scale:g} times the budget took trial {parent.number} from "
+            f"{loss(parent.val_loss_nats, 3)} to {loss(promoted.val_loss_nats, 3)} nats"
+        )
     if best is None:
         return "No trial is complete yet: curves so far"
     if len(facts.ranked) < 3:
@@ -251,15 +250,6 @@ def proposals(facts: Facts) -> Chart | NoChart:
             axes.plot(grid, study.budget_flops / (6 * grid), color=MUTED, lw=1.2, ls=(0, (4, 3)))
             line = f"6·N·D = {flops(study.budget_flops)}"
             handles.append(key(line, linestyle="--", color=MUTED))
-        if facts.trials:
-            dots(
-                axes, *exact_limits(facts), marker="_", color=GOOD, markersize=13,
-                markeredgewidth=1.8,
-            )  # fmt: skip
-            handles.append(
-                key("exact limit of each shape", marker="_", color=GOOD, markeredgewidth=2,
-                    markersize=11)
-            )  # fmt: skip
         for reason, (label, marker, colour) in _REASON_LOOKS.items():
             these = [r for r in placed if r.reason == reason]
             if these:
@@ -286,31 +276,14 @@ def proposals(facts: Facts) -> Chart | NoChart:
     return Chart("proposals", title, alt, draw, 4.6)
 
 
-def exact_limits(facts: Facts) -> tuple[FloatArray, FloatArray]:
-    """Parameters of each shape that was admitted, and the tokens that the budget affords it.
-
-    A convention charges two shapes of one size differently (attention, look-ups), so the exact
-    budget is no line over sizes.
-    """
-    budget, convention = facts.study.budget_flops, facts.study.convention
-    limits = sorted(
-        {
-            (r.n_params, budget * r.planned_tokens / r.planned_flops(convention))
-            for r in facts.trials
-        }
-    )
-    sizes, tokens = np.array(limits, dtype=float).T
-    return sizes, tokens
-
-
 def schedule(facts: Facts) -> Chart | NoChart:
     """Learning rate over the steps of the best run, computed from its configuration."""
     best = facts.best
     if best is None:
         return NoChart("schedule", "No trial is complete yet, so there is no best schedule.")
-    config = run_config(best)
-    if config is None or config.num_training_steps == "fill" or not facts.has_learning_rate(best):
+    if not facts.has_learning_rate(best):
         return NoChart("schedule", f"No learning rate of trial {best.number} was recorded.")
+    config = run_config(best)
     steps, warmup = config.steps, config.warmup_steps
     get_lr = config.lr_schedule()
     rise = f"rose to {rate(config.max_lr)} in {plural(warmup, 'step')}" if warmup else (

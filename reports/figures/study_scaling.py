@@ -74,9 +74,9 @@ def _promoted(
     runs = {run.id: run for run in facts.promotions}
     for predicted in reversed(facts.data.predictions):
         run = runs.get(predicted.run_id)
-        config = None if run is None else run_config(run)
-        if run is None or config is None:
+        if run is None:
             continue
+        config = run_config(run)
         blocks = record.get("counts") == "blocks"
         n_params = config.n_block_params if blocks else config.n_active_params
         size = {"n_params": float(n_params), "tokens": float(run.planned_tokens)}

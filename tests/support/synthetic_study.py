@@ -66,8 +66,6 @@ class Plan:
     promotion: str | None = "complete"
     budget: int = 10**15
     convention: str = "nanogpt"
-    repeats: int = 0
-    """Extra runs of the first configuration with other seeds."""
     recomputed_steps: int = 0
     bits: bool = True
     text: str = ""
@@ -117,10 +115,6 @@ class _Writer:
                 self._reject(number)
             else:
                 runs.append(self._run("trial", number, kind, self._params(number)))
-        runs += [
-            self._run("trial", len(kinds) + repeat, "complete", dict(FIRST), seed=repeat + 1)
-            for repeat in range(plan.repeats)
-        ]
         complete = [run for run in runs if run.status == "complete"]
         if plan.promotion and complete:
             best = min(complete, key=lambda run: run.val_loss_nats or math.inf)
@@ -148,13 +142,13 @@ class _Writer:
 
     def _run(
         self, kind: str, number: int, status: str, params: dict[str, Any], *,
-        seed: int = 0, parent: Run | None = None,
+        parent: Run | None = None,
     ) -> Run:  # fmt: skip
         scale = 1 if parent is None else 100
         self.proposed.setdefault(number, params)
         if parent is not None:
             params = params | {"max_lr": params["max_lr"] * 0.5, "batch_size": 256}
-        config = self._config(params, self.plan.budget * scale, seed=seed)
+        config = self._config(params, self.plan.budget * scale)
         if parent is not None:
             params = {
                 name: value for name, value in config.to_dict().items()
@@ -179,7 +173,7 @@ class _Writer:
         run = Run(
             study_id=self.study.id, kind=kind, number=number, status=status,
             parent_run_id=parent.id if parent else None, scale=float(scale) if parent else None,
-            reason=reasons.get(status), config=stored, seed=seed,
+            reason=reasons.get(status), config=stored, seed=0,
             params={name + self.plan.text: value for name, value in params.items()},
             config_hash=hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest(),
             git_commit="0123abc", versions={"python": "3.11.2", "torch": "2.13.0"},

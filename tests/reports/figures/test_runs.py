@@ -4,8 +4,7 @@ import numpy as np
 import optuna
 import pytest
 
-from model.flops import flops_per_token
-from reports.facts import final_loss, run_config
+from reports.facts import final_loss
 from reports.figures import runs
 from reports.figures import space as figures_space
 from reports.figures.space import IMPORTANCE_MIN_TRIALS, importances
@@ -131,20 +130,6 @@ def test_the_schedule_is_that_of_the_configuration(facts):
     peak = line[line[:, 1].argmax()]
     assert peak.tolist() == [config["num_warmup_steps"], config["max_lr"]]
     assert line[-1].tolist() == [config["num_training_steps"], config["min_lr"]]
-
-
-def test_admitted_proposals_lie_just_under_their_exact_limit(facts):
-    study = facts("full")
-    sizes, limits = runs.exact_limits(study)
-    for run in study.trials:
-        config = run_config(run)
-        per_token = flops_per_token(config.model, config.seq_len, "nanogpt")
-        exact = study.study.budget_flops / per_token
-        at = int(np.argmin(np.abs(limits - exact) + np.abs(sizes - run.n_params)))
-        assert limits[at] == pytest.approx(exact, rel=1e-12)
-        assert sizes[at] == run.n_params
-        # a filled run leaves less than one step of it
-        assert exact - run.tokens_per_step < run.planned_tokens <= exact
 
 
 def test_a_sampled_head_has_no_budget_line_over_all_parameters(facts, monkeypatch):

@@ -1,21 +1,14 @@
-from sqlalchemy import select
-
 from reports.text.cost import cost
-from studies.database.tables import LedgerEntry
 from tests.support.blocks import sentences
 
 
 def test_costs_say_when_the_ledger_is_empty(study):
-    def forget(session, runs):
-        for entry in session.scalars(select(LedgerEntry)):
-            session.delete(entry)
-
-    (only,) = cost(study(forget))
+    (only,) = cost(study(trials=0))
     assert "The ledger has no entry" in only.text
 
 
 def test_exact_costs_are_in_the_table_digit_for_digit(study):
-    facts = study(trials=3, redone_steps=5)
+    facts = study(trials=3, recomputed_steps=5)
     spent = sum(facts.data.spending[r.id].spent.nanogpt for r in facts.trials)
     table = cost(facts)[2]
     assert table.rows[0][0] == "nanogpt (budget)"
