@@ -37,7 +37,6 @@ SECTIONS = (
         [
             space.isoflop,
             space.learning_rate,
-            space.parallel,
             space.importance,
             runs.schedule,
         ],

@@ -31,8 +31,6 @@ def test_no_text_overlaps_another_or_leaves_the_figure(facts, variant, layout):
 
 def test_every_axis_has_a_name_and_ticks_to_read(facts):
     for chart in charts(facts("many")):
-        if chart.name == "parallel":
-            continue
         with theme.drawn(chart, "narrow") as figure:
             (axes,) = figure.axes
             assert axes.get_xlabel()
@@ -76,7 +74,7 @@ def test_the_palettes_can_be_read():
 def test_drawings_are_equal_byte_for_byte(facts):
     chart = runs.proposals(facts("full"))
     assert theme.svg_and_png(chart) == theme.svg_and_png(chart)
-    chart = figures_space.parallel(facts("many"))  # with pixels inside
+    chart = runs.learning_curves(facts("many"))  # with pixels inside
     assert theme.svg(chart, "narrow") == theme.svg(chart, "narrow")
 
 
