@@ -50,7 +50,6 @@ SECTIONS = (
             study_scaling.isoflop_fit,
             study_scaling.compute_frontier,
             study_scaling.regret,
-            study_scaling.lr_optimum,
         ],
     ),
     Section("What did the larger budget bring?", [promotion.promotions]),

@@ -217,7 +217,7 @@ def _write(
 ) -> list[str]:  # fmt: skip
     """fit.json and the figures; the names of the files."""
     from budgetsweep.files import write_bytes_atomically, write_text_atomically
-    from reports.figures.scaling import compute_frontier, isoflop_fit, lr_optimum, regret
+    from reports.figures.scaling import compute_frontier, isoflop_fit, regret
     from reports.style.theme import Chart, on_paper, svg_and_png
 
     points = _frame(table)
@@ -235,7 +235,6 @@ def _write(
         isoflop_fit(points, found),
         compute_frontier(points, found, prediction),
         regret(points, found, small, large),
-        lr_optimum(points, found),
     )
     drawn = [(c.name, *svg_and_png(c)) for c in charts if isinstance(c, Chart)]
     files = [FIT_FILE]

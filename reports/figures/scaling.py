@@ -1,7 +1,7 @@
-"""Figures of a scaling fit: isoFLOP valleys, loss against compute, regret, learning rate.
+"""Figures of a scaling fit: isoFLOP valleys, loss against compute, regret.
 
-Each takes a frame of runs (`n_params`, `tokens`, `val_loss_nats`; where known `max_lr`,
-`batch_tokens`; NaN where not) and their fit. FLOPs are 6 · N · D.
+Each takes a frame of runs (`n_params`, `tokens`, `val_loss_nats`, `max_lr`, `batch_tokens`; NaN
+where not known) and their fit. FLOPs are 6 · N · D.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from budgetsweep.formats import count, flops, loss, rate
+from budgetsweep.formats import count, flops, loss
 from reports.style import theme
 from reports.style.axes import linear_axis, log_axis, nats, padded_log_limits
 from reports.style.marks import LOSS_LABEL, clip_marks, dots, key
@@ -243,87 +243,15 @@ def regret(
     return Chart("regret", title, alt, draw)
 
 
-def lr_optimum(points: pd.DataFrame, fit: ScalingFit) -> Chart | NoChart:
-    """Peak learning rates of runs against tokens, and the fitted optimum with its band.
-
-    The fit rescales rates to the median size and the best batch, so that they compare.
-    """
-    if not fit.knows_lr:
-        return NoChart("lr_optimum", "No learning rates of the runs are known: no optimum to draw.")
-    rows = points[np.isfinite(points["max_lr"].to_numpy(dtype=float))]
-    tokens = rows["tokens"].to_numpy(dtype=float)
-    size = float(np.exp(np.median(np.log(rows["n_params"].to_numpy(dtype=float)))))
-    rates = _carried_rates(fit, rows, size)
-    low_d, high_d = float(tokens.min()), float(tokens.max())
-    cost = (_losses_as_run(rows, fit) - _losses_as_run(rows.assign(max_lr=np.nan), fit)).clip(0)
-    most = max(0.02, float(np.quantile(cost, 0.25)))
-    middle = float(np.sqrt(low_d * high_d))
-    title = (
-        f"The best peak learning rate is about {fit.tuned_lr(size, middle):.2g} for "
-        f"{count(size)} parameters at {count(middle)} tokens; a factor of e from the optimum costs "
-        f"{loss(fit.k_lr_nats, 3)} nats"
-    )
-
-    def draw(figure: Figure, layout: Layout) -> None:
-        axes = figure.subplots()
-        reach = max(high_d * 10, low_d * 1.1)
-        path = np.geomspace(low_d, reach, STEPS)
-        drawn = np.array([fit.tuned_lr(size, one) for one in path])
-        rng = np.random.default_rng(0)
-        fits = [fit.draw(rng) for _ in range(100)]
-        band = np.quantile(
-            [[one.tuned_lr(size, tokens) for tokens in path] for one in fits], (0.1, 0.9), axis=0
-        )
-        log_axis(axes, "x", padded_log_limits([low_d, reach]), count, 6 if layout == "wide" else 4)
-        shown = [*rates, float(drawn.min()), float(drawn.max())]
-        log_axis(axes, "y", padded_log_limits(shown), rate, 6)
-        axes.fill_between(path, band[0], band[1], color=GOOD, alpha=0.18, lw=0)
-        axes.plot(path, drawn, color=BEST, lw=1.8)
-        cheap = cost < most
-        dots(axes, tokens[~cheap], rates[~cheap], color=OTHER)
-        dots(axes, tokens[cheap], rates[cheap], color=LIGHT["green"], marker="s")
-        handles: list[Any] = [
-            key("best learning rate", linestyle="-", linewidth=1.8, color=BEST),
-            Patch(color=GOOD, alpha=0.3, label="80 %"),
-            key(f"cost < {loss(most, 2)} nats", marker="s", color=LIGHT["green"]),
-            key("other run", marker="o", color=OTHER),
-        ]
-        axes.set_xlabel("training tokens")
-        axes.set_ylabel("peak learning rate")
-        theme.remark(axes, f"rescaled to {count(size)} parameters and the best batch")
-        theme.legend_below(figure, handles, layout)
-
-    alt = (
-        "Peak learning rate of each run against its tokens, both on log axes, with the fitted best "
-        "learning rate and its 80 % band."
-    )
-    return Chart("lr_optimum", title, alt, draw)
-
-
 def _as_if_tuned(points: pd.DataFrame, fit: ScalingFit) -> pd.DataFrame:
     """Runs with `flops`, their `budget`, and `loss` less what learning rate and batch cost."""
     runs = points.assign(flops=_flops_of(points))
-    cost = _losses_as_run(runs, fit) - fit.losses(runs["n_params"], runs["tokens"])
+    tuning = {name: runs[name].to_numpy() for name in ("max_lr", "batch_tokens")}
+    as_run = fit.losses(runs["n_params"], runs["tokens"], **tuning)
+    cost = as_run - fit.losses(runs["n_params"], runs["tokens"])
     budgets = np.array(distinct_budgets(runs["flops"].to_numpy()))
     nearest = np.abs(np.log(runs["flops"].to_numpy()[:, None] / budgets)).argmin(axis=1)
     return runs.assign(loss=runs["val_loss_nats"] - cost, budget=budgets[nearest])
-
-
-def _losses_as_run(runs: pd.DataFrame, fit: ScalingFit) -> FloatArray:
-    """Losses by the fit with the learning rates and batches of the runs."""
-    known = {name: runs[name].to_numpy() for name in ("max_lr", "batch_tokens") if name in runs}
-    return fit.losses(runs["n_params"], runs["tokens"], **known)
-
-
-def _carried_rates(fit: ScalingFit, rows: pd.DataFrame, size: float) -> FloatArray:
-    """Peak learning rates, rescaled by the fit to another size and the best batch: (runs,)."""
-    batches = rows["batch_tokens"] if "batch_tokens" in rows else [None] * len(rows)
-    factors = [
-        fit.tuned_lr(size, tokens)
-        / fit.tuned_lr(n_params, tokens, batch if batch and np.isfinite(batch) else None)
-        for n_params, tokens, batch in zip(rows["n_params"], rows["tokens"], batches, strict=True)
-    ]
-    return rows["max_lr"].to_numpy(dtype=float) * np.array(factors)
 
 
 def _valley(axes: Axes, runs: pd.DataFrame, fit: ScalingFit, budget: float, colour: str) -> None:

@@ -46,13 +46,6 @@ def regret(facts: Facts) -> Chart | NoChart:
     return scaling.regret(_points(record), law, budget, budget * fit.scale, chosen)
 
 
-def lr_optimum(facts: Facts) -> Chart | NoChart:
-    """The best learning rate against tokens, as the law has it."""
-    if (record := facts.law) is None:
-        return NoChart("lr_optimum", NO_LAW)
-    return scaling.lr_optimum(_points(record), ScalingFit.from_dict(record["fit"]))
-
-
 def _points(record: dict[str, Any]) -> pd.DataFrame:
     columns = ["n_params", "tokens", "val_loss_nats", "max_lr", "batch_tokens"]
     return pd.DataFrame(record["points"])[columns].astype(float)

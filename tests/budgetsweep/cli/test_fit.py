@@ -93,7 +93,6 @@ def test_rates_and_batches_of_a_search(tmp_path: Path) -> None:
     output = run("fit", str(path), "--out", str(tmp_path / "out"))
     for setting in ("learning rate", "batch size"):
         assert f"a {setting} a factor of e from the optimum costs 0.0" in output
-    assert (tmp_path / "out" / "lr_optimum.png").is_file()
 
 
 def test_groups_and_the_floor(runs: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reports.figures.scaling import compute_frontier, isoflop_fit, lr_optimum, regret
+from reports.figures.scaling import compute_frontier, isoflop_fit, regret
 from reports.style import theme
 from reports.style.theme import Chart, NoChart
 from studies.scaling.fit import fit
@@ -47,7 +47,6 @@ CHARTS: dict[str, Callable[[pd.DataFrame, ScalingFit], Chart | NoChart]] = {
         points, law, promotion(), promotion(loss=3.45)
     ),
     "regret": lambda points, law: regret(points, law, 1e15, 1e17, {"measured": 4e6, "best": 3e7}),
-    "lr": lr_optimum,
 }
 
 
@@ -60,7 +59,7 @@ def drawn_chart(name: str, runs: str, fits: dict[str, ScalingFit]) -> Chart:
 @pytest.mark.parametrize("layout", ["wide", "narrow"])
 @pytest.mark.parametrize(
     ("name", "runs"),
-    [(name, runs) for name in CHARTS for runs in RUNS if (name, runs) != ("lr", "table")],
+    [(name, runs) for name in CHARTS for runs in RUNS],
 )
 def test_texts_are_inside_and_apart(
     name: str, runs: str, layout: theme.Layout, fits: dict[str, ScalingFit]
@@ -125,23 +124,9 @@ def test_regret_is_nothing_at_the_best_size(fits: dict[str, ScalingFit]) -> None
         assert x[y.argmin()] == pytest.approx(found.best_params(flops), rel=0.05)
 
 
-def test_rates_are_carried_to_one_size(fits: dict[str, ScalingFit]) -> None:
-    found = fits["search"]
-    lines = lines_of(drawn_chart("lr", "search", fits))
-    (x, y) = next((x, y) for x, y, marker in lines if marker == "None")
-    size = float(np.exp(np.median([np.log(r.n_params) for r in RUNS["search"]])))
-    assert y[0] == pytest.approx(found.tuned_lr(size, x[0]), rel=1e-6)
-    near = np.concatenate([y for _, y, marker in lines if marker == "s"])
-    far = np.concatenate([y for _, y, marker in lines if marker == "o"])
-    middle = found.tuned_lr(size, 1e7)
-    assert np.abs(np.log(near / middle)).max() < np.abs(np.log(far / middle)).max()
-
-
 def test_nothing_to_draw(fits: dict[str, ScalingFit]) -> None:
     points = frame(RUNS["table"])
     table = fits["table"]
-    no_rates = lr_optimum(points, table)
-    assert isinstance(no_rates, NoChart)
     for chart in (
         isoflop_fit(points.iloc[[0, 8]], table),
         compute_frontier(points.iloc[:0], table),
