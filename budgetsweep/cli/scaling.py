@@ -184,12 +184,12 @@ def _asked(
     asked = []
     for budget in budgets:
         n_params = found.best_params(budget)
-        low, high = found.best_params_interval(budget, LEVEL)
+        low, high = found.best_params_interval(budget)
         tokens = budget / FLOPS_PER_PARAM_TOKEN / n_params
-        predicted = found.predict(n_params, tokens, level=LEVEL)
+        predicted = found.predict(n_params, tokens)
         asked.append(Asked(budget, n_params, low, high, tokens, predicted))
     for n_params, tokens in runs:
-        predicted = found.predict(n_params, tokens, level=LEVEL)
+        predicted = found.predict(n_params, tokens)
         budget = FLOPS_PER_PARAM_TOKEN * n_params * tokens
         asked.append(Asked(budget, n_params, None, None, tokens, predicted))
     return asked

@@ -34,12 +34,11 @@ from reports.style.theme import (
 )
 from studies.diagnosis.curves import FloatArray
 from studies.scaling.fit_data import FLOPS_PER_PARAM_TOKEN, distinct_budgets
-from studies.scaling.result import UNDERTRAINED_BELOW, ScalingFit
+from studies.scaling.result import LEVEL, UNDERTRAINED_BELOW, ScalingFit
 
 MOST_BUDGETS = 7
 """Budgets drawn as valleys; of more an even choice."""
 COLOURS = ("best", "amber", "green", "purple", "brown", "cyan", "other")
-LEVEL = 0.8
 STEPS = 60
 """Points of a drawn curve."""
 
@@ -126,7 +125,7 @@ def compute_frontier(
     path = np.geomspace(spent.min(), reach, STEPS)
     sizes = [fit.best_params(budget) for budget in path]
     frontier = [
-        fit.predict(size, budget / FLOPS_PER_PARAM_TOKEN / size, level=LEVEL)
+        fit.predict(size, budget / FLOPS_PER_PARAM_TOKEN / size)
         for size, budget in zip(sizes, path, strict=True)
     ]
     lows, highs = [one.low_nats for one in frontier], [one.high_nats for one in frontier]
