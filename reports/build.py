@@ -43,12 +43,7 @@ class ReportFiles:
 
 
 def build_report(storage_url: str, study_name: str | None, out_dir: Path) -> ReportFiles:
-    """Write the report of a study into a folder.
-
-    Args:
-        storage_url: SQLAlchemy URL of the study's database, or the name of a SQLite file.
-        study_name: which study; None: the one that was started last.
-        out_dir: made if it is missing; files of an earlier report in it are replaced.
+    """Write the report of a study (None: the newest); files of an earlier report are replaced.
 
     Raises:
         StudyError: no such database or study, or not a database of ours.
@@ -94,7 +89,7 @@ def _picture(chart: Chart | NoChart, folder: Path, drawn: list[Path]) -> Picture
     wide, pixels = theme.svg_and_png(chart)
     narrow = theme.svg(chart, "narrow")
     write_bytes_atomically(png, pixels)
-    write_text_atomically(svg, theme.on_paper(wide))
+    write_text_atomically(svg, wide)
     drawn += [png, svg]
     return Picture(chart, wide, narrow)
 

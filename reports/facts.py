@@ -15,9 +15,9 @@ from budgetsweep.formats import known
 from reports.read import StudyData
 from studies.database.ledger import Spending
 from studies.database.tables import Rejection, Run, RunKind, Study
-from studies.diagnosis import Diagnosis
 from studies.diagnosis.curves import Curve
 from studies.diagnosis.study_runs import diagnose_runs
+from studies.diagnosis.verdicts import Diagnosis
 from studies.space.search_space import Parameter
 from trainer.config import RunConfig
 from trainer.events import RunStatus

@@ -8,9 +8,9 @@ from typing import Any
 
 from studies.database.reader import Reader
 from studies.database.tables import Run, RunKind
-from studies.diagnosis import HEALTHY, NAMES, Diagnosis
 from studies.diagnosis.curves import COLUMNS, Curve
 from studies.diagnosis.study_runs import diagnose_runs
+from studies.diagnosis.verdicts import HEALTHY, NAMES, Diagnosis
 from trainer.events import RunStatus
 
 

@@ -218,7 +218,7 @@ def _write(
     """fit.json and the figures; the names of the files."""
     from budgetsweep.files import write_bytes_atomically, write_text_atomically
     from reports.figures.scaling import compute_frontier, isoflop_fit, regret
-    from reports.style.theme import Chart, on_paper, svg_and_png
+    from reports.style.theme import Chart, svg_and_png
 
     points = _frame(table)
     small = found.flops_range[1]
@@ -241,7 +241,7 @@ def _write(
     try:
         write_text_atomically(out / FIT_FILE, json.dumps(data, indent=2) + "\n")
         for name, svg, png in drawn:
-            write_text_atomically(out / f"{name}.svg", on_paper(svg))
+            write_text_atomically(out / f"{name}.svg", svg)
             write_bytes_atomically(out / f"{name}.png", png)
             files += [f"{name}.svg", f"{name}.png"]
     except OSError as error:

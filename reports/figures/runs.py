@@ -21,9 +21,9 @@ from reports.style.theme import (
     BEST,
     GOOD,
     INK,
-    LIGHT,
     MUTED,
     OTHER,
+    PALETTE,
     PROMOTED,
     Chart,
     Layout,
@@ -86,9 +86,9 @@ def history(facts: Facts) -> Chart | NoChart:
         if rejected:
             dots(
                 axes, np.array(rejected), np.full(len(rejected), 0.025), marker="|", markersize=7,
-                markeredgewidth=1.2, color=LIGHT["amber"], transform=axes.get_xaxis_transform(),
+                markeredgewidth=1.2, color=PALETTE["amber"], transform=axes.get_xaxis_transform(),
             )  # fmt: skip
-            handles.append(key("rejected", marker="|", markeredgewidth=1.5, color=LIGHT["amber"]))
+            handles.append(key("rejected", marker="|", markeredgewidth=1.5, color=PALETTE["amber"]))
         axes.set_xlabel("proposal")
         axes.set_ylabel(LOSS_LABEL)
         theme.legend_below(figure, handles, layout)
@@ -164,7 +164,7 @@ def _val_curve(facts: Facts, run: Run) -> tuple[FloatArray, FloatArray] | None:
 
 
 def _promotion_colours() -> list[str]:
-    return [PROMOTED, LIGHT["purple"], LIGHT["green"], LIGHT["brown"]] + [PROMOTED] * 100
+    return [PROMOTED, PALETTE["purple"], PALETTE["green"], PALETTE["brown"]] + [PROMOTED] * 100
 
 
 def _highlight(
@@ -203,14 +203,14 @@ def _curves_title(facts: Facts) -> str:
 
 
 _REASON_LOOKS = {
-    "over_budget": ("over budget", "^", LIGHT["promoted"]),
-    "out_of_memory": ("too much memory", "s", LIGHT["purple"]),
-    "too_many_epochs": ("too many epochs", "D", LIGHT["amber"]),
-    "too_little_validation_data": ("too little validation data", "P", LIGHT["green"]),
-    "duplicate": ("duplicate", "X", LIGHT["brown"]),
-    "no_run": ("no run in the table", "P", LIGHT["cyan"]),
-    "invalid_value": ("invalid value", "v", LIGHT["cyan"]),
-    "invalid_shape": ("invalid shape", "<", LIGHT["ink"]),
+    "over_budget": ("over budget", "^", PALETTE["promoted"]),
+    "out_of_memory": ("too much memory", "s", PALETTE["purple"]),
+    "too_many_epochs": ("too many epochs", "D", PALETTE["amber"]),
+    "too_little_validation_data": ("too little validation data", "P", PALETTE["green"]),
+    "duplicate": ("duplicate", "X", PALETTE["brown"]),
+    "no_run": ("no run in the table", "P", PALETTE["cyan"]),
+    "invalid_value": ("invalid value", "v", PALETTE["cyan"]),
+    "invalid_shape": ("invalid shape", "<", PALETTE["ink"]),
 }
 
 

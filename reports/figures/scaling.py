@@ -24,9 +24,9 @@ from reports.style.theme import (
     BEST,
     GOOD,
     INK,
-    LIGHT,
     MUTED,
     OTHER,
+    PALETTE,
     PROMOTED,
     Chart,
     Layout,
@@ -75,8 +75,8 @@ def isoflop_fit(points: pd.DataFrame, fit: ScalingFit) -> Chart | NoChart:
         linear_axis(axes, "y", (low, high), nats)
         handles: list[Any] = []
         for budget, colour in zip(shown, COLOURS, strict=False):
-            _valley(axes, runs[runs["budget"] == budget], fit, budget, LIGHT[colour])
-            handles.append(key(f"{flops(budget)} FLOPs", marker="o", color=LIGHT[colour]))
+            _valley(axes, runs[runs["budget"] == budget], fit, budget, PALETTE[colour])
+            handles.append(key(f"{flops(budget)} FLOPs", marker="o", color=PALETTE[colour]))
         path = np.geomspace(budgets[0], budgets[-1] * 10, STEPS)
         sizes = np.array([fit.best_params(budget) for budget in path])
         lowest = fit.losses(sizes, path / FLOPS_PER_PARAM_TOKEN / sizes)
@@ -110,11 +110,8 @@ def compute_frontier(
 ) -> Chart | NoChart:
     """Loss against training FLOPs: runs, the law's frontier with its band, what was promoted.
 
-    Args:
-        points: runs.
-        fit: the law.
-        prediction: `n_params`, `tokens`, `loss_nats`, `low_nats`, `high_nats` of a run to come.
-        outcome: `n_params`, `tokens`, `loss_nats` of that run as measured.
+    `prediction` is of a run to come (`n_params`, `tokens`, `loss_nats`, `low_nats`, `high_nats`),
+    `outcome` what it reached.
     """
     if not len(points):
         return NoChart("compute_frontier", "No run is finished: no loss against compute.")
@@ -188,12 +185,7 @@ def regret(
 ) -> Chart | NoChart:
     """Regret of each size at two budgets: its loss over that of the best size there, by the law.
 
-    Args:
-        points: runs; their sizes are drawn.
-        fit: the law.
-        small_flops: the search's budget.
-        large_flops: the promotion's.
-        chosen: sizes to mark, by what they are called ("best measured": 3.5e6).
+    The sizes of the runs are drawn; `chosen` are sizes to mark, by what they are called.
     """
     sizes = np.unique(points["n_params"].to_numpy(dtype=float))
     marked = dict(chosen or {})

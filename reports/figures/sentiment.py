@@ -29,13 +29,9 @@ def p_positive_histogram(
     median: float,
     accuracies: tuple[float, float],
 ) -> Chart:
-    """Histogram of p(positive) by class, with both boundaries.
+    """Histogram of p(positive) by class, with the boundary 0.5 and the calibrated one, the median.
 
-    Args:
-        labels: (N,) 0 = negative, 1 = positive; N at least 1.
-        probabilities: (N,) p(positive), from 0 to 1.
-        median: the boundary with calibration.
-        accuracies: without and with calibration.
+    Labels (N,) are 0 or 1 (positive), N at least 1; accuracies are without and with calibration.
     """
     n = len(probabilities)
     plain, calibrated = (percent(accuracy, 1) for accuracy in accuracies)

@@ -13,7 +13,7 @@ from reports.facts import BEST_FEW, Facts, as_number, final_loss, tokens_per_par
 from reports.style import theme
 from reports.style.axes import linear_axis, log_axis, loss_limits, nats, padded_log_limits
 from reports.style.marks import LOSS_LABEL, clip_marks, dots, key, mark_best
-from reports.style.theme import BEST, GOOD, LIGHT, OTHER, Chart, Layout, NoChart
+from reports.style.theme import BEST, GOOD, OTHER, PALETTE, Chart, Layout, NoChart
 from studies.database.tables import Run
 from studies.diagnosis.curves import FloatArray
 from studies.space.search_space import Parameter
@@ -125,9 +125,9 @@ def _size_classes(runs: list[Run]) -> list[tuple[str, FloatArray, str, str]]:
     if len(runs) < 12 or not min(sizes) < low < high < max(sizes):
         return [("complete trial", everything, "o", OTHER)]
     return [
-        (f"≤ {count(low)} parameters", sizes <= low, "v", LIGHT["amber"]),
-        (f"≤ {count(high)}", (sizes > low) & (sizes <= high), "o", LIGHT["green"]),
-        (f"> {count(high)}", sizes > high, "s", LIGHT["purple"]),
+        (f"≤ {count(low)} parameters", sizes <= low, "v", PALETTE["amber"]),
+        (f"≤ {count(high)}", (sizes > low) & (sizes <= high), "o", PALETTE["green"]),
+        (f"> {count(high)}", sizes > high, "s", PALETTE["purple"]),
     ]
 
 

@@ -19,12 +19,7 @@ from budgetsweep.errors import ConfigError, Reason, StudyError
 from studies.backends import backend_of
 from studies.database.connection import storage_url
 from studies.database.store import Store, config_hash
-from studies.database.tables import (
-    Prediction,
-    Run,
-    RunKind,
-    Study,
-)
+from studies.database.tables import Prediction, Run, RunKind, Study
 from studies.execution.base import Executor
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher, recover
 from studies.execution.messages import Workers
@@ -159,17 +154,7 @@ def run_promotion(
     hooks: PromoteHooks,
     kind: RunKind = RunKind.PROMOTION,
 ) -> PromotionOutcome:
-    """Train the finalist or promotion of a chosen trial; the study's lease is held.
-
-    Args:
-        store: the study's database.
-        study: its row.
-        selection: what to promote.
-        settings: how far.
-        executor: one worker is enough.
-        hooks: how to talk to the caller.
-        kind: of the run.
-    """
+    """Train the finalist or promotion of a chosen trial; the study's lease is held."""
     backend, trial = backend_of(study), selection.trial
     original = parse(RunConfig, trial.config, f"trial {trial.number}")
     budget = int(settings.scale * study.budget_flops)

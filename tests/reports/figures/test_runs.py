@@ -1,5 +1,4 @@
-import re
-
+import matplotlib as mpl
 import numpy as np
 import optuna
 import pytest
@@ -41,18 +40,7 @@ def test_every_axis_has_a_name_and_ticks_to_read(facts):
                 assert len(set(labels)) == len(labels), (chart.name, labels)
 
 
-def test_a_drawing_has_only_colours_that_have_a_dark_counterpart(facts):
-    for chart in charts(facts("full")):
-        drawing = theme.svg(chart, "narrow")
-        colours = set(re.findall(r"#[0-9a-fA-F]{6}\b", re.sub(r'"[^"]*url[^"]*"', "", drawing)))
-        assert colours <= set(theme.LIGHT.values()), chart.name
-        dark = theme.to_dark(drawing)
-        assert set(re.findall(r"#[0-9a-fA-F]{6}\b", dark)) <= set(theme.DARK.values())
-        # black is matplotlib's default for what has no colour: it would vanish on a dark page
-        assert "black" not in drawing
-
-
-def test_the_palettes_can_be_read():
+def test_the_palette_can_be_read():
     """Contrast after WCAG 2.1: 4.5 for text, 3 for marks."""
 
     def luminance(colour):
@@ -60,15 +48,13 @@ def test_the_palettes_can_be_read():
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
         return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
-    assert theme.LIGHT.keys() == theme.DARK.keys()
-    for palette in (theme.LIGHT, theme.DARK):
-        assert len(set(palette.values())) == len(palette)
-        ground = luminance(palette["paper"])
-        for role, colour in palette.items():
-            low, high = sorted((ground, luminance(colour)))
-            contrast = (high + 0.05) / (low + 0.05)
-            needed = {"paper": 1, "grid": 1, "ink": 4.5, "muted": 4.5}.get(role, 3)
-            assert contrast >= needed, (role, contrast)
+    assert len(set(theme.PALETTE.values())) == len(theme.PALETTE)
+    ground = luminance(theme.PALETTE["paper"])
+    for role, colour in theme.PALETTE.items():
+        low, high = sorted((ground, luminance(colour)))
+        contrast = (high + 0.05) / (low + 0.05)
+        needed = {"paper": 1, "grid": 1, "ink": 4.5, "muted": 4.5}.get(role, 3)
+        assert contrast >= needed, (role, contrast)
 
 
 def test_drawings_are_equal_byte_for_byte(facts):
@@ -78,21 +64,13 @@ def test_drawings_are_equal_byte_for_byte(facts):
     assert theme.svg(chart, "narrow") == theme.svg(chart, "narrow")
 
 
-def test_no_setting_of_matplotlib_is_left_changed(facts):
-    import matplotlib as mpl
-
-    before = dict(mpl.rcParams)
-    theme.svg(runs.history(facts("full")), "narrow")
-    assert dict(mpl.rcParams) == before
-
-
-def test_a_users_matplotlibrc_changes_nothing(facts):
-    import matplotlib as mpl
-
+def test_a_users_matplotlibrc_changes_nothing_and_is_left_as_it_was(facts):
     chart = runs.history(facts("full"))
     expected = theme.svg(chart, "narrow")
     with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "lines.linewidth": 9}):
+        before = dict(mpl.rcParams)
         assert theme.svg(chart, "narrow") == expected
+        assert dict(mpl.rcParams) == before
 
 
 @pytest.mark.parametrize("variant", ["empty", "all rejected", "all failed"])
@@ -166,13 +144,6 @@ def test_importance_finds_what_the_loss_depends_on(facts):
     assert sum(shares.values()) == pytest.approx(1)
     assert next(iter(shares)) == "max_lr"
     assert shares["weight_decay"] < 0.1 * shares["max_lr"]
-
-
-def test_titles_break_into_even_lines():
-    broken = theme._balanced("one two three four five six seven eight nine ten", 35)
-    lengths = [len(line) for line in broken.split("\n")]
-    assert len(lengths) == 2
-    assert max(lengths) - min(lengths) <= 6
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from studies.scaling.fit_data import FitData, FitPoint, budgets_of
 from studies.scaling.held_out_score import score
 from studies.scaling.law import PUBLISHED, ScalingLaw, steplaw_batch_tokens, steplaw_lr
 from studies.scaling.likelihood import log_loss
-from studies.scaling.priors import Prior, Priors
+from studies.scaling.priors import Priors
 from studies.scaling.result import ScalingFit
 from tests.support.scaling_worlds import LAW, SIZES, grid, study
 
@@ -392,16 +392,3 @@ def test_score_of_runs_held_out(noisy: ScalingFit) -> None:
     assert len(told.regret_nats) == 1
     assert 0 <= told.regret_nats[0] < 0.02
     assert any("with 3 tokens per parameter or more (4)" in line for line in told.sentences())
-
-
-def test_prior_defaults_cover_the_published_fits() -> None:
-    priors = Priors()
-
-    def within(prior: Prior, value: float) -> bool:
-        return abs(math.log(value) - prior.mean) < 2.3 * prior.sd
-
-    for law in PUBLISHED.values():
-        assert within(priors.exponent, law.alpha)
-        assert within(priors.exponent, law.beta)
-        assert within(priors.delta, law.delta)
-        assert within(priors.floor(4.0), law.E)
