@@ -80,18 +80,17 @@ def write_report(
 
 
 def _picture(chart: Chart | NoChart, folder: Path, drawn: list[Path]) -> Picture:
-    """Draw a figure in all its renditions; files of a figure that no longer exists are removed."""
+    """Draw a figure; files of a figure that no longer exists are removed."""
     png, svg = folder / f"{chart.name}.png", folder / f"{chart.name}.svg"
     if isinstance(chart, NoChart):
         png.unlink(missing_ok=True)
         svg.unlink(missing_ok=True)
         return Picture(chart)
-    wide, pixels = theme.svg_and_png(chart)
-    narrow = theme.svg(chart, "narrow")
+    drawing, pixels = theme.svg_and_png(chart)
     write_bytes_atomically(png, pixels)
-    write_text_atomically(svg, wide)
+    write_text_atomically(svg, drawing)
     drawn += [png, svg]
-    return Picture(chart, wide, narrow)
+    return Picture(chart, drawing)
 
 
 _RUN_FACTS = (

@@ -79,20 +79,15 @@ class Code:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure in the renditions that a page needs, or why there is none."""
+    """A figure as SVG text, or why there is none."""
 
     chart: Chart | NoChart
-    wide: str = ""
-    """SVG text for a desktop."""
-    narrow: str = ""
-    """The same for a phone."""
+    svg: str = ""
 
     @property
-    def sources(self) -> list[tuple[str, str]]:
-        """Media query and data URI of each rendition, the last one for all other screens."""
-        drawings = ("(max-width: 600px)", self.narrow), ("", self.wide)
-        start = "data:image/svg+xml;base64,"
-        return [(m, start + base64.b64encode(svg.encode()).decode()) for m, svg in drawings]
+    def source(self) -> str:
+        """The drawing as a data URI."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
 
 
 Block = Heading | Text | Bullets | Cards | Table | Code | Picture

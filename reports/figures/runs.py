@@ -26,7 +26,6 @@ from reports.style.theme import (
     PALETTE,
     PROMOTED,
     Chart,
-    Layout,
     NoChart,
 )
 from studies.database.tables import Run
@@ -60,7 +59,7 @@ def history(facts: Facts) -> Chart | NoChart:
             f"{loss(best.val_loss_nats, 3)} nats: the search was still improving"
         )
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         low, high = loss_limits(losses)
         low -= 0.1 * (high - low) if rejected else 0
@@ -91,7 +90,7 @@ def history(facts: Facts) -> Chart | NoChart:
             handles.append(key("rejected", marker="|", markeredgewidth=1.5, color=PALETTE["amber"]))
         axes.set_xlabel("proposal")
         axes.set_ylabel(LOSS_LABEL)
-        theme.legend_below(figure, handles, layout)
+        theme.legend_below(figure, handles)
 
     alt = (
         "Validation loss of each complete trial by the number of its proposal, the best so far as "
@@ -109,7 +108,7 @@ def learning_curves(facts: Facts) -> Chart | NoChart:
     best, promotions = facts.best, [r for r in facts.promotions if r.id in curves]
     trials = [r for r in facts.trials if r.id in curves and (best is None or r.id != best.id)]
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         every = list(curves.values())
         spent = np.concatenate([x for x, _ in every])
@@ -144,7 +143,7 @@ def learning_curves(facts: Facts) -> Chart | NoChart:
             handles.append(key("their training loss", linestyle="-", lw=0.9, color=MUTED))
         axes.set_xlabel(f"training FLOPs ({facts.study.convention})")
         axes.set_ylabel(LOSS_LABEL)
-        theme.legend_below(figure, handles, layout)
+        theme.legend_below(figure, handles)
 
     alt = (
         "Learning curves on logarithmic axes: validation loss against training FLOPs of every run, "
@@ -235,7 +234,7 @@ def proposals(facts: Facts) -> Chart | NoChart:
             f"{flops(study.budget_flops)} FLOPs"
         )
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         sizes = np.array([r.n_params for r in facts.trials], dtype=float)
         tokens = np.array([r.planned_tokens for r in facts.trials], dtype=float)
@@ -267,7 +266,7 @@ def proposals(facts: Facts) -> Chart | NoChart:
             theme.remark(axes, f"not shown: {unplaced} without a valid size")
         axes.set_xlabel("parameters (embeddings counted)")
         axes.set_ylabel("training tokens")
-        theme.legend_below(figure, handles, layout)
+        theme.legend_below(figure, handles)
 
     alt = (
         "Proposals over parameters and training tokens on logarithmic axes: admitted ones on the "
@@ -294,7 +293,7 @@ def schedule(facts: Facts) -> Chart | NoChart:
         f"by step {steps:,}"
     )
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         at = np.unique(np.concatenate([np.linspace(0, steps, 400), [warmup]]).round())
         axes.plot(at, [get_lr(int(t)) for t in at], color=BEST, lw=2)
@@ -309,7 +308,7 @@ def schedule(facts: Facts) -> Chart | NoChart:
             handles.append(Patch(color=GOOD, alpha=0.25, label=label))  # type: ignore[arg-type]
         axes.set_xlabel("optimiser step")
         axes.set_ylabel("learning rate")
-        theme.legend_below(figure, handles, layout)
+        theme.legend_below(figure, handles)
 
     decay = {"cosine": "half a cosine", "linear": "a line", "wsd": "constant and a line"}
     alt = (

@@ -29,7 +29,6 @@ from reports.style.theme import (
     PALETTE,
     PROMOTED,
     Chart,
-    Layout,
     NoChart,
 )
 from studies.diagnosis.curves import FloatArray
@@ -67,11 +66,11 @@ def isoflop_fit(points: pd.DataFrame, fit: ScalingFit) -> Chart | NoChart:
     if len(budgets) == 1:
         title = f"At {flops(ends[0])} FLOPs the best size is {count(best[0])} parameters"
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         limits = padded_log_limits(runs["n_params"].to_numpy())
         low, high = _valley_limits(runs, fit, shown)
-        log_axis(axes, "x", limits, count, 7 if layout == "wide" else 5)
+        log_axis(axes, "x", limits, count, 7)
         linear_axis(axes, "y", (low, high), nats)
         handles: list[Any] = []
         for budget, colour in zip(shown, COLOURS, strict=False):
@@ -92,7 +91,7 @@ def isoflop_fit(points: pd.DataFrame, fit: ScalingFit) -> Chart | NoChart:
             theme.remark(axes, "runs as if well tuned")
         elif len(shown) < len(budgets):
             theme.remark(axes, f"{len(shown)} of {len(budgets)} budgets")
-        theme.legend_below(figure, handles, layout)
+        theme.legend_below(figure, handles)
 
     alt = (
         "Validation loss of runs against their parameters, one colour per budget; the fitted law "
@@ -142,7 +141,7 @@ def compute_frontier(
                 f"{'within' if inside else 'outside'} the interval"
             )
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         values = [min(lows), float(measured.min())]
         values += [outcome["loss_nats"]] if outcome is not None else []
@@ -151,7 +150,7 @@ def compute_frontier(
         margin = 0.06 * (top - min(values))
         high = top + 2 * margin
         limits = padded_log_limits([spent.min(), reach])
-        log_axis(axes, "x", limits, flops, 6 if layout == "wide" else 4)
+        log_axis(axes, "x", limits, flops, 6)
         linear_axis(axes, "y", (min(values) - margin, high), nats)
         axes.fill_between(path, lows, highs, color=GOOD, alpha=0.18, lw=0)
         axes.plot(path, [o.loss_nats for o in frontier], color=BEST, lw=1.8)
@@ -167,7 +166,7 @@ def compute_frontier(
         ]
         axes.set_xlabel("training FLOPs (6 · parameters · tokens)")
         axes.set_ylabel(LOSS_LABEL)
-        theme.legend_below(figure, handles, layout)
+        theme.legend_below(figure, handles)
 
     alt = (
         "Validation loss of runs against training FLOPs on a log axis, with the fitted law at the "
@@ -199,7 +198,7 @@ def regret(
         f"{flops(large_flops)}; the best size there has {loss(here, 2)} nats here"
     )
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         every = [*sizes, small, large, *marked.values()]
         limits = padded_log_limits(every)
@@ -220,12 +219,12 @@ def regret(
         for (name, size), dash in zip(marked.items(), ((0, (4, 2)), (0, (1, 2))), strict=False):
             axes.axvline(size, color=INK, lw=1.2, linestyle=dash)
             handles.append(key(name, linestyle=dash, linewidth=1.2, color=INK))
-        log_axis(axes, "x", limits, count, 7 if layout == "wide" else 5)
+        log_axis(axes, "x", limits, count, 7)
         linear_axis(axes, "y", (-0.02 * top, top), nats)
         axes.set_xlabel("parameters (dots: sizes tried)")
         axes.set_ylabel("regret (nats)")
         theme.remark(axes, "by the law, well tuned; band: 80 %")
-        theme.legend_below(figure, handles, layout)
+        theme.legend_below(figure, handles)
 
     alt = (
         "Predicted loss over that of the best size, against parameters, at the search's and at the "

@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from budgetsweep.formats import percent, whole
 from reports.style.axes import linear_axis
 from reports.style.marks import key
-from reports.style.theme import BEST, INK, PROMOTED, Chart, Layout, legend_below, remark
+from reports.style.theme import BEST, INK, PROMOTED, Chart, legend_below, remark
 from studies.diagnosis.curves import FloatArray
 
 BINS = 40
@@ -40,7 +40,7 @@ def p_positive_histogram(
     )
     share = float((probabilities > EVEN_ODDS).mean())
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         limits = _limits(probabilities)
         edges = np.linspace(*limits, BINS + 1).tolist()
@@ -66,7 +66,7 @@ def p_positive_histogram(
             key("boundary 0.5", **boundary),
             key(f"median {median:.3f}", **{**boundary, "linestyle": (0, (4, 2))}),
         ]
-        legend_below(figure, handles, layout)
+        legend_below(figure, handles)
 
     return Chart(
         name="histogram",

@@ -13,7 +13,7 @@ from reports.facts import BEST_FEW, Facts, as_number, final_loss, tokens_per_par
 from reports.style import theme
 from reports.style.axes import linear_axis, log_axis, loss_limits, nats, padded_log_limits
 from reports.style.marks import LOSS_LABEL, clip_marks, dots, key, mark_best
-from reports.style.theme import BEST, GOOD, OTHER, PALETTE, Chart, Layout, NoChart
+from reports.style.theme import BEST, GOOD, OTHER, PALETTE, Chart, NoChart
 from studies.database.tables import Run
 from studies.diagnosis.curves import FloatArray
 from studies.space.search_space import Parameter
@@ -43,10 +43,10 @@ def isoflop(facts: Facts) -> Chart | NoChart:
     if different > 2 and best.n_params in (min(sizes), max(sizes)):
         title += ", at the edge of the sizes tried"
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         low, high = loss_limits(losses)
-        log_axis(axes, "x", padded_log_limits(sizes), count, 7 if layout == "wide" else 5)
+        log_axis(axes, "x", padded_log_limits(sizes), count, 7)
         linear_axis(axes, "y", (low, high), nats)
         dots(axes, sizes, losses, color=OTHER)
         handles = [key(f"{len(runs)} trials at the budget", marker="o", color=OTHER)]
@@ -59,7 +59,7 @@ def isoflop(facts: Facts) -> Chart | NoChart:
         handles += clip_marks(axes, sizes, losses, high)
         axes.set_xlabel("parameters (embeddings counted)")
         axes.set_ylabel(LOSS_LABEL)
-        theme.legend_below(figure, handles, layout)
+        theme.legend_below(figure, handles)
 
     alt = (
         "Validation loss of each complete trial against its number of parameters, all at the same "
@@ -92,10 +92,10 @@ def learning_rate(facts: Facts) -> Chart | NoChart:
     if len(runs) > BEST_FEW:
         title += f"; the best {len(few)} lie between {rate(few.min())} and {rate(few.max())}"
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         low, high = loss_limits(losses)
-        log_axis(axes, "x", padded_log_limits(rates), rate, 7 if layout == "wide" else 5)
+        log_axis(axes, "x", padded_log_limits(rates), rate, 7)
         linear_axis(axes, "y", (low, high), nats)
         handles = []
         for label, members, marker, colour in _size_classes(runs):
@@ -109,7 +109,7 @@ def learning_rate(facts: Facts) -> Chart | NoChart:
         handles += clip_marks(axes, rates, losses, high)
         axes.set_xlabel("peak learning rate")
         axes.set_ylabel(LOSS_LABEL)
-        theme.legend_below(figure, handles, layout)
+        theme.legend_below(figure, handles)
 
     alt = (
         "Validation loss of each complete trial against its peak learning rate (log axis), by size."
@@ -151,7 +151,7 @@ def importance(facts: Facts) -> Chart | NoChart:
         f"({100 * shares[names[0]]:.0f} %)"
     )
 
-    def draw(figure: Figure, _: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         heights = np.arange(len(names))[::-1]
         values = [100 * shares[name] for name in names]

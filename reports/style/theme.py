@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.style
@@ -45,9 +45,8 @@ several appear together they differ in marker or weight too."""
 PAPER, INK, MUTED, GRID = (PALETTE[role] for role in ("paper", "ink", "muted", "grid"))
 OTHER, BEST, GOOD, PROMOTED = (PALETTE[role] for role in ("other", "best", "good", "promoted"))
 
-Layout = Literal["wide", "narrow"]
-_WIDTH_INCHES: dict[Layout, float] = {"wide": 7.4, "narrow": 4.0}
-_TITLE_POINTS: dict[Layout, float] = {"wide": 11.0, "narrow": 10.5}
+_WIDTH_INCHES = 7.4
+_TITLE_POINTS = 11.0
 _TITLE_EMS = 0.6
 """Width of a character of a title over the font's size: a little above the mean, so that any line
 fits."""
@@ -102,7 +101,7 @@ class Chart:
     """The finding, in one line."""
     alt: str
     """What is drawn, for those who cannot see it."""
-    draw: Callable[[Figure, Layout], None]
+    draw: Callable[[Figure], None]
     height_inches: float = 4.0
 
 
@@ -115,47 +114,35 @@ class NoChart:
 
 
 @contextlib.contextmanager
-def drawn(chart: Chart, layout: Layout) -> Iterator[Figure]:
+def drawn(chart: Chart) -> Iterator[Figure]:
     """The chart as a matplotlib figure, with our settings in force."""
     with mpl.style.context(["default", _SETTINGS]):
-        figure = Figure(figsize=(_WIDTH_INCHES[layout], chart.height_inches), dpi=PNG_DPI)
+        figure = Figure(figsize=(_WIDTH_INCHES, chart.height_inches), dpi=PNG_DPI)
         FigureCanvasAgg(figure)
-        size = _TITLE_POINTS[layout]
-        width = int(72 * _WIDTH_INCHES[layout] / size / _TITLE_EMS)
+        width = int(72 * _WIDTH_INCHES / _TITLE_POINTS / _TITLE_EMS)
         title = textwrap.fill(printable(chart.title, 150), width)
-        figure.suptitle(title, x=0.004, ha="left", fontsize=size, weight="bold")
-        chart.draw(figure, layout)
+        figure.suptitle(title, x=0.004, ha="left", fontsize=_TITLE_POINTS, weight="bold")
+        chart.draw(figure)
         # Laid out once, for every format; as the figure's own engine it would be at each drawing.
         ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05).execute(figure)
         yield figure
 
 
-def svg(chart: Chart, layout: Layout) -> str:
-    """The chart as SVG text."""
-    with drawn(chart, layout) as figure:
-        return _svg_of(figure)
-
-
 def svg_and_png(chart: Chart) -> tuple[str, bytes]:
-    """The wide chart as SVG text and as PNG."""
-    with drawn(chart, "wide") as figure:
-        text = _svg_of(figure)
+    """The chart as SVG text and as PNG."""
+    with drawn(chart) as figure:
+        text = io.StringIO()
+        figure.set_dpi(RASTER_DPI)
+        # Figure.savefig would draw everything once more, to lay it out again.
+        FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
+            text, metadata={"Date": None, "Creator": None, "Format": None}
+        )
         figure.set_dpi(PNG_DPI)
         pixels = io.BytesIO()
         FigureCanvasAgg(figure).print_png(  # type: ignore[no-untyped-call]
             pixels, metadata={"Software": None}
         )
-    return text, pixels.getvalue()
-
-
-def _svg_of(figure: Figure) -> str:
-    # Figure.savefig would draw everything once more, to lay it out again.
-    buffer = io.StringIO()
-    figure.set_dpi(RASTER_DPI)
-    FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
-        buffer, metadata={"Date": None, "Creator": None, "Format": None}
-    )
-    return buffer.getvalue()
+    return text.getvalue(), pixels.getvalue()
 
 
 @cache
@@ -177,12 +164,10 @@ def halo(width: float = 2.5) -> list[Any]:
     return [withStroke(linewidth=width, foreground=PAPER)]
 
 
-def legend_below(figure: Figure, handles: list[Any], layout: Layout) -> None:
+def legend_below(figure: Figure, handles: list[Any]) -> None:
     """A key under the axes, where it covers nothing."""
     if handles:
-        columns = 2
-        if layout == "wide":
-            columns = 5 if sum(len(str(handle.get_label())) + 6 for handle in handles) < 105 else 4
+        columns = 5 if sum(len(str(handle.get_label())) + 6 for handle in handles) < 105 else 4
         figure.legend(handles=handles, loc="outside lower left", ncols=columns)
 
 

@@ -85,14 +85,11 @@ def test_code_cannot_close_its_fence(text):
     assert page.tags[-1] == "p"
 
 
-def test_a_figure_has_its_two_renditions_and_words():
-    chart = Chart("history", "the finding", "what is drawn", lambda figure, layout: None)
-    page = Page(to_html(Document("t", "s", [Picture(chart, "<svg/>", "<svg/>")])))
-    assert page.tags.count("source") == 1
+def test_a_figure_has_its_drawing_and_words():
+    chart = Chart("history", "the finding", "what is drawn", lambda figure: None)
+    page = Page(to_html(Document("t", "s", [Picture(chart, "<svg/>")])))
     assert page.tags.count("img") == 1
     assert ("alt", "the finding. what is drawn") in page.attributes
-    media = [value for name, value in page.attributes if name == "media"]
-    assert media == ["(max-width: 600px)"]
 
 
 def test_bold_cells_are_bold_in_both():

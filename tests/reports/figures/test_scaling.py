@@ -56,19 +56,16 @@ def drawn_chart(name: str, runs: str, fits: dict[str, ScalingFit]) -> Chart:
     return chart
 
 
-@pytest.mark.parametrize("layout", ["wide", "narrow"])
 @pytest.mark.parametrize(
     ("name", "runs"),
     [(name, runs) for name in CHARTS for runs in RUNS],
 )
-def test_texts_are_inside_and_apart(
-    name: str, runs: str, layout: theme.Layout, fits: dict[str, ScalingFit]
-) -> None:
-    assert_texts_apart(drawn_chart(name, runs, fits), layout)
+def test_texts_are_inside_and_apart(name: str, runs: str, fits: dict[str, ScalingFit]) -> None:
+    assert_texts_apart(drawn_chart(name, runs, fits))
 
 
 def lines_of(chart: Chart) -> list[tuple[Any, Any, str]]:
-    with theme.drawn(chart, "wide") as figure:
+    with theme.drawn(chart) as figure:
         return [
             (np.asarray(one.get_xdata()), np.asarray(one.get_ydata()), str(one.get_marker()))
             for one in figure.axes[0].lines
