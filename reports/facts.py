@@ -96,14 +96,9 @@ class Facts:
         order = list(self.parameters) + [name for name in seen if name not in self.parameters]
         return [name for name in order if len(seen.get(name, ())) > 1]
 
-    @cached_property
-    def _trial_by_id(self) -> dict[int, Run]:
-        return {run.id: run for run in self.trials}
-
     def trial_of(self, promotion: Run) -> Run:
         """The trial that a promotion came from."""
-        assert promotion.parent_run_id is not None
-        return self._trial_by_id[promotion.parent_run_id]
+        return next(run for run in self.trials if run.id == promotion.parent_run_id)
 
     def curve(self, run: Run) -> Curve | None:
         """A run's learning curves."""

@@ -217,12 +217,10 @@ def _write(
 ) -> list[str]:  # fmt: skip
     """fit.json and the figures; the names of the files."""
     from budgetsweep.files import write_bytes_atomically, write_text_atomically
-    from reports.figures.scaling import compute_frontier, isoflop_fit, regret
+    from reports.figures.scaling import compute_frontier, isoflop_fit
     from reports.style.theme import Chart, svg_and_png
 
     points = _frame(table)
-    small = found.flops_range[1]
-    large = max([one.flops for one in asked if one.flops > 2 * small], default=10 * small)
     prediction = None
     if len(asked) == 1:
         predicted = asked[0].prediction
@@ -231,11 +229,7 @@ def _write(
             "loss_nats": predicted.loss_nats, "low_nats": predicted.low_nats,
             "high_nats": predicted.high_nats,
         }  # fmt: skip
-    charts = (
-        isoflop_fit(points, found),
-        compute_frontier(points, found, prediction),
-        regret(points, found, small, large),
-    )
+    charts = isoflop_fit(points, found), compute_frontier(points, found, prediction)
     drawn = [(c.name, *svg_and_png(c)) for c in charts if isinstance(c, Chart)]
     files = [FIT_FILE]
     try:

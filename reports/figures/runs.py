@@ -6,6 +6,8 @@ there is nothing to draw.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -135,7 +137,8 @@ def learning_curves(facts: Facts) -> Chart | NoChart:
             handles.append(
                 key(f"trial {best.number}, the best", linestyle="-", lw=2, marker="o", color=BEST)
             )
-        for run, colour in zip(promotions, _promotion_colours(), strict=False):
+        colours = [PROMOTED, PALETTE["purple"], PALETTE["green"], PALETTE["brown"]]
+        for run, colour in zip(promotions, itertools.cycle(colours), strict=False):
             _highlight(axes, facts, run, curves[run.id], colour, marker="D")
             label = f"{run.kind} {run.number}, {times(run.scale)}"
             handles.append(key(label, linestyle="-", lw=2, marker="D", color=colour))
@@ -160,10 +163,6 @@ def _val_curve(facts: Facts, run: Run) -> tuple[FloatArray, FloatArray] | None:
     if not there.any():
         return None
     return curve.flops[there], curve.val_loss_nats[there]
-
-
-def _promotion_colours() -> list[str]:
-    return [PROMOTED, PALETTE["purple"], PALETTE["green"], PALETTE["brown"]] + [PROMOTED] * 100
 
 
 def _highlight(

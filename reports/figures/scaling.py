@@ -1,4 +1,4 @@
-"""Figures of a scaling fit: isoFLOP valleys, loss against compute, regret.
+"""Figures of a scaling fit: isoFLOP valleys, loss against compute.
 
 Each takes a frame of runs (`n_params`, `tokens`, `val_loss_nats`, `max_lr`, `batch_tokens`; NaN
 where not known) and their fit. FLOPs are 6 · N · D.
@@ -31,9 +31,8 @@ from reports.style.theme import (
     Chart,
     NoChart,
 )
-from studies.diagnosis.curves import FloatArray
 from studies.scaling.fit_data import FLOPS_PER_PARAM_TOKEN, distinct_budgets
-from studies.scaling.result import LEVEL, UNDERTRAINED_BELOW, ScalingFit
+from studies.scaling.result import UNDERTRAINED_BELOW, ScalingFit
 
 MOST_BUDGETS = 7
 """Budgets drawn as valleys; of more an even choice."""
@@ -106,14 +105,12 @@ def compute_frontier(
     fit: ScalingFit,
     prediction: Mapping[str, float] | None = None,
     outcome: Mapping[str, float] | None = None,
-) -> Chart | NoChart:
+) -> Chart:
     """Loss against training FLOPs: runs, the law's frontier with its band, what was promoted.
 
     `prediction` is of a run to come (`n_params`, `tokens`, `loss_nats`, `low_nats`, `high_nats`),
     `outcome` what it reached.
     """
-    if not len(points):
-        return NoChart("compute_frontier", "No run is finished: no loss against compute.")
     spent = _flops_of(points).to_numpy(dtype=float)
     measured = points["val_loss_nats"].to_numpy(dtype=float)
     promoted = [_flops_of(one) for one in (prediction, outcome) if one is not None]
@@ -173,64 +170,6 @@ def compute_frontier(
         "best size and its 80 % band beyond the largest run."
     )
     return Chart("compute_frontier", title, alt, draw, 4.2)
-
-
-def regret(
-    points: pd.DataFrame,
-    fit: ScalingFit,
-    small_flops: float,
-    large_flops: float,
-    chosen: Mapping[str, float] | None = None,
-) -> Chart | NoChart:
-    """Regret of each size at two budgets: its loss over that of the best size there, by the law.
-
-    The sizes of the runs are drawn; `chosen` are sizes to mark, by what they are called.
-    """
-    sizes = np.unique(points["n_params"].to_numpy(dtype=float))
-    marked = dict(chosen or {})
-    if len(sizes) < 2:
-        return NoChart("regret", "Fewer than two sizes: nothing to choose between.")
-    small, large = fit.best_params(small_flops), fit.best_params(large_flops)
-    later = float(_regret(fit, np.array([small]), large_flops)[0][0])
-    here = float(_regret(fit, np.array([large]), small_flops)[0][0])
-    title = (
-        f"The best size at {flops(small_flops)} FLOPs has a regret of {loss(later, 2)} nats at "
-        f"{flops(large_flops)}; the best size there has {loss(here, 2)} nats here"
-    )
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        every = [*sizes, small, large, *marked.values()]
-        limits = padded_log_limits(every)
-        path = np.geomspace(*limits, STEPS)
-        handles: list[Any] = []
-        top = 0.0
-        for budget, colour in ((small_flops, BEST), (large_flops, PROMOTED)):
-            middle, low, high = _regret(fit, path, budget)
-            axes.fill_between(path, low, high, color=colour, alpha=0.15, lw=0)
-            axes.plot(path, middle, color=colour, lw=1.8)
-            at_sizes = _regret(fit, sizes, budget)[0]
-            dots(axes, sizes, at_sizes, color=colour, markersize=4.5)
-            top = max(top, float(np.quantile(at_sizes, 0.8)))
-            handles.append(
-                key(f"at {flops(budget)} FLOPs", linestyle="-", linewidth=1.8, color=colour)
-            )
-        top = max(1.15 * top, 0.1)
-        for (name, size), dash in zip(marked.items(), ((0, (4, 2)), (0, (1, 2))), strict=False):
-            axes.axvline(size, color=INK, lw=1.2, linestyle=dash)
-            handles.append(key(name, linestyle=dash, linewidth=1.2, color=INK))
-        log_axis(axes, "x", limits, count, 7)
-        linear_axis(axes, "y", (-0.02 * top, top), nats)
-        axes.set_xlabel("parameters (dots: sizes tried)")
-        axes.set_ylabel("regret (nats)")
-        theme.remark(axes, "by the law, well tuned; band: 80 %")
-        theme.legend_below(figure, handles)
-
-    alt = (
-        "Predicted loss over that of the best size, against parameters, at the search's and at the "
-        "promotion's FLOPs, with 80 % bands and the sizes that were tried as dots."
-    )
-    return Chart("regret", title, alt, draw)
 
 
 def _as_if_tuned(points: pd.DataFrame, fit: ScalingFit) -> pd.DataFrame:
@@ -301,18 +240,3 @@ def _promoted_marks(
         )  # fmt: skip
         handles.append(key("measured", marker="o", color=PROMOTED))
     return handles
-
-
-def _regret(
-    fit: ScalingFit, sizes: FloatArray, budget: float
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Nats over the best size at one budget: most probable, low and high of 80 %, each (sizes,)."""
-
-    def over_best(one: ScalingFit) -> FloatArray:
-        every = np.append(sizes, one.best_params(budget))
-        losses = one.losses(every, budget / FLOPS_PER_PARAM_TOKEN / every)
-        return losses[:-1] - losses[-1]
-
-    drawn = [over_best(one) for one in fit.each_draw()]
-    low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
-    return over_best(fit), low, high

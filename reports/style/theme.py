@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -120,8 +121,11 @@ def drawn(chart: Chart) -> Iterator[Figure]:
         figure = Figure(figsize=(_WIDTH_INCHES, chart.height_inches), dpi=PNG_DPI)
         FigureCanvasAgg(figure)
         width = int(72 * _WIDTH_INCHES / _TITLE_POINTS / _TITLE_EMS)
-        title = textwrap.fill(printable(chart.title, 150), width)
-        figure.suptitle(title, x=0.004, ha="left", fontsize=_TITLE_POINTS, weight="bold")
+        title = printable(chart.title, 150)
+        # Lines of about one length, so that no word stands alone.
+        even = len(title) // math.ceil(len(title) / width) + 8
+        lines = textwrap.fill(title, min(width, even))
+        figure.suptitle(lines, x=0.004, ha="left", fontsize=_TITLE_POINTS, weight="bold")
         chart.draw(figure)
         # Laid out once, for every format; as the figure's own engine it would be at each drawing.
         ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05).execute(figure)

@@ -148,8 +148,10 @@ def _verdict(facts: Facts, winner: Run) -> str:
         return "There is nothing to compare it with."
     near = sum(final_loss(r) - final_loss(winner) < SEED_NOISE_NATS for r in facts.ranked[1:])
     if near:
-        others = plural(near, "other trial")
-        return f"Call it a tie with {others}, within {SEED_NOISE_NATS} nats of the best."
+        return (
+            f"Call it a tie with {plural(near, 'other trial')}, within {SEED_NOISE_NATS} nats of "
+            "the best: run these with three seeds each before you prefer one."
+        )
     return (
         f"No other trial is within {SEED_NOISE_NATS} nats, about twice what seeds differ by in "
         "published runs near 1e15 FLOPs. A repeat with another seed would show it here."

@@ -108,10 +108,10 @@ class PromoteHooks:
 
 @dataclass(frozen=True)
 class PromotionOutcome:
-    """How a promotion ended; `run` is None when it was not started."""
+    """How a promotion ended; its run is queued when it was not started."""
 
     trial: Run
-    run: Run | None
+    run: Run
     predicted: Prediction | None = None
     """Recorded before it trained."""
     regret: str | None = None
@@ -124,8 +124,7 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
     Raises:
         UserError: no such study or trial, too little data or memory.
     """
-    store = Store.open(settings.storage)
-    try:
+    with Store.open(settings.storage) as store:
         study = store.study(settings.study)
         backend = backend_of(study)
         backend.check_promotion(settings.overrides)
@@ -141,8 +140,6 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
                 return dataclasses.replace(done, regret=regret)
         finally:
             store.release_lease(study.id)
-    finally:
-        store.close()
 
 
 def run_promotion(
@@ -200,9 +197,8 @@ def run_promotion(
     if run.status == RunStatus.COMPLETE or not hooks.on_plan(plan):
         return PromotionOutcome(trial, run, predicted)
     executor.start_all()
-    source = _OneRun(run)
     Dispatcher(
-        store, study, executor, source, hooks.observer,
+        store, study, executor, _OneRun(run), hooks.observer,
         should_stop=hooks.should_stop, should_kill=hooks.should_kill,
     ).run()  # fmt: skip
     return PromotionOutcome(trial, store.run(run.id), predicted)

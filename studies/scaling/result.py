@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -122,13 +122,7 @@ class ScalingFit:
 
     def draw(self, rng: np.random.Generator) -> ScalingFit:
         """A fit that is one draw of this one's posterior, certain of itself (Thompson sampling)."""
-        return self._as(self.draws[rng.integers(len(self.draws))])
-
-    def each_draw(self) -> Iterator[ScalingFit]:
-        """Every draw as a fit certain of itself."""
-        return map(self._as, self.draws)
-
-    def _as(self, theta: FloatArray) -> ScalingFit:
+        theta = self.draws[rng.integers(len(self.draws))]
         return replace(self, theta=theta, draws=theta[None])
 
     def losses(

@@ -5,7 +5,7 @@ import pytest
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
-from reports.facts import as_number, tokens_per_param
+from reports.facts import as_number
 from studies.database.tables import LedgerEntry
 from tests.support.synthetic_study import FIRST
 
@@ -61,12 +61,6 @@ def test_what_varies_is_in_the_order_of_the_space(study):
     assert facts.varied == sorted(facts.varied, key=order.index)
     assert "p_dropout" not in facts.varied
     assert "max_lr" in facts.varied
-
-
-def test_tokens_per_parameter(study):
-    facts = study(trials=1)
-    run = facts.best
-    assert tokens_per_param(run) == run.num_steps * run.tokens_per_step / run.n_params
 
 
 @pytest.mark.parametrize(

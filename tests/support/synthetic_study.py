@@ -258,18 +258,12 @@ class _Writer:
             "tokens": int(10 ** self.rng.uniform(7.6, 8.4)),
         }
         excess = float(self.rng.uniform(1.1, 6.0))
-        details = {
-            "over_budget": f"would cost {excess:.2f} times the budget",
-            "invalid_shape": "n_embd = 96 is not a multiple of n_head = 97",
-            "out_of_memory": f"needs about {20 * excess:.1f} GiB, 20.0 GiB are free",
-            "too_many_epochs": f"{4 * excess:.1f} epochs of the data, 4 are allowed",
-            "duplicate": "the same as trial 0",
-        }
         limited = reason not in ("invalid_shape", "duplicate")
         self.session.add(
             Rejection(
                 study_id=self.study.id, number=number, created_utc=self.clock, reason=reason,
-                detail=details[reason] + self.plan.text, excess=excess if limited else None,
+                detail=f"{excess:.2f} times what is allowed" + self.plan.text,
+                excess=excess if limited else None,
                 params={name + self.plan.text: value for name, value in params.items()},
                 charge_flops=int(self.plan.budget * excess) if limited else None,
                 **(shape if reason != "invalid_shape" else {}),

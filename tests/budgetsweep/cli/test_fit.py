@@ -76,7 +76,7 @@ def test_runs_above_max_flops_score_the_fit(runs: Path) -> None:
 def test_files(runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     output = run("fit", str(runs), "--out", str(out))
-    names = {"isoflop_fit", "compute_frontier", "regret"}
+    names = {"isoflop_fit", "compute_frontier"}
     expected = {f"{name}.{ending}" for name in names for ending in ("png", "svg")} | {"fit.json"}
     assert {path.name for path in out.iterdir()} == expected
     assert all(name in output for name in expected)
