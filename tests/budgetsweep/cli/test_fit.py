@@ -90,7 +90,7 @@ def test_rates_and_batches_of_a_search(tmp_path: Path) -> None:
         for r in study(LAW, seed=0)
     ]
     path.write_text("\n".join(["N,D,loss,lr,batch_tokens", *rows]), encoding="utf-8")
-    output = run("fit", str(path), "--out", str(tmp_path / "out"))
+    output = run("fit", str(path))
     for setting in ("learning rate", "batch size"):
         assert f"a {setting} a factor of e from the optimum costs 0.0" in output
 
