@@ -2,10 +2,9 @@
 
     python -m benchmarks.diagnosis [--runs FILE] [--seeds 2000:2020] [--out FOLDER]
 
-Trains small models of `benchmarks.broken_runs` (a run of each kind and seed, and a sound one of
-twice the steps), one thread, two to four seconds each on a quiet core; runs already in FILE are not
-trained again. The thresholds of `studies.diagnosis` were chosen on seeds 0 to 7 and 1000 to 1019;
-the table is of others.
+Trains small models of `benchmarks.broken_runs` (a run of each kind and seed), one thread, two to
+four seconds each on a quiet core; runs already in FILE are not trained again. The thresholds of
+`studies.diagnosis` were chosen on seeds 0 to 7 and 1000 to 1019; the table is of others.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.broken_runs import KINDS, RecordedRun, demo_tokens, draw, record
+from benchmarks.broken_runs import KINDS, RecordedRun, demo_tokens, record
 from benchmarks.common import ROOT, about, write_results
-from studies.diagnosis import CurveFacts, Diagnosis, diagnose
 from studies.diagnosis.curves import COLUMNS, Curve
+from studies.diagnosis.diagnose import diagnose
+from studies.diagnosis.facts import CurveFacts
+from studies.diagnosis.verdicts import Diagnosis
 from trainer.events import RunStatus
 
-TWICE = "twice"
-"""Kind of the sound runs with twice the steps."""
 LEAK_NATS = 1.0
 """Below the sound run of its seed by this: the model has learnt to use the future."""
 ALONE = ("step", "train_loss_nats", "val_loss_nats")
@@ -44,15 +43,10 @@ def train_missing(path: Path, seeds: range) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         for seed in seeds:
-            for kind in (*KINDS, TWICE):
+            for kind in KINDS:
                 if (kind, seed) in present:
                     continue
-                if kind == TWICE:
-                    steps = draw("healthy", seed, len(tokens.train))[0]["num_training_steps"]
-                    run = record("healthy", seed, tokens, num_training_steps=2 * steps)
-                    run = dataclasses.replace(run, kind=TWICE)
-                else:
-                    run = record(kind, seed, tokens)
+                run = record(kind, seed, tokens)
                 file.write(json.dumps(dataclasses.asdict(run)) + "\n")
                 file.flush()
             print(f"seed {seed} done", flush=True)
@@ -129,28 +123,6 @@ def leaks(runs: list[RecordedRun]) -> dict[str, list[int]]:
     return found
 
 
-def doubling(runs: list[RecordedRun]) -> dict[str, Any]:
-    """The gain of twice the steps: predicted by the law, and measured."""
-    longer = {run.seed: run.val_loss_nats for run in runs if run.kind == TWICE}
-    carried = inside = judged = 0
-    errors = []
-    for run in runs:
-        measured = longer.get(run.seed)
-        if run.kind != "healthy" or measured is None or run.val_loss_nats is None:
-            continue
-        judged += 1
-        steps = judge(run).steps
-        law = steps.extrapolation if steps else None
-        if law is None or not law.is_estimable:
-            continue
-        carried += 1
-        gain = run.val_loss_nats - measured
-        errors.append(law.gain_nats - gain)
-        inside += law.low_nats <= gain <= law.high_nats
-    spread = [min(errors), statistics.median(errors), max(errors)] if errors else []
-    return {"n": judged, "carried": carried, "inside": inside, "predicted_minus_measured": spread}
-
-
 def milliseconds(runs: list[RecordedRun]) -> list[float]:
     """CPU time of a diagnosis: median and largest, over all runs."""
     times = []
@@ -203,18 +175,6 @@ def to_markdown(result: dict[str, Any]) -> str:
         f"the future, {named_unused}.",
         "",
     ]
-    twice = result["doubling"]
-    if twice["carried"]:
-        low, middle, high = twice["predicted_minus_measured"]
-        lines += [
-            "## Twice the steps",
-            "",
-            f"Of {twice['n']} sound runs, {twice['carried']} carried a prediction of what twice "
-            f"the steps would bring; in {twice['inside']} the gain measured with a run of twice "
-            "the steps lay in its interval. Predicted minus measured: "
-            f"{low:+.3f} / {middle:+.3f} / {high:+.3f} nats (smallest, median, largest).",
-            "",
-        ]
     median_ms, most_ms = result["milliseconds"]
     lines += [
         f"CPU time of a diagnosis: {median_ms:.1f} ms (median of {result['n_runs']}; "
@@ -243,7 +203,6 @@ def main() -> int:
         "alone": table(runs, alone=True),
         "harm_nats": harm(runs),
         "leaks": leaks(runs),
-        "doubling": doubling(runs),
         "milliseconds": milliseconds(runs),
     }
     text = to_markdown(result)

@@ -43,12 +43,7 @@ class ReportFiles:
 
 
 def build_report(storage_url: str, study_name: str | None, out_dir: Path) -> ReportFiles:
-    """Write the report of a study into a folder.
-
-    Args:
-        storage_url: SQLAlchemy URL of the study's database, or the name of a SQLite file.
-        study_name: which study; None: the one that was started last.
-        out_dir: made if it is missing; files of an earlier report in it are replaced.
+    """Write the report of a study (None: the newest); files of an earlier report are replaced.
 
     Raises:
         StudyError: no such database or study, or not a database of ours.
@@ -85,18 +80,17 @@ def write_report(
 
 
 def _picture(chart: Chart | NoChart, folder: Path, drawn: list[Path]) -> Picture:
-    """Draw a figure in all its renditions; files of a figure that no longer exists are removed."""
+    """Draw a figure; files of a figure that no longer exists are removed."""
     png, svg = folder / f"{chart.name}.png", folder / f"{chart.name}.svg"
     if isinstance(chart, NoChart):
         png.unlink(missing_ok=True)
         svg.unlink(missing_ok=True)
         return Picture(chart)
-    wide, pixels = theme.svg_and_png(chart)
-    narrow = theme.svg(chart, "narrow")
+    drawing, pixels = theme.svg_and_png(chart)
     write_bytes_atomically(png, pixels)
-    write_text_atomically(svg, theme.on_paper(wide))
+    write_text_atomically(svg, drawing)
     drawn += [png, svg]
-    return Picture(chart, wide, narrow)
+    return Picture(chart, drawing)
 
 
 _RUN_FACTS = (
@@ -126,14 +120,11 @@ def data_table(facts: Facts) -> str:
 
 def _row(facts: Facts, run: Run) -> dict[str, Any]:
     row = {name: _cell(getattr(run, name)) for name in _RUN_FACTS}
-    parent = facts.trial_of(run)
-    row["parent_trial"] = parent.number if parent is not None else ""
-    spending = facts.data.spending.get(run.id)
+    row["parent_trial"] = "" if run.parent_run_id is None else facts.trial_of(run).number
+    spent = facts.data.spending[run.id].spent
     for convention in Convention:
-        row[f"spent_flops_{convention}"] = (
-            spending.spent.flops(convention) if spending is not None else ""
-        )
-    row["spent_tokens"] = spending.spent.tokens if spending is not None else ""
+        row[f"spent_flops_{convention}"] = spent.flops(convention)
+    row["spent_tokens"] = spent.tokens
     row["verdicts"] = " ".join(verdict_names(facts, run))
     row.update(_flat("param", run.params))
     row.update(_flat("config", run.config))

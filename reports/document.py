@@ -15,7 +15,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports.style.theme import DARK, LIGHT, Chart, NoChart, to_dark
+from reports.style.theme import PALETTE, Chart, NoChart
 
 
 @dataclass(frozen=True)
@@ -79,26 +79,15 @@ class Code:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure in the renditions that a page needs, or why there is none."""
+    """A figure as SVG text, or why there is none."""
 
     chart: Chart | NoChart
-    wide: str = ""
-    """SVG text for a desktop, in the light palette."""
-    narrow: str = ""
-    """The same for a phone."""
+    svg: str = ""
 
     @property
-    def sources(self) -> list[tuple[str, str]]:
-        """Media query and data URI of each rendition, the last one for all other screens."""
-        dark, small = "(prefers-color-scheme: dark)", "(max-width: 600px)"
-        drawings = (
-            (f"{small} and {dark}", to_dark(self.narrow)),
-            (small, self.narrow),
-            (dark, to_dark(self.wide)),
-            ("", self.wide),
-        )
-        start = "data:image/svg+xml;base64,"
-        return [(m, start + base64.b64encode(svg.encode()).decode()) for m, svg in drawings]
+    def source(self) -> str:
+        """The drawing as a data URI."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
 
 
 Block = Heading | Text | Bullets | Cards | Table | Code | Picture
@@ -139,7 +128,7 @@ def to_html(document: Document) -> str:
         finalize=lambda value: value if isinstance(value, Markup) else clean(value),
     )
     return page.get_template("page.html").render(
-        document=document, light=LIGHT, dark=DARK, kind=lambda block: type(block).__name__
+        document=document, palette=PALETTE, kind=lambda block: type(block).__name__
     )
 
 
@@ -149,12 +138,7 @@ _MARKDOWN_SPECIAL = re.compile(r"([\\`*\[\]#|~$!])|(?<![A-Za-z0-9])(_)|(_)(?![A-
 
 
 def to_markdown(document: Document, picture_path: Callable[[str], str]) -> str:
-    """The same report as Markdown (GitHub's dialect).
-
-    Args:
-        document: the report.
-        picture_path: where the PNG of a figure lies, by the figure's name.
-    """
+    """The same report as GitHub's Markdown; `picture_path` says where a figure's PNG lies."""
     parts = [f"# {_m(document.title)}", _m(document.subtitle)]
     parts += [_markdown_block(block, picture_path) for block in document.blocks]
     return "\n\n".join(parts) + "\n"

@@ -5,54 +5,29 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
+from budgetsweep.config import parse
 from budgetsweep.formats import known
-from model.flops import Convention
 from reports.read import StudyData
-from studies.database.ledger import Amount, of_steps
+from studies.database.ledger import Spending
 from studies.database.run_kind import RunKind
 from studies.database.tables import Rejection, Run, Study
-from studies.diagnosis import Diagnosis
 from studies.diagnosis.curves import Curve
 from studies.diagnosis.study_runs import diagnose_runs
+from studies.diagnosis.verdicts import Diagnosis
 from studies.space.search_space import Parameter
 from trainer.config import RunConfig
 from trainer.events import RunStatus
 
 SEED_NOISE_NATS = 0.02
-"""Gaps under this are called ties while the noise between seeds is unknown: seeds differ by 0.01
-nats and more in published runs near 1e15 FLOPs (*assumption* for other budgets)."""
+"""Gaps under this are called ties. No study runs a configuration twice; in published runs near 1e15
+FLOPs seeds differ by 0.01 nats and more (*assumption* for other budgets)."""
 
 BEST_FEW = 5
-
-
-@dataclass(frozen=True)
-class SeedNoise:
-    """Spread of the loss between runs that differ in nothing but their seed."""
-
-    sd_nats: float
-    """Pooled standard deviation."""
-    n_configs: int
-    n_runs: int
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What a set of runs cost."""
-
-    planned: Amount | None
-    """None: the ledger has no entry."""
-    spent: Amount | None
-    recomputed: Amount
-    """Part of `spent` that was recomputed after a kill."""
-    train_seconds: float | None
-    eval_seconds: float | None
 
 
 class Facts:
@@ -108,14 +83,9 @@ class Facts:
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
-        """The search space by name; entries that this version cannot read are left out."""
-        found: dict[str, Parameter] = {}
-        for name, entry in self.study.space.get("parameters", {}).items():
-            try:
-                found[name] = Parameter.model_validate(entry)
-            except ValidationError:
-                continue
-        return found
+        """The search space by name."""
+        entries = self.study.space["parameters"].items()
+        return {name: Parameter.model_validate(entry) for name, entry in entries}
 
     @cached_property
     def varied(self) -> list[str]:
@@ -127,14 +97,9 @@ class Facts:
         order = list(self.parameters) + [name for name in seen if name not in self.parameters]
         return [name for name in order if len(seen.get(name, ())) > 1]
 
-    @cached_property
-    def _trial_by_id(self) -> dict[int, Run]:
-        return {run.id: run for run in self.trials}
-
-    def trial_of(self, promotion: Run) -> Run | None:
-        """The trial that a promotion came from; None for a trial."""
-        parent = promotion.parent_run_id
-        return None if parent is None else self._trial_by_id.get(parent)
+    def trial_of(self, promotion: Run) -> Run:
+        """The trial that a promotion came from."""
+        return next(run for run in self.trials if run.id == promotion.parent_run_id)
 
     def curve(self, run: Run) -> Curve | None:
         """A run's learning curves."""
@@ -159,49 +124,14 @@ class Facts:
         """What the curves say, by run id; of complete runs and of those that diverged."""
         return diagnose_runs(self.data.runs, self.study, self.data.curves)
 
-    def costs(self, runs: Iterable[Run]) -> Costs:
-        """Sums of the ledger and the clocks over `runs`."""
-        runs = list(runs)
-        entries = [self.data.spending[r.id] for r in runs if r.id in self.data.spending]
-        recomputed = Amount()
-        for run in runs:
-            if run.steps_recomputed:
-                planned = [run.planned_flops(name) for name in Convention]
-                recomputed += of_steps(
-                    run.steps_recomputed, run.num_steps, run.tokens_per_step, planned
-                )
-        return Costs(
-            planned=sum((e.planned for e in entries), Amount()) if entries else None,
-            spent=sum((e.spent for e in entries), Amount()) if entries else None,
-            recomputed=recomputed,
-            train_seconds=_sum_known(r.train_seconds for r in runs),
-            eval_seconds=_sum_known(r.eval_seconds for r in runs),
-        )
+    def spending(self, runs: Iterable[Run]) -> Spending:
+        """What the ledger says of `runs` together."""
+        return sum((self.data.spending[run.id] for run in runs), Spending())
 
-    @cached_property
-    def seed_noise(self) -> SeedNoise | None:
-        """Pooled spread between equal configurations with different seeds; None: none repeated."""
-        groups: dict[str, dict[int, float]] = defaultdict(dict)
-        for run in self.ranked:
-            groups[run.config_hash].setdefault(run.seed, final_loss(run))
-        repeated = [list(losses.values()) for losses in groups.values() if len(losses) > 1]
-        if not repeated:
-            return None
-        squares, freedom = 0.0, 0
-        for losses in repeated:
-            mean = math.fsum(losses) / len(losses)
-            squares += math.fsum((value - mean) ** 2 for value in losses)
-            freedom += len(losses) - 1
-        return SeedNoise(
-            math.sqrt(squares / freedom), len(repeated), sum(len(losses) for losses in repeated)
-        )
-
-    @cached_property
+    @property
     def rival(self) -> Run | None:
-        """The best trial of another configuration than the best one (a repeat is no rival)."""
-        if self.best is None:
-            return None
-        return next((r for r in self.ranked if r.config_hash != self.ranked[0].config_hash), None)
+        """The second best trial; no two have one configuration."""
+        return self.ranked[1] if self.ranked[1:] else None
 
     @property
     def gap_nats(self) -> float | None:
@@ -209,17 +139,6 @@ class Facts:
         if self.best is None or self.rival is None:
             return None
         return final_loss(self.rival) - final_loss(self.best)
-
-    @property
-    def gap_error_bound_nats(self) -> float | None:
-        """Standard error of `gap_nats` if the two had been measured on independent samples.
-
-        They saw the same tokens, so the true error is smaller; by how much is not stored.
-        """
-        if self.best is None or self.rival is None:
-            return None
-        one, other = self.best.val_loss_stderr_nats, self.rival.val_loss_stderr_nats
-        return math.hypot(one, other) if known(one) and known(other) else None
 
     @cached_property
     def wall_seconds(self) -> float | None:
@@ -248,12 +167,9 @@ def has_sampled_softmax(run: Run) -> bool:
     return run.config.get("head_samples") is not None
 
 
-def run_config(run: Run) -> RunConfig | None:
-    """The run's configuration; None when this version cannot read it."""
-    try:
-        return RunConfig.model_validate(run.config)
-    except ValidationError:
-        return None
+def run_config(run: Run) -> RunConfig:
+    """The run's configuration."""
+    return parse(RunConfig, run.config, f"{run.kind} {run.number}")
 
 
 def as_number(value: Any) -> float | None:
@@ -261,8 +177,3 @@ def as_number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
-
-
-def _sum_known(values: Iterable[float | None]) -> float | None:
-    found = [value for value in values if known(value)]
-    return math.fsum(found) if found else None

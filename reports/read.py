@@ -37,11 +37,7 @@ class StudyData:
 
 
 def read_study(storage: str | Path, study_name: str | None = None) -> StudyData:
-    """Read a study.
-
-    Args:
-        storage: SQLAlchemy URL of the database, or the name of a SQLite file.
-        study_name: which study; None: the one that was begun last.
+    """Read a study of a database (SQLAlchemy URL or SQLite file); None: the newest.
 
     Raises:
         StudyError: no such database or study, or not a database of ours.

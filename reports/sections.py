@@ -34,25 +34,14 @@ SECTIONS = (
     Section(
         "What was tried?",
         [search.tried, search.best_few, search.remarks],
-        [
-            space.isoflop,
-            space.learning_rate,
-            space.parallel,
-            space.importance,
-            runs.schedule,
-        ],
+        [space.isoflop, space.learning_rate, space.importance, runs.schedule],
     ),
     Section("Why were proposals rejected?", [search.rejected], [runs.proposals]),
     Section("What failed?", [search.failed]),
     Section(
         "What is predicted for a larger budget?",
         [scaling.answers, scaling.scores],
-        [
-            study_scaling.isoflop_fit,
-            study_scaling.compute_frontier,
-            study_scaling.regret,
-            study_scaling.lr_optimum,
-        ],
+        [study_scaling.isoflop_fit, study_scaling.compute_frontier],
     ),
     Section("What did the larger budget bring?", [promotion.promotions]),
     Section("What to do next?", [advice.advice]),

@@ -9,9 +9,9 @@ from typing import Any
 from studies.database.reader import Reader
 from studies.database.run_kind import RunKind
 from studies.database.tables import Run
-from studies.diagnosis import HEALTHY, NAMES, Diagnosis
 from studies.diagnosis.curves import COLUMNS, Curve
 from studies.diagnosis.study_runs import diagnose_runs
+from studies.diagnosis.verdicts import HEALTHY, NAMES, Diagnosis
 from trainer.events import RunStatus
 
 

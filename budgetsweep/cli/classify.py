@@ -249,14 +249,14 @@ def _histogram(outcome: Outcome) -> tuple[str, bytes]:
     import numpy as np
 
     from reports.figures.sentiment import p_positive_histogram
-    from reports.style.theme import on_paper, svg_and_png
+    from reports.style.theme import svg_and_png
 
     chart = p_positive_histogram(
         np.array(outcome.prompts.labels), np.array(outcome.probabilities),
         outcome.calibrated.boundary, (outcome.without.accuracy, outcome.calibrated.accuracy),
     )  # fmt: skip
     svg, png = svg_and_png(chart)
-    return on_paper(svg), png
+    return svg, png
 
 
 def _print_outcome(console: Console, facts: Mapping[str, Any], outcome: Outcome) -> None:

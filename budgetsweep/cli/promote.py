@@ -90,7 +90,7 @@ def _promote(settings: PromoteSettings, console: Console, signals: Signals, *, y
             ),
         )
     run, trial = outcome.run, outcome.trial
-    if run is None or run.status in (RunStatus.QUEUED, RunStatus.INTERRUPTED):
+    if run.status in (RunStatus.QUEUED, RunStatus.INTERRUPTED):
         console.print("the same command again continues this promotion")
         return False
     if run.status == RunStatus.FAILED:

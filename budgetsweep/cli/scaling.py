@@ -184,12 +184,12 @@ def _asked(
     asked = []
     for budget in budgets:
         n_params = found.best_params(budget)
-        low, high = found.best_params_interval(budget, LEVEL)
+        low, high = found.best_params_interval(budget)
         tokens = budget / FLOPS_PER_PARAM_TOKEN / n_params
-        predicted = found.predict(n_params, tokens, level=LEVEL)
+        predicted = found.predict(n_params, tokens)
         asked.append(Asked(budget, n_params, low, high, tokens, predicted))
     for n_params, tokens in runs:
-        predicted = found.predict(n_params, tokens, level=LEVEL)
+        predicted = found.predict(n_params, tokens)
         budget = FLOPS_PER_PARAM_TOKEN * n_params * tokens
         asked.append(Asked(budget, n_params, None, None, tokens, predicted))
     return asked
@@ -217,12 +217,10 @@ def _write(
 ) -> list[str]:  # fmt: skip
     """fit.json and the figures; the names of the files."""
     from budgetsweep.files import write_bytes_atomically, write_text_atomically
-    from reports.figures.scaling import compute_frontier, isoflop_fit, lr_optimum, regret
-    from reports.style.theme import Chart, on_paper, svg_and_png
+    from reports.figures.scaling import compute_frontier, isoflop_fit
+    from reports.style.theme import Chart, svg_and_png
 
     points = _frame(table)
-    small = found.flops_range[1]
-    large = max([one.flops for one in asked if one.flops > 2 * small], default=10 * small)
     prediction = None
     if len(asked) == 1:
         predicted = asked[0].prediction
@@ -231,18 +229,13 @@ def _write(
             "loss_nats": predicted.loss_nats, "low_nats": predicted.low_nats,
             "high_nats": predicted.high_nats,
         }  # fmt: skip
-    charts = (
-        isoflop_fit(points, found),
-        compute_frontier(points, found, prediction),
-        regret(points, found, small, large),
-        lr_optimum(points, found),
-    )
+    charts = isoflop_fit(points, found), compute_frontier(points, found, prediction)
     drawn = [(c.name, *svg_and_png(c)) for c in charts if isinstance(c, Chart)]
     files = [FIT_FILE]
     try:
         write_text_atomically(out / FIT_FILE, json.dumps(data, indent=2) + "\n")
         for name, svg, png in drawn:
-            write_text_atomically(out / f"{name}.svg", on_paper(svg))
+            write_text_atomically(out / f"{name}.svg", svg)
             write_bytes_atomically(out / f"{name}.png", png)
             files += [f"{name}.svg", f"{name}.png"]
     except OSError as error:

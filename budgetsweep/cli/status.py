@@ -14,8 +14,8 @@ from budgetsweep.formats import flops
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from studies.diagnosis import Diagnosis
     from studies.diagnosis.curve_files import CurveSource
+    from studies.diagnosis.verdicts import Diagnosis
 
 SHOWN_TRIALS = 10
 
@@ -75,7 +75,7 @@ def _print_status(status: dict[str, Any], console: Console) -> None:
 
 
 def _verdict_line(name: str, entry: dict[str, Any]) -> str:
-    from studies.diagnosis import LABELS
+    from studies.diagnosis.verdicts import LABELS
 
     numbers = [str(number) for number in entry["trials"][:SHOWN_TRIALS]]
     more = ", ..." if entry["count"] > SHOWN_TRIALS else ""
@@ -102,8 +102,8 @@ def diagnose_command(
     from budgetsweep.cli.display import new_console
     from studies.database.connection import storage_url
     from studies.database.run_kind import RunKind
-    from studies.diagnosis import diagnose
     from studies.diagnosis.curve_files import read_curve, read_run
+    from studies.diagnosis.diagnose import diagnose
 
     numbers = dict(zip(RunKind, (trial, finalist, promotion), strict=True))
     named = [(kind, number) for kind, number in numbers.items() if number is not None]
@@ -126,11 +126,6 @@ def diagnose_command(
 def _as_data(source: CurveSource, found: Diagnosis) -> dict[str, Any]:
     from dataclasses import asdict
 
-    steps = None
-    if found.steps is not None:
-        steps = asdict(found.steps)
-        if found.steps.extrapolation is not None:
-            steps["extrapolation"]["is_estimable"] = found.steps.extrapolation.is_estimable
     return {
         "run": source.name,
         "points": found.n_points,
@@ -138,7 +133,7 @@ def _as_data(source: CurveSource, found: Diagnosis) -> dict[str, Any]:
             {"name": v.name, "label": v.label, "evidence": v.evidence, "cure": v.cure}
             for v in found.verdicts
         ],
-        "steps": steps,
+        "steps": None if found.steps is None else asdict(found.steps),
         "unseen": list(found.unseen),
     }
 

@@ -6,6 +6,8 @@ there is nothing to draw.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -21,12 +23,11 @@ from reports.style.theme import (
     BEST,
     GOOD,
     INK,
-    LIGHT,
     MUTED,
     OTHER,
+    PALETTE,
     PROMOTED,
     Chart,
-    Layout,
     NoChart,
 )
 from studies.database.tables import Run
@@ -60,7 +61,7 @@ def history(facts: Facts) -> Chart | NoChart:
             f"{loss(best.val_loss_nats, 3)} nats: the search was still improving"
         )
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         low, high = loss_limits(losses)
         low -= 0.1 * (high - low) if rejected else 0
@@ -86,12 +87,12 @@ def history(facts: Facts) -> Chart | NoChart:
         if rejected:
             dots(
                 axes, np.array(rejected), np.full(len(rejected), 0.025), marker="|", markersize=7,
-                markeredgewidth=1.2, color=LIGHT["amber"], transform=axes.get_xaxis_transform(),
+                markeredgewidth=1.2, color=PALETTE["amber"], transform=axes.get_xaxis_transform(),
             )  # fmt: skip
-            handles.append(key("rejected", marker="|", markeredgewidth=1.5, color=LIGHT["amber"]))
+            handles.append(key("rejected", marker="|", markeredgewidth=1.5, color=PALETTE["amber"]))
         axes.set_xlabel("proposal")
         axes.set_ylabel(LOSS_LABEL)
-        theme.legend_below(figure, handles, layout)
+        theme.legend_below(figure, handles)
 
     alt = (
         "Validation loss of each complete trial by the number of its proposal, the best so far as "
@@ -109,7 +110,7 @@ def learning_curves(facts: Facts) -> Chart | NoChart:
     best, promotions = facts.best, [r for r in facts.promotions if r.id in curves]
     trials = [r for r in facts.trials if r.id in curves and (best is None or r.id != best.id)]
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         every = list(curves.values())
         spent = np.concatenate([x for x, _ in every])
@@ -136,7 +137,8 @@ def learning_curves(facts: Facts) -> Chart | NoChart:
             handles.append(
                 key(f"trial {best.number}, the best", linestyle="-", lw=2, marker="o", color=BEST)
             )
-        for run, colour in zip(promotions, _promotion_colours(), strict=False):
+        colours = [PROMOTED, PALETTE["purple"], PALETTE["green"], PALETTE["brown"]]
+        for run, colour in zip(promotions, itertools.cycle(colours), strict=False):
             _highlight(axes, facts, run, curves[run.id], colour, marker="D")
             label = f"{run.kind} {run.number}, {times(run.scale)}"
             handles.append(key(label, linestyle="-", lw=2, marker="D", color=colour))
@@ -144,7 +146,7 @@ def learning_curves(facts: Facts) -> Chart | NoChart:
             handles.append(key("their training loss", linestyle="-", lw=0.9, color=MUTED))
         axes.set_xlabel(f"training FLOPs ({facts.study.convention})")
         axes.set_ylabel(LOSS_LABEL)
-        theme.legend_below(figure, handles, layout)
+        theme.legend_below(figure, handles)
 
     alt = (
         "Learning curves on logarithmic axes: validation loss against training FLOPs of every run, "
@@ -161,10 +163,6 @@ def _val_curve(facts: Facts, run: Run) -> tuple[FloatArray, FloatArray] | None:
     if not there.any():
         return None
     return curve.flops[there], curve.val_loss_nats[there]
-
-
-def _promotion_colours() -> list[str]:
-    return [PROMOTED, LIGHT["purple"], LIGHT["green"], LIGHT["brown"]] + [PROMOTED] * 100
 
 
 def _highlight(
@@ -187,11 +185,10 @@ def _curves_title(facts: Facts) -> str:
     best, promoted = facts.best, facts.promoted
     if promoted is not None:
         parent = facts.trial_of(promoted)
-        if parent is not None and parent.val_loss_nats is not None:
-            return (
-                f"{promoted.scale:g} times the budget took trial {parent.number} from "
-                f"{loss(parent.val_loss_nats, 3)} to {loss(promoted.val_loss_nats, 3)} nats"
-            )
+        return (
+            f"{promoted.scale:g} times the budget took trial {parent.number} from "
+            f"{loss(parent.val_loss_nats, 3)} to {loss(promoted.val_loss_nats, 3)} nats"
+        )
     if best is None:
         return "No trial is complete yet: curves so far"
     if len(facts.ranked) < 3:
@@ -204,14 +201,14 @@ def _curves_title(facts: Facts) -> str:
 
 
 _REASON_LOOKS = {
-    "over_budget": ("over budget", "^", LIGHT["promoted"]),
-    "out_of_memory": ("too much memory", "s", LIGHT["purple"]),
-    "too_many_epochs": ("too many epochs", "D", LIGHT["amber"]),
-    "too_little_validation_data": ("too little validation data", "P", LIGHT["green"]),
-    "duplicate": ("duplicate", "X", LIGHT["brown"]),
-    "no_run": ("no run in the table", "P", LIGHT["cyan"]),
-    "invalid_value": ("invalid value", "v", LIGHT["cyan"]),
-    "invalid_shape": ("invalid shape", "<", LIGHT["ink"]),
+    "over_budget": ("over budget", "^", PALETTE["promoted"]),
+    "out_of_memory": ("too much memory", "s", PALETTE["purple"]),
+    "too_many_epochs": ("too many epochs", "D", PALETTE["amber"]),
+    "too_little_validation_data": ("too little validation data", "P", PALETTE["green"]),
+    "duplicate": ("duplicate", "X", PALETTE["brown"]),
+    "no_run": ("no run in the table", "P", PALETTE["cyan"]),
+    "invalid_value": ("invalid value", "v", PALETTE["cyan"]),
+    "invalid_shape": ("invalid shape", "<", PALETTE["ink"]),
 }
 
 
@@ -236,7 +233,7 @@ def proposals(facts: Facts) -> Chart | NoChart:
             f"{flops(study.budget_flops)} FLOPs"
         )
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         sizes = np.array([r.n_params for r in facts.trials], dtype=float)
         tokens = np.array([r.planned_tokens for r in facts.trials], dtype=float)
@@ -251,15 +248,6 @@ def proposals(facts: Facts) -> Chart | NoChart:
             axes.plot(grid, study.budget_flops / (6 * grid), color=MUTED, lw=1.2, ls=(0, (4, 3)))
             line = f"6·N·D = {flops(study.budget_flops)}"
             handles.append(key(line, linestyle="--", color=MUTED))
-        if facts.trials:
-            dots(
-                axes, *exact_limits(facts), marker="_", color=GOOD, markersize=13,
-                markeredgewidth=1.8,
-            )  # fmt: skip
-            handles.append(
-                key("exact limit of each shape", marker="_", color=GOOD, markeredgewidth=2,
-                    markersize=11)
-            )  # fmt: skip
         for reason, (label, marker, colour) in _REASON_LOOKS.items():
             these = [r for r in placed if r.reason == reason]
             if these:
@@ -277,7 +265,7 @@ def proposals(facts: Facts) -> Chart | NoChart:
             theme.remark(axes, f"not shown: {unplaced} without a valid size")
         axes.set_xlabel("parameters (embeddings counted)")
         axes.set_ylabel("training tokens")
-        theme.legend_below(figure, handles, layout)
+        theme.legend_below(figure, handles)
 
     alt = (
         "Proposals over parameters and training tokens on logarithmic axes: admitted ones on the "
@@ -286,31 +274,14 @@ def proposals(facts: Facts) -> Chart | NoChart:
     return Chart("proposals", title, alt, draw, 4.6)
 
 
-def exact_limits(facts: Facts) -> tuple[FloatArray, FloatArray]:
-    """Parameters of each shape that was admitted, and the tokens that the budget affords it.
-
-    A convention charges two shapes of one size differently (attention, look-ups), so the exact
-    budget is no line over sizes.
-    """
-    budget, convention = facts.study.budget_flops, facts.study.convention
-    limits = sorted(
-        {
-            (r.n_params, budget * r.planned_tokens / r.planned_flops(convention))
-            for r in facts.trials
-        }
-    )
-    sizes, tokens = np.array(limits, dtype=float).T
-    return sizes, tokens
-
-
 def schedule(facts: Facts) -> Chart | NoChart:
     """Learning rate over the steps of the best run, computed from its configuration."""
     best = facts.best
     if best is None:
         return NoChart("schedule", "No trial is complete yet, so there is no best schedule.")
-    config = run_config(best)
-    if config is None or config.num_training_steps == "fill" or not facts.has_learning_rate(best):
+    if not facts.has_learning_rate(best):
         return NoChart("schedule", f"No learning rate of trial {best.number} was recorded.")
+    config = run_config(best)
     steps, warmup = config.steps, config.warmup_steps
     get_lr = config.lr_schedule()
     rise = f"rose to {rate(config.max_lr)} in {plural(warmup, 'step')}" if warmup else (
@@ -321,7 +292,7 @@ def schedule(facts: Facts) -> Chart | NoChart:
         f"by step {steps:,}"
     )
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         at = np.unique(np.concatenate([np.linspace(0, steps, 400), [warmup]]).round())
         axes.plot(at, [get_lr(int(t)) for t in at], color=BEST, lw=2)
@@ -336,7 +307,7 @@ def schedule(facts: Facts) -> Chart | NoChart:
             handles.append(Patch(color=GOOD, alpha=0.25, label=label))  # type: ignore[arg-type]
         axes.set_xlabel("optimiser step")
         axes.set_ylabel("learning rate")
-        theme.legend_below(figure, handles, layout)
+        theme.legend_below(figure, handles)
 
     decay = {"cosine": "half a cosine", "linear": "a line", "wsd": "constant and a line"}
     alt = (

@@ -1,7 +1,7 @@
-"""Figures of a scaling fit: isoFLOP valleys, loss against compute, regret, learning rate.
+"""Figures of a scaling fit: isoFLOP valleys, loss against compute.
 
-Each takes a frame of runs (`n_params`, `tokens`, `val_loss_nats`; where known `max_lr`,
-`batch_tokens`; NaN where not) and their fit. FLOPs are 6 · N · D.
+Each takes a frame of runs (`n_params`, `tokens`, `val_loss_nats`, `max_lr`, `batch_tokens`; NaN
+where not known) and their fit. FLOPs are 6 · N · D.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from budgetsweep.formats import count, flops, loss, rate
+from budgetsweep.formats import count, flops, loss
 from reports.style import theme
 from reports.style.axes import linear_axis, log_axis, nats, padded_log_limits
 from reports.style.marks import LOSS_LABEL, clip_marks, dots, key
@@ -24,22 +24,19 @@ from reports.style.theme import (
     BEST,
     GOOD,
     INK,
-    LIGHT,
     MUTED,
     OTHER,
+    PALETTE,
     PROMOTED,
     Chart,
-    Layout,
     NoChart,
 )
-from studies.diagnosis.curves import FloatArray
 from studies.scaling.fit_data import FLOPS_PER_PARAM_TOKEN, distinct_budgets
 from studies.scaling.result import UNDERTRAINED_BELOW, ScalingFit
 
 MOST_BUDGETS = 7
 """Budgets drawn as valleys; of more an even choice."""
 COLOURS = ("best", "amber", "green", "purple", "brown", "cyan", "other")
-LEVEL = 0.8
 STEPS = 60
 """Points of a drawn curve."""
 
@@ -68,16 +65,16 @@ def isoflop_fit(points: pd.DataFrame, fit: ScalingFit) -> Chart | NoChart:
     if len(budgets) == 1:
         title = f"At {flops(ends[0])} FLOPs the best size is {count(best[0])} parameters"
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         limits = padded_log_limits(runs["n_params"].to_numpy())
         low, high = _valley_limits(runs, fit, shown)
-        log_axis(axes, "x", limits, count, 7 if layout == "wide" else 5)
+        log_axis(axes, "x", limits, count, 7)
         linear_axis(axes, "y", (low, high), nats)
         handles: list[Any] = []
         for budget, colour in zip(shown, COLOURS, strict=False):
-            _valley(axes, runs[runs["budget"] == budget], fit, budget, LIGHT[colour])
-            handles.append(key(f"{flops(budget)} FLOPs", marker="o", color=LIGHT[colour]))
+            _valley(axes, runs[runs["budget"] == budget], fit, budget, PALETTE[colour])
+            handles.append(key(f"{flops(budget)} FLOPs", marker="o", color=PALETTE[colour]))
         path = np.geomspace(budgets[0], budgets[-1] * 10, STEPS)
         sizes = np.array([fit.best_params(budget) for budget in path])
         lowest = fit.losses(sizes, path / FLOPS_PER_PARAM_TOKEN / sizes)
@@ -93,7 +90,7 @@ def isoflop_fit(points: pd.DataFrame, fit: ScalingFit) -> Chart | NoChart:
             theme.remark(axes, "runs as if well tuned")
         elif len(shown) < len(budgets):
             theme.remark(axes, f"{len(shown)} of {len(budgets)} budgets")
-        theme.legend_below(figure, handles, layout)
+        theme.legend_below(figure, handles)
 
     alt = (
         "Validation loss of runs against their parameters, one colour per budget; the fitted law "
@@ -108,17 +105,12 @@ def compute_frontier(
     fit: ScalingFit,
     prediction: Mapping[str, float] | None = None,
     outcome: Mapping[str, float] | None = None,
-) -> Chart | NoChart:
+) -> Chart:
     """Loss against training FLOPs: runs, the law's frontier with its band, what was promoted.
 
-    Args:
-        points: runs.
-        fit: the law.
-        prediction: `n_params`, `tokens`, `loss_nats`, `low_nats`, `high_nats` of a run to come.
-        outcome: `n_params`, `tokens`, `loss_nats` of that run as measured.
+    `prediction` is of a run to come (`n_params`, `tokens`, `loss_nats`, `low_nats`, `high_nats`),
+    `outcome` what it reached.
     """
-    if not len(points):
-        return NoChart("compute_frontier", "No run is finished: no loss against compute.")
     spent = _flops_of(points).to_numpy(dtype=float)
     measured = points["val_loss_nats"].to_numpy(dtype=float)
     promoted = [_flops_of(one) for one in (prediction, outcome) if one is not None]
@@ -126,7 +118,7 @@ def compute_frontier(
     path = np.geomspace(spent.min(), reach, STEPS)
     sizes = [fit.best_params(budget) for budget in path]
     frontier = [
-        fit.predict(size, budget / FLOPS_PER_PARAM_TOKEN / size, level=LEVEL)
+        fit.predict(size, budget / FLOPS_PER_PARAM_TOKEN / size)
         for size, budget in zip(sizes, path, strict=True)
     ]
     lows, highs = [one.low_nats for one in frontier], [one.high_nats for one in frontier]
@@ -146,7 +138,7 @@ def compute_frontier(
                 f"{'within' if inside else 'outside'} the interval"
             )
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         values = [min(lows), float(measured.min())]
         values += [outcome["loss_nats"]] if outcome is not None else []
@@ -155,7 +147,7 @@ def compute_frontier(
         margin = 0.06 * (top - min(values))
         high = top + 2 * margin
         limits = padded_log_limits([spent.min(), reach])
-        log_axis(axes, "x", limits, flops, 6 if layout == "wide" else 4)
+        log_axis(axes, "x", limits, flops, 6)
         linear_axis(axes, "y", (min(values) - margin, high), nats)
         axes.fill_between(path, lows, highs, color=GOOD, alpha=0.18, lw=0)
         axes.plot(path, [o.loss_nats for o in frontier], color=BEST, lw=1.8)
@@ -171,7 +163,7 @@ def compute_frontier(
         ]
         axes.set_xlabel("training FLOPs (6 · parameters · tokens)")
         axes.set_ylabel(LOSS_LABEL)
-        theme.legend_below(figure, handles, layout)
+        theme.legend_below(figure, handles)
 
     alt = (
         "Validation loss of runs against training FLOPs on a log axis, with the fitted law at the "
@@ -180,150 +172,15 @@ def compute_frontier(
     return Chart("compute_frontier", title, alt, draw, 4.2)
 
 
-def regret(
-    points: pd.DataFrame,
-    fit: ScalingFit,
-    small_flops: float,
-    large_flops: float,
-    chosen: Mapping[str, float] | None = None,
-) -> Chart | NoChart:
-    """Regret of each size at two budgets: its loss over that of the best size there, by the law.
-
-    Args:
-        points: runs; their sizes are drawn.
-        fit: the law.
-        small_flops: the search's budget.
-        large_flops: the promotion's.
-        chosen: sizes to mark, by what they are called ("best measured": 3.5e6).
-    """
-    sizes = np.unique(points["n_params"].to_numpy(dtype=float))
-    marked = dict(chosen or {})
-    if len(sizes) < 2:
-        return NoChart("regret", "Fewer than two sizes: nothing to choose between.")
-    small, large = fit.best_params(small_flops), fit.best_params(large_flops)
-    later = float(_regret(fit, np.array([small]), large_flops)[0][0])
-    here = float(_regret(fit, np.array([large]), small_flops)[0][0])
-    title = (
-        f"The best size at {flops(small_flops)} FLOPs has a regret of {loss(later, 2)} nats at "
-        f"{flops(large_flops)}; the best size there has {loss(here, 2)} nats here"
-    )
-
-    def draw(figure: Figure, layout: Layout) -> None:
-        axes = figure.subplots()
-        every = [*sizes, small, large, *marked.values()]
-        limits = padded_log_limits(every)
-        path = np.geomspace(*limits, STEPS)
-        handles: list[Any] = []
-        top = 0.0
-        for budget, colour in ((small_flops, BEST), (large_flops, PROMOTED)):
-            middle, low, high = _regret(fit, path, budget)
-            axes.fill_between(path, low, high, color=colour, alpha=0.15, lw=0)
-            axes.plot(path, middle, color=colour, lw=1.8)
-            at_sizes = _regret(fit, sizes, budget)[0]
-            dots(axes, sizes, at_sizes, color=colour, markersize=4.5)
-            top = max(top, float(np.quantile(at_sizes, 0.8)))
-            handles.append(
-                key(f"at {flops(budget)} FLOPs", linestyle="-", linewidth=1.8, color=colour)
-            )
-        top = max(1.15 * top, 0.1)
-        for (name, size), dash in zip(marked.items(), ((0, (4, 2)), (0, (1, 2))), strict=False):
-            axes.axvline(size, color=INK, lw=1.2, linestyle=dash)
-            handles.append(key(name, linestyle=dash, linewidth=1.2, color=INK))
-        log_axis(axes, "x", limits, count, 7 if layout == "wide" else 5)
-        linear_axis(axes, "y", (-0.02 * top, top), nats)
-        axes.set_xlabel("parameters (dots: sizes tried)")
-        axes.set_ylabel("regret (nats)")
-        theme.remark(axes, "by the law, well tuned; band: 80 %")
-        theme.legend_below(figure, handles, layout)
-
-    alt = (
-        "Predicted loss over that of the best size, against parameters, at the search's and at the "
-        "promotion's FLOPs, with 80 % bands and the sizes that were tried as dots."
-    )
-    return Chart("regret", title, alt, draw)
-
-
-def lr_optimum(points: pd.DataFrame, fit: ScalingFit) -> Chart | NoChart:
-    """Peak learning rates of runs against tokens, and the fitted optimum with its band.
-
-    The fit rescales rates to the median size and the best batch, so that they compare.
-    """
-    if not fit.knows_lr:
-        return NoChart("lr_optimum", "No learning rates of the runs are known: no optimum to draw.")
-    rows = points[np.isfinite(points["max_lr"].to_numpy(dtype=float))]
-    tokens = rows["tokens"].to_numpy(dtype=float)
-    size = float(np.exp(np.median(np.log(rows["n_params"].to_numpy(dtype=float)))))
-    rates = _carried_rates(fit, rows, size)
-    low_d, high_d = float(tokens.min()), float(tokens.max())
-    cost = (_losses_as_run(rows, fit) - _losses_as_run(rows.assign(max_lr=np.nan), fit)).clip(0)
-    most = max(0.02, float(np.quantile(cost, 0.25)))
-    middle = float(np.sqrt(low_d * high_d))
-    title = (
-        f"The best peak learning rate is about {fit.tuned_lr(size, middle):.2g} for "
-        f"{count(size)} parameters at {count(middle)} tokens; a factor of e from the optimum costs "
-        f"{loss(fit.k_lr_nats, 3)} nats"
-    )
-
-    def draw(figure: Figure, layout: Layout) -> None:
-        axes = figure.subplots()
-        reach = max(high_d * 10, low_d * 1.1)
-        path = np.geomspace(low_d, reach, STEPS)
-        drawn = np.array([fit.tuned_lr(size, one) for one in path])
-        rng = np.random.default_rng(0)
-        fits = [fit.draw(rng) for _ in range(100)]
-        band = np.quantile(
-            [[one.tuned_lr(size, tokens) for tokens in path] for one in fits], (0.1, 0.9), axis=0
-        )
-        log_axis(axes, "x", padded_log_limits([low_d, reach]), count, 6 if layout == "wide" else 4)
-        shown = [*rates, float(drawn.min()), float(drawn.max())]
-        log_axis(axes, "y", padded_log_limits(shown), rate, 6)
-        axes.fill_between(path, band[0], band[1], color=GOOD, alpha=0.18, lw=0)
-        axes.plot(path, drawn, color=BEST, lw=1.8)
-        cheap = cost < most
-        dots(axes, tokens[~cheap], rates[~cheap], color=OTHER)
-        dots(axes, tokens[cheap], rates[cheap], color=LIGHT["green"], marker="s")
-        handles: list[Any] = [
-            key("best learning rate", linestyle="-", linewidth=1.8, color=BEST),
-            Patch(color=GOOD, alpha=0.3, label="80 %"),
-            key(f"cost < {loss(most, 2)} nats", marker="s", color=LIGHT["green"]),
-            key("other run", marker="o", color=OTHER),
-        ]
-        axes.set_xlabel("training tokens")
-        axes.set_ylabel("peak learning rate")
-        theme.remark(axes, f"rescaled to {count(size)} parameters and the best batch")
-        theme.legend_below(figure, handles, layout)
-
-    alt = (
-        "Peak learning rate of each run against its tokens, both on log axes, with the fitted best "
-        "learning rate and its 80 % band."
-    )
-    return Chart("lr_optimum", title, alt, draw)
-
-
 def _as_if_tuned(points: pd.DataFrame, fit: ScalingFit) -> pd.DataFrame:
     """Runs with `flops`, their `budget`, and `loss` less what learning rate and batch cost."""
     runs = points.assign(flops=_flops_of(points))
-    cost = _losses_as_run(runs, fit) - fit.losses(runs["n_params"], runs["tokens"])
+    tuning = {name: runs[name].to_numpy() for name in ("max_lr", "batch_tokens")}
+    as_run = fit.losses(runs["n_params"], runs["tokens"], **tuning)
+    cost = as_run - fit.losses(runs["n_params"], runs["tokens"])
     budgets = np.array(distinct_budgets(runs["flops"].to_numpy()))
     nearest = np.abs(np.log(runs["flops"].to_numpy()[:, None] / budgets)).argmin(axis=1)
     return runs.assign(loss=runs["val_loss_nats"] - cost, budget=budgets[nearest])
-
-
-def _losses_as_run(runs: pd.DataFrame, fit: ScalingFit) -> FloatArray:
-    """Losses by the fit with the learning rates and batches of the runs."""
-    known = {name: runs[name].to_numpy() for name in ("max_lr", "batch_tokens") if name in runs}
-    return fit.losses(runs["n_params"], runs["tokens"], **known)
-
-
-def _carried_rates(fit: ScalingFit, rows: pd.DataFrame, size: float) -> FloatArray:
-    """Peak learning rates, rescaled by the fit to another size and the best batch: (runs,)."""
-    batches = rows["batch_tokens"] if "batch_tokens" in rows else [None] * len(rows)
-    factors = [
-        fit.tuned_lr(size, tokens)
-        / fit.tuned_lr(n_params, tokens, batch if batch and np.isfinite(batch) else None)
-        for n_params, tokens, batch in zip(rows["n_params"], rows["tokens"], batches, strict=True)
-    ]
-    return rows["max_lr"].to_numpy(dtype=float) * np.array(factors)
 
 
 def _valley(axes: Axes, runs: pd.DataFrame, fit: ScalingFit, budget: float, colour: str) -> None:
@@ -383,18 +240,3 @@ def _promoted_marks(
         )  # fmt: skip
         handles.append(key("measured", marker="o", color=PROMOTED))
     return handles
-
-
-def _regret(
-    fit: ScalingFit, sizes: FloatArray, budget: float
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Nats over the best size at one budget: most probable, low and high of 80 %, each (sizes,)."""
-
-    def over_best(one: ScalingFit) -> FloatArray:
-        every = np.append(sizes, one.best_params(budget))
-        losses = one.losses(every, budget / FLOPS_PER_PARAM_TOKEN / every)
-        return losses[:-1] - losses[-1]
-
-    drawn = [over_best(one) for one in fit.each_draw()]
-    low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
-    return over_best(fit), low, high

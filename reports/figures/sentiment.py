@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from budgetsweep.formats import percent, whole
 from reports.style.axes import linear_axis
 from reports.style.marks import key
-from reports.style.theme import BEST, INK, PROMOTED, Chart, Layout, legend_below, remark
+from reports.style.theme import BEST, INK, PROMOTED, Chart, legend_below, remark
 from studies.diagnosis.curves import FloatArray
 
 BINS = 40
@@ -29,13 +29,9 @@ def p_positive_histogram(
     median: float,
     accuracies: tuple[float, float],
 ) -> Chart:
-    """Histogram of p(positive) by class, with both boundaries.
+    """Histogram of p(positive) by class, with the boundary 0.5 and the calibrated one, the median.
 
-    Args:
-        labels: (N,) 0 = negative, 1 = positive; N at least 1.
-        probabilities: (N,) p(positive), from 0 to 1.
-        median: the boundary with calibration.
-        accuracies: without and with calibration.
+    Labels (N,) are 0 or 1 (positive), N at least 1; accuracies are without and with calibration.
     """
     n = len(probabilities)
     plain, calibrated = (percent(accuracy, 1) for accuracy in accuracies)
@@ -44,7 +40,7 @@ def p_positive_histogram(
     )
     share = float((probabilities > EVEN_ODDS).mean())
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         limits = _limits(probabilities)
         edges = np.linspace(*limits, BINS + 1).tolist()
@@ -70,7 +66,7 @@ def p_positive_histogram(
             key("boundary 0.5", **boundary),
             key(f"median {median:.3f}", **{**boundary, "linestyle": (0, (4, 2))}),
         ]
-        legend_below(figure, handles, layout)
+        legend_below(figure, handles)
 
     return Chart(
         name="histogram",

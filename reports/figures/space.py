@@ -1,32 +1,25 @@
-"""Figures of what made runs good: size, learning rate, all parameters at once, importance."""
+"""Figures of what made runs good: size, learning rate, importance of each parameter."""
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from budgetsweep.formats import count, flops, loss, plural, rate, setting
+from budgetsweep.formats import count, flops, rate
 from reports.facts import BEST_FEW, Facts, as_number, final_loss, tokens_per_param
 from reports.style import theme
 from reports.style.axes import linear_axis, log_axis, loss_limits, nats, padded_log_limits
 from reports.style.marks import LOSS_LABEL, clip_marks, dots, key, mark_best
-from reports.style.theme import BEST, GOOD, LIGHT, MUTED, OTHER, Chart, Layout, NoChart
+from reports.style.theme import BEST, GOOD, OTHER, PALETTE, Chart, NoChart
 from studies.database.tables import Run
 from studies.diagnosis.curves import FloatArray
 from studies.space.search_space import Parameter
 
 IMPORTANCE_MIN_TRIALS = 12
 """Complete trials under which importances are noise: the best fifth would be one or two trials."""
-
-MOST_LINES = 300
-"""Lines of parallel coordinates beyond which more only make a grey field; the rest are an even
-sample by rank."""
 
 AT_BUDGET = 0.9
 """Share of the budget that a run must plan to count as a run at the budget."""
@@ -50,10 +43,10 @@ def isoflop(facts: Facts) -> Chart | NoChart:
     if different > 2 and best.n_params in (min(sizes), max(sizes)):
         title += ", at the edge of the sizes tried"
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         low, high = loss_limits(losses)
-        log_axis(axes, "x", padded_log_limits(sizes), count, 7 if layout == "wide" else 5)
+        log_axis(axes, "x", padded_log_limits(sizes), count, 7)
         linear_axis(axes, "y", (low, high), nats)
         dots(axes, sizes, losses, color=OTHER)
         handles = [key(f"{len(runs)} trials at the budget", marker="o", color=OTHER)]
@@ -66,7 +59,7 @@ def isoflop(facts: Facts) -> Chart | NoChart:
         handles += clip_marks(axes, sizes, losses, high)
         axes.set_xlabel("parameters (embeddings counted)")
         axes.set_ylabel(LOSS_LABEL)
-        theme.legend_below(figure, handles, layout)
+        theme.legend_below(figure, handles)
 
     alt = (
         "Validation loss of each complete trial against its number of parameters, all at the same "
@@ -99,10 +92,10 @@ def learning_rate(facts: Facts) -> Chart | NoChart:
     if len(runs) > BEST_FEW:
         title += f"; the best {len(few)} lie between {rate(few.min())} and {rate(few.max())}"
 
-    def draw(figure: Figure, layout: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         low, high = loss_limits(losses)
-        log_axis(axes, "x", padded_log_limits(rates), rate, 7 if layout == "wide" else 5)
+        log_axis(axes, "x", padded_log_limits(rates), rate, 7)
         linear_axis(axes, "y", (low, high), nats)
         handles = []
         for label, members, marker, colour in _size_classes(runs):
@@ -116,7 +109,7 @@ def learning_rate(facts: Facts) -> Chart | NoChart:
         handles += clip_marks(axes, rates, losses, high)
         axes.set_xlabel("peak learning rate")
         axes.set_ylabel(LOSS_LABEL)
-        theme.legend_below(figure, handles, layout)
+        theme.legend_below(figure, handles)
 
     alt = (
         "Validation loss of each complete trial against its peak learning rate (log axis), by size."
@@ -132,153 +125,10 @@ def _size_classes(runs: list[Run]) -> list[tuple[str, FloatArray, str, str]]:
     if len(runs) < 12 or not min(sizes) < low < high < max(sizes):
         return [("complete trial", everything, "o", OTHER)]
     return [
-        (f"≤ {count(low)} parameters", sizes <= low, "v", LIGHT["amber"]),
-        (f"≤ {count(high)}", (sizes > low) & (sizes <= high), "o", LIGHT["green"]),
-        (f"> {count(high)}", sizes > high, "s", LIGHT["purple"]),
+        (f"≤ {count(low)} parameters", sizes <= low, "v", PALETTE["amber"]),
+        (f"≤ {count(high)}", (sizes > low) & (sizes <= high), "o", PALETTE["green"]),
+        (f"> {count(high)}", sizes > high, "s", PALETTE["purple"]),
     ]
-
-
-def parallel(facts: Facts) -> Chart | NoChart:
-    """Parallel coordinates: a row a parameter, a line a trial, the best ones highlighted."""
-    runs = facts.ranked
-    rows = []
-    if len(runs) >= 3:
-        rows = [row for name in facts.varied if (row := _row(name, facts, runs)) is not None]
-    if len(rows) < 2:
-        why = "Fewer than three complete trials or two varied parameters: nothing to compare."
-        return NoChart("parallel", why)
-    few = max(1, min(BEST_FEW, len(runs) // 3))
-    rows.append(_loss_row(runs))
-
-    def draw(figure: Figure, layout: Layout) -> None:
-        axes = figure.subplots()
-        heights = np.arange(len(rows))[::-1].astype(float)
-        lines = [
-            np.column_stack([[row.places[i] for row in rows], heights]) for i in range(len(runs))
-        ]
-        many = len(runs) > 100
-        others = lines[few :: 1 + (len(lines) - few) // MOST_LINES]
-        axes.add_collection(
-            LineCollection(
-                others, colors=OTHER, linewidths=0.4 if many else 0.8,
-                alpha=0.25 if many else 0.55, rasterized=many,
-            )
-        )  # fmt: skip
-        for line in lines[1:few]:
-            axes.plot(line[:, 0], line[:, 1], color=GOOD, lw=1.6)
-        axes.plot(lines[0][:, 0], lines[0][:, 1], color=BEST, lw=2.4, marker="o", ms=4.5)
-        for row, height in zip(rows, heights, strict=True):
-            axes.plot([0, 1], [height, height], color=MUTED, lw=0.8, zorder=1)
-            for place, text in row.ticks:
-                axes.plot([place], [height], "|", ms=7, color=MUTED, zorder=1.1)
-                side = "left" if place < 0.06 else "right" if place > 0.94 else "center"
-                axes.text(
-                    place, height - 0.16, theme.printable(text, 12), ha=side, va="top", fontsize=8,
-                    color=MUTED, path_effects=theme.halo(),
-                )  # fmt: skip
-        axes.set_yticks(heights, [theme.printable(row.name, 16) for row in rows])
-        axes.tick_params(axis="y", length=0)
-        axes.set_xticks([])
-        axes.set_xlim(-0.02, 1.02)
-        axes.set_ylim(-0.6, len(rows) - 0.6)
-        axes.grid(visible=False)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        handles = [
-            key(f"trial {runs[0].number}, the best", linestyle="-", lw=2.4, color=BEST),
-            key(f"next {few - 1}", linestyle="-", lw=1.6, color=GOOD),
-            key(
-                f"{plural(len(runs) - few, 'other')}"
-                if len(others) == len(runs) - few
-                else f"{len(others)} of {len(runs) - few} others",
-                linestyle="-",
-                lw=1,
-                color=OTHER,
-            ),
-        ]
-        if few == 1:
-            del handles[1]
-        theme.legend_below(figure, handles, layout)
-
-    alt = (
-        "Parallel coordinates laid on their side: one row for each varied parameter and one for "
-        "the validation loss, one line for each complete trial, the best ones highlighted."
-    )
-    title = _agreement(rows[:-1], few)
-    return Chart("parallel", title, alt, draw, 0.9 + 0.48 * len(rows))
-
-
-class _Row:
-    """One row of the parallel coordinates: places in [0, 1] of each run, and ticks."""
-
-    def __init__(
-        self, name: str, places: list[float], ticks: list[tuple[float, str]], values: list[Any]
-    ) -> None:
-        self.name, self.places, self.ticks, self.values = name, places, ticks, values
-
-
-def _row(name: str, facts: Facts, runs: list[Run]) -> _Row | None:
-    if not all(name in r.params for r in runs):
-        return None
-    values = [r.params[name] for r in runs]
-    numbers = [as_number(value) for value in values]
-    entry = facts.parameters.get(name)
-    listed = entry is not None and entry.values is not None
-    if listed or any(number is None for number in numbers):
-        return _listed_row(name, values, list(entry.values or ()) if entry else [])
-    found = [number for number in numbers if number is not None]
-    low, high = min(found), max(found)
-    if entry is not None and entry.min is not None and entry.max is not None:
-        low, high = min(low, float(entry.min)), max(high, float(entry.max))
-    if low == high:
-        return None
-    log = entry is not None and entry.is_log and low > 0
-    scale: Callable[[float], float] = math.log if log else float
-    span = scale(high) - scale(low)
-    places = [(scale(number) - scale(low)) / span for number in found]
-    middle = math.sqrt(low * high) if log else (low + high) / 2
-    whole = all(number == int(number) for number in found)
-    middle = float(round(middle)) if whole else float(f"{middle:.1g}")
-    show = (lambda v: setting(int(v))) if whole else rate
-    ticks = [((scale(v) - scale(low)) / span, show(v)) for v in (low, middle, high)]
-    return _Row(name, places, ticks, values)
-
-
-def _listed_row(name: str, values: list[Any], choices: list[Any]) -> _Row | None:
-    order = {repr(choice): choice for choice in [*choices, *values]}
-    if len(order) < 2:
-        return None
-    place = {text: index / (len(order) - 1) for index, text in enumerate(order)}
-    stride = math.ceil(len(order) / 6)
-    ticks = [(place[t], setting(order[t])) for i, t in enumerate(order) if i % stride == 0]
-    return _Row(name, [place[repr(value)] for value in values], ticks, values)
-
-
-def _loss_row(runs: list[Run]) -> _Row:
-    losses = [final_loss(r) for r in runs]
-    low, high = losses[0], loss_limits(losses)[1]
-    span = high - low or 1.0
-    places = [min(1.0, (value - low) / span) for value in losses]
-    worst = ("≥ " if losses[-1] > high else "") + loss(high, 3)
-    return _Row("val loss (nats)", places, [(0.0, loss(low, 3)), (1.0, worst)], losses)
-
-
-def _agreement(rows: list[_Row], few: int) -> str:
-    """The parameter on which the best trials agree most, in words."""
-    if few < 3:
-        return "What the complete trials tried, and what came out"
-    spreads = [max(row.places[:few]) - min(row.places[:few]) for row in rows]
-    row = rows[int(np.argmin(spreads))]
-    if min(spreads) > 0.5:
-        return f"The best {few} trials agree on no single parameter"
-    numbers = [as_number(value) for value in row.values[:few]]
-    if any(number is None for number in numbers) or len(set(numbers)) == 1:
-        return f"The best {few} trials agree most on {row.name}: {setting(row.values[0])}"
-    found = [number for number in numbers if number is not None]
-    show = (lambda v: setting(int(v))) if all(v == int(v) for v in found) else rate
-    return (
-        f"The best {few} trials agree most on {row.name}: {show(min(found))} to {show(max(found))}"
-    )
 
 
 def importance(facts: Facts) -> Chart | NoChart:
@@ -301,7 +151,7 @@ def importance(facts: Facts) -> Chart | NoChart:
         f"({100 * shares[names[0]]:.0f} %)"
     )
 
-    def draw(figure: Figure, _: Layout) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots()
         heights = np.arange(len(names))[::-1]
         values = [100 * shares[name] for name in names]

@@ -31,37 +31,9 @@ def compute_frontier(facts: Facts) -> Chart | NoChart:
     return scaling.compute_frontier(_points(record), law, *_promoted(facts, record))
 
 
-def regret(facts: Facts) -> Chart | NoChart:
-    """What each size costs at the search's budget and at the promotion's."""
-    record, fit = facts.law, facts.data.fit
-    if record is None or fit is None:
-        return NoChart("regret", NO_LAW)
-    chosen = {}
-    if record["choice"] is not None:
-        sizes = {c["number"]: c["n_params"] for c in _candidates(record)}
-        for name in ("measured", "predicted"):
-            chosen[f"{name} best"] = sizes[record["choice"][name]]
-    budget = float(facts.study.budget_flops)
-    law = ScalingFit.from_dict(record["fit"])
-    return scaling.regret(_points(record), law, budget, budget * fit.scale, chosen)
-
-
-def lr_optimum(facts: Facts) -> Chart | NoChart:
-    """The best learning rate against tokens, as the law has it."""
-    if (record := facts.law) is None:
-        return NoChart("lr_optimum", NO_LAW)
-    return scaling.lr_optimum(_points(record), ScalingFit.from_dict(record["fit"]))
-
-
 def _points(record: dict[str, Any]) -> pd.DataFrame:
     columns = ["n_params", "tokens", "val_loss_nats", "max_lr", "batch_tokens"]
     return pd.DataFrame(record["points"])[columns].astype(float)
-
-
-def _candidates(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Trials that could be promoted, the best predicted first, with N as the law counts it."""
-    sizes = {point["run_id"]: point["n_params"] for point in record["points"]}
-    return [{**c, "n_params": sizes[c["run_id"]]} for c in record["candidates"]]
 
 
 def _promoted(
@@ -71,13 +43,11 @@ def _promoted(
 
     Before there is one: the best candidate.
     """
-    runs = {run.id: run for run in facts.promotions}
-    for predicted in reversed(facts.data.predictions):
-        run = runs.get(predicted.run_id)
-        config = None if run is None else run_config(run)
-        if run is None or config is None:
-            continue
-        blocks = record.get("counts") == "blocks"
+    if facts.data.predictions:
+        predicted = facts.data.predictions[-1]
+        run = next(run for run in facts.promotions if run.id == predicted.run_id)
+        config = run_config(run)
+        blocks = record["counts"] == "blocks"
         n_params = config.n_block_params if blocks else config.n_active_params
         size = {"n_params": float(n_params), "tokens": float(run.planned_tokens)}
         prediction = {**size, "loss_nats": predicted.val_loss_nats,
@@ -86,6 +56,7 @@ def _promoted(
         return prediction, {**size, "loss_nats": final_loss(run)} if ended else None
     if not record["candidates"]:
         return None, None
-    names = ("n_params", "tokens", "loss_nats", "low_nats", "high_nats")
-    best = _candidates(record)[0]
-    return {name: float(best[name]) for name in names}, None
+    best = record["candidates"][0]
+    counted = next(p["n_params"] for p in record["points"] if p["run_id"] == best["run_id"])
+    names = ("tokens", "loss_nats", "low_nats", "high_nats")
+    return {"n_params": counted, **{name: float(best[name]) for name in names}}, None

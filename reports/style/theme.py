@@ -1,22 +1,22 @@
 """The look of the figures: palette, sizes, axes, and rendering to SVG and PNG.
 
-Nothing here uses pyplot or leaves matplotlib's global settings changed. A figure is drawn once,
-in the light palette and in colours that name their role; the dark rendition of its SVG is the
-same drawing with each role's dark colour. Equal input gives equal bytes.
+Nothing here uses pyplot or leaves matplotlib's global settings changed. Equal input gives equal
+bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import re
+import math
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib as mpl
+import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -25,7 +25,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 
-LIGHT = {
+PALETTE = {
     "paper": "#ffffff",
     "ink": "#1f2933",
     "muted": "#56616d",
@@ -43,29 +43,11 @@ LIGHT = {
 """Role → colour on paper. Hues after Okabe and Ito (2008), safe for colour-blind readers; where
 several appear together they differ in marker or weight too."""
 
-DARK = {
-    "paper": "#15191e",
-    "ink": "#e7eaee",
-    "muted": "#a9b3be",
-    "grid": "#2d353e",
-    "other": "#75818e",
-    "best": "#5cb8f5",
-    "good": "#2f7fb5",
-    "promoted": "#ff9650",
-    "green": "#3ccb9b",
-    "amber": "#f0b840",
-    "purple": "#cf9bdb",
-    "brown": "#c9a587",
-    "cyan": "#67d3d0",
-}
-"""The same roles on a dark page."""
+PAPER, INK, MUTED, GRID = (PALETTE[role] for role in ("paper", "ink", "muted", "grid"))
+OTHER, BEST, GOOD, PROMOTED = (PALETTE[role] for role in ("other", "best", "good", "promoted"))
 
-PAPER, INK, MUTED, GRID = (LIGHT[role] for role in ("paper", "ink", "muted", "grid"))
-OTHER, BEST, GOOD, PROMOTED = (LIGHT[role] for role in ("other", "best", "good", "promoted"))
-
-Layout = Literal["wide", "narrow"]
-_WIDTH_INCHES: dict[Layout, float] = {"wide": 7.4, "narrow": 4.0}
-_TITLE_POINTS: dict[Layout, float] = {"wide": 11.0, "narrow": 10.5}
+_WIDTH_INCHES = 7.4
+_TITLE_POINTS = 11.0
 _TITLE_EMS = 0.6
 """Width of a character of a title over the font's size: a little above the mean, so that any line
 fits."""
@@ -103,19 +85,11 @@ _SETTINGS: dict[str, Any] = {
     "legend.columnspacing": 1.4,
     "legend.borderaxespad": 0.2,
     "lines.solid_capstyle": "round",
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
+    "figure.facecolor": PAPER,
     "svg.fonttype": "path",
     "svg.hashsalt": "budgetsweep",
     "path.simplify": True,
 }
-
-
-_DRAWING = (
-    "axes.", "figure.", "font.", "grid.", "hatch.", "legend.", "lines.", "mathtext.", "patch.",
-    "path.", "savefig.", "scatter.", "svg.", "text.", "xaxis.", "xtick.", "yaxis.", "ytick.",
-)  # fmt: skip
-"""Groups of matplotlib's settings that decide how a figure looks."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +102,7 @@ class Chart:
     """The finding, in one line."""
     alt: str
     """What is drawn, for those who cannot see it."""
-    draw: Callable[[Figure, Layout], None]
+    draw: Callable[[Figure], None]
     height_inches: float = 4.0
 
 
@@ -141,97 +115,43 @@ class NoChart:
 
 
 @contextlib.contextmanager
-def _settings() -> Iterator[None]:
-    """Matplotlib's defaults with ours, whatever the user's matplotlibrc says."""
-    settings: dict[Any, Any] = {
-        key: value for key, value in mpl.rcParamsDefault.items() if key.startswith(_DRAWING)
-    }
-    settings.update(_SETTINGS)
-    with mpl.rc_context(settings):
-        yield
-
-
-@contextlib.contextmanager
-def drawn(chart: Chart, layout: Layout) -> Iterator[Figure]:
+def drawn(chart: Chart) -> Iterator[Figure]:
     """The chart as a matplotlib figure, with our settings in force."""
-    with _settings():
-        figure = Figure(
-            figsize=(_WIDTH_INCHES[layout], chart.height_inches),
-            dpi=PNG_DPI,
-        )
+    with mpl.style.context(["default", _SETTINGS]):
+        figure = Figure(figsize=(_WIDTH_INCHES, chart.height_inches), dpi=PNG_DPI)
         FigureCanvasAgg(figure)
-        size = _TITLE_POINTS[layout]
-        width = int(72 * _WIDTH_INCHES[layout] / size / _TITLE_EMS)
-        title = _balanced(printable(chart.title, 150), width)
-        figure.suptitle(title, x=0.004, ha="left", fontsize=size, weight="bold")
-        chart.draw(figure, layout)
+        width = int(72 * _WIDTH_INCHES / _TITLE_POINTS / _TITLE_EMS)
+        title = printable(chart.title, 150)
+        # Lines of about one length, so that no word stands alone.
+        even = len(title) // math.ceil(len(title) / width) + 8
+        lines = textwrap.fill(title, min(width, even))
+        figure.suptitle(lines, x=0.004, ha="left", fontsize=_TITLE_POINTS, weight="bold")
+        chart.draw(figure)
         # Laid out once, for every format; as the figure's own engine it would be at each drawing.
         ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05).execute(figure)
         yield figure
 
 
-def _balanced(title: str, width: int) -> str:
-    """Break a title into as few lines of at most `width` characters as it needs, about equal."""
-    lines = textwrap.wrap(title, width)
-    for narrower in range(width - 1, len(title) // max(1, len(lines)), -1):
-        tried = textwrap.wrap(title, narrower)
-        if len(tried) > len(lines):
-            break
-        lines = tried
-    return "\n".join(lines)
-
-
-def svg(chart: Chart, layout: Layout) -> str:
-    """The chart as SVG text in the light palette, on a transparent ground."""
-    with drawn(chart, layout) as figure:
-        return _svg_of(figure)
-
-
 def svg_and_png(chart: Chart) -> tuple[str, bytes]:
-    """The wide chart as SVG on a transparent ground and as PNG on paper."""
-    with drawn(chart, "wide") as figure:
-        text = _svg_of(figure)
+    """The chart as SVG text and as PNG."""
+    with drawn(chart) as figure:
+        text = io.StringIO()
+        figure.set_dpi(RASTER_DPI)
+        # Figure.savefig would draw everything once more, to lay it out again.
+        FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
+            text, metadata={"Date": None, "Creator": None, "Format": None}
+        )
         figure.set_dpi(PNG_DPI)
-        figure.set_facecolor(PAPER)
         pixels = io.BytesIO()
         FigureCanvasAgg(figure).print_png(  # type: ignore[no-untyped-call]
             pixels, metadata={"Software": None}
         )
-    return text, pixels.getvalue()
-
-
-def _svg_of(figure: Figure) -> str:
-    # Figure.savefig would draw everything once more, to lay it out again.
-    buffer = io.StringIO()
-    figure.set_dpi(RASTER_DPI)
-    FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
-        buffer, metadata={"Date": None, "Creator": None, "Format": None}
-    )
-    return buffer.getvalue()
-
-
-_ROLE_COLOURS = re.compile("|".join(LIGHT.values()), re.IGNORECASE)
-_DARK_OF = {LIGHT[role]: DARK[role] for role in LIGHT}
-
-
-def to_dark(svg_text: str) -> str:
-    """The same drawing in the dark palette."""
-    return _ROLE_COLOURS.sub(lambda match: _DARK_OF[match.group().lower()], svg_text)
-
-
-_FIRST_GROUP = re.compile(r'<g id="figure_1">')
-
-
-def on_paper(svg_text: str) -> str:
-    """The light drawing on an opaque ground, for an SVG file that stands alone."""
-    ground = f'<rect width="100%" height="100%" style="fill: {PAPER}"/>\n '
-    return _FIRST_GROUP.sub(lambda match: ground + match.group(), svg_text, count=1)
+    return text.getvalue(), pixels.getvalue()
 
 
 @cache
 def _glyphs() -> frozenset[int]:
-    with _settings():
-        return frozenset(get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap())
+    return frozenset(get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap())
 
 
 def printable(text: object, most: int | None = None) -> str:
@@ -248,12 +168,10 @@ def halo(width: float = 2.5) -> list[Any]:
     return [withStroke(linewidth=width, foreground=PAPER)]
 
 
-def legend_below(figure: Figure, handles: list[Any], layout: Layout) -> None:
+def legend_below(figure: Figure, handles: list[Any]) -> None:
     """A key under the axes, where it covers nothing."""
     if handles:
-        columns = 2
-        if layout == "wide":
-            columns = 5 if sum(len(str(handle.get_label())) + 6 for handle in handles) < 105 else 4
+        columns = 5 if sum(len(str(handle.get_label())) + 6 for handle in handles) < 105 else 4
         figure.legend(handles=handles, loc="outside lower left", ncols=columns)
 
 

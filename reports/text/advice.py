@@ -9,18 +9,9 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from budgetsweep.formats import count, flops, known, loss, percent, plural, rate, setting, times
+from budgetsweep.formats import flops, known, percent, plural, rate, setting
 from reports.document import Bullets, Text
-from reports.facts import (
-    BEST_FEW,
-    SEED_NOISE_NATS,
-    Facts,
-    as_number,
-    final_loss,
-    has_sampled_softmax,
-    run_config,
-    tokens_per_param,
-)
+from reports.facts import BEST_FEW, Facts, as_number, has_sampled_softmax, tokens_per_param
 from reports.text.search import REASONS
 from studies.database.tables import Run
 from studies.space.search_space import Parameter
@@ -41,7 +32,6 @@ FAR_FROM_RATIO = 5.0
 DEFAULT_SCALE = 100.0
 EDGE_SHARE = 0.04
 MANY_REJECTED = 0.3
-FULL_BUDGET = 0.9
 
 
 def advice(facts: Facts) -> list[Bullets]:
@@ -52,9 +42,6 @@ def advice(facts: Facts) -> list[Bullets]:
         *_rejections(facts),
         *_few_trials(facts),
         *_edges(facts),
-        *_unspent(facts),
-        *_ties(facts),
-        *_validation(facts),
         *_shape_for_promotion(facts),
         *_promotions(facts),
     ]
@@ -198,80 +185,18 @@ def edge_side(entry: Parameter, value: object) -> str | None:
     return "upper" if place >= 1 - slack and high != 1.0 else None
 
 
-def _unspent(facts: Facts) -> Iterator[Text]:
-    best = facts.best
-    if best is None:
-        return
-    share = best.planned_flops(facts.study.convention) / facts.study.budget_flops
-    if share < FULL_BUDGET:
-        yield Text(
-            f"The best trial used {percent(share)} of its budget. With num_training_steps: fill "
-            "each shape gets all the steps that the budget affords.",
-            "Budget was left over.",
-        )
-
-
-def _ties(facts: Facts) -> Iterator[Text]:
-    best, rival, gap = facts.best, facts.rival, facts.gap_nats
-    if best is None or rival is None or gap is None:
-        return
-    noise = facts.seed_noise
-    margin = 2 * math.sqrt(2) * noise.sd_nats if noise is not None else SEED_NOISE_NATS
-    if gap < margin:
-        near = sum(final_loss(r) - final_loss(best) < margin for r in facts.ranked)
-        yield Text(
-            f"Trials {best.number} and {rival.number} are {loss(gap)} nats apart, within what "
-            f"{'the repeats' if noise else 'seeds alone'} may differ by. Run the finalists "
-            f"({min(near, BEST_FEW)} of them) with three seeds each before you prefer one.",
-            "The best are tied.",
-        )
-
-
-def _validation(facts: Facts) -> Iterator[Text]:
-    error = facts.best.val_loss_stderr_nats if facts.best is not None else None
-    if known(error) and error > SEED_NOISE_NATS:
-        yield Text(
-            f"Its {facts.study.val_tokens or 0:,} tokens leave a sampling error of {loss(error)} "
-            "nats on each loss, more than what separates good trials. A study with more "
-            "validation data can separate them.",
-            "The validation set is small.",
-        )
-
-
 def _shape_for_promotion(facts: Facts) -> Iterator[Text]:
-    """Small budgets prefer shapes that are too small for large ones."""
+    """Small budgets prefer shapes that are too small for large ones; a law says which instead."""
     best = facts.best
-    if best is None or facts.promotions or not facts.has_learning_rate(best):
+    if best is None or facts.promotions or facts.law or not facts.has_learning_rate(best):
         return
-    ratio = tokens_per_param(best) * DEFAULT_SCALE
-    suited = suited_params(best, facts.study.budget_flops * DEFAULT_SCALE)
-    text = ""
-    far = ratio > FAR_FROM_RATIO * TOKENS_PER_PARAM and not has_sampled_softmax(best)
-    if suited is not None and far:
-        text = (
-            f" Trial {best.number} would see {ratio:,.0f} tokens per parameter; at "
-            f"{TOKENS_PER_PARAM:.0f} (Hoffmann et al. 2022) that budget suits about "
-            f"{count(suited)} parameters, {times(suited / best.n_params)} as many."
-        )
     yield Text(
         f"The shape that wins at {flops(facts.study.budget_flops)} FLOPs is usually too small "
         f"for {DEFAULT_SCALE:.0f} times as many: in published runs the ranking of shapes turns "
-        f"round between the two.{text} Search again at a tenth of the large budget, or promote a "
-        "larger trial with --trial N, before you spend it.",
+        "round between the two. Search on several budget levels (--rungs), or promote a larger "
+        "trial with --trial N, before you spend it.",
         "Promote with care.",
     )
-
-
-def suited_params(run: Run, budget_flops: float) -> float | None:
-    """Parameters of about `TOKENS_PER_PARAM` tokens each at a budget, charged like this run's.
-
-    Given C = k · N · D with D = r · N and k the run's FLOPs per token and parameter, solve for N.
-    """
-    config = run_config(run)
-    if config is None:
-        return None
-    per_token = config.flops_per_step(config.convention) / config.tokens_per_step
-    return math.sqrt(budget_flops / (per_token / run.n_params * TOKENS_PER_PARAM))
 
 
 def _promotions(facts: Facts) -> Iterator[Text]:
@@ -290,8 +215,8 @@ def _promotions(facts: Facts) -> Iterator[Text]:
 
 
 def _finished_promotion(facts: Facts, run: Run, lead: str) -> Iterator[Text]:
-    parent = facts.trial_of(run)
-    if parent is not None and not _gained(run, parent):
+    before, after = facts.trial_of(run).val_loss_nats, run.val_loss_nats
+    if known(before) and known(after) and after >= before:
         yield Text(
             "it ended no better than its trial in spite of the larger budget: its learning rate "
             "is the first suspect. Try half and a quarter of it.",
@@ -308,12 +233,10 @@ def _finished_promotion(facts: Facts, run: Run, lead: str) -> Iterator[Text]:
             lead,
         )
     elif ratio > FAR_FROM_RATIO * TOKENS_PER_PARAM:
-        suited = suited_params(run, run.budget_flops)
-        than = f" About {count(suited)} parameters suit that budget." if suited else ""
         yield Text(
             f"{ratio:,.0f} tokens per parameter are far more than the {TOKENS_PER_PARAM:.0f} at "
             f"which a budget buys most: the shape chosen at the small budget is too small for this "
-            f"one.{than} Promote a larger trial (--trial N) and compare.",
+            "one. Promote a larger trial (--trial N) and compare.",
             lead,
         )
     if known(run.epochs) and run.epochs > 4:
@@ -328,9 +251,3 @@ def _finished_promotion(facts: Facts, run: Run, lead: str) -> Iterator[Text]:
             "learning rate, at a tenth of the budget, would show whether the rule holds here.",
             lead,
         )
-
-
-def _gained(run: Run, parent: Run) -> bool:
-    """Whether a promotion ended below its trial, as far as both losses are known."""
-    before, after = parent.val_loss_nats, run.val_loss_nats
-    return not (known(before) and known(after)) or after < before

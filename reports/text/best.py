@@ -144,64 +144,35 @@ def _gap(winner: Run, other: Run) -> str:
 
 
 def _verdict(facts: Facts, winner: Run) -> str:
-    if len({run.val_checksum for run in facts.ranked}) > 1:
-        return (
-            "Not at all: the trials were measured on different validation sets (their checksums "
-            "differ), so their losses do not compare."
-        )
-    gap, bound, noise = facts.gap_nats, facts.gap_error_bound_nats, facts.seed_noise
-    if gap is None:
+    if facts.rival is None:
         return "There is nothing to compare it with."
     near = sum(final_loss(r) - final_loss(winner) < SEED_NOISE_NATS for r in facts.ranked[1:])
-    if noise is not None:
-        if gap <= 2 * math.sqrt(2) * noise.sd_nats:
-            return "Not sure: the gap to the second is no larger than what the repeats differ by."
-        verdict = "Fairly: the gap to the second is larger than what the repeats differ by."
-    elif near:
-        others = plural(near, "other trial")
-        return f"Call it a tie with {others}, within {SEED_NOISE_NATS} nats of the best."
-    else:
-        verdict = (
-            f"No other trial is within {SEED_NOISE_NATS} nats, about twice what seeds differ by in "
-            "published runs near 1e15 FLOPs. A repeat with another seed would show it here."
+    if near:
+        return (
+            f"Call it a tie with {plural(near, 'other trial')}, within {SEED_NOISE_NATS} nats of "
+            "the best: run these with three seeds each before you prefer one."
         )
-    if bound is not None and gap < 2 * bound:
-        verdict += " But the validation set is small for such a gap."
-    return verdict
+    return (
+        f"No other trial is within {SEED_NOISE_NATS} nats, about twice what seeds differ by in "
+        "published runs near 1e15 FLOPs. A repeat with another seed would show it here."
+    )
 
 
 def _how_sure(facts: Facts, winner: Run) -> list[Text]:
-    noise = facts.seed_noise
-    between = (
-        "unknown here: no configuration was run with a second seed. In published runs near 1e15 "
-        "FLOPs seeds differ by 0.01 nats and more."
-    )
-    if noise is not None:
-        between = (
-            f"{loss(noise.sd_nats)} nats (standard deviation over {noise.n_runs} runs of "
-            f"{plural(noise.n_configs, 'repeated configuration')})."
-        )
+    error = winner.val_loss_stderr_nats
+    sampling = "not recorded."
+    if known(error):
+        tokens = whole(winner.val_tokens)
+        sampling = f"± {loss(error)} nats (one standard error) from {tokens} tokens."
     remarks = [
-        Text(_sampling(facts, winner), "Sampling error of the validation set:"),
-        Text(between, "Noise between seeds:"),
+        Text(sampling, "Sampling error of the validation set:"),
+        Text(
+            "unknown here: no configuration was run with a second seed. In published runs near "
+            "1e15 FLOPs seeds differ by 0.01 nats and more.",
+            "Noise between seeds:",
+        ),
     ]
     if len(facts.ranked) > 2:
         lucky = "the lowest of many noisy losses is a little lucky; a repeat may be a bit worse."
         remarks.append(Text(lucky, "Selection:"))
     return remarks
-
-
-def _sampling(facts: Facts, winner: Run) -> str:
-    error = winner.val_loss_stderr_nats
-    if not known(error):
-        return "not recorded."
-    text = f"± {loss(error)} nats (one standard error) from {whole(winner.val_tokens)} tokens."
-    gap, bound = facts.gap_nats, facts.gap_error_bound_nats
-    if gap is None or bound is None:
-        return text
-    chance = "is hardly" if gap > 2 * bound else "may be"
-    return (
-        f"{text} Two trials saw the same tokens, so their difference is known better than to the "
-        f"{loss(bound)} nats of independent samples; how much better was not recorded. The gap "
-        f"{chance} an accident of what was held out."
-    )

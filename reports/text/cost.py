@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from budgetsweep.formats import DASH, count, duration, flops, known, percent, plural
+import math
+
+from budgetsweep.formats import count, duration, flops, known, percent, plural
 from model.flops import Convention
 from reports.document import Table, Text
-from reports.facts import Costs, Facts
-from studies.database.ledger import Amount
+from reports.facts import Facts
+from studies.database.ledger import Amount, Spending
 from studies.database.tables import Run
 
 
@@ -16,22 +18,23 @@ def cost(facts: Facts) -> list[Text | Table]:
     if facts.promotions:
         groups.append((plural(len(facts.promotions), "promotion"), facts.promotions))
         groups.append(("total", [*facts.trials, *facts.promotions]))
-    costs = [(name, facts.costs(runs)) for name, runs in groups]
-    total = costs[-1][1]
-    if total.planned is None or total.spent is None:
+    if not facts.data.runs:
         return [Text("The ledger has no entry: nothing was planned and nothing spent.")]
-    convention = facts.study.convention
+    convention, total = facts.study.convention, facts.spending(facts.data.runs)
     return [
-        Text(_sentences(facts, total, total.spent)),
+        Text(_sentences(facts, total)),
         Table(
             ["", "FLOPs planned", "spent", "recomputed", "tokens spent", "training", "evaluation"],
-            [[name, *_cells(each, convention)] for name, each in costs],
+            [[name, *_cells(facts, runs)] for name, runs in groups],
             caption=f"From the ledger, in the budget's convention ({convention})",
         ),
         Table(
             ["convention", "planned", "spent", "recomputed"],
             [
-                [name + (" (budget)" if name == convention else ""), *_exact_cells(total, name)]
+                [
+                    name + (" (budget)" if name == convention else ""),
+                    *(f"{amount.flops(name):,}" for amount in _amounts(total)),
+                ]
                 for name in Convention
             ],
             caption="All runs, in each way of counting, exact",
@@ -39,10 +42,14 @@ def cost(facts: Facts) -> list[Text | Table]:
     ]
 
 
-def _sentences(facts: Facts, total: Costs, spent: Amount) -> str:
+def _amounts(spending: Spending) -> tuple[Amount, Amount, Amount]:
+    return spending.planned, spending.spent, spending.recomputed
+
+
+def _sentences(facts: Facts, total: Spending) -> str:
     convention = facts.study.convention
-    charged = spent.flops(convention)
-    parts = [f"{flops(charged, 4)} training FLOPs ({convention}) and {count(spent.tokens)} tokens"]
+    charged, tokens = total.spent.flops(convention), count(total.spent.tokens)
+    parts = [f"{flops(charged, 4)} training FLOPs ({convention}) and {tokens} tokens"]
     if known(facts.wall_seconds):
         parts[0] += f" in {duration(facts.wall_seconds)} from the first start to the last finish"
     ended = all(run.status.is_finished for run in facts.data.runs)
@@ -69,16 +76,13 @@ def _device(run: Run) -> str:
     return f"{run.device_name} ({details})" if details else str(run.device_name)
 
 
-def _cells(costs: Costs, convention: Convention) -> list[str]:
-    amounts = (costs.planned, costs.spent, costs.recomputed)
+def _cells(facts: Facts, runs: list[Run]) -> list[str]:
+    spending = facts.spending(runs)
+    training = [run.train_seconds for run in runs if known(run.train_seconds)]
+    evaluation = [run.eval_seconds for run in runs if known(run.eval_seconds)]
     return [
-        *(DASH if one is None else flops(one.flops(convention), 4) for one in amounts),
-        count(costs.spent.tokens) if costs.spent is not None else DASH,
-        duration(costs.train_seconds),
-        duration(costs.eval_seconds),
+        *(flops(amount.flops(facts.study.convention), 4) for amount in _amounts(spending)),
+        count(spending.spent.tokens),
+        duration(math.fsum(training) if training else None),
+        duration(math.fsum(evaluation) if evaluation else None),
     ]
-
-
-def _exact_cells(costs: Costs, convention: Convention) -> list[str]:
-    amounts = (costs.planned, costs.spent, costs.recomputed)
-    return [DASH if one is None else f"{one.flops(convention):,}" for one in amounts]

@@ -6,8 +6,8 @@ from budgetsweep.formats import DASH, plural
 from reports.document import Table, Text
 from reports.facts import Facts
 from studies.database.tables import Run
-from studies.diagnosis import CURES, HEALTHY, LABELS, NAMES, Diagnosis
 from studies.diagnosis.steps import steps_sentences
+from studies.diagnosis.verdicts import CURES, HEALTHY, LABELS, NAMES, Diagnosis
 
 MOST_NUMBERS = 8
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from budgetsweep.formats import (
-    DASH,
     count,
     duration,
     known,
@@ -33,10 +32,9 @@ def promotions(facts: Facts) -> list[Text | Table]:
     return blocks
 
 
-def _sentence(run: Run, parent: Run | None) -> str:
-    origin = f"trial {parent.number}" if parent is not None else "a trial that is not recorded"
+def _sentence(run: Run, parent: Run) -> str:
     plan = (
-        f"the shape of {origin} with {run.scale or 0:g} times the budget, "
+        f"the shape of trial {parent.number} with {run.scale or 0:g} times the budget, "
         f"{count(run.planned_tokens)} tokens"
     )
     if known(run.epochs):
@@ -45,7 +43,7 @@ def _sentence(run: Run, parent: Run | None) -> str:
     if run.status == RunStatus.COMPLETE and known(run.val_loss_nats):
         text = f"{plan}: validation loss {loss(run.val_loss_nats)} nats, perplexity "
         text += perplexity(run.val_ppl)
-        if parent is not None and known(parent.val_loss_nats):
+        if known(parent.val_loss_nats):
             gain = parent.val_loss_nats - run.val_loss_nats
             word = "below" if gain >= 0 else "ABOVE"
             text += f", {loss(abs(gain), 3)} nats {word} its trial"
@@ -56,24 +54,19 @@ def _sentence(run: Run, parent: Run | None) -> str:
     return f"{plan}. It is {run.status}, {share} done; its loss is not known yet."
 
 
-def _table(run: Run, parent: Run | None) -> Table:
-    ratio = run.planned_tokens / parent.planned_tokens if parent is not None else None
-
-    def row(name: str, before: str, after: str) -> list[str]:
-        return [name, before if parent is not None else DASH, after]
-
-    p = parent or run
+def _table(run: Run, trial: Run) -> Table:
+    ratio = times(run.planned_tokens / trial.planned_tokens)
     rows = [
-        row("status", p.status, run.status),
-        row("validation loss", loss(p.val_loss_nats), loss(run.val_loss_nats)),
-        row("perplexity", perplexity(p.val_ppl), perplexity(run.val_ppl)),
-        row("bits per byte", loss(p.val_bits_per_byte, 3), loss(run.val_bits_per_byte, 3)),
-        row("tokens", count(p.planned_tokens), f"{count(run.planned_tokens)} ({times(ratio)})"),
-        row("tokens per parameter", f"{tokens_per_param(p):.3g}", f"{tokens_per_param(run):.3g}"),
-        row("training time", duration(p.train_seconds), duration(run.train_seconds)),
+        ["status", trial.status, run.status],
+        ["validation loss", loss(trial.val_loss_nats), loss(run.val_loss_nats)],
+        ["perplexity", perplexity(trial.val_ppl), perplexity(run.val_ppl)],
+        ["bits per byte", loss(trial.val_bits_per_byte, 3), loss(run.val_bits_per_byte, 3)],
+        ["tokens", count(trial.planned_tokens), f"{count(run.planned_tokens)} ({ratio})"],
+        ["tokens per parameter", f"{tokens_per_param(trial):.3g}", f"{tokens_per_param(run):.3g}"],
+        ["training time", duration(trial.train_seconds), duration(run.train_seconds)],
     ]
     rows += [
-        row(name, setting(p.config.get(name)), setting(value)) for name, value in run.params.items()
+        [name, setting(trial.config.get(name)), setting(value)]
+        for name, value in run.params.items()
     ]
-    head = ["", f"trial {p.number}" if parent is not None else "trial", f"promotion {run.number}"]
-    return Table(head, rows)
+    return Table(["", f"trial {trial.number}", f"promotion {run.number}"], rows)

@@ -26,8 +26,7 @@ def answers(facts: Facts) -> list[Text | Table | Bullets]:
     if fit is None:
         return [Text("Nothing is predicted: no search or promotion has fitted a scaling law yet.")]
     if fit.refusal is not None:
-        missing = fit.refusal.removeprefix("scaling fit: ")
-        return [Text(f"Too few runs to fit a scaling law: {missing}."), *_left_out(fit.record)]
+        return [Text(f"{fit.refusal[0].upper()}{fit.refusal[1:]}."), *_left_out(fit.record)]
     record = fit.record
     law = Text(" ".join(_law(record)), "The scaling law:")
     if record["choice"] is None:
@@ -36,13 +35,13 @@ def answers(facts: Facts) -> list[Text | Table | Bullets]:
 
 
 def _law(record: dict[str, Any]) -> list[str]:
-    fit, weight = record["fit"], record.get("weight", 1.0)
+    fit, weight = record["fit"], record["weight"]
     sizes, tokens = fit["n_params_range"], fit["tokens_range"]
     sentences = [
         f"fitted to {plural(fit['n_points'], 'run')} of {plural(fit['n_shapes'], 'size')} at "
         f"{plural(fit['n_budgets'], 'budget')}: {count(sizes[0])} to {count(sizes[1])} parameters, "
         f"{count(tokens[0])} to {count(tokens[1])} tokens.",
-        f"N counts the {COUNTED[record.get('counts', 'charged')]}.",
+        f"N counts the {COUNTED[record['counts']]}.",
         f"A run scatters around the law by {percent(fit['noise'])} of its loss.",
         "Beyond these ranges it is an extrapolation.",
     ]
@@ -51,7 +50,7 @@ def _law(record: dict[str, Any]) -> list[str]:
             f"This count of parameters has {percent(weight)} of the weight; predictions are the "
             "mean of this law and one in the other count."
         )
-    earlier = record.get("earlier", {})
+    earlier = record["earlier"]
     if earlier:
         own = len(record["points"]) - sum(earlier.values())
         others = ", ".join(f"{number} from study {name}" for name, number in earlier.items())
@@ -97,7 +96,7 @@ def _left_out(record: dict[str, Any]) -> list[Bullets]:
 def scores(facts: Facts) -> list[Text | Table]:
     """How what was predicted of promotions compares with what they reached."""
     runs = {run.id: run for run in facts.promotions}
-    predicted = [(p, runs[p.run_id]) for p in facts.data.predictions if p.run_id in runs]
+    predicted = [(p, runs[p.run_id]) for p in facts.data.predictions]
     if not predicted:
         return []
     head = ["promotion", "budget", "predicted", "interval", "PPL", "measured", "error", "within"]

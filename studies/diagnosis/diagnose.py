@@ -24,15 +24,10 @@ EXPLAINS = {
 
 
 def diagnose(curve: Curve, facts: CurveFacts | None = None) -> Diagnosis:
-    """Judge a run by its learning curve.
+    """Judge a run by its learning curve; a rule that needs more than is known says nothing.
 
-    Args:
-        curve: points by step; values that were not measured are NaN.
-        facts: what is known beside it; a rule that needs more says nothing.
-
-    Returns:
-        The verdicts, gravest first, `healthy` where none fits; none at all where the curve is too
-        short to judge (fewer than 12 training losses) and the run did not fail.
+    The verdicts come gravest first, `healthy` where none fits; none at all where the curve is too
+    short to judge (fewer than 12 training losses) and the run did not fail.
     """
     facts = facts or CurveFacts()
     curve = curve.thinned(MOST_POINTS)

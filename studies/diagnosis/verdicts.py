@@ -74,11 +74,6 @@ class Diagnosis:
     """What could not be looked for, each with the reason."""
 
     @property
-    def first(self) -> Verdict | None:
-        """The gravest verdict; None where there is none."""
-        return self.verdicts[0] if self.verdicts else None
-
-    @property
     def is_healthy(self) -> bool:
         """Whether nothing was found in a curve that had enough points."""
         return bool(self.verdicts) and self.verdicts[0].name == HEALTHY

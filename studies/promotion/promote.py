@@ -109,10 +109,10 @@ class PromoteHooks:
 
 @dataclass(frozen=True)
 class PromotionOutcome:
-    """How a promotion ended; `run` is None when it was not started."""
+    """How a promotion ended; its run is queued when it was not started."""
 
     trial: Run
-    run: Run | None
+    run: Run
     predicted: Prediction | None = None
     """Recorded before it trained."""
     regret: str | None = None
@@ -125,8 +125,7 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
     Raises:
         UserError: no such study or trial, too little data or memory.
     """
-    store = Store.open(settings.storage)
-    try:
+    with Store.open(settings.storage) as store:
         study = store.study(settings.study)
         backend = backend_of(study)
         backend.check_promotion(settings.overrides)
@@ -142,8 +141,6 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
                 return dataclasses.replace(done, regret=regret)
         finally:
             store.release_lease(study.id)
-    finally:
-        store.close()
 
 
 def run_promotion(
@@ -155,17 +152,7 @@ def run_promotion(
     hooks: PromoteHooks,
     kind: RunKind = RunKind.PROMOTION,
 ) -> PromotionOutcome:
-    """Train the finalist or promotion of a chosen trial; the study's lease is held.
-
-    Args:
-        store: the study's database.
-        study: its row.
-        selection: what to promote.
-        settings: how far.
-        executor: one worker is enough.
-        hooks: how to talk to the caller.
-        kind: of the run.
-    """
+    """Train the finalist or promotion of a chosen trial; the study's lease is held."""
     backend, trial = backend_of(study), selection.trial
     original = parse(RunConfig, trial.config, f"trial {trial.number}")
     budget = int(settings.scale * study.budget_flops)
@@ -211,9 +198,8 @@ def run_promotion(
     if run.status == RunStatus.COMPLETE or not hooks.on_plan(plan):
         return PromotionOutcome(trial, run, predicted)
     executor.start_all()
-    source = _OneRun(run)
     Dispatcher(
-        store, study, executor, source, hooks.observer,
+        store, study, executor, _OneRun(run), hooks.observer,
         should_stop=hooks.should_stop, should_kill=hooks.should_kill,
     ).run()  # fmt: skip
     return PromotionOutcome(trial, store.run(run.id), predicted)

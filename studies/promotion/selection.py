@@ -29,14 +29,7 @@ class Selection:
 def select_trial(
     store: Store, study: Study, fit: StudyFit, number: int | None, wanted: Select | None
 ) -> Selection:
-    """Choose a complete trial of a study.
-
-    Args:
-        store: the study's database.
-        study: its row.
-        fit: what its runs predict at the budget of the promotion.
-        number: the trial that the user named.
-        wanted: how to choose; None: by the prediction, where there is one.
+    """Choose a complete trial: that of a number, else as wanted, else by `fit` where it can.
 
     Raises:
         StudyError: no such trial, or none that is complete, or there is no prediction.

@@ -57,8 +57,6 @@ class CovariateEffects:
 
     def of(self, config: RunConfig) -> tuple[float, float]:
         """Nats that a run's settings add, and how uncertain that is (standard deviation)."""
-        if not self.names:
-            return 0.0, 0.0
         values = np.array([COVARIATES[name](config) for name in self.names])
         values = np.clip(values, self.lowest, self.highest)
         row = (values - self.centre) / self.scale

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from budgetsweep.errors import FitRefused
+from budgetsweep.formats import plural
 from studies.scaling.fit_data import FitData, FitPoint, budgets_of, sizes_of
 from studies.scaling.law import FloatArray
 from studies.scaling.likelihood import HUBER, Centre, huber, log_loss
@@ -96,14 +97,10 @@ def fit(
     seed: int = 0,
     must_reach: bool = True,
 ) -> ScalingFit:
-    """Fit the law to finished runs of one data set.
+    """Fit the law to finished runs of one data set; `seed` is of the draws.
 
-    Args:
-        points: ends of decayed schedules, parameters counted alike.
-        priors: what is believed beforehand.
-        seed: of the draws.
-        must_reach: refuse a fit that is of no use at ten times the largest budget. A sampler that
-            compares runs within their budgets needs no such reach.
+    With `must_reach` a fit is refused that is of no use at ten times the largest budget. A sampler
+    that compares runs within their budgets needs no such reach.
 
     Raises:
         FitRefused: the runs are too few or too alike; the message says what to add.
@@ -172,13 +169,9 @@ def check_design(points: Sequence[FitPoint]) -> None:
         missing = "add runs at another budget (--rungs), since one cannot separate A from B"
     if missing is not None:
         raise FitRefused(
-            f"too few runs to fit a scaling law: {_count(distinct, 'complete run')} of "
-            f"{_count(len(sizes), 'size')} at {_count(len(budgets), 'budget')}; {missing}"
+            f"too few runs to fit a scaling law: {plural(distinct, 'complete run')} of "
+            f"{plural(len(sizes), 'size')} at {plural(len(budgets), 'budget')}; {missing}"
         )
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def _check_reach(found: ScalingFit) -> None:

@@ -22,8 +22,7 @@ SAME_BUDGET = 1.25
 class FitPoint:
     """A data point of the fit: the loss at the end of one finished, decayed schedule.
 
-    Raises:
-        ValueError: a number that is not finite or not above 0.
+    All numbers are finite and above 0, a standard error 0 or above.
     """
 
     n_params: float
@@ -40,18 +39,6 @@ class FitPoint:
     """Standard error of the measured loss."""
     group: str = ""
     """Data set or study; a fit is of one group."""
-
-    def __post_init__(self) -> None:
-        for name in ("n_params", "tokens", "loss_nats", "max_lr", "batch_tokens"):
-            value = getattr(self, name)
-            if value is None and name in ("max_lr", "batch_tokens"):
-                continue
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a finite number above 0, not {value}")
-        if not (math.isfinite(self.stderr_nats) and self.stderr_nats >= 0):
-            raise ValueError(
-                f"stderr_nats must be a finite number, 0 or above, not {self.stderr_nats}"
-            )
 
     @property
     def flops(self) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from budgetsweep.config import parse
+from budgetsweep.formats import known
 from studies.database.tables import Run
 from studies.scaling.fit_data import FitPoint
 from trainer.config import RunConfig
@@ -90,7 +91,7 @@ class FittedRuns:
 
         One without a loss says nothing.
         """
-        if run.status != RunStatus.COMPLETE or run.val_loss_nats is None:
+        if run.status != RunStatus.COMPLETE or not known(run.val_loss_nats):
             return
         name = f"{run.kind} {run.number}" + (f" of {study}" if study else "")
         config = parse(RunConfig, run.config, name)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from studies.scaling.fit_data import FitPoint, budgets_of
 from studies.scaling.result import UNDERTRAINED_BELOW, ScalingFit
@@ -59,35 +60,32 @@ class Score:
 
 def score(fit: ScalingFit, held_out: Sequence[FitPoint]) -> Score:
     """Score the predictions of runs that the fit has not seen; given at least one."""
-    errors, inside = [], []
-    for one in held_out:
-        predicted = fit.predict(
-            one.n_params, one.tokens, max_lr=one.max_lr, batch_tokens=one.batch_tokens
-        )
-        errors.append(abs(predicted.loss_nats / one.loss_nats - 1))
-        inside.append(predicted.low_nats <= one.loss_nats <= predicted.high_nats)
+    predicted = [
+        fit.predict(one.n_params, one.tokens, max_lr=one.max_lr, batch_tokens=one.batch_tokens)
+        for one in held_out
+    ]
+    sizes, tokens, measured, flops = (
+        np.array([getattr(one, name) for one in held_out])
+        for name in ("n_params", "tokens", "loss_nats", "flops")
+    )
+    errors = np.abs(np.array([one.loss_nats for one in predicted]) / measured - 1)
+    inside = np.array([one.low_nats for one in predicted]) <= measured
+    inside &= measured <= np.array([one.high_nats for one in predicted])
     budgets = np.log(budgets_of(held_out))
-    own = [int(np.abs(budgets - np.log(one.flops)).argmin()) for one in held_out]
+    own = np.abs(np.log(flops)[:, None] - budgets).argmin(axis=1)
     best, regrets = [], []
     for budget in range(len(budgets)):
-        members = [i for i, b in enumerate(own) if b == budget]
-        lowest = min(members, key=lambda i: held_out[i].loss_nats)
+        members = np.flatnonzero(own == budget)
+        lowest = members[measured[members].argmin()]
         best.append(lowest)
-        if len({held_out[i].n_params for i in members}) > 1:
-            losses = fit.losses(
-                [held_out[i].n_params for i in members], [held_out[i].tokens for i in members]
-            )
-            chosen = members[int(losses.argmin())]
-            regrets.append(held_out[chosen].loss_nats - held_out[lowest].loss_nats)
-    valid = [i for i, one in enumerate(held_out) if one.tokens >= UNDERTRAINED_BELOW * one.n_params]
+        if len(set(sizes[members])) > 1:
+            chosen = members[fit.losses(sizes[members], tokens[members]).argmin()]
+            regrets.append(float(measured[chosen] - measured[lowest]))
 
-    def part(members: Sequence[int]) -> Part:
-        if not members:
+    def part(members: NDArray[np.intp]) -> Part:
+        if not len(members):
             return Part(0, None, None)
-        return Part(
-            len(members),
-            float(np.mean([errors[i] for i in members])),
-            float(np.mean([inside[i] for i in members])),
-        )
+        return Part(len(members), float(errors[members].mean()), float(inside[members].mean()))
 
-    return Score(part(range(len(held_out))), part(valid), part(best), tuple(regrets))
+    valid = np.flatnonzero(tokens >= UNDERTRAINED_BELOW * sizes)
+    return Score(part(np.arange(len(measured))), part(valid), part(np.array(best)), tuple(regrets))

@@ -39,14 +39,13 @@ class ScalingLaw:
         joined = larger * (1.0 + (smaller / larger) ** (1.0 / self.delta)) ** self.delta
         return self.E + joined
 
-    def best_params(self, flops: float, flops_per_param_token: float = 6.0) -> float:
-        """The N with the lowest loss where `flops` = flops_per_param_token · N · D.
+    def best_params(self, flops: float) -> float:
+        """The N with the lowest loss where `flops` = 6 · N · D.
 
         Closed form; with delta = 1 that of Hoffmann et al. 2022, eq. 4.
         """
         ratio = (self.alpha / self.beta) ** self.delta * self.A / self.B
-        product = flops / flops_per_param_token
-        return float((ratio * product**self.beta) ** (1.0 / (self.alpha + self.beta)))
+        return float((ratio * (flops / 6.0) ** self.beta) ** (1.0 / (self.alpha + self.beta)))
 
 
 PUBLISHED: dict[str, ScalingLaw] = {

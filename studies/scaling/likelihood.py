@@ -50,16 +50,7 @@ class Centre:
 
 
 def law_log_loss(theta: FloatArray, n: FloatArray, d: FloatArray) -> FloatArray:
-    """Log loss of well tuned runs.
-
-    Args:
-        theta: (..., parameters).
-        n: (points,) ln N from the centre.
-        d: (points,) ln D from the centre.
-
-    Returns:
-        (..., points).
-    """
+    """Log loss of well tuned runs, n = ln(N / N0) and d = ln(D / D0): (..., points)."""
     p = theta[..., :N_LAW, None]
     delta = np.exp(p[..., 5, :])
     size = (p[..., 1, :] - np.exp(p[..., 2, :]) * n) / delta

@@ -133,11 +133,8 @@ def fit_study(
 ) -> StudyFit:
     """Fit a law to the finished runs of a study and predict every trial's promotion.
 
-    Args:
-        study: its row.
-        runs: its runs of all kinds.
-        scale: budget of the promotion, as a multiple of the study's.
-        prior: runs of prior studies that are data points too.
+    `runs` are of all kinds, `scale` is the promotion's budget as a multiple of the study's, and
+    `prior` are runs of prior studies that are data points too.
     """
     # A promotion of this budget is what is predicted: its own loss must not choose it again.
     below = [r for r in runs if r.scale is None or r.scale < scale]

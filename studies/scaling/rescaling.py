@@ -34,10 +34,7 @@ def rescale(tokens_ratio: float) -> Rescaling:
     (Bjorck et al. 2024), times sqrt of the batch factor (Adam's square-root rule, Malladi et al.
     2022). Weight decay, the ratio of final to peak learning rate and beta2 stay (a beta2 that keeps
     its half-life in tokens was 0.05 to 0.1 nats worse, one run each: docs/experiments.md); the
-    warm-up: `rescaled_warmup`.
-
-    Args:
-        tokens_ratio: tokens of the long run, of the short one; at least 1 changes anything.
+    warm-up: `rescaled_warmup`. A ratio below 1 changes nothing.
     """
     ratio = max(1.0, tokens_ratio)
     factor = max(1, round(ratio**BATCH_EXPONENT))
@@ -49,16 +46,11 @@ def rescale(tokens_ratio: float) -> Rescaling:
 
 
 def rescaled_warmup(kept: int, n_params: int, tokens_per_step: int, steps: int) -> int:
-    """Steps of warm-up of a long run.
+    """Steps of warm-up of a long run; `n_params` are the active parameters.
 
     As many tokens as the model has parameters (Porian et al. 2024), at most a tenth of the run, and
-    never fewer steps than the short run had: a few of its few steps are none to a long one.
-
-    Args:
-        kept: of the short run.
-        n_params: active parameters.
-        tokens_per_step: of the long run.
-        steps: of the long run.
+    never fewer steps than the short run had (`kept`): a few of its few steps are none to a long
+    one.
     """
     return max(kept, min(round(n_params / tokens_per_step), int(LONGEST_WARMUP * steps)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -65,8 +65,8 @@ class LossPrediction:
     loss_nats: float
     low_nats: float
     high_nats: float
-    level: float
     extrapolation: Extrapolation
+    level: float = LEVEL
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,13 +122,7 @@ class ScalingFit:
 
     def draw(self, rng: np.random.Generator) -> ScalingFit:
         """A fit that is one draw of this one's posterior, certain of itself (Thompson sampling)."""
-        return self._as(self.draws[rng.integers(len(self.draws))])
-
-    def each_draw(self) -> Iterator[ScalingFit]:
-        """Every draw as a fit certain of itself."""
-        return map(self._as, self.draws)
-
-    def _as(self, theta: FloatArray) -> ScalingFit:
+        theta = self.draws[rng.integers(len(self.draws))]
         return replace(self, theta=theta, draws=theta[None])
 
     def losses(
@@ -153,19 +147,12 @@ class ScalingFit:
         *,
         max_lr: float | None = None,
         batch_tokens: float | None = None,
-        level: float = LEVEL,
         anchors: Sequence[FitPoint] = (),
     ) -> LossPrediction:
         """Loss of one run at the end of its schedule.
 
-        Args:
-            n_params: parameters, counted as in the fit.
-            tokens: training tokens.
-            max_lr: peak learning rate; None: at its optimum.
-            batch_tokens: tokens per step; None: at their optimum.
-            level: probability of the interval.
-            anchors: measured runs of the very same shape: what they have in common beside the law
-                is expected of this run too.
+        `anchors` are measured runs of the very same shape: what they have in common beside the law
+        is expected of this run too. A setting that is not given is at its optimum.
         """
         points = FitData.to_predict(n_params, tokens, max_lr, batch_tokens)
         centre = float(log_loss(self.theta, self.centre, points)[0])
@@ -173,13 +160,12 @@ class ScalingFit:
         anchored, variance = self._anchored(anchors) if anchors else (0.0, self.noise**2)
         misfit = self._misfit_sd(points)[0]
         sd = math.sqrt(float(np.mean((drawn - centre) ** 2)) + variance + misfit**2)
-        reach = float(stdtrit(max(self.dof, 2.0), (1 + level) / 2)) * sd
+        reach = float(stdtrit(max(self.dof, 2.0), (1 + LEVEL) / 2)) * sd
         middle = centre + anchored
         return LossPrediction(
             loss_nats=math.exp(middle),
             low_nats=math.exp(middle - reach),
             high_nats=math.exp(middle + reach),
-            level=level,
             extrapolation=self.extrapolation(n_params, tokens),
         )
 
@@ -220,12 +206,12 @@ class ScalingFit:
 
     def best_params(self, flops: float) -> float:
         """The N with the lowest predicted loss at 6 · N · D = `flops`."""
-        return self.law.best_params(flops, FLOPS_PER_PARAM_TOKEN)
+        return self.law.best_params(flops)
 
-    def best_params_interval(self, flops: float, level: float = LEVEL) -> tuple[float, float]:
-        """Interval of that N over the draws."""
+    def best_params_interval(self, flops: float) -> tuple[float, float]:
+        """Interval of that N over the draws, of `LEVEL`."""
         best = [law_of(draw, self.centre).best_params(flops) for draw in self.draws]
-        low, high = np.quantile(best, [(1 - level) / 2, (1 + level) / 2])
+        low, high = np.quantile(best, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(low), float(high)
 
     def _misfit_sd(self, points: FitData) -> FloatArray:

@@ -149,9 +149,7 @@ class StudyLaw:
 def fit_runs(runs: FittedRuns, *, must_reach: bool = True) -> StudyLaw:
     """Fit the law of some runs in each count of N, and the effects of its covariates, in turns.
 
-    Args:
-        runs: of one study and its prior ones.
-        must_reach: refuse a law that is of no use at ten times the largest budget.
+    `must_reach` is that of `fit`.
 
     Raises:
         FitRefused: the runs are too few or too alike.

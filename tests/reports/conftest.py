@@ -37,7 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "recomputed_steps": 40,
     },
     "promotion failed": {
-        "trials": 13, "rejections": 0, "failed": 0, "promotion": "failed", "repeats": 2,
+        "trials": 13, "rejections": 0, "failed": 0, "promotion": "failed",
         "convention": "matmul",
     },
     "hostile": {"trials": 14, "rejections": 6, "text": HOSTILE},

@@ -1,4 +1,4 @@
-"""The page in a real browser: desktop and phone, light and dark.
+"""The page in a real browser: desktop and phone.
 
 Where no Chromium is installed, the page's structure is still checked (`test_build`), and here
 that nothing in it can be wider than a phone unless it scrolls by itself.
@@ -9,11 +9,8 @@ import re
 import shutil
 import subprocess
 
-import numpy as np
 import pytest
-from matplotlib.image import imread
 
-from reports.style.theme import DARK, LIGHT
 from tests.reports.test_document import Page
 
 BROWSER = next(
@@ -24,13 +21,10 @@ BROWSER = next(
 PROBE = """<script>addEventListener("load", () => {
   const wide = [...document.querySelectorAll("main *")].filter(e => !e.closest(".scroll, pre")
     && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName);
-  const images = [...document.images].map(i => ({
-    loaded: i.complete && i.naturalWidth > 0, width: i.getBoundingClientRect().width,
-    shape: i.naturalWidth / i.naturalHeight}));
+  const images = [...document.images].map(i => i.complete && i.naturalWidth > 0);
   document.title = "PROBE" + JSON.stringify({inner: innerWidth, wide, images,
     scroll: document.documentElement.scrollWidth,
-    font: parseFloat(getComputedStyle(document.querySelector("main p:not([class])")).fontSize),
-    dark: matchMedia("(prefers-color-scheme: dark)").matches});
+    font: parseFloat(getComputedStyle(document.querySelector("main p:not([class])")).fontSize)});
 });</script>"""
 
 
@@ -75,33 +69,5 @@ def test_the_page_fits_its_window_and_shows_its_figures(built, tmp_path, variant
     assert seen["scroll"] <= seen["inner"]
     assert seen["wide"] == []
     assert len(seen["images"]) == html.count("<figure") > 5
-    assert all(image["loaded"] for image in seen["images"])
+    assert all(seen["images"])
     assert seen["font"] >= 16
-    shapes = [image["shape"] for image in seen["images"]]
-    if width < 600:  # the narrow drawings, about as wide as the screen
-        assert max(shapes) < 1.6
-        assert all(image["width"] > 0.85 * seen["inner"] for image in seen["images"])
-    else:
-        assert min(shapes) > 1.2
-
-
-def test_the_page_follows_a_reader_who_likes_it_dark(built, tmp_path):
-    html = built("full").html
-    assert f"--paper:{LIGHT['paper']}" in html
-    assert f"--paper:{DARK['paper']}" in html
-    if BROWSER is None:
-        return
-    shot = tmp_path / "shot.png"
-    browse(
-        tmp_path,
-        "--window-size=900,2500",
-        "--blink-settings=preferredColorScheme=0",
-        f"--screenshot={shot}",
-        built("full").files.html.as_uri(),
-    )
-    pixels = (imread(shot)[..., :3] * 255).round().astype(np.int64) @ [1 << 16, 1 << 8, 1]
-    drawn = set(np.unique(pixels).tolist())
-    for role in ("paper", "ink", "best", "promoted"):  # text and lines of the figures
-        assert int(DARK[role][1:], 16) in drawn, role
-    assert pixels[5, 5] == int(DARK["paper"][1:], 16)
-    assert int(LIGHT["paper"][1:], 16) not in drawn

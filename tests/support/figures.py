@@ -23,9 +23,9 @@ def visible_texts(figure: Figure) -> list[Text]:
     return [t for t in texts if isinstance(t, Text) and t.get_visible() and t.get_text().strip()]
 
 
-def assert_texts_apart(chart: Chart, layout: theme.Layout) -> None:
+def assert_texts_apart(chart: Chart) -> None:
     """No text of a chart overlaps another or leaves the figure."""
-    with theme.drawn(chart, layout) as figure:
+    with theme.drawn(chart) as figure:
         figure.draw_without_rendering()  # places ticks and titles
         renderer = figure.canvas.get_renderer()
         boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in visible_texts(figure)]
@@ -38,4 +38,4 @@ def assert_texts_apart(chart: Chart, layout: theme.Layout) -> None:
         assert box.y1 <= frame.y1, (chart.name, text)
     for (one, a), (other, b) in itertools.combinations(boxes, 2):
         apart = a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
-        assert apart, (chart.name, layout, one, other)
+        assert apart, (chart.name, one, other)

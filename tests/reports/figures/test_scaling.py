@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reports.figures.scaling import compute_frontier, isoflop_fit, lr_optimum, regret
+from reports.figures.scaling import compute_frontier, isoflop_fit
 from reports.style import theme
 from reports.style.theme import Chart, NoChart
 from studies.scaling.fit import fit
@@ -46,8 +46,6 @@ CHARTS: dict[str, Callable[[pd.DataFrame, ScalingFit], Chart | NoChart]] = {
     "frontier promoted": lambda points, law: compute_frontier(
         points, law, promotion(), promotion(loss=3.45)
     ),
-    "regret": lambda points, law: regret(points, law, 1e15, 1e17, {"measured": 4e6, "best": 3e7}),
-    "lr": lr_optimum,
 }
 
 
@@ -57,19 +55,16 @@ def drawn_chart(name: str, runs: str, fits: dict[str, ScalingFit]) -> Chart:
     return chart
 
 
-@pytest.mark.parametrize("layout", ["wide", "narrow"])
 @pytest.mark.parametrize(
     ("name", "runs"),
-    [(name, runs) for name in CHARTS for runs in RUNS if (name, runs) != ("lr", "table")],
+    [(name, runs) for name in CHARTS for runs in RUNS],
 )
-def test_texts_are_inside_and_apart(
-    name: str, runs: str, layout: theme.Layout, fits: dict[str, ScalingFit]
-) -> None:
-    assert_texts_apart(drawn_chart(name, runs, fits), layout)
+def test_texts_are_inside_and_apart(name: str, runs: str, fits: dict[str, ScalingFit]) -> None:
+    assert_texts_apart(drawn_chart(name, runs, fits))
 
 
 def lines_of(chart: Chart) -> list[tuple[Any, Any, str]]:
-    with theme.drawn(chart, "wide") as figure:
+    with theme.drawn(chart) as figure:
         return [
             (np.asarray(one.get_xdata()), np.asarray(one.get_ydata()), str(one.get_marker()))
             for one in figure.axes[0].lines
@@ -104,47 +99,15 @@ def test_runs_of_a_search_are_drawn_as_if_tuned(fits: dict[str, ScalingFit]) -> 
 def test_the_promotion_is_in_the_title_and_drawn(fits: dict[str, ScalingFit]) -> None:
     points = frame(RUNS["table"])
     chart = compute_frontier(points, fits["table"], promotion(), promotion(loss=3.45))
-    assert isinstance(chart, Chart)
     assert (
         chart.title == "Predicted 3.400 nats (3.300 to 3.500), measured 3.450: within the interval"
     )
     marks = [(float(x[0]), float(y[0])) for x, y, marker in lines_of(chart) if len(x) == 1]
     assert (pytest.approx(1e18), 3.45) in marks
     missed = compute_frontier(points, fits["table"], promotion(), promotion(loss=3.55))
-    assert isinstance(missed, Chart)
     assert missed.title.endswith("measured 3.550: outside the interval")
 
 
-def test_regret_is_nothing_at_the_best_size(fits: dict[str, ScalingFit]) -> None:
-    found = fits["search"]
-    lines = lines_of(drawn_chart("regret", "search", fits))
-    curves = [(x, y) for x, y, marker in lines if marker == "None" and len(x) > 10]
-    assert len(curves) == 2
-    for (x, y), flops in zip(curves, (1e15, 1e17), strict=True):
-        assert y.min() == pytest.approx(0.0, abs=2e-3)
-        assert x[y.argmin()] == pytest.approx(found.best_params(flops), rel=0.05)
-
-
-def test_rates_are_carried_to_one_size(fits: dict[str, ScalingFit]) -> None:
-    found = fits["search"]
-    lines = lines_of(drawn_chart("lr", "search", fits))
-    (x, y) = next((x, y) for x, y, marker in lines if marker == "None")
-    size = float(np.exp(np.median([np.log(r.n_params) for r in RUNS["search"]])))
-    assert y[0] == pytest.approx(found.tuned_lr(size, x[0]), rel=1e-6)
-    near = np.concatenate([y for _, y, marker in lines if marker == "s"])
-    far = np.concatenate([y for _, y, marker in lines if marker == "o"])
-    middle = found.tuned_lr(size, 1e7)
-    assert np.abs(np.log(near / middle)).max() < np.abs(np.log(far / middle)).max()
-
-
 def test_nothing_to_draw(fits: dict[str, ScalingFit]) -> None:
-    points = frame(RUNS["table"])
-    table = fits["table"]
-    no_rates = lr_optimum(points, table)
-    assert isinstance(no_rates, NoChart)
-    for chart in (
-        isoflop_fit(points.iloc[[0, 8]], table),
-        compute_frontier(points.iloc[:0], table),
-        regret(points.iloc[:1], table, 1e15, 1e17),
-    ):
-        assert isinstance(chart, NoChart)
+    chart = isoflop_fit(frame(RUNS["table"]).iloc[[0, 8]], fits["table"])
+    assert isinstance(chart, NoChart)

@@ -28,12 +28,9 @@ def chart(name: str) -> Chart:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("layout", ["wide", "narrow"])
-def test_every_review_is_counted_and_both_boundaries_are_in_the_frame(
-    name: str, layout: theme.Layout
-) -> None:
+def test_every_review_is_counted_and_both_boundaries_are_in_the_frame(name: str) -> None:
     p = CASES[name]
-    with theme.drawn(chart(name), layout) as figure:
+    with theme.drawn(chart(name)) as figure:
         figure.draw_without_rendering()
         (axes,) = figure.axes
         bars = sum(patch.get_height() for patch in axes.patches if isinstance(patch, Rectangle))
@@ -45,7 +42,7 @@ def test_every_review_is_counted_and_both_boundaries_are_in_the_frame(
         assert max(lines) < high
         assert low <= p.min()
         assert p.max() <= high
-    assert_texts_apart(chart(name), layout)
+    assert_texts_apart(chart(name))
 
 
 def test_the_title_says_both_accuracies_and_the_number() -> None:

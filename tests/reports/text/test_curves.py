@@ -8,7 +8,7 @@ from reports.build import data_table
 from reports.document import Table, Text
 from reports.text import curves as text_curves
 from studies.database.tables import Point
-from studies.diagnosis import LABELS
+from studies.diagnosis.verdicts import LABELS
 
 
 def spiking(*numbers):

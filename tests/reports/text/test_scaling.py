@@ -28,8 +28,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def study(store: Store) -> Study:
-    settings = study_settings(budget_flops=BUDGET, space={"parameters": {}}, rungs="0.1,0.3,1")
-    return store.create_study("s", settings)
+    return store.create_study("s", study_settings(budget_flops=BUDGET, rungs="0.1,0.3,1"))
 
 
 def facts_of(tmp_path: Path) -> Facts:

@@ -16,7 +16,7 @@ from budgetsweep.errors import DataError, StudyError
 from studies.database.run_kind import RunKind
 from studies.database.store import Store
 from studies.diagnosis.curve_files import read_curve, read_curve_file, read_run
-from studies.diagnosis.curves import COLUMNS, Curve
+from studies.diagnosis.curves import COLUMNS
 from tests.support.synthetic_study import fill_database
 from trainer.checkpoints.artefacts import curve_csv
 from trainer.events import Point
@@ -141,7 +141,3 @@ def test_a_trial_of_a_study(tmp_path: Path) -> None:
         read_run(url, None, RunKind.TRIAL, 44)
     with pytest.raises(StudyError, match="no study 'other'"):
         read_run(url, "other", RunKind.TRIAL, 0)
-
-
-def test_an_empty_curve_is_a_curve() -> None:
-    assert len(Curve.of_rows([])) == 0

@@ -39,16 +39,13 @@ def trial_config(**changes: Any) -> RunConfig:
     )  # fmt: skip
 
 
-def test_the_rule_at_a_hundred_times_the_tokens() -> None:
-    rule = rescale(100.0)
-    assert rule.batch_factor == 8  # 100^0.45 = 7.94
-    assert rule.lr_factor == pytest.approx(100**-0.32 * 8**0.5)
-
-
-def test_a_run_of_the_same_length_changes_nothing() -> None:
-    for ratio in (1.0, 0.5):
-        rule = rescale(ratio)
-        assert (rule.batch_factor, rule.lr_factor) == (1, 1.0)
+@pytest.mark.parametrize(
+    ("ratio", "batch", "lr"),
+    [(100.0, 8, 100**-0.32 * 8**0.5), (1.0, 1, 1.0), (0.5, 1, 1.0)],  # 100^0.45 = 7.94
+)
+def test_the_rule(ratio: float, batch: int, lr: float) -> None:
+    rule = rescale(ratio)
+    assert (rule.batch_factor, rule.lr_factor) == (batch, pytest.approx(lr))
 
 
 @given(st.floats(1, 1e4))
@@ -138,10 +135,8 @@ def test_interrupted_and_continued_stays_within_the_budget(searched: Path) -> No
         settings(searched),
         PromoteHooks(observer=stop.recorder(), should_stop=stop.should_stop, on_plan=on_plan),
     )
-    assert first.run is not None
     assert first.run.status == "interrupted"
     second = promote(settings(searched), PromoteHooks(on_plan=on_plan))
-    assert second.run is not None
     assert (second.run.id, second.run.status) == (first.run.id, "complete")
     assert plans[1].resumed_at_step == first.run.step > 0
     assert second.run.planned_flops_nanogpt <= 4 * BUDGET
@@ -164,7 +159,6 @@ def test_interrupted_and_continued_stays_within_the_budget(searched: Path) -> No
         assert ledger.spent == ledger.planned
     recorder = Recorder()
     third = promote(settings(searched), PromoteHooks(observer=recorder))
-    assert third.run is not None
     assert third.run.id == second.run.id
     assert recorder.started == []
 
@@ -182,5 +176,4 @@ def test_what_cannot_be_promoted_is_refused(searched: Path) -> None:
 
 def test_no_means_no(searched: Path) -> None:
     outcome = promote(settings(searched, scale=3.0), PromoteHooks(on_plan=lambda plan: False))
-    assert outcome.run is not None
     assert outcome.run.status == "queued"

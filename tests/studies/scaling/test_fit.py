@@ -17,7 +17,7 @@ from studies.scaling.fit_data import FitData, FitPoint, budgets_of
 from studies.scaling.held_out_score import score
 from studies.scaling.law import PUBLISHED, ScalingLaw, steplaw_batch_tokens, steplaw_lr
 from studies.scaling.likelihood import log_loss
-from studies.scaling.priors import Prior, Priors
+from studies.scaling.priors import Priors
 from studies.scaling.result import ScalingFit
 from tests.support.scaling_worlds import LAW, SIZES, grid, study
 
@@ -171,14 +171,13 @@ def test_a_few_steps_count_less(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.abs(doubted - plain).mean() < 0.5 * np.abs(trusted - plain).mean()
 
 
-def test_intervals_are_nested_and_grow_with_distance(noisy: ScalingFit) -> None:
+def test_intervals_grow_with_distance(noisy: ScalingFit) -> None:
     widths = []
     for flops in (1e17, 1e18, 1e19):
         size = noisy.best_params(flops)
-        wide, narrow = (noisy.predict(size, flops / 6 / size, level=p) for p in (0.95, 0.5))
-        assert wide.low_nats < narrow.low_nats < narrow.loss_nats < narrow.high_nats
-        assert narrow.high_nats < wide.high_nats
-        widths.append(wide.high_nats / wide.low_nats)
+        told = noisy.predict(size, flops / 6 / size)
+        assert told.low_nats < told.loss_nats < told.high_nats
+        widths.append(told.high_nats / told.low_nats)
     assert widths == sorted(widths)
     low, high = noisy.best_params_interval(1e18)
     assert low < LAW.best_params(1e18) < high
@@ -190,7 +189,7 @@ def test_the_law_is_trusted_less_beyond_its_budgets(noisy: ScalingFit) -> None:
     halves = []
     for flops in (1e17, 1e19):
         size = certain.best_params(flops)
-        told = certain.predict(size, flops / 6 / size, level=0.8)
+        told = certain.predict(size, flops / 6 / size)
         halves.append(math.log(told.high_nats / told.loss_nats))
     beyond = math.sqrt(halves[1] ** 2 - halves[0] ** 2) / halves[0]
     assert beyond == pytest.approx(0.7 * math.log(100), rel=0.02)
@@ -331,7 +330,7 @@ def _runs(*sizes_and_tokens: tuple[float, float]) -> list[FitPoint]:
 @pytest.mark.parametrize(
     ("runs", "message"),
     [
-        ([], "0 complete runs of 0 sizes at 0 budgets; add runs of other sizes and budgets, 5"),
+        ([], "no complete runs of no sizes at no budgets; add runs of other sizes and budgets, 5"),
         (
             _runs((1e7, 1e8), (2e7, 2e8), (3e7, 1e8)),
             "too few runs to fit a scaling law: 3 complete runs of 3 sizes at 3 budgets; add ",
@@ -361,19 +360,6 @@ def test_a_fit_of_no_use_is_refused() -> None:
     ]
     with pytest.raises(FitRefused, match="leave the loss at 10 times the largest budget uncertain"):
         fit(runs)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"n_params": 0.0}, {"tokens": -1.0}, {"loss_nats": math.nan}, {"max_lr": math.inf},
-        {"stderr_nats": -0.1}, {"batch_tokens": 0.0},
-    ],
-)  # fmt: skip
-def test_an_impossible_point(changes: dict[str, float]) -> None:
-    name = next(iter(changes))
-    with pytest.raises(ValueError, match=f"{name} must be"):
-        dataclasses.replace(FitPoint(1e7, 1e8, 4.0), **changes)
 
 
 def test_budgets_are_counted_through_whole_steps() -> None:
@@ -406,16 +392,3 @@ def test_score_of_runs_held_out(noisy: ScalingFit) -> None:
     assert len(told.regret_nats) == 1
     assert 0 <= told.regret_nats[0] < 0.02
     assert any("with 3 tokens per parameter or more (4)" in line for line in told.sentences())
-
-
-def test_prior_defaults_cover_the_published_fits() -> None:
-    priors = Priors()
-
-    def within(prior: Prior, value: float) -> bool:
-        return abs(math.log(value) - prior.mean) < 2.3 * prior.sd
-
-    for law in PUBLISHED.values():
-        assert within(priors.exponent, law.alpha)
-        assert within(priors.exponent, law.beta)
-        assert within(priors.delta, law.delta)
-        assert within(priors.floor(4.0), law.E)

@@ -22,7 +22,6 @@ from budgetsweep.errors import ConfigError, DataError, StudyError
 from reports.build import write_report
 from reports.facts import Facts
 from reports.figures import runs as runs
-from reports.figures import study_scaling
 from reports.read import read_study
 from studies.database.store import Store
 from studies.database.tables import Run
@@ -355,7 +354,7 @@ def test_every_screen_says_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert " on replayed-isoflop.csv: " in run(
         "search", "--replay", str(TABLE), "--budget", "1e16", "--dry-run"
     )
-    figures = (runs.history, runs.learning_curves, runs.schedule, study_scaling.lr_optimum)
+    figures = (runs.history, runs.learning_curves, runs.schedule)
     write_report(Facts(read_study("budgetsweep.db")), tmp_path / "report", figures)
     for name in ("report.md", "report.html"):
         report = (tmp_path / "report" / name).read_text(encoding="utf-8")
