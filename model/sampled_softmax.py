@@ -43,22 +43,8 @@ def sampled_cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy of `hidden @ weight.T + bias` against targets, estimated, in nats.
 
-    Differentiable once, in hidden and weight; the bias is a constant. Under autocast the products
-    run in its lower precision, all else in float32.
-
-    Args:
-        hidden: (N, D) hidden states.
-        weight: (V, D) the head's matrix.
-        targets: (N,) int64 ids.
-        sample: what they are compared with.
-        bias: (V,) added to the logits of every token; None: nothing.
-        chunk_tokens: tokens whose logits exist at once.
-
-    Returns:
-        Scalar, float32 (float64 for float64 input).
-
-    Raises:
-        ValueError: the shapes do not fit together, or there is no token.
+    Arguments, result and errors as in `model.loss.linear_cross_entropy`; under autocast all but the
+    products is in float32. `sample` is what the targets are compared with.
     """
     shapes_fit = (
         hidden.ndim == 2

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from budgetsweep.errors import DataError
 from model.decoder import DecoderLM
 from model.encoder import CorruptedTokens, EncoderLM, corrupt_tokens
 from model.encoder_decoder import EncoderDecoderLM
@@ -60,6 +59,8 @@ class Objective(ABC, Generic[BatchT]):
     """What the model of a run learns to predict."""
 
     model_class: type[DecoderLM] | type[EncoderLM] | type[EncoderDecoderLM]
+    gathers_on_device: bool = False
+    """Whether `gather` can make batches, with nothing from the CPU but `step_inputs`."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -79,26 +80,16 @@ class Objective(ABC, Generic[BatchT]):
 
     @abstractmethod
     def read_validation(self, data: TokenData) -> None:
-        """Take the text to validate on only.
-
-        Raises:
-            DataError: it is of another kind.
-        """
+        """Take the text to validate on only; errors as in `read`."""
 
     @abstractmethod
     def batch(self, step: int, micro: int) -> BatchT:
         """Micro-batch `micro` of optimiser step `step` (both from 0), on the device."""
 
-    @property
-    def gathers_on_device(self) -> bool:
-        """Whether `gather` can make batches, with nothing from the CPU but `step_inputs`."""
-        return False
-
     def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
         """What differs between the batches of so many optimiser steps.
 
-        Returns:
-            Arrays (count, M, ...), M micro-batches a step, of the same shapes for every step.
+        Arrays (count, M, ...), M micro-batches a step, of the same shapes for every step.
         """
         raise NotImplementedError
 
@@ -178,7 +169,6 @@ class NextToken(_Stream[Windows]):
     model_class = DecoderLM
 
     _counts: np.ndarray | None = None
-    """(V,) how often each id occurs in the training text."""
     _vocabulary: VocabularySampler | None = None
     _log_inclusion: Tensor | None = None
     _device_tokens: DeviceTokens | None = None
@@ -215,11 +205,7 @@ class NextToken(_Stream[Windows]):
     def keep_on_device(self, tokens: TokenArray) -> None:
         """Gather windows on the device from now on, if the text fits there."""
         self._device_tokens = tokens_on_device(tokens, self.device)
-
-    @property
-    def gathers_on_device(self) -> bool:
-        """Once the text is there."""
-        return self._device_tokens is not None
+        self.gathers_on_device = self._device_tokens is not None
 
     def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
         """Where windows begin, (count, M, B), and the sampled ids, (count, M, K)."""
@@ -341,10 +327,8 @@ class MaskedTokens(_Stream[CorruptedTokens]):
                 hidden = model.hidden(inputs)[chosen.to(self.device)]
                 yield Predictions(hidden, targets, chosen.sum(dim=1).tolist())
 
-        result = validate_on(model, predictions(), autocast)
-        if result is None:
-            raise DataError("the validation text has no token to mask: prepare more of it")
-        return result
+        nothing = "the validation text has no token to mask: prepare more of it"
+        return validate_on(model, predictions(), autocast, nothing)
 
     def _corrupt(self, ids: Tensor, *seed: int) -> CorruptedTokens:
         draws = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
@@ -415,10 +399,8 @@ class TargetOfSource(Objective[PairBatch]):
             self.val, rows, config.source_len, config.seq_len, self.eot, self.device
         )
         predictions = (Predictions(*self._predict(model.hidden, batch)) for batch in batches)
-        result = validate_on(model, predictions, autocast, self.bytes_per_token)
-        if result is None:
-            raise DataError("the validation text has no pair: prepare more of it")
-        return result
+        nothing = "the validation text has no pair: prepare more of it"
+        return validate_on(model, predictions, autocast, nothing, self.bytes_per_token)
 
     @staticmethod
     def _predict(forward: Forward, batch: PairBatch) -> tuple[Tensor, Tensor, list[int]]:

@@ -43,10 +43,7 @@ def expanded(
 ) -> dict[str, Any]:
     """A run's plain data with what its recipe sets and it does not say, under `model_config`.
 
-    Args:
-        run: plain data of the run.
-        model: plain data of the model's shape, which `run` holds under either name.
-        n_vocab: ids of the vocabulary.
+    `model` is the plain data of the model's shape, which `run` holds under either name.
     """
     options = {
         name: value

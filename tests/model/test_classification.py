@@ -10,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import model
 from model.classification import classify_binary_sentiment, positive_probabilities
 
 LOGITS = torch.tensor(
@@ -31,10 +30,6 @@ def by_hand(rows: list[list[float]], negative: int, positive: int, calibrate: bo
     p = [1 / (1 + math.exp(row[negative] - row[positive])) for row in rows]
     boundary = statistics.median(p) if calibrate else 0.5
     return [int(value > boundary) for value in p]
-
-
-def test_the_function_has_one_home_and_two_names() -> None:
-    assert model.classify_binary_sentiment is classify_binary_sentiment
 
 
 @pytest.mark.parametrize(

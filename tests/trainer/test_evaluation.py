@@ -1,7 +1,6 @@
 """Validation against brute force, window by window, in float64."""
 
 import math
-from collections.abc import Iterator
 from contextlib import nullcontext
 
 import numpy as np
@@ -17,16 +16,8 @@ from trainer.course import evaluate, sequential_batch_sampler
 from trainer.data.shards.tokens import TokenArray
 from trainer.evaluation import Validation, perplexity, ratio_estimate, validate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 V, S = 19, 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for a busy core take far longer than these tiny tensors."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_model(p_dropout: float = 0.3) -> DecoderLM:

@@ -48,10 +48,7 @@ def checkpoint_files(run_dir: Path) -> list[tuple[int, Path]]:
 
 
 def save(run_dir: Path, state: dict[str, Any], step: int) -> Path:
-    """Write a checkpoint and remove those that are no longer needed.
-
-    Args:
-        state: tensors and plain data; `config_hash` (from `run_hash`) must be among them.
+    """Write a checkpoint, `config_hash` in its state, and remove those no longer needed.
 
     Raises:
         CheckpointError: it cannot be written; nothing half-written is left and the earlier
@@ -94,11 +91,8 @@ def load_latest(run_dir: Path, config_hash: str) -> dict[str, Any] | None:
 
     A damaged one is named in a warning and passed over.
 
-    Args:
-        config_hash: `run_hash` of the configuration that wants to continue.
-
     Raises:
-        CheckpointError: the checkpoint belongs to another configuration.
+        CheckpointError: the checkpoint is not of the configuration with this `run_hash`.
     """
     files = checkpoint_files(run_dir)
     for _, path in files:

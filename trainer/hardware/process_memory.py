@@ -21,9 +21,8 @@ def keep_freed_memory() -> bool:
 
     By default blocks from 128 KiB on can be mappings of their own, given back when freed and
     faulted in again, page by page, at their next use. Measured on a Xeon (torch 2.13, one thread):
-    the system time of a step falls from 0.05-0.19 s, 6 to 12 % of it, to 0.00-0.002 s. Without
-    any mapping it is the same, but holes cost 2.5 GB more at 5 GB of large tensors. What is kept
-    is given back by `release_freed_memory`.
+    the system time of a step falls from 0.05-0.19 s, 6 to 12 % of it, to 0.00-0.002 s. Without any
+    mapping holes cost 2.5 GB more at 5 GB of large tensors.
     """
     mallopt = _glibc("mallopt")
     if mallopt is None:

@@ -55,11 +55,7 @@ def majority_accuracy(labels: Sequence[int]) -> float:
 
 
 def measure(labels: Sequence[int], predictions: Sequence[int], boundary: float) -> Decision:
-    """Accuracy and confusion of predictions.
-
-    Args:
-        labels: (N,) 0 = negative, 1 = positive.
-        predictions: (N,) likewise.
+    """Accuracy and confusion of predictions (N,) beside labels (N,): 0 = negative, 1 = positive.
 
     Raises:
         ValueError: N is 0, or the lengths differ.
@@ -84,12 +80,7 @@ def measure(labels: Sequence[int], predictions: Sequence[int], boundary: float) 
 
 
 def rank(labels: Sequence[int], probabilities: Sequence[float]) -> Ranking:
-    """Area under the ROC curve, from the ranks.
-
-    Args:
-        labels: (N,) 0 = negative, 1 = positive.
-        probabilities: (N,) p(positive).
-    """
+    """Area under the ROC curve, from the ranks of p(positive) (N,); labels as in `measure`."""
     from scipy.stats import norm, rankdata
 
     positive = np.asarray(labels) == 1
