@@ -137,15 +137,15 @@ class SelfAttention(_Projections):
     def q_kT_v(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: N802 - the course's name
         """Project x (B, S, D) to q (B, H, S, HD), kT (B, H, HD, S) and v (B, H, S, HD)."""
         parts = (self.q_attn, self.k_attn, self.v_attn)
-        by_head = (self.n_head, self.head_dim)
+        by_head = (*x.shape[:2], -1, self.n_head, self.head_dim)
         # One product for all where gradients are wanted; hooks on the three layers are not called
         # then. Elsewhere tokens may be few, and joining the weights would cost more than it saves.
         if torch.is_grad_enabled():
             weight = torch.cat([part.weight for part in parts])
             bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
-            q, k, v = F.linear(x, weight, bias).unflatten(-1, (3, *by_head)).unbind(2)
+            q, k, v = F.linear(x, weight, bias).view(by_head).unbind(2)
         else:
-            q, k, v = (part(x).unflatten(-1, by_head) for part in parts)
+            q, k, v = (part(x).view(by_head).squeeze(2) for part in parts)
         return q.transpose(1, 2), k.permute(0, 2, 3, 1), v.transpose(1, 2)
 
     def self_attention(

@@ -8,22 +8,23 @@ from __future__ import annotations
 from typing import Self, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import EncoderDecoderConfig
 from model.generation.kv_cache import KeyValueCache, TargetCache
 from model.layers import Block, CrossDecoderBlock, build_norm
-from model.transformer import embedding_sum, initialise
+from model.transformer import TiedHead, embedding_sum, initialise
 
 
-class EncoderDecoderLM(nn.Module):
+class EncoderDecoderLM(TiedHead):
     """Encoder-decoder language model: pre-norm blocks on both sides, one embedding, tied head.
 
     Source and target share the token embedding (one vocabulary) but not the position embeddings, as
     in BART (Lewis et al. 2020): the two sides have lengths of their own, and being fifth in a
     source says nothing about being fifth in its target.
     """
+
+    head_bias: None = None
 
     def __init__(self, shape: EncoderDecoderConfig) -> None:
         """Build and initialise the model.
@@ -61,14 +62,6 @@ class EncoderDecoderLM(nn.Module):
     def from_config(cls, shape: EncoderDecoderConfig) -> Self:
         """A freshly initialised model of this shape."""
         return cls(shape)
-
-    head_bias: None = None
-    """The head has no bias."""
-
-    @property
-    def head_weight(self) -> Tensor:
-        """The head's matrix (V, D): the token embedding itself."""
-        return self.token_embeddings.weight
 
     def encode(self, source_ids: Tensor, source_mask: Tensor | None = None) -> Tensor:
         """What the decoder sees of a source: the memory (B, S, D), after a LayerNorm.
@@ -148,10 +141,6 @@ class EncoderDecoderLM(nn.Module):
         """What the head sees of each target position, (B, T, D); arguments as in `forward`."""
         memory = self.encode(source_ids, source_mask)
         return self.decode(target_ids, memory, target_mask, source_mask)
-
-    def token_logits(self, x: Tensor) -> Tensor:
-        """Logits (B, T, V) of hidden states x (B, T, D): x times the token embedding."""
-        return F.linear(x, self.head_weight)
 
     def forward(
         self,

@@ -147,10 +147,8 @@ def flops_per_masked_sequence_by_part(
     `nanogpt` charges the head at every token.
     """
     parts = flops_per_token_by_part(shape, seq_len, convention)
-    positions = dict.fromkeys(parts, seq_len)
-    if convention != Convention.NANOGPT:
-        positions["head"] = n_predicted
-    return {name: positions[name] * flops for name, flops in parts.items()}
+    computed = {"head": n_predicted}  # `nanogpt` has no part of this name
+    return {name: computed.get(name, seq_len) * flops for name, flops in parts.items()}
 
 
 def macs_per_pair_by_part(

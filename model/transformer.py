@@ -78,7 +78,24 @@ def embedding_sum(
     return tokens(input_ids) + positions(where)
 
 
-class Transformer(nn.Module):
+class TiedHead(nn.Module):
+    """A model whose head is its token embedding."""
+
+    token_embeddings: nn.Embedding
+    head_bias: Tensor | None
+    """(V,) added to the logits; None: nothing."""
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's matrix (V, D): the token embedding itself."""
+        return self.token_embeddings.weight
+
+    def token_logits(self, x: Tensor) -> Tensor:
+        """Logits (B, S, V) of hidden states x (B, S, D): x times the token embedding, + bias."""
+        return F.linear(x, self.head_weight, self.head_bias)
+
+
+class Transformer(TiedHead):
     """Embeddings, pre-norm blocks, final norm, tied head."""
 
     causal: ClassVar[bool]
@@ -102,7 +119,6 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(shape.p_dropout)
         self.blocks = nn.ModuleList(Block(shape, causal=self.causal) for _ in range(shape.n_layer))
         self.ln = build_norm(shape)
-        self.head_bias: Tensor | None
         zeros = None if shape.head_bias == "none" else torch.zeros(shape.n_vocab)
         self.register_buffer("head_bias", zeros)
         initialise(self, residual_additions=2 * shape.n_layer, zero_residual=shape.zero_init)
@@ -116,11 +132,6 @@ class Transformer(nn.Module):
     def flops_per_token(self) -> int:
         """Training FLOPs per token as the course charges them (`nanogpt`), look-ups included."""
         return flops_per_token(self.shape, self.n_positions, Convention.NANOGPT)
-
-    @property
-    def head_weight(self) -> Tensor:
-        """The head's matrix (V, D): the token embedding itself."""
-        return self.token_embeddings.weight
 
     @torch.no_grad()
     def count_unigrams(self, counts: Tensor) -> None:
@@ -187,10 +198,6 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, attention_mask, rotation)
         return self.ln(x)
-
-    def token_logits(self, x: Tensor) -> Tensor:
-        """Logits (B, S, V) of hidden states x (B, S, D): x times the token embedding, + bias."""
-        return F.linear(x, self.head_weight, self.head_bias)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits (B, S, V) at each position; arguments as in `embed`."""

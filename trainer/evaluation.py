@@ -50,7 +50,6 @@ def validate(
     device: torch.device | str,
     autocast: AbstractContextManager[Any],
     bytes_per_token: float | None,
-    drop_last: bool = False,
 ) -> Validation:
     """Loss of `model` on the validation tokens, walked once in order, without dropout.
 
@@ -61,26 +60,24 @@ def validate(
     Args:
         batch_size: windows evaluated at once; decides memory, not the result.
         bytes_per_token: mean bytes of UTF-8 text per token, for bits_per_byte.
-        drop_last: leave out the last incomplete batch, as the course's sampler does.
 
     Raises:
         ConfigError: seq_len is below 2.
-        DataError: not even two tokens, or with drop_last not one full batch.
+        DataError: not even two tokens.
     """
     if seq_len < 2:
         raise ConfigError(f"seq_len = {seq_len}: a window to validate on needs at least 2 tokens")
 
     def predictions() -> Iterator[Predictions]:
-        for ids in sequential_windows(val, seq_len, batch_size, drop_last):
+        for ids in sequential_windows(val, seq_len, batch_size):
             inputs = torch.from_numpy(ids).to(device, non_blocking=True)
             hidden = model.hidden(inputs[:, :-1])
             rows = [ids.shape[1] - 1] * len(ids)
             yield Predictions(hidden.flatten(0, 1), inputs[:, 1:].flatten(), rows)
 
     too_few = (
-        f"{len(val)} validation tokens are too few for one pass with seq_len = {seq_len}"
-        + (f" and batch_size = {batch_size}" if drop_last else "")
-        + ": prepare more validation text"
+        f"{len(val)} validation tokens are too few for one pass with seq_len = {seq_len}: "
+        "prepare more validation text"
     )
     return validate_on(model, predictions(), autocast, too_few, bytes_per_token)
 
@@ -166,16 +163,14 @@ def _sum_type(losses: Tensor) -> torch.dtype:
 
 
 def sequential_windows(
-    val: TokenArray | np.ndarray, seq_len: int, batch_size: int, drop_last: bool = False
+    val: TokenArray | np.ndarray, seq_len: int, batch_size: int
 ) -> Iterator[np.ndarray]:
     """Arrays (b, s) of int64: full batches, then the last smaller batch, then the last window."""
     n_full = len(val) // seq_len
     for first in range(0, n_full, batch_size):
         rows = min(batch_size, n_full - first)
-        if drop_last and rows < batch_size:
-            return
         ids = np.asarray(val[first * seq_len : (first + rows) * seq_len])
         yield ids.astype(np.int64).reshape(rows, seq_len)
     rest = len(val) - n_full * seq_len
-    if rest >= 2 and not drop_last:
+    if rest >= 2:
         yield np.asarray(val[n_full * seq_len :]).astype(np.int64).reshape(1, rest)

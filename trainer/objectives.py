@@ -71,16 +71,12 @@ class Objective(ABC, Generic[BatchT]):
         return model.to(self.device)
 
     @abstractmethod
-    def read(self, data: TokenData) -> None:
-        """Take the text to draw batches from and to validate on.
+    def read(self, data: TokenData, *, train: bool = True) -> None:
+        """Take the text to draw batches from and to validate on; without `train` the latter only.
 
         Raises:
             DataError: it is too short, or of another kind.
         """
-
-    @abstractmethod
-    def read_validation(self, data: TokenData) -> None:
-        """Take the text to validate on only; errors as in `read`."""
 
     @abstractmethod
     def batch(self, step: int, micro: int) -> BatchT:
@@ -129,10 +125,13 @@ def objective_for(config: RunConfig, device: torch.device) -> Objective[Any]:
 class _Stream(Objective[BatchT]):
     """Learns from windows of running text."""
 
-    def read(self, data: TokenData) -> None:
-        """Open both texts; see `Objective.read`."""
-        self.read_validation(data)
-        self.draw_from(data.train)
+    data: TokenData
+
+    def read(self, data: TokenData, *, train: bool = True) -> None:
+        """See `Objective.read`."""
+        self.data = data
+        if train:
+            self.draw_from(data.train)
 
     def draw_from(self, tokens: TokenArray) -> None:
         """Draw training windows from these tokens."""
@@ -140,10 +139,6 @@ class _Stream(Objective[BatchT]):
         self.sampler = WindowSampler(
             tokens, config.batch_size, config.seq_len, config.seed, micro_batches
         )
-
-    def read_validation(self, data: TokenData) -> None:
-        """Open the validation text."""
-        self.data = data
 
     def windows(self, step: int, micro: int) -> Tensor:
         """(B, S + 1) ids on the device."""
@@ -173,10 +168,12 @@ class NextToken(_Stream[Windows]):
     _log_inclusion: Tensor | None = None
     _device_tokens: DeviceTokens | None = None
 
-    def read(self, data: TokenData) -> None:
-        """Open both texts; count the training text's ids and keep them, where that is needed."""
-        super().read(data)
+    def read(self, data: TokenData, *, train: bool = True) -> None:
+        """See `Objective.read`; counts the training text's ids and keeps them, where needed."""
+        super().read(data, train=train)
         config = self.config
+        if not train:
+            return
         if self.device.type == "cuda":
             self.keep_on_device(data.train)
         if getattr(config.model, "head_bias", None) == "unigram" or config.head_samples is not None:
@@ -291,9 +288,9 @@ class MaskedTokens(_Stream[CorruptedTokens]):
 
     special_ids: tuple[int, ...] = ()
 
-    def read_validation(self, data: TokenData) -> None:
-        """Open the validation text."""
-        super().read_validation(data)
+    def read(self, data: TokenData, *, train: bool = True) -> None:
+        """See `Objective.read`."""
+        super().read(data, train=train)
         self.special_ids = (data.eot,)
 
     def batch(self, step: int, micro: int) -> CorruptedTokens:
@@ -348,24 +345,21 @@ class TargetOfSource(Objective[PairBatch]):
 
     model_class = EncoderDecoderLM
 
-    def read(self, data: TokenData) -> None:
-        """Find the pairs of both texts; see `Objective.read`."""
-        self.read_validation(data)
+    def read(self, data: TokenData, *, train: bool = True) -> None:
+        """Find the pairs; see `Objective.read`."""
+        data.require_pairs()
         config = self.config
         assert config.source_len is not None
-        self.sampler = PairSampler(
-            PairIndex(data.train, data.eot),
-            config.batch_size,
-            config.source_len,
-            config.seq_len,
-            config.seed,
-            data.eot,
-            config.grad_accumulation_steps,
-        )
-
-    def read_validation(self, data: TokenData) -> None:
-        """Find the pairs of the validation text; see `Objective.read_validation`."""
-        data.require_pairs()
+        if train:
+            self.sampler = PairSampler(
+                PairIndex(data.train, data.eot),
+                config.batch_size,
+                config.source_len,
+                config.seq_len,
+                config.seed,
+                data.eot,
+                config.grad_accumulation_steps,
+            )
         self.eot = data.eot
         self.val = PairIndex(data.val, data.eot)
         self.bytes_per_token = None

@@ -40,31 +40,26 @@ def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
         return _measure(config, device, seconds)
 
 
-def training_on_noise(config: RunConfig, device: torch.device) -> Training:
-    """A decoder's training of random ids, kept on the device, which moves no weight."""
-    config = config.with_changes(
-        num_training_steps=1 << 30, num_warmup_steps=0, warmup_fraction=None,
-        max_lr=0.0, min_lr=None, min_lr_ratio=0.0, budget_flops=None,
-    )  # fmt: skip
-    objective = NextToken(config, device)
-    objective.read_noise()
-    model = objective.build_model()
-    compiled = config.compile == "on" and wants_compile(config, device)
-    return Training(
-        config, device, objective, model, training_forward(model, compiled),
-        build_optimizer(model, config, device), autocast_context(config, device),
-    )  # fmt: skip
-
-
 class StepTimer:
-    """A decoder's training of random ids on a device, to be timed again and again.
+    """A decoder's training of random ids on a device, which moves no weight, to be timed.
 
     Steps are taken as in a run: queued or captured on CUDA, one by one elsewhere.
     """
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         """Build model and optimiser; what has to be captured or compiled is, at the first step."""
-        self.training = training_on_noise(config, device)
+        config = config.with_changes(
+            num_training_steps=1 << 30, num_warmup_steps=0, warmup_fraction=None,
+            max_lr=0.0, min_lr=None, min_lr_ratio=0.0, budget_flops=None,
+        )  # fmt: skip
+        objective = NextToken(config, device)
+        objective.read_noise()
+        model = objective.build_model()
+        compiled = config.compile == "on" and wants_compile(config, device)
+        self.training = Training(
+            config, device, objective, model, training_forward(model, compiled),
+            build_optimizer(model, config, device), autocast_context(config, device),
+        )  # fmt: skip
         self._steps = steps_of(self.training, 0)
         self._taken = 0
         self.time_steps(1)

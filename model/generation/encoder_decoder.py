@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from model.config import SamplingConfig
@@ -55,12 +54,8 @@ def write_targets(
     read = [ids[:length] for ids in encode_texts(model, tokenizer, sources)]
 
     def reader_of(rows: list[int]) -> Callable[[Sequence[list[int]]], Tensor]:
-        longest_source = max(len(read[i]) for i in rows)
-        padding = [longest_source - len(read[i]) for i in rows]
-        ids = [read[i] + [eot] * n for i, n in zip(rows, padding, strict=True)]
-        content = [[1.0] * (longest_source - n) + [0.0] * n for n in padding]
-        mask = torch.tensor(content, device=device)
-        memory = model.encode(torch.tensor(ids, device=device), mask)
+        ids, mask = left_padded([read[i] for i in rows], eot, device)
+        memory = model.encode(ids, mask)
         cache = model.remember(memory, max(1, max_new_tokens), mask) if use_cache else None
 
         def logits_after(texts: Sequence[list[int]]) -> Tensor:

@@ -34,14 +34,10 @@ _QKV = ("mha.q_attn", "mha.k_attn", "mha.v_attn")
 def to_gpt2(
     weights: dict[str, Tensor], shape: ModelConfig, eot: int | None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json and tensors of `transformers`' GPT-2 for the same logits.
+    """config.json and tensors of `transformers`' GPT-2 for the same logits (see `require_gpt2`).
 
     `eot` is the end-of-text id of its tokenizer, for bos and eos; None: not known.
-
-    Raises:
-        ConfigError: the model has options that GPT-2 has not.
     """
-    require_gpt2(shape, "this model")
     tensors = {}
     for theirs, ours in _OUTER.items():
         for kind in ("weight", "bias"):

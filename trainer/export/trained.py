@@ -61,7 +61,7 @@ def evaluate_trained(trained: Trained, data: TokenData, device: torch.device) ->
         DataError: the text is of another kind or too short.
     """
     objective = objective_for(trained.config, device)
-    objective.read_validation(data)
+    objective.read(data, train=False)
     return objective.validate(trained.model, autocast_context(trained.config, device))
 
 

@@ -6,6 +6,7 @@ No torch.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -62,9 +63,7 @@ def measure(labels: Sequence[int], predictions: Sequence[int], boundary: float) 
     """
     from scipy.stats import binomtest
 
-    counts = dict.fromkeys(((0, 0), (0, 1), (1, 0), (1, 1)), 0)
-    for pair in zip(labels, predictions, strict=True):
-        counts[pair] += 1
+    counts = Counter(zip(labels, predictions, strict=True))
     correct = counts[0, 0] + counts[1, 1]
     interval = binomtest(correct, len(labels)).proportion_ci(CONFIDENCE, method="wilson")
     low, high = float(interval.low), float(interval.high)
