@@ -96,7 +96,9 @@ class RunConfig(StrictModel):
     one id more, for the mask)."""
     data: DataConfig = DataConfig()
     """Training and validation data."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: Annotated[str, HOW_IT_RUNS, Ignored(Identity.STUDY)] = Field(
+        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"
+    )
     """auto: CUDA, then MPS, then the CPU."""
     batch_size: Count
     """Sequences in a micro-batch (B)."""
@@ -156,7 +158,7 @@ class RunConfig(StrictModel):
         Annotated[int, Field(ge=1, le=MAX_FLOPS)] | None, CountsAs("num_training_steps")
     ] = None
     """Training FLOPs that this run may spend; needed by `num_training_steps: fill`."""
-    convention: Convention = Convention.NANOGPT
+    convention: Annotated[Convention, CountsAs("num_training_steps")] = Convention.NANOGPT
     """How training FLOPs are counted against the budget."""
     num_evals: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 5
     """Validation passes, at equal fractions of the run; the last one at its end."""

@@ -73,7 +73,7 @@ def test_other_training_text_is_mentioned(
     interrupted(data, tmp_path)
     with caplog.at_level(logging.WARNING, "budgetsweep"):
         assert drive(tiny_config(), tiny_data(seed=1), tmp_path)[0].status == "complete"
-    assert "the training text is not the one that this run began with" in caplog.text
+    assert "the training text is not the one that this run started with" in caplog.text
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(
