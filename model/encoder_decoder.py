@@ -5,7 +5,7 @@ The decoder reads the target as it should be (teacher forcing) and predicts each
 
 from __future__ import annotations
 
-from typing import Self, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +57,6 @@ class EncoderDecoderLM(TiedHead):
         initialise(nn.ModuleList(embeddings), residual_additions=1)
         initialise(self.encoder_blocks, residual_additions=2 * encoder.n_layer)
         initialise(self.decoder_blocks, residual_additions=3 * decoder.n_layer)
-
-    @classmethod
-    def from_config(cls, shape: EncoderDecoderConfig) -> Self:
-        """A freshly initialised model of this shape."""
-        return cls(shape)
 
     def encode(self, source_ids: Tensor, source_mask: Tensor | None = None) -> Tensor:
         """What the decoder sees of a source: the memory (B, S, D), after a LayerNorm.

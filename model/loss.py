@@ -210,9 +210,8 @@ def _parts(n: int, chunk: int) -> Iterator[slice]:
     return (slice(start, start + chunk) for start in range(0, n, chunk))
 
 
-def _checked_chunk(
-    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None, bias: Tensor | None
-) -> int:
+def require_fitting(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
+    """Raise `ValueError` for shapes that do not fit together, or no token."""
     shapes_fit = (
         hidden.ndim == 2
         and weight.ndim == 2
@@ -226,6 +225,12 @@ def _checked_chunk(
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias {tuple(bias.shape)}, expected (V,) with V = {len(weight)}")
+
+
+def _checked_chunk(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None, bias: Tensor | None
+) -> int:
+    require_fitting(hidden, weight, targets, bias)
     if chunk is None:
         return loss_chunk_tokens(len(weight), hidden.device.type)
     if chunk < 1:

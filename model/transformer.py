@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +85,11 @@ class TiedHead(nn.Module):
     head_bias: Tensor | None
     """(V,) added to the logits; None: nothing."""
 
+    @classmethod
+    def from_config(cls, shape: Any) -> Self:
+        """A freshly initialised model of this shape."""
+        return cls(shape)
+
     @property
     def head_weight(self) -> Tensor:
         """The head's matrix (V, D): the token embedding itself."""
@@ -122,11 +127,6 @@ class Transformer(TiedHead):
         zeros = None if shape.head_bias == "none" else torch.zeros(shape.n_vocab)
         self.register_buffer("head_bias", zeros)
         initialise(self, residual_additions=2 * shape.n_layer, zero_residual=shape.zero_init)
-
-    @classmethod
-    def from_config(cls, shape: ModelConfig) -> Self:
-        """A freshly initialised model of this shape."""
-        return cls(shape)
 
     @property
     def flops_per_token(self) -> int:

@@ -206,7 +206,7 @@ def _held_out(owner: _Owner, wanted: _Wanted) -> HeldOut:
 def convert_command(
     model: Path, to: Format, output_dir: Path, n_head: int | None, tokenizer: str | None
 ) -> None:
-    """Write a trained model as safetensors or for transformers, or one of those as model.pt.
+    """Write a trained model as safetensors, for transformers, or as model.pt.
 
     MODEL is a run's folder, a model.pt, the course's too, or a converted model.
     """

@@ -70,12 +70,6 @@ def test_ties_are_negative(calibrate: bool) -> None:
     assert classify_binary_sentiment([[0.0, 1.0]], [0, 1], calibrate) == [int(not calibrate)]
 
 
-def test_the_median_of_an_even_number_lies_between_the_middle_two() -> None:
-    rows = [[0.0, margin] for margin in (1.0, 4.0, 2.0, 3.0)]
-    assert classify_binary_sentiment(rows, [0, 1], calibrate=True) == [0, 1, 0, 1]
-    assert classify_binary_sentiment(rows[:3], [0, 1], calibrate=True) == [0, 1, 0]
-
-
 def test_one_certain_word_is_certain_and_no_rows_are_no_classes() -> None:
     assert positive_probabilities([[-math.inf, 1.0], [1.0, -math.inf]], [0, 1]).tolist() == [1, 0]
     assert classify_binary_sentiment(torch.empty(0, 5), [0, 1], calibrate=True) == []

@@ -5,7 +5,6 @@ import io
 import logging
 import pickle
 import resource
-import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,8 +117,8 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     payload = io.BytesIO()
     torch.save({"config_hash": "mine", "bad": Malicious()}, payload, pickle_module=pickle)
     data = payload.getvalue()
-    header = struct.pack("<8sQ32s", MAGIC, len(data), hashlib.sha256(data).digest())
-    (tmp_path / "checkpoint-00000001.pt").write_bytes(header + data)
+    content = MAGIC + hashlib.sha256(data).digest() + data
+    (tmp_path / "checkpoint-00000001.pt").write_bytes(content)
     assert load_latest(tmp_path, "mine") is None
     assert not (Path(tempfile.gettempdir()) / "must-not-exist").exists()
 
