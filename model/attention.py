@@ -18,13 +18,9 @@ def attend(
 ) -> Tensor:
     """Scaled dot-product attention, written out (Vaswani et al. 2017, eq. 1).
 
-    Args:
-        q: queries (B, H, T, HD).
-        kT: transposed keys (B, H, HD, S).
-        v: values (B, H, S, HD).
-        allowed: bool, broadcastable to (B, H, T, S): which query may see which key; None: all.
-        scale: factor on the scores, 1/√HD.
-        p_dropout: share of the attention weights to drop; the rest grows by 1/(1 - p_dropout).
+    Of queries q (B, H, T, HD), transposed keys kT (B, H, HD, S) and values v (B, H, S, HD).
+    `allowed`, a bool that broadcasts to (B, H, T, S), says which query may see which key; None:
+    all.
 
     Returns:
         (B, H, T, HD). A query that may see no key gets zeros (and passes zero gradients), not NaN.
@@ -39,23 +35,6 @@ def attend(
         scores = scores.masked_fill(forbidden, torch.finfo(scores.dtype).min)
         weights = scores.softmax(dim=-1).masked_fill(forbidden, 0.0)
     return F.dropout(weights, p_dropout) @ v
-
-
-def causal_padding_mask(length: int, attention_mask: Tensor | None, device: torch.device) -> Tensor:
-    """Which position may see which: not the future, not padding.
-
-    Args:
-        length: S.
-        attention_mask: (B, S), 0 for padding and anything else for content; None: no padding.
-        device: where the result lives.
-
-    Returns:
-        bool (S, S) without padding, (B, 1, S, S) with it; [.., t, s] is True where t may see s.
-    """
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    if attention_mask is None:
-        return causal
-    return causal & (attention_mask != 0)[:, None, None, :]
 
 
 def padding_mask(attention_mask: Tensor) -> Tensor:
@@ -106,22 +85,16 @@ class _Projections(nn.Module):
 
 
 class CrossAttention(_Projections):
-    """Multi-head attention to another sequence (Vaswani et al. 2017, 3.2.3).
+    """Multi-head attention of one sequence to another (Vaswani et al. 2017, 3.2.3).
 
-    Queries come from one sequence, keys and values from the other; dropout is on the weights and on
-    the output.
+    Dropout is on the weights and on the output.
     """
 
     def forward(self, x: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
-        """Let each position of x see all content of memory.
+        """Let each position of x (B, T, D) see all content of memory (B, S, D).
 
-        Args:
-            x: (B, T, D), what asks.
-            memory: (B, S, D), what is seen.
-            memory_mask: (B, S), 1 for content and 0 for padding; None: all content.
-
-        Returns:
-            (B, T, D). Where memory is nothing but padding, the projection of zeros.
+        The mask (B, S) is 1 for content and 0 for padding; None: all content. Where memory is
+        nothing but padding, the result is the projection of zeros.
         """
         return self.look(x, self.remember(memory, memory_mask))
 
@@ -151,10 +124,9 @@ class SelfAttention(_Projections):
     def __init__(self, shape: ModelConfig, *, causal: bool = True) -> None:
         """Build the projections.
 
-        Args:
-            shape: the model's. With `qk_norm` each query and key is divided by its root mean square
-                (Henry et al. 2020; Dehghani et al. 2023), so that scores stay within √HD.
-            causal: whether a position sees nothing after it; False: all content, as in an encoder.
+        With `qk_norm` each query and key is divided by its root mean square (Henry et al. 2020;
+        Dehghani et al. 2023), so that scores stay within √HD. `causal`: a position sees nothing
+        after it; else all content, as in an encoder.
         """
         super().__init__(shape)
         self.causal = causal
@@ -164,34 +136,24 @@ class SelfAttention(_Projections):
 
     def q_kT_v(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: N802 - the course's name
         """Project x (B, S, D) to q (B, H, S, HD), kT (B, H, HD, S) and v (B, H, S, HD)."""
-        q, k, v = self._projected(x)
-        return q.transpose(1, 2), k.permute(0, 2, 3, 1), v.transpose(1, 2)
-
-    def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values of x (B, S, D), each (B, S, H, HD).
-
-        One product for all where gradients are wanted; hooks on the three layers are not called
-        then. Elsewhere tokens may be few, and joining the weights would cost more than it saves.
-        """
         parts = (self.q_attn, self.k_attn, self.v_attn)
-        B, S, _ = x.shape
-        by_head = (self.n_head, self.head_dim)
-        if not torch.is_grad_enabled():
-            return tuple(part(x).view(B, S, *by_head) for part in parts)
-        weight = torch.cat([part.weight for part in parts])
-        bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
-        return F.linear(x, weight, bias).view(B, S, 3, *by_head).unbind(2)
+        by_head = (*x.shape[:2], -1, self.n_head, self.head_dim)
+        # One product for all where gradients are wanted; hooks on the three layers are not called
+        # then. Elsewhere tokens may be few, and joining the weights would cost more than it saves.
+        if torch.is_grad_enabled():
+            weight = torch.cat([part.weight for part in parts])
+            bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
+            q, k, v = F.linear(x, weight, bias).view(by_head).unbind(2)
+        else:
+            q, k, v = (part(x).view(by_head).squeeze(2) for part in parts)
+        return q.transpose(1, 2), k.permute(0, 2, 3, 1), v.transpose(1, 2)
 
     def self_attention(
         self, q: Tensor, kT: Tensor, v: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """Attention over the heads, before the output projection.
+        """Attention of q (B, H, S, HD), kT (B, H, HD, S), v (B, H, S, HD), before the projection.
 
-        Args:
-            q: (B, H, S, HD).
-            kT: (B, H, HD, S).
-            v: (B, H, S, HD).
-            attention_mask: (B, S), 1 for content and 0 for padding; None: all content.
+        The mask (B, S) is 1 for content and 0 for padding; None: all content.
 
         Returns:
             (B, S, D), the heads side by side. Zeros where a position may see nothing.
@@ -204,7 +166,7 @@ class SelfAttention(_Projections):
         else:
             allowed = padding_mask(attention_mask)
             if self.causal:
-                allowed = causal_padding_mask(S, attention_mask, q.device)
+                allowed = allowed & torch.ones(S, S, dtype=torch.bool, device=q.device).tril()
             heads = attend(q, kT, v, allowed, self.scale, p_dropout)
         return heads.transpose(1, 2).reshape(B, S, self.n_embd)
 
@@ -227,12 +189,9 @@ class SelfAttention(_Projections):
     def forward(
         self, x: Tensor, attention_mask: Tensor | None = None, rotation: Tensor | None = None
     ) -> Tensor:
-        """Attend x (B, S, D) to itself.
+        """Attend x (B, S, D) to itself; the mask is that of `self_attention`.
 
-        Args:
-            x: (B, S, D).
-            attention_mask: as in `self_attention`.
-            rotation: of each position, as `model.rotary.rotate` takes it; None: none.
+        The rotation is that of each position (`model.rotary.rotate`); None: none.
         """
         q, kT, v = self.q_kT_v(x)
         # Where fused attention converts them to float32 or bf16, rotation leaves them in float32.

@@ -15,14 +15,11 @@ EVEN_ODDS = 0.5
 def positive_probabilities(
     logits: Tensor | Sequence[Sequence[float]], tokens_of_interest: Tensor | Sequence[int]
 ) -> Tensor:
-    """p(positive) of each row: the softmax over two tokens only.
+    """p(positive) of each row, (N,) float64 on the CPU: the softmax over two tokens only.
 
     Args:
         logits: (N, V) of the next token.
         tokens_of_interest: ids of the negative and the positive word, in this order.
-
-    Returns:
-        (N,) float64 on the CPU.
 
     Raises:
         ValueError: not such logits or ids, or a row of which the softmax is not a number.
@@ -53,8 +50,7 @@ def _two_ids(tokens_of_interest: Tensor | Sequence[int], n_vocab: int) -> tuple[
 def decision_boundary(probabilities: Tensor, calibrate: bool) -> float:
     """What p(positive) has to exceed: 0.5, or the median of p(positive) (N,) when calibrating.
 
-    The median of an even number is the mean of the middle two. No label is used. Of no numbers it
-    is 0.5.
+    No label is used. The median of no numbers is 0.5.
     """
     if not calibrate or not len(probabilities):
         return EVEN_ODDS
@@ -74,18 +70,9 @@ def classify_binary_sentiment(
     """The class of each row: 1 = positive, 0 = negative.
 
     Ties are negative: p(positive) equal to the boundary, 0.5 or the median, gives 0. So with
-    calibration at most half of the rows are positive, a single row is negative, and so are all if
-    they are equal.
-
-    Args:
-        logits: (N, V) of the next token after each text, as `score` gives them.
-        tokens_of_interest: ids of the negative and the positive word, in this order.
-        calibrate: put the boundary at the median of p(positive) over the rows instead of 0.5,
-            which takes away how likely the words are before anything is read (Zhao et al. 2021
-            estimate the same from an empty text).
-
-    Raises:
-        ValueError: not such logits or ids, or a row of which the softmax is not a number.
+    calibration at most half of the rows are positive, and a single row is negative. Calibration
+    takes away how likely the words are before anything is read (Zhao et al. 2021 estimate the same
+    from an empty text). Arguments and errors else as in `positive_probabilities`.
     """
     probabilities = positive_probabilities(logits, tokens_of_interest)
     return decide(probabilities, decision_boundary(probabilities, calibrate))

@@ -91,11 +91,7 @@ class ModelConfig(_Width):
         return {name: getattr(self, name) for name in sorted(_SIZES)}
 
     def options(self, *, at_start: bool = True) -> dict[str, Any]:
-        """What differs from GPT-2's shape, by name.
-
-        Args:
-            at_start: with what only decides what the model begins as.
-        """
+        """What GPT-2's shape lacks, by name; without `at_start`, not how training only began."""
         return {
             name: getattr(self, name)
             for name, field in sorted(type(self).model_fields.items())

@@ -28,9 +28,9 @@ class DecoderLM(Transformer):
         p_dropout: float = 0.1,
         **options: Any,
     ) -> None:
-        """Build the model from the course's arguments, which are fields of `ModelConfig`.
+        """Build the model from the course's arguments; options are other fields of `ModelConfig`.
 
-        An adapter at the edge: the product calls `from_config`. Options are the other fields.
+        An adapter at the edge: the product calls `from_config`.
 
         Raises:
             ValueError: n_embd is not a multiple of n_head, or a size is out of range.
@@ -50,14 +50,10 @@ class DecoderLM(Transformer):
     def extend(
         self, input_ids: Tensor, cache: KeyValueCache, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """What `hidden` gives for tokens that follow those in the cache, which then holds them too.
+        """What `hidden` gives for tokens (B, T) that follow those in the cache; it holds them then.
 
-        For a model in evaluation mode: nothing is dropped, and no gradients flow.
-
-        Args:
-            input_ids: (B, T) token ids.
-            cache: what each row has read before.
-            attention_mask: (B, T), 1 for content and 0 for padding; None: all content.
+        For a model in evaluation mode, without gradients. The mask (B, T) is 1 for content and 0
+        for padding; None: all content.
 
         Returns:
             (B, T, D); what stands at padding means nothing.

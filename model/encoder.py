@@ -52,22 +52,17 @@ def corrupt_tokens(
 
     Each row has `n_chosen` tokens chosen, as in BERT's own code, so that every batch costs the
     same; a row with fewer that are not special has all of those chosen. Of the chosen, a share
-    P_MASK becomes `mask_id`, a share P_RANDOM a random id that is not special (possibly the same as
-    before), and the rest stays.
+    P_MASK becomes `mask_id`, a share P_RANDOM a random id that is not special, and the rest stays.
 
     A pure function of its arguments and the generator's state. It always draws three tensors of
     (B, S), so what it does at one position does not depend on the ids at another.
 
     Args:
-        input_ids: (B, S) int64 ids.
-        n_vocab: token ids V.
-        mask_id: the id that hides a token; special itself.
-        n_chosen: tokens to choose in each row.
-        generator: where the draws come from, on any device.
-        special_ids: ids never chosen and never put in as random ones (separators, end of text).
+        input_ids: (B, S) int64 ids below n_vocab.
+        special_ids: never chosen and never put in (separators, end of text), like the mask.
 
     Raises:
-        ValueError: an id is not below n_vocab, or every id is special.
+        ValueError: a special id is not below n_vocab, or every id is special.
     """
     special = sorted({mask_id, *special_ids})
     if special[0] < 0 or special[-1] >= n_vocab or len(special) == n_vocab:

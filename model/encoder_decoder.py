@@ -1,30 +1,30 @@
 """Encoder-decoder language model: a bidirectional encoder, a causal decoder that sees its output.
 
-Trained on pairs (source, target): the decoder reads the target as it should be (teacher forcing)
-and predicts each next token of it from the source and from the target so far.
+The decoder reads the target as it should be (teacher forcing) and predicts each next token.
 """
 
 from __future__ import annotations
 
-from typing import Self, cast
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import EncoderDecoderConfig
 from model.kv_cache import KeyValueCache, TargetCache
 from model.layers import Block, CrossDecoderBlock, build_norm
-from model.transformer import embedding_sum, initialise
+from model.transformer import TiedHead, embedding_sum, initialise
 
 
-class EncoderDecoderLM(nn.Module):
+class EncoderDecoderLM(TiedHead):
     """Encoder-decoder language model: pre-norm blocks on both sides, one embedding, tied head.
 
     Source and target share the token embedding (one vocabulary) but not the position embeddings, as
     in BART (Lewis et al. 2020): the two sides have lengths of their own, and being fifth in a
     source says nothing about being fifth in its target.
     """
+
+    head_bias: None = None
 
     def __init__(self, shape: EncoderDecoderConfig) -> None:
         """Build and initialise the model.
@@ -58,32 +58,13 @@ class EncoderDecoderLM(nn.Module):
         initialise(self.encoder_blocks, residual_additions=2 * encoder.n_layer)
         initialise(self.decoder_blocks, residual_additions=3 * decoder.n_layer)
 
-    @classmethod
-    def from_config(cls, shape: EncoderDecoderConfig) -> Self:
-        """A freshly initialised model of this shape."""
-        return cls(shape)
-
-    head_bias: None = None
-    """The head has no bias."""
-
-    @property
-    def head_weight(self) -> Tensor:
-        """The head's matrix (V, D): the token embedding itself."""
-        return self.token_embeddings.weight
-
     def encode(self, source_ids: Tensor, source_mask: Tensor | None = None) -> Tensor:
         """What the decoder sees of a source: the memory (B, S, D), after a LayerNorm.
 
         What stands at padding is finite and means nothing. Arguments and errors as in `forward`.
         """
-        embedded = embedding_sum(
-            source_ids,
-            source_mask,
-            self.token_embeddings,
-            self.source_position_embeddings,
-            "n_source_positions",
-        )
-        x = self.dropout(embedded)
+        positions = self.source_position_embeddings
+        x = self._embed(source_ids, source_mask, positions, "n_source_positions")
         for block in self.encoder_blocks:
             x = block(x, source_mask)
         return self.encoder_ln(x)
@@ -95,37 +76,32 @@ class EncoderDecoderLM(nn.Module):
         target_mask: Tensor | None = None,
         source_mask: Tensor | None = None,
     ) -> Tensor:
-        """What the head sees: (B, T, D) after the final LayerNorm.
+        """What the head sees, (B, T, D); the memory (B, S, D) is what `encode` gave of the source.
 
-        The memory (B, S, D) is what `encode` gave of the source. Arguments and errors else as in
-        `forward`.
+        Arguments and errors else as in `forward`.
         """
         if len(target_ids) != len(memory):
             raise ValueError(
                 f"{len(target_ids)} targets for {len(memory)} sources: expected as many of both"
             )
-        embedded = embedding_sum(
-            target_ids,
-            target_mask,
-            self.token_embeddings,
-            self.target_position_embeddings,
-            "n_target_positions",
-        )
-        x = self.dropout(embedded)
+        positions = self.target_position_embeddings
+        x = self._embed(target_ids, target_mask, positions, "n_target_positions")
         for block in self.decoder_blocks:
             x = block(x, memory, target_mask, source_mask)
         return self.ln(x)
+
+    def _embed(
+        self, ids: Tensor, mask: Tensor | None, positions: nn.Embedding, limit: str
+    ) -> Tensor:
+        return self.dropout(embedding_sum(ids, mask, self.token_embeddings, positions, limit))
 
     @torch.no_grad()
     def remember(
         self, memory: Tensor, capacity: int, source_mask: Tensor | None = None
     ) -> TargetCache:
-        """Targets of which nothing has been read, and what each layer sees of their sources.
+        """Empty targets of at most `capacity` tokens, and what each layer sees of their sources.
 
-        Args:
-            memory: (B, S, D), what `encode` gave.
-            capacity: most tokens that a target will hold.
-            source_mask: (B, S), that of the memory.
+        The memory (B, S, D) is what `encode` gave; the mask (B, S) is that of the sources.
         """
         blocks = cast("list[CrossDecoderBlock]", self.decoder_blocks)
         return TargetCache(
@@ -137,17 +113,9 @@ class EncoderDecoderLM(nn.Module):
     def extend(
         self, target_ids: Tensor, cache: TargetCache, target_mask: Tensor | None = None
     ) -> Tensor:
-        """What `decode` gives for tokens that follow those in the cache, which then holds them too.
+        """What `decode` gives for tokens (B, T) that follow those in the cache; it holds them then.
 
-        For a model in evaluation mode: nothing is dropped, and no gradients flow.
-
-        Args:
-            target_ids: (B, T) token ids.
-            cache: what `remember` gave, with what each target has read since.
-            target_mask: (B, T), 1 for content and 0 for padding; None: all content.
-
-        Returns:
-            (B, T, D); what stands at padding means nothing.
+        Else as `DecoderLM.extend`; the cache is what `remember` gave.
         """
         assert not self.training, "the cached path has no dropout: call eval() first"
         new = cache.past.advance(target_ids, target_mask)
@@ -169,10 +137,6 @@ class EncoderDecoderLM(nn.Module):
         memory = self.encode(source_ids, source_mask)
         return self.decode(target_ids, memory, target_mask, source_mask)
 
-    def token_logits(self, x: Tensor) -> Tensor:
-        """Logits (B, T, V) of hidden states x (B, T, D): x times the token embedding."""
-        return F.linear(x, self.head_weight)
-
     def forward(
         self,
         source_ids: Tensor,
@@ -180,20 +144,11 @@ class EncoderDecoderLM(nn.Module):
         source_mask: Tensor | None = None,
         target_mask: Tensor | None = None,
     ) -> Tensor:
-        """Logits of each next target token, given the source and the target so far.
+        """Logits (B, T, V) of each next target token, given the source and the target so far.
 
-        A target begins with a token that is given, such as end-of-text: its first position predicts
-        the second token.
-
-        Args:
-            source_ids: (B, S) token ids.
-            target_ids: (B, T) token ids.
-            source_mask: (B, S), 1 for content and 0 for padding; None: all content. Positions count
-                content only.
-            target_mask: (B, T), likewise.
-
-        Returns:
-            (B, T, V); entry t is about token t + 1 of the target.
+        A target begins with a token that is given, such as end-of-text; entry t is about token t +
+        1. Ids are (B, S) and (B, T); masks likewise, 1 for content and 0 for padding, None: all
+        content. Positions count content only.
 
         Raises:
             ValueError: a sequence is too long, there are not as many targets as sources, or a

@@ -92,8 +92,7 @@ def count_active_params(
 ) -> int:
     """Number of active parameters: those that a training step multiplies a token by.
 
-    That is all of them, but for the rows of the vocabulary entries whose logits a sampled softmax
-    does not compute. Arguments as in `flops_per_token`.
+    All of them, but for the rows of vocabulary entries that a sampled softmax leaves out.
     """
     if logits_per_token is None:
         return count_params(shape)
@@ -119,13 +118,9 @@ def flops_per_token(
     convention: Convention = Convention.NANOGPT,
     logits_per_token: int | None = None,
 ) -> int:
-    """Training FLOPs (forward + backward) per token.
+    """Training FLOPs (forward + backward) per token of sequences of `seq_len`.
 
-    Args:
-        shape: the model.
-        seq_len: tokens in a training sequence; `nanogpt` charges n_positions instead.
-        convention: see the module's text.
-        logits_per_token: logits that are computed for a token; None: all V.
+    `nanogpt` charges n_positions instead; `logits_per_token` None: all V.
     """
     return sum(flops_per_token_by_part(shape, seq_len, convention, logits_per_token).values())
 
@@ -147,28 +142,19 @@ def flops_per_token_by_part(
 def flops_per_masked_sequence_by_part(
     shape: ModelConfig, seq_len: int, n_predicted: int, convention: Convention
 ) -> dict[str, int]:
-    """Training FLOPs of a sequence of which only some tokens are predicted, by part.
+    """Training FLOPs of a sequence, padding included, of which `n_predicted` tokens have logits.
 
-    Args:
-        shape: the encoder.
-        seq_len: tokens of the sequence, padding included.
-        n_predicted: tokens whose logits are computed; `nanogpt` charges the head at every token.
-        convention: see the module's text.
+    `nanogpt` charges the head at every token.
     """
     parts = flops_per_token_by_part(shape, seq_len, convention)
-    positions = dict.fromkeys(parts, seq_len)
-    if convention != Convention.NANOGPT:
-        positions["head"] = n_predicted
-    return {name: positions[name] * flops for name, flops in parts.items()}
+    computed = {"head": n_predicted}  # `nanogpt` has no part of this name
+    return {name: computed.get(name, seq_len) * flops for name, flops in parts.items()}
 
 
 def macs_per_pair_by_part(
     shape: EncoderDecoderConfig, source_len: int, target_len: int, n_predicted: int | None = None
 ) -> dict[str, int]:
-    """Multiply-adds of the forward pass of a pair, by part.
-
-    Arguments as in `flops_per_pair_by_part`; without `n_predicted` all T logits, as `forward` does.
-    """
+    """Multiply-adds of the forward pass of a pair, by part; `n_predicted` None: T logits."""
     d, s, t = shape.n_embd, source_len, target_len
     encoder = macs_per_token_by_part(shape.encoder, s)
     decoder = macs_per_token_by_part(shape.decoder, t)
@@ -192,15 +178,10 @@ def flops_per_pair_by_part(
     convention: Convention,
     n_predicted: int | None = None,
 ) -> dict[str, int]:
-    """Training FLOPs (forward + backward) of a pair of source and target, by part.
+    """Training FLOPs (forward + backward) of S source and T target tokens, padding included.
 
-    Args:
-        shape: the model.
-        source_len: tokens of the source (S), padding included.
-        target_len: tokens of the target (T), padding included.
-        convention: see the module's text; `nanogpt` charges the scores at full length.
-        n_predicted: target tokens whose logits are computed; None: all. `nanogpt` charges the head
-            at every target token.
+    `nanogpt` charges the scores at full length and the head at every target token; the others
+    charge the logits of `n_predicted` tokens (None: all).
     """
     if convention != Convention.NANOGPT:
         parts = macs_per_pair_by_part(shape, source_len, target_len, n_predicted)

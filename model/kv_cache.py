@@ -56,13 +56,10 @@ class KeyValueCache:
     """
 
     def __init__(self, shape: ModelConfig, n_rows: int, capacity: int, like: Tensor) -> None:
-        """An empty cache.
+        """An empty cache for rows of at most `capacity` tokens.
 
-        Args:
-            shape: of the model, or of the decoder's side of one.
-            n_rows: rows of the batch (B).
-            capacity: most tokens that a row will hold.
-            like: a tensor of the model's type and device.
+        The shape is that of the model, or of the decoder's side of one; `like` is a tensor of the
+        model's type and device.
         """
         # Zeros: a slot that may not be seen has weight 0, and 0 times whatever else might be NaN.
         size = (2, shape.n_layer, n_rows, shape.n_head, capacity + 1, shape.head_dim)

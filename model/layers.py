@@ -55,13 +55,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, attention_mask: Tensor | None = None, rotation: Tensor | None = None
     ) -> Tensor:
-        """Transform x (B, S, D).
-
-        Args:
-            x: (B, S, D).
-            attention_mask: (B, S), 1 for content and 0 for padding; None: all content.
-            rotation: of each position, as `model.rotary.rotate` takes it; None: none.
-        """
+        """Transform x (B, S, D); arguments as in `SelfAttention.forward`."""
         x = x + self.mha(self.ln_1(x), attention_mask, rotation)
         return x + self.ff(self.ln_2(x))
 

@@ -16,7 +16,7 @@ but the sums of their exponentials (`model.cpu.threads`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ def linear_cross_entropy(
         weight: (V, D) the head's matrix.
         targets: (N,) int64 ids.
         chunk_tokens: tokens whose logits exist at once; None: `loss_chunk_tokens`.
-        bias: (V,) added to the logits of every token; None: nothing.
+        bias: (V,) added to the logits of every token.
 
     Returns:
         Scalar, float32 (float64 for float64 input).
@@ -83,11 +83,11 @@ def token_losses(
     Arguments and errors as in `linear_cross_entropy`; all of the softmax is in float32.
     """
     chunk = _checked_chunk(hidden, weight, targets, chunk_tokens, bias)
-    head = _prepare(hidden, weight, targets, chunk, bias)
+    shares = _prepare(hidden, weight, targets, chunk, bias)
     losses = torch.empty(len(targets), dtype=_wide(hidden.dtype), device=hidden.device)
     with torch.autocast(hidden.device.type, enabled=False):
         for part in _parts(len(targets), chunk):
-            found = run_on_threads(_log_sum, head.shares, part)
+            found = run_on_threads(_log_sum, shares, part)
             logs, rights = (torch.stack(each) for each in zip(*found, strict=True))
             losses[part] = logs.logsumexp(0) - rights.sum(0)
     return losses
@@ -165,18 +165,10 @@ class _Share:
         return right if self.whole else right.new_zeros(len(logits)).index_copy_(0, rows, right)
 
 
-class _Head(NamedTuple):
-    """The head of the whole vocabulary."""
-
-    shares: list[_Share]
-    """One for each thread of a team."""
-    small: bool
-    """No logit can exceed SAFE_LOGIT."""
-
-
 def _prepare(
     hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, bias: Tensor | None
-) -> _Head:
+) -> list[_Share]:
+    """The head of the whole vocabulary, a share for each thread of a team."""
     kind = hidden.device.type
     dtype = hidden.dtype
     if torch.is_autocast_enabled(kind) and dtype != torch.float64:
@@ -188,7 +180,6 @@ def _prepare(
     small = (
         kind == "cpu"
         and not torch.compiler.is_compiling()
-        and dtype != torch.float16
         and bool(_largest_logit(hidden, weight, bias) <= SAFE_LOGIT)
     )
     n_shares = team_size(kind) if small and len(h) * len(w) >= LEAST_SHARED_LOGITS else 1
@@ -202,7 +193,7 @@ def _prepare(
         return made
 
     size = -(-len(w) // n_shares // 64) * 64 if n_shares > 1 else len(w)
-    return _Head(run_on_threads(share, list(_parts(len(w), size))), small)
+    return run_on_threads(share, list(_parts(len(w), size)))
 
 
 def _largest_logit(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -219,9 +210,8 @@ def _parts(n: int, chunk: int) -> Iterator[slice]:
     return (slice(start, start + chunk) for start in range(0, n, chunk))
 
 
-def _checked_chunk(
-    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None, bias: Tensor | None
-) -> int:
+def require_fitting(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
+    """Raise `ValueError` for shapes that do not fit together, or no token."""
     shapes_fit = (
         hidden.ndim == 2
         and weight.ndim == 2
@@ -235,6 +225,12 @@ def _checked_chunk(
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias {tuple(bias.shape)}, expected (V,) with V = {len(weight)}")
+
+
+def _checked_chunk(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None, bias: Tensor | None
+) -> int:
+    require_fitting(hidden, weight, targets, bias)
     if chunk is None:
         return loss_chunk_tokens(len(weight), hidden.device.type)
     if chunk < 1:
@@ -258,23 +254,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=wide, device=hidden.device)
         d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
         d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        head = _prepare(hidden, weight, targets, chunk, bias)
-        low = head.shares[0].h.dtype
-        # float16 does not reach down to a mean's gradients.
-        early, late = (1.0, 1.0 / n) if low == torch.float16 else (1.0 / n, 1.0)
+        shares = _prepare(hidden, weight, targets, chunk, bias)
+        low, small = shares[0].h.dtype, shares[0].small
         with torch.autocast(hidden.device.type, enabled=False):
-            gradients = [_Gradients(share, wide) for share in head.shares]
+            gradients = [_Gradients(share, wide) for share in shares]
             for part in _parts(n, chunk):
                 sums = run_on_threads(_Gradients.exponentials, gradients, part)
-                z, log_z, right = (_total(each) for each in zip(*sums, strict=True))
-                if head.small:
+                z, log_z, right = (sum(each[1:], each[0]) for each in zip(*sums, strict=True))
+                if small:
                     log_z = z.log()
                 loss += (log_z - right).sum()
                 inverse = (1.0 / z)[:, None]
-                scaledT = (hidden[part] * (inverse * early)).to(low).T.contiguous()
+                scaledT = (hidden[part] * (inverse * (1.0 / n))).to(low).T.contiguous()
                 products = run_on_threads(_Gradients.products, gradients, part, z, scaledT)
-                torch.mul(_total(products), inverse / n, out=d_hidden[part])
-            run_on_threads(_Gradients.write, gradients, d_weight, late)
+                torch.mul(sum(products[1:], products[0]), inverse / n, out=d_hidden[part])
+            run_on_threads(_Gradients.write, gradients, d_weight)
         ctx.save_for_backward(d_hidden, d_weight)
         return loss / n
 
@@ -334,20 +328,10 @@ class _Gradients:
                 self.d_weightT[block] += self.product[block]
         return (e @ self.share.w).to(self.wide)
 
-    def write(self, d_weight: Tensor, factor: float) -> None:
-        """Put what was added up, times a factor, into these rows of the matrix's gradient."""
-        if factor != 1.0:
-            self.d_weightT *= factor
+    def write(self, d_weight: Tensor) -> None:
+        """Put what was added up into these rows of the matrix's gradient."""
         rows = slice(self.share.first, self.share.first + len(self.share.w))
         d_weight[rows].copy_(self.d_weightT.T)
-
-
-def _total(parts: Sequence[Tensor]) -> Tensor:
-    """Their sum, from left to right."""
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
 
 
 def _exp_sums(logits: Tensor, factor: Tensor | None) -> Tensor:

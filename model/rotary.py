@@ -24,17 +24,10 @@ def rotation_table(n_positions: int, head_dim: int) -> Tensor:
 
 
 def rotate(x: Tensor, rotation: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Turn each half-pair of x by the angles of its position, in float32 or wider.
+    """Turn each half-pair of x (B, H, S, HD) by the angles of its position, in float32 or wider.
 
-    Differentiable once, in x.
-
-    Args:
-        x: (B, H, S, HD); fastest where it is a view of (B, S, H, HD).
-        rotation: (2, S, HD/2) or (2, B, 1, S, HD/2), as `rotation_table` has them.
-        dtype: of the result; None: x's.
-
-    Returns:
-        (B, H, S, HD).
+    The rotation is (2, S, HD/2) or (2, B, 1, S, HD/2), as `rotation_table` has it; the result has
+    the given type, or x's. Differentiable once, in x; fastest where x is a view of (B, S, H, HD).
     """
     turned: Tensor = _Rotate.apply(x.transpose(1, 2), rotation, dtype or x.dtype)  # type: ignore[no-untyped-call]
     return turned.transpose(1, 2)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.cpu.block_sizes import SAMPLED_CHUNK_TOKENS
-from model.loss import times
+from model.loss import require_fitting, times
 
 
 class VocabularySample(NamedTuple):
@@ -43,37 +43,15 @@ def sampled_cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy of `hidden @ weight.T + bias` against targets, estimated, in nats.
 
-    Differentiable once, in hidden and weight; the bias is a constant. Under autocast the products
-    run in its lower precision, all else in float32.
-
-    Args:
-        hidden: (N, D) hidden states.
-        weight: (V, D) the head's matrix.
-        targets: (N,) int64 ids.
-        sample: what they are compared with.
-        bias: (V,) added to the logits of every token; None: nothing.
-        chunk_tokens: tokens whose logits exist at once.
-
-    Returns:
-        Scalar, float32 (float64 for float64 input).
-
-    Raises:
-        ValueError: the shapes do not fit together, or there is no token.
+    Arguments, result and errors as in `model.loss.linear_cross_entropy`; under autocast all but the
+    products is in float32. `sample` is what the targets are compared with.
     """
-    shapes_fit = (
-        hidden.ndim == 2
-        and weight.ndim == 2
-        and hidden.shape[1] == weight.shape[1]
-        and targets.shape == hidden.shape[:1]
-        and sample.log_inclusion.shape == weight.shape[:1]
-        and (bias is None or bias.shape == weight.shape[:1])
-    )
-    if not shapes_fit or not len(targets) or sample.entries.ndim != 1 or not len(sample.entries):
+    require_fitting(hidden, weight, targets, bias)
+    drawn, chances = tuple(sample.entries.shape), tuple(sample.log_inclusion.shape)
+    if len(drawn) != 1 or not drawn[0] or chances != tuple(weight.shape[:1]):
         raise ValueError(
-            f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, targets "
-            f"{tuple(targets.shape)}, {tuple(sample.entries.shape)} entries drawn with chances "
-            f"{tuple(sample.log_inclusion.shape)}: expected (N, D), (V, D), (N,), (K,) and (V,) "
-            "with N and K at least 1"
+            f"{drawn} entries drawn with chances {chances}: expected (K,) with K at least 1 and "
+            f"(V,) with V = {len(weight)}"
         )
     loss: Tensor = _SampledCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, targets, sample, bias, chunk_tokens

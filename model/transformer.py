@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +23,9 @@ def initialise(module: nn.Module, residual_additions: int, zero_residual: bool =
     """Give a module GPT-2's initial weights (Radford et al. 2019, 2.3).
 
     Matrices are N(0, 0.02), biases zero. The last projection of each sub-layer is
-    N(0, 0.02/√n), so that the residual stream does not grow with the n sub-layers that add to it.
-
-    Args:
-        module: a model or a part of one.
-        residual_additions: n, sub-layers that add to the stream of which the module is part.
-        zero_residual: whether these projections are zero instead, so that each block begins as the
-            identity (Zhang et al. 2019, "Fixup").
+    N(0, 0.02/√n), so that the residual stream does not grow with the n sub-layers that add to it
+    (`residual_additions`), or zero, so that each block begins as the identity (Zhang et al. 2019,
+    "Fixup").
     """
     residual_std = 0.0 if zero_residual else INIT_STD / math.sqrt(residual_additions)
     for name, parameter in module.named_parameters():
@@ -43,22 +39,13 @@ def initialise(module: nn.Module, residual_additions: int, zero_residual: bool =
 def content_positions(
     input_ids: Tensor, attention_mask: Tensor | None, n_positions: int, limit: str = "n_positions"
 ) -> Tensor | None:
-    """The position of each token; None where they are 0 … S-1 in every row.
+    """The position of each token, (B, S); None where they are 0 … S-1 in every row.
 
     Positions count content tokens only, so that padding shifts nothing: with the mask
-    0 0 1 1 1 they are 0 0 0 1 2.
-
-    Args:
-        input_ids: (B, S) token ids.
-        attention_mask: (B, S), 1 for content and 0 for padding; None: all content.
-        n_positions: positions that the model has (P).
-        limit: what the model's user calls P.
-
-    Returns:
-        (B, S), or None.
+    0 0 1 1 1 they are 0 0 0 1 2. `limit` is what the model's user calls n_positions.
 
     Raises:
-        ValueError: S is more than P, or the mask's shape is not that of the ids.
+        ValueError: S is more than n_positions, or the mask's shape is not that of the ids.
     """
     length = input_ids.shape[1]
     if length > n_positions:
@@ -91,7 +78,29 @@ def embedding_sum(
     return tokens(input_ids) + positions(where)
 
 
-class Transformer(nn.Module):
+class TiedHead(nn.Module):
+    """A model whose head is its token embedding."""
+
+    token_embeddings: nn.Embedding
+    head_bias: Tensor | None
+    """(V,) added to the logits; None: nothing."""
+
+    @classmethod
+    def from_config(cls, shape: Any) -> Self:
+        """A freshly initialised model of this shape."""
+        return cls(shape)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's matrix (V, D): the token embedding itself."""
+        return self.token_embeddings.weight
+
+    def token_logits(self, x: Tensor) -> Tensor:
+        """Logits (B, S, V) of hidden states x (B, S, D): x times the token embedding, + bias."""
+        return F.linear(x, self.head_weight, self.head_bias)
+
+
+class Transformer(TiedHead):
     """Embeddings, pre-norm blocks, final norm, tied head."""
 
     causal: ClassVar[bool]
@@ -100,9 +109,7 @@ class Transformer(nn.Module):
     def __init__(self, shape: ModelConfig) -> None:
         """Build and initialise the model; without options it is GPT-2's.
 
-        Weights are N(0, 0.02), the two projections into the residual stream of each block
-        N(0, 0.02/√(2·n_layer)), biases zero, LayerNorm one and zero (Radford et al. 2019, 2.3). A
-        head bias is zero until `count_unigrams` is called or weights are loaded.
+        A head bias is zero until `count_unigrams` is called or weights are loaded.
         """
         super().__init__()
         self.shape = shape
@@ -117,35 +124,22 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(shape.p_dropout)
         self.blocks = nn.ModuleList(Block(shape, causal=self.causal) for _ in range(shape.n_layer))
         self.ln = build_norm(shape)
-        self.head_bias: Tensor | None
         zeros = None if shape.head_bias == "none" else torch.zeros(shape.n_vocab)
         self.register_buffer("head_bias", zeros)
         initialise(self, residual_additions=2 * shape.n_layer, zero_residual=shape.zero_init)
-
-    @classmethod
-    def from_config(cls, shape: ModelConfig) -> Self:
-        """A freshly initialised model of this shape."""
-        return cls(shape)
 
     @property
     def flops_per_token(self) -> int:
         """Training FLOPs per token as the course charges them (`nanogpt`), look-ups included."""
         return flops_per_token(self.shape, self.n_positions, Convention.NANOGPT)
 
-    @property
-    def head_weight(self) -> Tensor:
-        """The head's matrix (V, D): the token embedding itself."""
-        return self.token_embeddings.weight
-
     @torch.no_grad()
     def count_unigrams(self, counts: Tensor) -> None:
         """Set the head's bias to log frequencies, shifted so that the data's mean is 0.
 
-        Every id counts half a time more than it occurs (Krichevsky & Trofimov 1981), so that none
-        is impossible. The softmax does not see the shift; bf16 keeps more digits near 0.
-
-        Args:
-            counts: (V,) how often each id occurs in the training data.
+        `counts` (V,) says how often each id occurs in the training data. Each counts half a time
+        more (Krichevsky & Trofimov 1981), so that none is impossible. The softmax does not see the
+        shift; bf16 keeps more digits near 0.
 
         Raises:
             ValueError: the model has no such bias.
@@ -158,19 +152,10 @@ class Transformer(nn.Module):
         self.head_bias.copy_((logs - (frequencies * logs).sum()).float())
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Token plus position embedding, with dropout; without the latter where positions rotate.
+        """Token plus position embedding, (B, S, D), with dropout; of tokens alone with rope.
 
-        Positions count content tokens only; see `content_positions`.
-
-        Args:
-            input_ids: (B, S) token ids.
-            attention_mask: (B, S), 1 for content and 0 for padding; None: all content.
-
-        Returns:
-            (B, S, D).
-
-        Raises:
-            ValueError: S is more than n_positions, or the mask's shape is not that of the ids.
+        The mask (B, S) is 1 for content and 0 for padding; None: all content. Errors as in
+        `content_positions`.
         """
         if self.shape.positions == "rope":
             content_positions(input_ids, attention_mask, self.n_positions)
@@ -181,11 +166,9 @@ class Transformer(nn.Module):
         return self.dropout(embedded)
 
     def rotation(self, positions: Tensor | None, length: int) -> Tensor | None:
-        """What `model.rotary.rotate` turns S = `length` tokens by; None: positions do not rotate.
+        """What `model.rotary.rotate` turns `length` tokens by; None: positions do not rotate.
 
-        Args:
-            positions: (B, S) where each token stands; None: 0 … S-1.
-            length: S.
+        `positions` (B, S) says where each token stands; None: 0 … S-1.
         """
         if self.shape.positions != "rope":
             return None
@@ -209,19 +192,12 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """What the head sees of embedded tokens x (B, S, D): all blocks and the final norm.
 
-        Args:
-            x: what `embed` gives.
-            attention_mask: (B, S), 1 for content and 0 for padding; None: all content.
-            positions: (B, S) where each token stands; None: 0 … S-1. Only rotation asks for it.
+        `positions` are those of `rotation`.
         """
         rotation = self.rotation(positions, x.shape[1])
         for block in self.blocks:
             x = block(x, attention_mask, rotation)
         return self.ln(x)
-
-    def token_logits(self, x: Tensor) -> Tensor:
-        """Logits (B, S, V) of hidden states x (B, S, D): x times the token embedding, + bias."""
-        return F.linear(x, self.head_weight, self.head_bias)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits (B, S, V) at each position; arguments as in `embed`."""

@@ -300,10 +300,7 @@ class RunConfig(StrictModel):
 
     @property
     def wanted_train_tokens(self) -> int | None:
-        """Training tokens that a filled configuration can use in one pass; None: all there are.
-
-        How many tokens so many pairs have is not known before they are read.
-        """
+        """Training tokens of one pass; None: all there are (those of pairs are not known)."""
         if self.data.train_tokens is not None:
             return self.data.train_tokens
         return None if self.architecture == "encoder-decoder" else self.total_tokens
@@ -344,8 +341,7 @@ class RunConfig(StrictModel):
     def flops_by_part(self, convention: Convention) -> dict[str, int]:
         """Training FLOPs by part: of a decoder's token, of an encoder's sequence or of a pair.
 
-        Padding is charged as what it is beside: the products are computed. Where padding's logits
-        are not, `matmul` and `mac` are the most that it can cost.
+        Where padding's logits are not computed, `matmul` and `mac` are the most that it can cost.
         """
         if isinstance(self.model, EncoderDecoderConfig):
             assert self.source_len is not None

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from budgetsweep.errors import DataError, NonFiniteLoss
+from model.generation.sampling import evaluating
 from trainer.evaluation import perplexity
 
 Tokens: TypeAlias = Tensor | np.ndarray | Sequence[int]
@@ -32,17 +33,9 @@ def random_batch_sampler(
     seq_len: int,
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
-    """Windows at uniformly random starts 0 … len - seq_len inclusive, for ever.
+    """Windows (B, S) int64 at uniformly random starts 0 … len - seq_len inclusive, for ever.
 
-    Args:
-        tokens: token ids in one dimension.
-        device: where batches are put.
-        batch_size: windows in a batch (B).
-        seq_len: tokens in a window (S).
-        generator: source of the starts; None: torch's global one.
-
-    Returns:
-        Iterator of (B, S) int64.
+    `generator` is the source of the starts; None: torch's global one.
 
     Raises:
         DataError: there are fewer than seq_len tokens.
@@ -63,10 +56,7 @@ def random_batch_sampler(
 def sequential_batch_sampler(
     tokens: Tokens, device: torch.device | str, batch_size: int, seq_len: int
 ) -> Iterator[Tensor]:
-    """The tokens once, in order, in batches (B, S); the incomplete last batch is dropped.
-
-    Args and Raises as in `random_batch_sampler`, but fewer tokens than one batch give no batch.
-    """
+    """The tokens once, in order, in batches (B, S); the incomplete last batch is dropped."""
     array = _token_array(tokens, batch_size, seq_len)
     window = torch.arange(batch_size * seq_len).view(batch_size, seq_len)
 
@@ -98,14 +88,10 @@ def _on_device(array: Tensor | np.ndarray, index: Tensor, device: torch.device |
 
 
 def compute_language_modeling_loss(input_ids: Tensor, logits: Tensor) -> Tensor:
-    """Mean next-token cross-entropy in nats.
+    """Mean next-token cross-entropy in nats, at least float32.
 
-    Args:
-        input_ids: (B, S); the token at position t + 1 is the target of position t.
-        logits: (B, S, V); those of the last position have no target.
-
-    Returns:
-        Scalar, at least float32.
+    The token of input_ids (B, S) at position t + 1 is the target of position t of the logits (B, S,
+    V); those of the last position have no target.
     """
     wide = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(wide.flatten(0, 1), input_ids[:, 1:].flatten())
@@ -120,26 +106,18 @@ def train(
     num_training_steps: int = 0,
     grad_accumulation_steps: int = 1,
 ) -> list[float]:
-    """Train `model` in place.
+    """Train `model`, which gives logits (B, S, V) of input_ids (B, S), in place.
 
-    The gradient of one optimiser step is the mean over its micro-batches: with micro-batches of
-    one size it equals that of the batch that holds them all.
-
-    Args:
-        model: gives logits (B, S, V) of input_ids (B, S).
-        batch_sampler: yields num_training_steps * grad_accumulation_steps batches or more.
-        optimizer: its learning rate is set before each step.
-        lr_schedule: learning rate of step t = 0, 1, …
-        autocast: context of the forward pass.
-        num_training_steps: optimiser steps.
-        grad_accumulation_steps: micro-batches in a step.
+    The gradient of one optimiser step is the mean over its micro-batches: with micro-batches of one
+    size it equals that of the batch that holds them all. The learning rate is set before each step
+    t = 0, 1, …
 
     Returns:
         Mean training loss of each step, in nats.
 
     Raises:
-        NonFiniteLoss: a loss is NaN or infinite; raised before that step changes any weight.
-            Steps count from 1.
+        NonFiniteLoss: a loss is NaN or infinite; raised before that step changes any weight. Steps
+            count from 1.
         DataError: the sampler ran out of batches.
     """
     model.train()
@@ -165,7 +143,6 @@ def train(
     return losses
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     batch_sampler: Iterable[Tensor],
@@ -173,27 +150,18 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean loss over the batches, each batch weighing the same, without dropout.
 
-    Args:
-        model: gives logits (B, S, V) of input_ids (B, S); left in the mode it came in.
-        batch_sampler: a finite iterable of batches.
-        autocast: context of the forward pass.
-
     Returns:
         {"val-loss": nats, "val-perplexity": exp(loss)}.
 
     Raises:
         DataError: no batch.
     """
-    was_training = model.training
-    model.eval()
     losses: list[float] = []
-    try:
+    with evaluating(model):
         for input_ids in batch_sampler:
             with autocast:
                 loss = compute_language_modeling_loss(input_ids, model(input_ids))
             losses.append(loss.item())
-    finally:
-        model.train(was_training)
     if not losses:
         raise DataError("no full batch to evaluate on: use fewer or shorter sequences a batch")
     mean = math.fsum(losses) / len(losses)

@@ -16,11 +16,9 @@ class RunDriver:
     """One run in hand."""
 
     def __init__(self, run: Run, waits_at: Callable[[Event], bool] | None = None) -> None:
-        """Take a run up, which has not begun.
+        """Take up a run (`trainer.loop.train_run`), which has not begun.
 
-        Args:
-            run: the generator (`trainer.loop.train_run`).
-            waits_at: whether the run stands still after an event until there is a verdict.
+        `waits_at`: whether the run stands still after an event until there is a verdict.
         """
         self._run, self._waits_at = run, waits_at
         self._command: Command | None = None

@@ -16,6 +16,7 @@ from budgetsweep.errors import ConfigError, DataError
 from model.decoder import DecoderLM
 from model.encoder import EncoderLM
 from model.encoder_decoder import EncoderDecoderLM
+from model.generation.sampling import evaluating
 from model.loss import token_losses
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ class Validation:
     """Tokens that were predicted."""
 
 
-@torch.no_grad()
 def validate(
     model: DecoderLM,
     val: TokenArray | np.ndarray,
@@ -50,43 +50,36 @@ def validate(
     device: torch.device | str,
     autocast: AbstractContextManager[Any],
     bytes_per_token: float | None,
-    drop_last: bool = False,
 ) -> Validation:
     """Loss of `model` on the validation tokens, walked once in order, without dropout.
 
     The tokens are cut into windows of seq_len; each gives seq_len - 1 predictions. Every predicted
-    token weighs the same, in the shorter last window and the smaller last batch too.
+    token weighs the same, in the shorter last window and the smaller last batch too. The model's
+    mode comes back.
 
     Args:
-        model: left in the mode (training or evaluation) that it came in.
-        val: anything with a length and slices that are arrays of ids.
-        seq_len: tokens in a window (S), at least 2.
         batch_size: windows evaluated at once; decides memory, not the result.
-        bytes_per_token: mean bytes of UTF-8 text a token, for bits_per_byte.
-        drop_last: leave out the last incomplete batch, as the course's sampler does.
+        bytes_per_token: mean bytes of UTF-8 text per token, for bits_per_byte.
 
     Raises:
         ConfigError: seq_len is below 2.
-        DataError: not even two tokens, or with drop_last not one full batch.
+        DataError: not even two tokens.
     """
     if seq_len < 2:
         raise ConfigError(f"seq_len = {seq_len}: a window to validate on needs at least 2 tokens")
 
     def predictions() -> Iterator[Predictions]:
-        for ids in sequential_windows(val, seq_len, batch_size, drop_last):
+        for ids in sequential_windows(val, seq_len, batch_size):
             inputs = torch.from_numpy(ids).to(device, non_blocking=True)
             hidden = model.hidden(inputs[:, :-1])
             rows = [ids.shape[1] - 1] * len(ids)
             yield Predictions(hidden.flatten(0, 1), inputs[:, 1:].flatten(), rows)
 
-    result = validate_on(model, predictions(), autocast, bytes_per_token)
-    if result is None:
-        raise DataError(
-            f"{len(val)} validation tokens are too few for one pass with seq_len = {seq_len}"
-            + (f" and batch_size = {batch_size}" if drop_last else "")
-            + ": prepare more validation text"
-        )
-    return result
+    too_few = (
+        f"{len(val)} validation tokens are too few for one pass with seq_len = {seq_len}: "
+        "prepare more validation text"
+    )
+    return validate_on(model, predictions(), autocast, too_few, bytes_per_token)
 
 
 class Predictions(NamedTuple):
@@ -100,35 +93,30 @@ class Predictions(NamedTuple):
     """Predicted tokens of each row: a window or a pair, the independent sample."""
 
 
-@torch.no_grad()
 def validate_on(
     model: Model,
     batches: Iterator[Predictions],
     autocast: AbstractContextManager[Any],
+    nothing: str,
     bytes_per_token: float | None = None,
-) -> Validation | None:
-    """Token-weighted loss over all batches, without dropout; None when nothing is predicted.
+) -> Validation:
+    """Token-weighted loss over all batches, without dropout, each computed here under autocast.
 
-    Args:
-        model: left in the mode that it came in.
-        batches: computed here, one at a time, under autocast.
-        bytes_per_token: mean bytes of UTF-8 text a predicted token, for bits_per_byte.
+    `bytes_per_token` is of a predicted token, for bits_per_byte.
+
+    Raises:
+        DataError: nothing is predicted; in these words.
     """
-    was_training = model.training
-    model.train(False)
     losses: list[Tensor] = []
     counts: list[int] = []
-    try:
-        with autocast:
-            for hidden, targets, rows in batches:
-                if len(targets):
-                    each = token_losses(hidden, model.head_weight, targets, bias=model.head_bias)
-                    losses.extend(_row_sums(each, rows))
-                    counts += [count for count in rows if count]
-    finally:
-        model.train(was_training)
+    with evaluating(model), autocast:
+        for hidden, targets, rows in batches:
+            if len(targets):
+                each = token_losses(hidden, model.head_weight, targets, bias=model.head_bias)
+                losses.extend(_row_sums(each, rows))
+                counts += [count for count in rows if count]
     if not counts:
-        return None
+        raise DataError(nothing)
     sums = torch.cat(losses).cpu().double().numpy()
     loss, stderr = ratio_estimate(sums, np.asarray(counts, dtype=np.float64))
     return Validation(
@@ -148,15 +136,9 @@ def perplexity(loss_nats: float) -> float:
 def ratio_estimate(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float | None]:
     """Mean per token and its standard error, windows being the independent sample.
 
-    The linearised variance of a ratio of totals (Cochran 1977, eq. 6.13) with k windows:
-    k/(k-1) · Σ(sumᵢ - mean·countᵢ)² / (Σ countᵢ)².
-
-    Args:
-        sums: (k,) loss of each window, summed over its tokens.
-        counts: (k,) tokens of each window.
-
-    Returns:
-        Mean and standard error; the latter None with fewer than two windows.
+    Of the loss of each window, summed over its tokens (k,), and their number (k,): the linearised
+    variance of a ratio of totals (Cochran 1977, eq. 6.13), k/(k-1) · Σ(sumᵢ - mean·countᵢ)² / (Σ
+    countᵢ)²; None with fewer than two windows.
     """
     total = float(counts.sum())
     mean = float(sums.sum()) / total
@@ -181,16 +163,14 @@ def _sum_type(losses: Tensor) -> torch.dtype:
 
 
 def sequential_windows(
-    val: TokenArray | np.ndarray, seq_len: int, batch_size: int, drop_last: bool = False
+    val: TokenArray | np.ndarray, seq_len: int, batch_size: int
 ) -> Iterator[np.ndarray]:
     """Arrays (b, s) of int64: full batches, then the last smaller batch, then the last window."""
     n_full = len(val) // seq_len
     for first in range(0, n_full, batch_size):
         rows = min(batch_size, n_full - first)
-        if drop_last and rows < batch_size:
-            return
         ids = np.asarray(val[first * seq_len : (first + rows) * seq_len])
         yield ids.astype(np.int64).reshape(rows, seq_len)
     rest = len(val) - n_full * seq_len
-    if rest >= 2 and not drop_last:
+    if rest >= 2:
         yield np.asarray(val[n_full * seq_len :]).astype(np.int64).reshape(1, rest)

@@ -15,7 +15,6 @@ import os
 import sys
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from budgetsweep.errors import BudgetExceeded, CheckpointError
@@ -58,11 +57,7 @@ class FlopMeter:
     """Charges each step before it is computed; a context manager that owns the run's folder."""
 
     def __init__(self, run_dir: Path, flops_per_step: int, budget_flops: int) -> None:
-        """Open or create the counter in `run_dir`.
-
-        Args:
-            flops_per_step: training FLOPs of one optimiser step, in the run's convention.
-            budget_flops: training FLOPs that the run's history may hold.
+        """Open or create the counter in `run_dir`, in the run's convention.
 
         Raises:
             CheckpointError: the file cannot be written, or another process holds it.
@@ -104,21 +99,12 @@ class FlopMeter:
             )
         self._counter[0] += 1  # one aligned store: a kill leaves the old count or the new one
 
-    def close(self) -> None:
-        """Release the counter and the run's folder."""
-        self._counter.release()
-        self._opened.close()
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+    def __exit__(self, *error: object) -> None:
+        self._counter.release()
+        self._opened.close()
 
 
 def _owned(run_dir: Path) -> AbstractContextManager[object]:

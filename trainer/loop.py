@@ -90,10 +90,7 @@ def _train(config: RunConfig, data: TokenData, run_dir: Path, device: torch.devi
 
 
 def _isolated(run: Run, device: torch.device) -> Run:
-    """Give `run` a random state and treatment of denormals of its own.
-
-    Those of the caller are back whenever an event is handled.
-    """
+    """Give `run` a random state and treatment of denormals of its own; its caller's come back."""
     ours = random_state(device)
     command: Command | None = None
     with closing(run):

@@ -46,13 +46,9 @@ EMBEDDING_BLOCKS = 3.5
 
 
 def estimate_memory_bytes(config: RunConfig, kind: DeviceKind, bf16: bool) -> int:
-    """Peak memory of a run.
+    """Peak memory of a run in bytes: of the whole process on a CPU, of the allocator on a GPU.
 
-    Args:
-        bf16: whether it computes in bf16 (`trainer.hardware.device.uses_bf16`).
-
-    Returns:
-        Bytes: of the whole process on a CPU, of the allocator on a GPU.
+    `bf16`: whether it computes in bf16 (`trainer.hardware.device.uses_bf16`).
     """
     saved = saved_blocks(config, kind, bf16)
     alive = sum(count * size for count, size in saved)

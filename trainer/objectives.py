@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from budgetsweep.errors import DataError
 from model.decoder import DecoderLM
 from model.encoder import CorruptedTokens, EncoderLM, corrupt_tokens
 from model.encoder_decoder import EncoderDecoderLM
@@ -60,6 +59,8 @@ class Objective(ABC, Generic[BatchT]):
     """What the model of a run learns to predict."""
 
     model_class: type[DecoderLM] | type[EncoderLM] | type[EncoderDecoderLM]
+    gathers_on_device: bool = False
+    """Whether `gather` can make batches, with nothing from the CPU but `step_inputs`."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -70,35 +71,21 @@ class Objective(ABC, Generic[BatchT]):
         return model.to(self.device)
 
     @abstractmethod
-    def read(self, data: TokenData) -> None:
-        """Take the text to draw batches from and to validate on.
+    def read(self, data: TokenData, *, train: bool = True) -> None:
+        """Take the text to draw batches from and to validate on; without `train` the latter only.
 
         Raises:
             DataError: it is too short, or of another kind.
         """
 
     @abstractmethod
-    def read_validation(self, data: TokenData) -> None:
-        """Take the text to validate on only.
-
-        Raises:
-            DataError: it is of another kind.
-        """
-
-    @abstractmethod
     def batch(self, step: int, micro: int) -> BatchT:
         """Micro-batch `micro` of optimiser step `step` (both from 0), on the device."""
-
-    @property
-    def gathers_on_device(self) -> bool:
-        """Whether `gather` can make batches, with nothing from the CPU but `step_inputs`."""
-        return False
 
     def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
         """What differs between the batches of so many optimiser steps.
 
-        Returns:
-            Arrays (count, M, ...), M micro-batches a step, of the same shapes for every step.
+        Arrays (count, M, ...), M micro-batches a step, of the same shapes for every step.
         """
         raise NotImplementedError
 
@@ -138,10 +125,13 @@ def objective_for(config: RunConfig, device: torch.device) -> Objective[Any]:
 class _Stream(Objective[BatchT]):
     """Learns from windows of running text."""
 
-    def read(self, data: TokenData) -> None:
-        """Open both texts; see `Objective.read`."""
-        self.read_validation(data)
-        self.draw_from(data.train)
+    data: TokenData
+
+    def read(self, data: TokenData, *, train: bool = True) -> None:
+        """See `Objective.read`."""
+        self.data = data
+        if train:
+            self.draw_from(data.train)
 
     def draw_from(self, tokens: TokenArray) -> None:
         """Draw training windows from these tokens."""
@@ -149,10 +139,6 @@ class _Stream(Objective[BatchT]):
         self.sampler = WindowSampler(
             tokens, config.batch_size, config.seq_len, config.seed, micro_batches
         )
-
-    def read_validation(self, data: TokenData) -> None:
-        """Open the validation text."""
-        self.data = data
 
     def windows(self, step: int, micro: int) -> Tensor:
         """(B, S + 1) ids on the device."""
@@ -178,15 +164,16 @@ class NextToken(_Stream[Windows]):
     model_class = DecoderLM
 
     _counts: np.ndarray | None = None
-    """(V,) how often each id occurs in the training text."""
     _vocabulary: VocabularySampler | None = None
     _log_inclusion: Tensor | None = None
     _device_tokens: DeviceTokens | None = None
 
-    def read(self, data: TokenData) -> None:
-        """Open both texts; count the training text's ids and keep them, where that is needed."""
-        super().read(data)
+    def read(self, data: TokenData, *, train: bool = True) -> None:
+        """See `Objective.read`; counts the training text's ids and keeps them, where needed."""
+        super().read(data, train=train)
         config = self.config
+        if not train:
+            return
         if self.device.type == "cuda":
             self.keep_on_device(data.train)
         if getattr(config.model, "head_bias", None) == "unigram" or config.head_samples is not None:
@@ -215,11 +202,7 @@ class NextToken(_Stream[Windows]):
     def keep_on_device(self, tokens: TokenArray) -> None:
         """Gather windows on the device from now on, if the text fits there."""
         self._device_tokens = tokens_on_device(tokens, self.device)
-
-    @property
-    def gathers_on_device(self) -> bool:
-        """Once the text is there."""
-        return self._device_tokens is not None
+        self.gathers_on_device = self._device_tokens is not None
 
     def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
         """Where windows begin, (count, M, B), and the sampled ids, (count, M, K)."""
@@ -305,9 +288,9 @@ class MaskedTokens(_Stream[CorruptedTokens]):
 
     special_ids: tuple[int, ...] = ()
 
-    def read_validation(self, data: TokenData) -> None:
-        """Open the validation text."""
-        super().read_validation(data)
+    def read(self, data: TokenData, *, train: bool = True) -> None:
+        """See `Objective.read`."""
+        super().read(data, train=train)
         self.special_ids = (data.eot,)
 
     def batch(self, step: int, micro: int) -> CorruptedTokens:
@@ -341,10 +324,8 @@ class MaskedTokens(_Stream[CorruptedTokens]):
                 hidden = model.hidden(inputs)[chosen.to(self.device)]
                 yield Predictions(hidden, targets, chosen.sum(dim=1).tolist())
 
-        result = validate_on(model, predictions(), autocast)
-        if result is None:
-            raise DataError("the validation text has no token to mask: prepare more of it")
-        return result
+        nothing = "the validation text has no token to mask: prepare more of it"
+        return validate_on(model, predictions(), autocast, nothing)
 
     def _corrupt(self, ids: Tensor, *seed: int) -> CorruptedTokens:
         draws = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
@@ -364,24 +345,21 @@ class TargetOfSource(Objective[PairBatch]):
 
     model_class = EncoderDecoderLM
 
-    def read(self, data: TokenData) -> None:
-        """Find the pairs of both texts; see `Objective.read`."""
-        self.read_validation(data)
+    def read(self, data: TokenData, *, train: bool = True) -> None:
+        """Find the pairs; see `Objective.read`."""
+        data.require_pairs()
         config = self.config
         assert config.source_len is not None
-        self.sampler = PairSampler(
-            PairIndex(data.train, data.eot),
-            config.batch_size,
-            config.source_len,
-            config.seq_len,
-            config.seed,
-            data.eot,
-            config.grad_accumulation_steps,
-        )
-
-    def read_validation(self, data: TokenData) -> None:
-        """Find the pairs of the validation text; see `Objective.read_validation`."""
-        data.require_pairs()
+        if train:
+            self.sampler = PairSampler(
+                PairIndex(data.train, data.eot),
+                config.batch_size,
+                config.source_len,
+                config.seq_len,
+                config.seed,
+                data.eot,
+                config.grad_accumulation_steps,
+            )
         self.eot = data.eot
         self.val = PairIndex(data.val, data.eot)
         self.bytes_per_token = None
@@ -415,10 +393,8 @@ class TargetOfSource(Objective[PairBatch]):
             self.val, rows, config.source_len, config.seq_len, self.eot, self.device
         )
         predictions = (Predictions(*self._predict(model.hidden, batch)) for batch in batches)
-        result = validate_on(model, predictions, autocast, self.bytes_per_token)
-        if result is None:
-            raise DataError("the validation text has no pair: prepare more of it")
-        return result
+        nothing = "the validation text has no pair: prepare more of it"
+        return validate_on(model, predictions, autocast, nothing, self.bytes_per_token)
 
     @staticmethod
     def _predict(forward: Forward, batch: PairBatch) -> tuple[Tensor, Tensor, list[int]]:

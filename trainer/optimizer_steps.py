@@ -59,11 +59,7 @@ class Training:
     autocast: AbstractContextManager[Any]
 
     def backward(self, batches: Callable[[int], Any]) -> Tensor:
-        """Gradients of all micro-batches; their losses (M,), without gradients.
-
-        Args:
-            batches: the batch of each micro-batch 0 … M - 1.
-        """
+        """Gradients of all micro-batches, numbered from 0; their losses (M,), without gradients."""
         micro_batches = self.config.grad_accumulation_steps
         losses = []
         for micro in range(micro_batches):
@@ -154,12 +150,10 @@ class QueuedSteps(Steps):
     def __init__(
         self, training: Training, first_step: int = 0, capture: Capture | None = None
     ) -> None:
-        """Prepare; the optimiser's learning rates become one tensor.
+        """Prepare; the optimiser, which has its state, gets one tensor for its learning rates.
 
-        Args:
-            training: its optimiser has the state to go on from.
-            capture: makes a step repeatable, as `cuda_graph` does; None: steps are queued
-                operation by operation.
+        `capture` makes a step repeatable, as `cuda_graph` does; None: steps are queued operation by
+        operation.
         """
         super().__init__(training)
         device = training.device

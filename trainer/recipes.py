@@ -30,10 +30,6 @@ RUN_OPTIONS: dict[Recipe, dict[str, Any]] = {
 }
 """Keys of a run that a recipe sets where the configuration does not."""
 
-_SAME: dict[str, str] = {"min_lr_ratio": "min_lr"}
-"""Two ways of saying one thing: the recipe is silent where the other is said."""
-
-
 LARGE_VOCABULARY = 16_384
 """From so many ids on a recipe samples the softmax: below, logits are a small part of a step."""
 
@@ -43,16 +39,11 @@ def expanded(
 ) -> dict[str, Any]:
     """A run's plain data with what its recipe sets and it does not say, under `model_config`.
 
-    Args:
-        run: plain data of the run.
-        model: plain data of the model's shape, which `run` holds under either name.
-        n_vocab: ids of the vocabulary.
+    `model` is the plain data of the model's shape, which `run` holds under either name.
     """
-    options = {
-        name: value
-        for name, value in RUN_OPTIONS[recipe].items()
-        if _SAME.get(name, name) not in run
-    }
+    options = dict(RUN_OPTIONS[recipe])
+    if "min_lr" in run:  # another way of saying min_lr_ratio
+        options.pop("min_lr_ratio", None)
     if n_vocab < LARGE_VOCABULARY:
         options.pop("head_samples", None)
     key = "model_config" if "model_config" in run else "model"

@@ -25,7 +25,7 @@ from trainer.data.shards.tokens import TokenData
 from trainer.evaluation import Validation
 from trainer.events import Checkpointed, Command, Point, Progress, RunResult, RunStatus
 from trainer.flop_meter import FlopMeter
-from trainer.hardware.compilation import forget_compiled, training_forward, wants_compile
+from trainer.hardware.compilation import training_forward, wants_compile
 from trainer.hardware.device import (
     autocast_context,
     device_name,
@@ -141,12 +141,7 @@ class RunState:
             self.step += 1
 
     def collect(self) -> None:
-        """Wait for the steps taken and count their losses.
-
-        Raises:
-            NonFiniteLoss: one is not finite.
-            FloatingPointError: a gradient norm is not finite.
-        """
+        """Wait for the steps taken and count their losses; errors as in `Steps.take`."""
         assert self.steps is not None
         with self._clock("train_seconds"):
             finished = self.steps.collect()
@@ -274,7 +269,7 @@ class RunState:
         """Leave nothing behind in a process that goes on to other runs."""
         self.steps = None  # a graph owns the memory of its step
         if self.compiled:
-            forget_compiled()
+            torch.compiler.reset()  # of many shapes it would add up
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["data_checksum"] != self.data.data_checksum:

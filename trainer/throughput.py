@@ -9,7 +9,7 @@ from statistics import median
 import torch
 
 from trainer.config import RunConfig
-from trainer.hardware.compilation import forget_compiled, training_forward, wants_compile
+from trainer.hardware.compilation import training_forward, wants_compile
 from trainer.hardware.device import autocast_context, flushing_denormals, synchronize, torch_device
 from trainer.hardware.process_memory import keep_freed_memory
 from trainer.objectives import NextToken, objective_for
@@ -18,19 +18,13 @@ from trainer.optimizer_steps import LOGGED_STEPS, Training, steps_of
 
 
 def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
-    """Training speed of a configuration here, from real optimiser steps on random tokens.
+    """Training tokens per second of a configuration here, from optimiser steps on random tokens.
 
-    Forward, loss, backward and update are run on this device in the run's precision after a
-    warm-up, without torch.compile unless it is asked for (`compile: on`). On CUDA whole steps are
-    queued or captured as in a run. Elsewhere a batch too large for the time is measured on fewer
-    sequences; the update is timed by itself and charged once a step. The caller's random state is
-    kept.
-
-    Args:
-        seconds: time to measure, warm-up (about as long at most) not counted.
-
-    Returns:
-        Training tokens per second.
+    Forward, loss, backward and update are run on this device in the run's precision after a warm-up
+    (about as long as `seconds` at most), without torch.compile unless it is asked for (`compile:
+    on`). On CUDA whole steps are queued or captured as in a run. Elsewhere a batch too large for
+    the time is measured on fewer sequences; the update is timed by itself and charged once a step.
+    The caller's random state is kept.
     """
     device = torch_device(config.device)
     keep_freed_memory()
@@ -42,39 +36,30 @@ def measure_tokens_per_second(config: RunConfig, seconds: float = 1.0) -> float:
                 return StepTimer(config, device).tokens_per_second(seconds)
             finally:
                 if config.compile == "on":
-                    forget_compiled()
+                    torch.compiler.reset()
         return _measure(config, device, seconds)
 
 
-def training_on_noise(config: RunConfig, device: torch.device) -> Training:
-    """A decoder's training of random ids, kept on the device, which moves no weight.
-
-    Args:
-        config: its steps and learning rates are not looked at.
-    """
-    config = config.with_changes(
-        num_training_steps=1 << 30, num_warmup_steps=0, warmup_fraction=None,
-        max_lr=0.0, min_lr=None, min_lr_ratio=0.0, budget_flops=None,
-    )  # fmt: skip
-    objective = NextToken(config, device)
-    objective.read_noise()
-    model = objective.build_model()
-    compiled = config.compile == "on" and wants_compile(config, device)
-    return Training(
-        config, device, objective, model, training_forward(model, compiled),
-        build_optimizer(model, config, device), autocast_context(config, device),
-    )  # fmt: skip
-
-
 class StepTimer:
-    """A decoder's training of random ids on a device, to be timed again and again.
+    """A decoder's training of random ids on a device, which moves no weight, to be timed.
 
     Steps are taken as in a run: queued or captured on CUDA, one by one elsewhere.
     """
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         """Build model and optimiser; what has to be captured or compiled is, at the first step."""
-        self.training = training_on_noise(config, device)
+        config = config.with_changes(
+            num_training_steps=1 << 30, num_warmup_steps=0, warmup_fraction=None,
+            max_lr=0.0, min_lr=None, min_lr_ratio=0.0, budget_flops=None,
+        )  # fmt: skip
+        objective = NextToken(config, device)
+        objective.read_noise()
+        model = objective.build_model()
+        compiled = config.compile == "on" and wants_compile(config, device)
+        self.training = Training(
+            config, device, objective, model, training_forward(model, compiled),
+            build_optimizer(model, config, device), autocast_context(config, device),
+        )  # fmt: skip
         self._steps = steps_of(self.training, 0)
         self._taken = 0
         self.time_steps(1)

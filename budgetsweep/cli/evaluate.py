@@ -43,15 +43,12 @@ FORMAT_NAMES = ("safetensors", "gpt2", "pt")
 @click.option("--seq-len", type=click.IntRange(2), help="Tokens in a window [default: the run's].")
 @click.option("--val-tokens", type=click.IntRange(1), help="Only the first so many tokens.")
 @model_options
-@click.option(
-    "--drop-last", is_flag=True, help="Leave out the shorter last batch, as the course does."
-)
 @cache_dir_option
 @json_option
 @device_option
 def evaluate_command(
     model: Path, source: str | None, text_field: str | None, seq_len: int | None,
-    val_tokens: int | None, n_head: int | None, tokenizer: str | None, drop_last: bool,
+    val_tokens: int | None, n_head: int | None, tokenizer: str | None,
     cache_dir: Path | None, as_json: bool, device: str,
 ) -> None:  # fmt: skip
     """Measure loss, perplexity and bits per byte of a trained model.
@@ -76,10 +73,11 @@ def evaluate_command(
     wanted = _Wanted(source, text_field, val_tokens, cache_dir, progress)
     run = run_beside(model)
     if run is not None and run.architecture != "decoder":
-        for option, value in (("--seq-len", seq_len), ("--drop-last", drop_last)):
-            if value:
-                raise ConfigError(f"{option}: {model} holds an {run.architecture}, which is "
-                                  "measured as it was trained")  # fmt: skip
+        if seq_len:
+            raise ConfigError(
+                f"--seq-len: {model} holds an {run.architecture}, which is measured as it was "
+                "trained"
+            )
         with enough_memory("its batch is that of the run's batch_size"):
             path, held_out, result = _evaluate_trained(model, where, wanted)
         tokenizer, seq_len = run.tokenizer_encoding, run.seq_len
@@ -98,7 +96,7 @@ def evaluate_command(
                 loaded.model.to(where), held_out.ids, seq_len=seq_len, device=where,
                 batch_size=config.batch_size if config else max(1, EVALUATION_TOKENS // seq_len),
                 autocast=autocast_context(config, where) if config else contextlib.nullcontext(),
-                bytes_per_token=held_out.bytes_per_token, drop_last=drop_last,
+                bytes_per_token=held_out.bytes_per_token,
             )  # fmt: skip
         path, tokenizer = loaded.path, loaded.tokenizer
     if not math.isfinite(result.loss_nats):
@@ -208,7 +206,7 @@ def _held_out(owner: _Owner, wanted: _Wanted) -> HeldOut:
 def convert_command(
     model: Path, to: Format, output_dir: Path, n_head: int | None, tokenizer: str | None
 ) -> None:
-    """Write a trained model as safetensors or for transformers, or one of those as model.pt.
+    """Write a trained model as safetensors, for transformers, or as model.pt.
 
     MODEL is a run's folder, a model.pt, the course's too, or a converted model.
     """

@@ -27,18 +27,8 @@ def attend_in_blocks(
 ) -> Tensor:
     """What `model.attention.attend` gives of bf16 heads on a CPU without padding, to 2⁻⁸.
 
-    Differentiable once.
-
-    Args:
-        q: queries (B, H, T, HD).
-        k: keys (B, H, S, HD).
-        v: values (B, H, S, HD).
-        scale: factor on the scores.
-        p_dropout: share of the attention weights to drop; the rest grows by 1/(1 - p_dropout).
-        causal: whether query t sees keys 0 … t only; needs T = S.
-
-    Returns:
-        (B, H, T, HD), bf16.
+    Queries q are (B, H, T, HD), keys k and values v (B, H, S, HD), the result (B, H, T, HD) in
+    bf16. Differentiable once. Causal (query t sees keys 0 … t only) needs T = S.
     """
     out: Tensor = _Blocks.apply(q, k, v, scale, p_dropout, causal)  # type: ignore[no-untyped-call]
     return out

@@ -1,33 +1,15 @@
-"""How much the loss and a CPU's attention compute at once. No torch.
-
-The loss, measured on a CPU (Xeon with AMX, one thread, torch 2.13): CPU time in µs per token of
-loss and gradients, V = 50257, bf16 autocast, least of four. "All": F.cross_entropy of all logits.
-
-| tokens in a chunk | 64 | 128 | 192 | 320 | 512 | 1024 | 2048 | all |
-|---|---|---|---|---|---|---|---|---|
-| D = 64 | 245 | 185 | 166 | 159 | 151 | 157 | 161 | 1010 |
-| D = 128 | 372 | 272 | 244 | 174 | 143 | 160 | 170 | 898 |
-
-Small chunks pay for adding up the matrix's gradient (V x D per chunk), large ones leave the cache.
-"""
+"""How much the loss and a CPU's attention compute at once (docs/experiments.md). No torch."""
 
 from __future__ import annotations
 
 CPU_CHUNK_LOGITS = 1 << 25
-"""Logits in a chunk on a CPU: 640 tokens of GPT-2's vocabulary, 64 MB in bf16. Two threads take 9
-to 20 % longer with half as many (D = 128, 2,048 tokens, four runs of 6 to 9 rounds), one thread as
-long, within noise."""
+"""Logits in a chunk on a CPU: 640 tokens of GPT-2's vocabulary, 64 MB in bf16."""
 CUDA_CHUNK_LOGITS = 1 << 28
 """Logits in a chunk on a GPU, where few large kernels matter more. *Assumption*, not measured."""
 
 
 def loss_chunk_tokens(n_vocab: int, kind: str = "cpu") -> int:
-    """Tokens in one chunk of the linear cross-entropy, a multiple of 32 and at least 32.
-
-    Args:
-        n_vocab: logits of a token (V).
-        kind: `cpu`, `cuda` or `mps`.
-    """
+    """Tokens in a chunk of the linear cross-entropy on `cpu`, `cuda` or `mps`, a multiple of 32."""
     logits = CUDA_CHUNK_LOGITS if kind == "cuda" else CPU_CHUNK_LOGITS
     return max(32, logits // n_vocab // 32 * 32)
 

@@ -27,13 +27,10 @@ were measured."""
 
 
 def team_size(kind: str) -> int:
-    """How many tasks `run_on_threads` can run at once: PyTorch's threads on a CPU, else 1.
+    """How many tasks `run_on_threads` can run at once: PyTorch's threads on a `cpu`, else 1.
 
     It is 1 inside a task, while torch.compile traces, and where operations are watched
     (`torch.utils.flop_counter`), which follows no other threads.
-
-    Args:
-        kind: `cpu`, `cuda` or `mps`, where the tensors are.
     """
     if kind != "cpu" or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return 1
@@ -49,15 +46,10 @@ def run_on_threads(
 ) -> list[T]:
     """`function(member, ...)` of each member side by side, on threads with one-threaded operations.
 
-    Nothing there computes gradients or is in autocast, unless the function asks for it; the
-    treatment of denormals is the caller's. All have ended when this returns or raises. A single
-    member is served by the caller's own thread, as it is.
-
-    Returns:
-        What the function returns, in the order of the members.
-
-    Raises:
-        BaseException: that of the first member for which the function raised one.
+    Results come in the order of the members. Nothing there computes gradients or is in autocast,
+    unless the function asks for it; the treatment of denormals is the caller's. All have ended
+    when this returns or raises what the first failing member raised. A single member is served by
+    the caller's own thread.
     """
     if len(members) == 1:
         return [function(members[0], *args, **kwargs)]

@@ -81,8 +81,8 @@ def generate(
 ) -> list[str]:
     """Continue each prefix; the continuations only, in the order of the prefixes.
 
-    As in the course, each continuation has `max_new_tokens` tokens, end-of-text tokens included,
-    unless `stop_at_eot`. Arguments and errors as in `continue_texts`.
+    As in the course, each has `max_new_tokens` tokens, end-of-text tokens included, unless
+    `stop_at_eot`. Arguments and errors as in `continue_texts`.
     """
     continuations = continue_texts(
         model, device, tokenizer, prefixes, batch_size, max_new_tokens,
@@ -114,20 +114,16 @@ def continue_texts(
     No dropout, no autocast; the model comes back in the mode that it was in.
 
     Args:
-        model: on `device`.
-        device: where it computes.
         tokenizer: the model's own. Text that spells a special token stays plain text.
         prefixes: texts; an empty one stands for the beginning of a document, which is an
             end-of-text token. Longer than n_positions: see the module's text.
         batch_size: prefixes read at once (B).
-        max_new_tokens: most tokens of a continuation.
-        sampling: how tokens are chosen.
         seed: draw t of prefix i depends on (seed, i, t) only, so it is the same in any batch, at
             any temperature and for any max_new_tokens; None: taken from torch's global generator.
         stop_at_eot: whether an end-of-text token ends a continuation.
         use_cache: keep keys and values instead of reading the whole context for each token.
-        on_progress: called after each step with the tokens generated so far, out of
-            len(prefixes) * max_new_tokens; what ends early counts in full at the end of its batch.
+        on_progress: called after each step with the tokens generated so far, out of len(prefixes) *
+            max_new_tokens; what ends early counts in full at the end of its batch.
 
     Raises:
         ValueError: a size is out of range, or the tokenizer is not the model's.
@@ -162,19 +158,12 @@ def continue_prompts(
     stop_at_eot: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Continuation]:
-    """Continue token ids with any model; arguments and errors as in `continue_texts`.
+    """Continue token ids with any model; arguments and errors else as in `continue_texts`.
 
     Args:
         prompts: ids; those of similar length are read together.
         reader_of: for the indices of a batch of prompts, what gives the logits (B, V) of the token
             after each of its texts: prompts and all that was chosen since.
-        tokenizer: the model's own.
-        batch_size: prompts read at once (B).
-        max_new_tokens: most tokens of a continuation.
-        sampling: how tokens are chosen.
-        seed: of the draws.
-        stop_at_eot: whether an end-of-text token ends a continuation.
-        on_progress: called after each step.
     """
     if batch_size < 1 or max_new_tokens < 0:
         raise ValueError(
@@ -211,18 +200,10 @@ def continue_prompts(
 def score(
     model: DecoderLM, device: Device, tokenizer: TextTokenizer, texts: list[str], batch_size: int
 ) -> Tensor:
-    """Logits of the token after each text, left-padded with end-of-text and masked.
+    """Logits (N, V) of the token after each text, on the CPU, in the order of the texts.
 
-    Args:
-        model: on `device`; comes back in the mode that it was in. No dropout.
-        device: where it computes.
-        tokenizer: the model's own.
-        texts: as the prefixes of `continue_texts`; of a text longer than n_positions the last
-            n_positions tokens count.
-        batch_size: texts read at once.
-
-    Returns:
-        (N, V) on the CPU, in the order of the texts.
+    Texts are those of `continue_texts`; of one longer than n_positions the last n_positions tokens
+    count. Left-padded with end-of-text and masked; no dropout, the model's mode comes back.
 
     Raises:
         ValueError: batch_size is less than 1, or the tokenizer is not the model's.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from model.config import SamplingConfig
@@ -29,63 +28,35 @@ def write_targets(
     max_new_tokens: int,
     sampling: SamplingConfig,
     *,
-    prefixes: Sequence[str] | None = None,
     seed: int | None = None,
     stop_at_eot: bool = True,
     use_cache: bool = True,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Continuation]:
-    """Write the target of each source, from its beginning or from a prefix.
+    """Write the target of each source from its beginning.
 
     A batch of sources is padded and masked; each is encoded once. Of a source longer than
-    n_source_positions the first ones count, as in training. A result depends neither on its batch
-    nor on the cache, but for the rounding of the logits (see `continue_texts`).
+    n_source_positions the first ones count, as in training; an empty one is an end-of-text token.
+    Arguments, errors and what a result depends on else as in `continue_texts`.
 
     Args:
-        model: on `device`; comes back in the mode that it was in.
-        device: where it computes.
-        tokenizer: the model's own.
-        sources: texts; an empty one is an end-of-text token.
-        batch_size: sources read at once (B).
-        max_new_tokens: most tokens of a target after its prefix; at most n_target_positions with
-            that.
-        sampling: how tokens are chosen.
-        prefixes: the beginning of each target, left out of what is returned; None: nothing.
-        seed: as in `model.generation.decoding.continue_texts`, like the rest.
-        stop_at_eot: whether an end-of-text token ends a target.
-        use_cache: keep the keys and values of source and target instead of computing those of the
-            source and of the whole target again for each token.
-        on_progress: called with the tokens generated so far.
-
-    Raises:
-        ValueError: a size is out of range, or the tokenizer is not the model's.
-        CheckpointError: the model's logits are not finite.
+        max_new_tokens: most tokens of a target; at most n_target_positions.
+        use_cache: keep the keys and values of source and target instead of computing them again for
+            each token.
     """
     eot, limit = tokenizer.eot_token, model.shape.n_target_positions
-    targets = [[eot]] * len(sources)
-    if prefixes is not None:
-        encoded = encode_texts(model, tokenizer, prefixes)
-        targets = [
-            [eot, *ids] if text else [eot] for text, ids in zip(prefixes, encoded, strict=True)
-        ]
-    n_prefix = max(map(len, targets), default=1)
-    longest = n_prefix + max(max_new_tokens - 1, 0)  # the last token is not read
-    if longest > limit:
+    if max_new_tokens > limit:  # an end-of-text token is read first, the last token is not
         raise ValueError(
-            f"{max_new_tokens} new tokens after {n_prefix}, but the model has positions for "
-            f"{limit} (n_target_positions)"
+            f"{max_new_tokens} new tokens, but the model has positions for {limit} "
+            "(n_target_positions)"
         )
     length = model.shape.n_source_positions
     read = [ids[:length] for ids in encode_texts(model, tokenizer, sources)]
 
     def reader_of(rows: list[int]) -> Callable[[Sequence[list[int]]], Tensor]:
-        longest_source = max(len(read[i]) for i in rows)
-        padding = [longest_source - len(read[i]) for i in rows]
-        ids = [read[i] + [eot] * n for i, n in zip(rows, padding, strict=True)]
-        content = [[1.0] * (longest_source - n) + [0.0] * n for n in padding]
-        mask = torch.tensor(content, device=device)
-        memory = model.encode(torch.tensor(ids, device=device), mask)
-        cache = model.remember(memory, longest, mask) if use_cache else None
+        ids, mask = left_padded([read[i] for i in rows], eot, device)
+        memory = model.encode(ids, mask)
+        cache = model.remember(memory, max(1, max_new_tokens), mask) if use_cache else None
 
         def logits_after(texts: Sequence[list[int]]) -> Tensor:
             if cache is None:
@@ -101,7 +72,7 @@ def write_targets(
 
     with evaluating(model):
         return continue_prompts(
-            targets,
+            [[eot]] * len(sources),
             reader_of,
             tokenizer,
             batch_size,

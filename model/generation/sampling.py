@@ -11,19 +11,11 @@ from torch import Tensor, nn
 from budgetsweep.errors import CheckpointError
 from model.config import SamplingConfig
 
-FIRST_LOOK = 1024
-"""Tokens among which the nucleus of top_p is looked for first."""
-
 
 def softmax_with_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """softmax(logits / temperature) over the last dimension.
+    """softmax(logits / temperature) of logits (B, V) over the last dimension, at least float32.
 
-    Args:
-        logits: (B, V).
-        temperature: 0 is greedy: all probability on the largest logit, on the first of equals.
-
-    Returns:
-        (B, V) probabilities, at least float32.
+    Temperature 0 is greedy: all probability on the largest logit, on the first of equals.
 
     Raises:
         ValueError: the temperature is negative, infinite or not a number.
@@ -45,33 +37,16 @@ def next_token_probabilities(logits: Tensor, sampling: SamplingConfig) -> Tensor
     probabilities = softmax_with_temperature(logits, sampling.temperature)
     if sampling.top_p is None or sampling.top_p == 1.0:
         return probabilities
-    ordered, order = _most_likely(probabilities, sampling.top_p)
+    ordered, order = probabilities.sort(dim=1, descending=True, stable=True)
     before = ordered.cumsum(dim=1) - ordered
     ordered = ordered.masked_fill(before >= sampling.top_p, 0.0)
     return torch.zeros_like(probabilities).scatter_(1, order, ordered)
 
 
-def _most_likely(probabilities: Tensor, enough: float) -> tuple[Tensor, Tensor]:
-    """The largest probabilities of each row in falling order and their ids, both (B, <= V).
-
-    All of them, unless few add up to `enough`: sorting a large vocabulary takes longer than a step
-    of a small model.
-    """
-    if probabilities.shape[1] > FIRST_LOOK:
-        values, ids = probabilities.topk(FIRST_LOOK, dim=1)
-        if (values.sum(dim=1) >= enough).all():
-            return values, ids
-    values, ids = probabilities.sort(dim=1, descending=True, stable=True)
-    return values, ids
-
-
 def choose_tokens(logits: Tensor, sampling: SamplingConfig, draws: Tensor) -> list[int]:
-    """One token per row, by inverting the cumulative distribution.
+    """One token for each row of logits (B, V), by inverting the cumulative distribution.
 
-    Args:
-        logits: (B, V).
-        sampling: how to choose.
-        draws: (B,) uniform numbers in [0, 1), on any device; not looked at when greedy.
+    `draws` (B,) are uniform numbers in [0, 1), on any device; not looked at when greedy.
 
     Raises:
         CheckpointError: a logit is NaN or +inf.
@@ -99,11 +74,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def require_finite(logits: Tensor) -> None:
-    """Refuse logits (B, V) of which the largest of a row is NaN or infinite.
-
-    Raises:
-        CheckpointError: so it is.
-    """
+    """Raise `CheckpointError` where the largest logit (B, V) of a row is NaN or infinite."""
     if not logits.amax(dim=1).isfinite().all():
         raise CheckpointError(
             "the model's logits of the next token are not finite: its weights are damaged, or its "

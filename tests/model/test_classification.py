@@ -10,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import model
 from model.classification import classify_binary_sentiment, positive_probabilities
 
 LOGITS = torch.tensor(
@@ -31,10 +30,6 @@ def by_hand(rows: list[list[float]], negative: int, positive: int, calibrate: bo
     p = [1 / (1 + math.exp(row[negative] - row[positive])) for row in rows]
     boundary = statistics.median(p) if calibrate else 0.5
     return [int(value > boundary) for value in p]
-
-
-def test_the_function_has_one_home_and_two_names() -> None:
-    assert model.classify_binary_sentiment is classify_binary_sentiment
 
 
 @pytest.mark.parametrize(
@@ -73,12 +68,6 @@ def test_ties_are_negative(calibrate: bool) -> None:
     assert classify_binary_sentiment([[2.0, 2.0]] * 4, [0, 1], calibrate) == [0, 0, 0, 0]
     # One row is its own median; without calibration it is what its logits say.
     assert classify_binary_sentiment([[0.0, 1.0]], [0, 1], calibrate) == [int(not calibrate)]
-
-
-def test_the_median_of_an_even_number_lies_between_the_middle_two() -> None:
-    rows = [[0.0, margin] for margin in (1.0, 4.0, 2.0, 3.0)]
-    assert classify_binary_sentiment(rows, [0, 1], calibrate=True) == [0, 1, 0, 1]
-    assert classify_binary_sentiment(rows[:3], [0, 1], calibrate=True) == [0, 1, 0]
 
 
 def test_one_certain_word_is_certain_and_no_rows_are_no_classes() -> None:

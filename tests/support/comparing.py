@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from model import EncoderDecoderLM
-from model.config import ModelConfig
+from model.config import EncoderDecoderConfig, ModelConfig
 
 ALL_OPTIONS: dict[str, Any] = {
     "positions": "rope",
@@ -108,6 +108,22 @@ def shapes(draw: st.DrawFn) -> ModelConfig:
         n_head=n_head,
         n_positions=draw(st.integers(1, 24)),
         n_layer=draw(st.integers(1, 3)),
+        p_dropout=draw(st.sampled_from([0.0, 0.1])),
+    )
+
+
+@st.composite
+def pair_shapes(draw: st.DrawFn, head_dims: tuple[int, int] = (2, 6)) -> EncoderDecoderConfig:
+    """Small shapes of an encoder-decoder."""
+    n_head = draw(st.integers(1, 3))
+    return EncoderDecoderConfig(
+        n_vocab=draw(st.integers(3, 40)),
+        n_embd=n_head * draw(st.integers(*head_dims)),
+        n_head=n_head,
+        n_source_positions=draw(st.integers(1, 7)),
+        n_target_positions=draw(st.integers(1, 10)),
+        n_encoder_layer=draw(st.integers(1, 3)),
+        n_decoder_layer=draw(st.integers(1, 3)),
         p_dropout=draw(st.sampled_from([0.0, 0.1])),
     )
 

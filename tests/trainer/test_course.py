@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,8 @@ from trainer import (
     train,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 V = 11
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for a busy core take far longer than these tiny tensors."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_model(p_dropout: float = 0.0) -> DecoderLM:
@@ -134,6 +126,17 @@ def constant(lr: float) -> Callable[[int], float]:
     return lambda t: lr
 
 
+def trained(model: DecoderLM, data: list[Tensor], steps: int, **settings: Any) -> list[float]:
+    """The losses of so many steps of AdamW with one learning rate."""
+    optimizer = torch.optim.AdamW(model.parameters())
+    return train(model, iter(data), optimizer, constant(0.01), num_training_steps=steps, **settings)
+
+
+def assert_equal_weights(ours: DecoderLM, theirs: DecoderLM, rtol: float, atol: float) -> None:
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+
+
 def test_train_is_gradient_descent_with_the_scheduled_rates() -> None:
     """With plain SGD the weights follow from the gradients alone: nothing stays from before."""
     model, twin = make_model(), make_model()
@@ -154,8 +157,7 @@ def test_train_is_gradient_descent_with_the_scheduled_rates() -> None:
         with torch.no_grad():
             for parameter, gradient in zip(twin.parameters(), gradients, strict=True):
                 parameter -= schedule(t) * gradient
-    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    assert_equal_weights(model, twin, 1e-12, 1e-14)
 
 
 @pytest.mark.parametrize("k", [2, 3])
@@ -163,24 +165,9 @@ def test_accumulated_micro_batches_equal_the_large_batch(k: int) -> None:
     small, large = make_model(), make_model()
     parts = batches(3 * k)
     wholes = [torch.cat(parts[i : i + k]) for i in range(0, 3 * k, k)]
-    loss_small = train(
-        small,
-        iter(parts),
-        torch.optim.AdamW(small.parameters()),
-        constant(0.01),
-        num_training_steps=3,
-        grad_accumulation_steps=k,
-    )
-    loss_large = train(
-        large,
-        iter(wholes),
-        torch.optim.AdamW(large.parameters()),
-        constant(0.01),
-        num_training_steps=3,
-    )
-    assert loss_small == pytest.approx(loss_large, rel=1e-12)
-    for a, b in zip(small.parameters(), large.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    losses = trained(small, parts, 3, grad_accumulation_steps=k)
+    assert losses == pytest.approx(trained(large, wholes, 3), rel=1e-12)
+    assert_equal_weights(small, large, 1e-9, 1e-12)
 
 
 def test_train_takes_no_more_batches_than_it_needs() -> None:
@@ -198,11 +185,9 @@ def test_stale_gradients_do_not_count() -> None:
     model, twin = make_model(), make_model()
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 100.0)
-    for m in (model, twin):
-        optimizer = torch.optim.SGD(m.parameters())
-        train(m, iter(batches(1)), optimizer, constant(0.1), num_training_steps=1)
-    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(a, b)
+    for each in (model, twin):
+        trained(each, batches(1), 1)
+    assert_equal_weights(model, twin, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -219,25 +204,15 @@ def test_a_broken_loss_stops_before_the_update(bad: float, micro: int) -> None:
         return output
 
     model.register_forward_hook(breaks)
-    optimizer = torch.optim.AdamW(model.parameters())
     with pytest.raises(NonFiniteLoss, match=r"training loss became \S+ at step 3$") as caught:
-        train(
-            model,
-            iter(batches(10)),
-            optimizer,
-            constant(0.1),
-            num_training_steps=5,
-            grad_accumulation_steps=2,
-        )
+        trained(model, batches(10), 5, grad_accumulation_steps=2)
     assert caught.value.step == 3
     assert all(torch.equal(a, b) for a, b in zip(seen[0], model.parameters(), strict=True))
 
 
 def test_too_few_batches_is_a_clear_error() -> None:
-    model = make_model()
-    optimizer = torch.optim.SGD(model.parameters())
     with pytest.raises(DataError, match="ran out of batches in step 3"):
-        train(model, iter(batches(2)), optimizer, constant(0.1), num_training_steps=4)
+        trained(make_model(), batches(2), 4)
 
 
 def test_training_learns_and_autocast_reaches_the_model() -> None:
@@ -288,6 +263,5 @@ def test_evaluate_without_a_batch_is_a_clear_error() -> None:
 
 def test_train_leaves_evaluation_mode_behind() -> None:
     model = make_model(p_dropout=0.5).eval()
-    optimizer = torch.optim.SGD(model.parameters())
-    train(model, iter(batches(1)), optimizer, constant(0.0), num_training_steps=1)
+    trained(model, batches(1), 1)
     assert model.training

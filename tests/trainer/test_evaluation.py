@@ -1,7 +1,6 @@
 """Validation against brute force, window by window, in float64."""
 
 import math
-from collections.abc import Iterator
 from contextlib import nullcontext
 
 import numpy as np
@@ -17,16 +16,8 @@ from trainer.course import evaluate, sequential_batch_sampler
 from trainer.data.shards.tokens import TokenArray
 from trainer.evaluation import Validation, perplexity, ratio_estimate, validate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 V, S = 19, 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for a busy core take far longer than these tiny tensors."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_model(p_dropout: float = 0.3) -> DecoderLM:
@@ -46,7 +37,6 @@ def run(
     val: TokenArray,
     seq_len: int = S,
     batch_size: int = 3,
-    drop_last: bool = False,
     bytes_per_token: float | None = 4.0,
 ) -> Validation:
     return validate(
@@ -57,7 +47,6 @@ def run(
         device="cpu",
         autocast=nullcontext(),
         bytes_per_token=bytes_per_token,
-        drop_last=drop_last,
     )
 
 
@@ -117,10 +106,10 @@ def test_standard_error_covers_the_truth() -> None:
     assert np.std(z) == pytest.approx(1.0, abs=0.12)
 
 
-def test_with_drop_last_it_is_the_course_evaluation() -> None:
-    model, val = make_model(), tokens(70)
-    result = run(model, val, batch_size=3, drop_last=True)
-    ids = np.asarray(val[0:70])
+def test_of_full_batches_it_is_the_course_evaluation() -> None:
+    model, val = make_model(), tokens(2 * 3 * S)
+    result = run(model, val, batch_size=3)
+    ids = np.asarray(val[0 : len(val)])
     course = evaluate(model, sequential_batch_sampler(ids, "cpu", 3, S))
     assert result.loss_nats == pytest.approx(course["val-loss"], rel=1e-12)
     assert result.ppl == pytest.approx(course["val-perplexity"], rel=1e-12)
@@ -166,11 +155,6 @@ def test_bf16_autocast_is_close() -> None:
 def test_too_few_tokens(n: int) -> None:
     with pytest.raises(DataError, match=f"^{n} validation tokens are too few"):
         run(make_model(), tokens(n))
-
-
-def test_less_than_one_full_batch_with_drop_last() -> None:
-    with pytest.raises(DataError, match="seq_len = 8 and batch_size = 3"):
-        run(make_model(), tokens(3 * S - 1), drop_last=True)
 
 
 def test_windows_of_one_token_predict_nothing() -> None:

@@ -39,7 +39,7 @@ from trainer.optimizer_steps import (
     Steps,
     Training,
 )
-from trainer.throughput import training_on_noise
+from trainer.throughput import StepTimer
 
 CPU = torch.device("cpu")
 DATA = skewed_data()
@@ -275,7 +275,7 @@ def test_a_text_too_large_for_the_device_stays_on_the_host(monkeypatch: pytest.M
 
 
 def test_noise_to_measure_with_moves_no_weight() -> None:
-    training = training_on_noise(modern(), CPU)
+    training = StepTimer(modern(), CPU).training
     before = [each.clone() for each in training.model.parameters()]
     losses, norm = taken(QueuedSteps(training, 0, as_a_graph), 0, 3)
     assert norm is not None
@@ -312,7 +312,7 @@ def test_on_cuda_a_captured_step_computes_what_a_queued_one_and_the_cpu_do(
 def test_on_cuda_dropout_draws_anew_at_each_replay() -> None:
     config = tiny_config(device="cuda", num_training_steps=60, max_lr=0.0, min_lr=0.0,
                          shape={"p_dropout": 0.5})  # fmt: skip
-    training = training_on_noise(config, torch.device("cuda"))
+    training = StepTimer(config, torch.device("cuda")).training
     assert training.model.get_submodule("dropout").p == 0.5
     steps = QueuedSteps(training, 0, optimizer_steps.cuda_graph)
     steps.take(0)

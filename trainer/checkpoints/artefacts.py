@@ -35,12 +35,7 @@ def write_untrained(
 ) -> RunResult:
     """Write the files of a complete run that nobody trained; None as folder: write nothing.
 
-    Args:
-        run_dir: the run's folder; made where it is missing.
-        config: the filled configuration.
-        points: all points of the curves, in order.
-        result: the run's result.
-        checksum: of the world or table that stands for both texts.
+    `checksum` is that of the world or table that stands for both texts.
 
     Raises:
         CheckpointError: the folder or a file cannot be written.
@@ -63,11 +58,9 @@ def write_artefacts(
     result: RunResult,
     facts: dict[str, Any],
 ) -> RunResult:
-    """Write the files of a complete run.
+    """Write the files of a complete run, with `facts` in eval.json.
 
-    Args:
-        weights: the model's state dict; None: a simulated run has none, and no model.pt.
-        facts: further plain data for eval.json (checksums of the data).
+    `weights` is the model's state dict; None: a simulated run has none, and no model.pt.
 
     Raises:
         CheckpointError: a file cannot be written.
@@ -162,10 +155,6 @@ def _read_points(path: Path) -> list[Point]:
 
 
 def write_model(path: Path, weights: dict[str, Any]) -> None:
-    """Write a state dict as model.pt, whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write a state dict as model.pt, whole or not at all."""
     with atomic_file(path, path.with_name(f".{path.name}.tmp")) as file:
         write_tensors(weights, file)

@@ -1,6 +1,6 @@
 """Checkpoints of a run: atomic, checksummed, the last two kept.
 
-A file is a header (magic, length and SHA-256 of the payload) and what `torch.save` writes. It is
+A file is a header (magic and SHA-256 of the payload) and what `torch.save` writes. It is
 written beside its final name, synced and renamed, so that it appears whole or not at all, and it
 is read back with `weights_only`, so that it can hold nothing but tensors and plain data. The
 checksum is taken while writing: a checkpoint costs no memory of its own.
@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import pickle
 import re
-import struct
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -25,8 +23,8 @@ from budgetsweep.files import atomic_file, sync_folder
 from trainer.config import RunConfig
 from trainer.identity import Identity, digest, identity
 
-MAGIC = b"BSCKPT01"
-_HEADER = struct.Struct("<8sQ32s")
+MAGIC = b"BSCKPT02"
+_HEADER_BYTES = len(MAGIC) + 32
 _NAME = re.compile(r"checkpoint-(\d+)\.pt")
 _KEPT = 2
 _TEMPORARY = ".checkpoint.tmp"
@@ -48,10 +46,7 @@ def checkpoint_files(run_dir: Path) -> list[tuple[int, Path]]:
 
 
 def save(run_dir: Path, state: dict[str, Any], step: int) -> Path:
-    """Write a checkpoint and remove those that are no longer needed.
-
-    Args:
-        state: tensors and plain data; `config_hash` (from `run_hash`) must be among them.
+    """Write a checkpoint, `config_hash` in its state, and remove those no longer needed.
 
     Raises:
         CheckpointError: it cannot be written; nothing half-written is left and the earlier
@@ -60,10 +55,10 @@ def save(run_dir: Path, state: dict[str, Any], step: int) -> Path:
     path = run_dir / f"checkpoint-{step:08d}.pt"
     try:
         with atomic_file(path, path.with_name(_TEMPORARY)) as file:
-            file.write(bytes(_HEADER.size))
-            length, digest = write_tensors(state, file)
+            file.write(bytes(_HEADER_BYTES))
+            checksum = write_tensors(state, file)
             file.seek(0)
-            file.write(_HEADER.pack(MAGIC, length, digest))
+            file.write(MAGIC + checksum)
         sync_folder(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -71,8 +66,8 @@ def save(run_dir: Path, state: dict[str, Any], step: int) -> Path:
     return path
 
 
-def write_tensors(state: dict[str, Any], file: BinaryIO) -> tuple[int, bytes]:
-    """`torch.save` into an open file; returns length and SHA-256 of what was written.
+def write_tensors(state: dict[str, Any], file: BinaryIO) -> bytes:
+    """`torch.save` into an open file; the SHA-256 of what was written.
 
     Raises:
         OSError: the file cannot take it (torch itself reports some of these as RuntimeError).
@@ -86,7 +81,7 @@ def write_tensors(state: dict[str, Any], file: BinaryIO) -> tuple[int, bytes]:
         if writer.error is not None:
             raise writer.error from None
         raise
-    return writer.length, writer.digest.digest()
+    return writer.digest.digest()
 
 
 def load_latest(run_dir: Path, config_hash: str) -> dict[str, Any] | None:
@@ -94,11 +89,8 @@ def load_latest(run_dir: Path, config_hash: str) -> dict[str, Any] | None:
 
     A damaged one is named in a warning and passed over.
 
-    Args:
-        config_hash: `run_hash` of the configuration that wants to continue.
-
     Raises:
-        CheckpointError: the checkpoint belongs to another configuration.
+        CheckpointError: the checkpoint is not of the configuration with this `run_hash`.
     """
     files = checkpoint_files(run_dir)
     for _, path in files:
@@ -134,17 +126,15 @@ def cannot_write(path: Path, error: OSError) -> CheckpointError:
 
 
 class _HashingWriter:
-    """A file-like object that takes SHA-256 and length of what passes through."""
+    """A file-like object that takes the SHA-256 of what passes through."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.digest = hashlib.sha256()
-        self.length = 0
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
-        self.length += len(data)
         try:
             return self._file.write(data)
         except OSError as error:
@@ -162,7 +152,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             _check(path, file)
-            file.seek(_HEADER.size)
+            file.seek(_HEADER_BYTES)
             state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
@@ -175,16 +165,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _check(path: Path, file: BinaryIO) -> None:
     """Raise `CheckpointError` where an open file is not just what was written."""
-    header = file.read(_HEADER.size)
-    if len(header) < _HEADER.size or not header.startswith(MAGIC):
+    header = file.read(_HEADER_BYTES)
+    if not header.startswith(MAGIC):
         raise CheckpointError(f"{path} is damaged or no checkpoint of budgetsweep")
-    _, length, digest = _HEADER.unpack(header)
-    found = os.fstat(file.fileno()).st_size - _HEADER.size
-    if found != length:
-        raise CheckpointError(
-            f"{path} is damaged ({found} bytes after its header, expected {length})"
-        )
-    if hashlib.file_digest(file, "sha256").digest() != digest:  # type: ignore[arg-type]
+    if hashlib.file_digest(file, "sha256").digest() != header[len(MAGIC) :]:  # type: ignore[arg-type]
         raise CheckpointError(f"{path} is damaged (its checksum differs)")
 
 

@@ -1,4 +1,4 @@
-"""A trained model in the files of others and back: safetensors and `transformers`' GPT-2.
+"""A trained model in other files: safetensors, and `transformers`' GPT-2, which is only written.
 
 A converted model is a folder, written beside its final name and renamed: it appears whole or not
 at all, and never replaces anything.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -22,10 +22,9 @@ from model.decoder import DecoderLM
 from trainer.checkpoints.artefacts import FILES, write_model
 from trainer.config import TOKENIZER_VOCABULARIES, RunConfig
 from trainer.data.tokenizers import END_OF_TEXT
-from trainer.export.gpt2 import GPT2_CONFIG, from_gpt2, require_gpt2, to_gpt2
+from trainer.export.gpt2 import GPT2_CONFIG, require_gpt2, to_gpt2
 from trainer.export.weights import (
     model_of_weights,
-    read_safetensors,
     read_weights,
     shape_of_weights,
 )
@@ -65,19 +64,13 @@ class LoadedModel:
 
 
 def open_model(path: Path, n_head: int | None = None, tokenizer: str | None = None) -> LoadedModel:
-    """A model from any of the formats here.
+    """A model from a file or folder: model.pt, or safetensors with our names.
 
-    A folder holds model.pt, or model.safetensors with names of ours or, beside a config.json, of
-    GPT-2. A config.yaml beside the weights gives shape and tokenizer; without one the shape is
-    read off the tensors.
-
-    Args:
-        n_head: heads, for weights that do not show them.
-        tokenizer: for a model without one; a key of `TOKENIZER_VOCABULARIES`.
+    A config.yaml beside the weights gives shape and tokenizer; without one the shape is read off
+    the tensors. `n_head` is for weights that do not show it, `tokenizer` for a model without one.
 
     Raises:
-        CheckpointError: nothing there, damaged, of another shape, or a GPT-2 that `DecoderLM`
-            cannot compute.
+        CheckpointError: nothing there, damaged, or of another shape.
         ConfigError: n_head is needed or contradicts, config.yaml is not one, or the tokenizer is
             unknown or another one.
     """
@@ -85,18 +78,8 @@ def open_model(path: Path, n_head: int | None = None, tokenizer: str | None = No
     config, described = _read_config(file.with_name(FILES["config"]))
     if config is not None and config.architecture != "decoder":
         raise ConfigError(f"{path}: holds an {config.architecture}, expected a decoder")
-    shape = described.model if described else None
-    if file.name == SAFETENSORS and file.with_name(GPT2_CONFIG).is_file():
-        gpt2 = _read_json(file.with_name(GPT2_CONFIG))
-        shape_of_gpt2, weights = from_gpt2(gpt2, read_weights(file), file)
-        shape = shape or shape_of_gpt2
-    elif file.suffix == ".safetensors":
-        weights, metadata = read_safetensors(file)
-        shape = shape or _shape_in(metadata, file)
-    else:
-        weights = read_weights(file)
-    if shape is None:
-        shape = shape_of_weights(weights, file, n_head)
+    weights = read_weights(file)
+    shape = described.model if described else shape_of_weights(weights, file, n_head)
     if n_head not in (None, shape.n_head):
         raise ConfigError(f"--n-head {n_head}: {file} has n_head = {shape.n_head}")
     known = _tokenizer_of(described, shape, tokenizer)
@@ -104,14 +87,11 @@ def open_model(path: Path, n_head: int | None = None, tokenizer: str | None = No
 
 
 def convert(loaded: LoadedModel, to: Format, folder: Path) -> list[Path]:
-    """Write a model as a new folder.
+    """Write a model as a new folder, which must not exist or be empty.
 
-    `safetensors`: model.safetensors with our names, the shape in its metadata. `gpt2`: config.json
+    `safetensors`: model.safetensors with our names. `gpt2`: config.json
     and model.safetensors for `transformers.GPT2LMHeadModel.from_pretrained`. `pt`: model.pt. Each
     with a config.yaml; the tied head is stored once.
-
-    Args:
-        folder: must not exist, or be empty.
 
     Returns:
         The files, sorted by name.
@@ -138,7 +118,7 @@ def _write_files(folder: Path, loaded: LoadedModel, to: Format) -> None:
     if loaded.config is not None:
         config = loaded.config.to_dict()
     else:
-        config = {"model_config": _shape_data(shape)}
+        config = {"model_config": {**shape.sizes(), **shape.options()}}
         if loaded.tokenizer is not None:
             config = {"tokenizer_encoding": loaded.tokenizer, **config}
     (folder / FILES["config"]).write_text(dump_yaml(config), encoding="utf-8")
@@ -148,40 +128,28 @@ def _write_files(folder: Path, loaded: LoadedModel, to: Format) -> None:
         eot = END_OF_TEXT[loaded.tokenizer] if loaded.tokenizer else None
         gpt2, tensors = to_gpt2(weights, shape, eot)
         (folder / GPT2_CONFIG).write_text(json.dumps(gpt2, indent=2) + "\n", encoding="utf-8")
-        _write_safetensors(folder / SAFETENSORS, tensors, {})
+        _write_safetensors(folder / SAFETENSORS, tensors)
     else:
-        metadata = {"model_config": json.dumps(_shape_data(shape))}
-        _write_safetensors(folder / SAFETENSORS, weights, metadata)
+        _write_safetensors(folder / SAFETENSORS, weights)
 
 
-def _shape_data(shape: ModelConfig) -> dict[str, Any]:
-    """A shape as plain data; options only where there are some."""
-    return {**shape.sizes(), **shape.options()}
-
-
-def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def _write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save
 
     # `format` is what `transformers` looks for. Bytes first: a full disk is then an OSError.
-    path.write_bytes(save(tensors, metadata={"format": "pt", **metadata}))
+    path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def run_beside(path: Path) -> RunConfig | None:
     """The run that trained a model, from the config.yaml beside it; None where there is none.
 
-    Raises:
-        CheckpointError: there are no weights.
-        ConfigError: config.yaml is not one.
+    Errors as in `open_model`.
     """
     return _read_config(weights_file(path).with_name(FILES["config"]))[0]
 
 
 def weights_file(path: Path) -> Path:
-    """The weights that a folder holds, or the file itself.
-
-    Raises:
-        CheckpointError: there are none.
-    """
+    """The weights that a folder holds, or the file itself; `CheckpointError` without any."""
     if path.is_dir():
         for name in (FILES["model"], SAFETENSORS):
             if (path / name).is_file():
@@ -207,29 +175,6 @@ def _read_config(path: Path) -> tuple[RunConfig | None, ModelDescription | None]
         return run, None
     described = {"tokenizer_encoding": run.tokenizer_encoding, "model": run.model}
     return run, ModelDescription.model_validate(described)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged, not JSON") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected the settings of a GPT-2 model")
-    return data
-
-
-def _shape_in(metadata: dict[str, str], path: Path) -> ModelConfig | None:
-    """The shape that `convert` wrote into a safetensors file; None: it is not of ours."""
-    text = metadata.get("model_config")
-    if text is None:
-        return None
-    try:
-        return parse(ModelConfig, json.loads(text), str(path))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: its metadata model_config is not JSON") from error
 
 
 def _tokenizer_of(

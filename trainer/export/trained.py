@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from budgetsweep.errors import CheckpointError, ConfigError
+from budgetsweep.errors import ConfigError
 from model.encoder import EncoderLM
 from model.encoder_decoder import EncoderDecoderLM
 from trainer.config import RunConfig
@@ -18,7 +18,7 @@ from trainer.data.shards.tokens import TokenArray, TokenData
 from trainer.data.tokenizers import END_OF_TEXT, load_tokenizer
 from trainer.evaluation import Validation
 from trainer.export.formats import run_beside, weights_file
-from trainer.export.weights import read_weights
+from trainer.export.weights import check_names, read_weights
 from trainer.hardware.device import autocast_context
 from trainer.objectives import objective_for
 
@@ -48,38 +48,25 @@ def open_trained(path: Path, device: torch.device) -> Trained:
     weights = read_weights(file)
     model = objective_for(config, torch.device("cpu")).build_model()
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    wrong = sorted(
-        name
-        for name in expected.keys() | weights.keys()
-        if name not in weights or weights[name].shape != expected.get(name)
-    )
-    if wrong:
-        raise CheckpointError(
-            f"{file}: not the weights of the {config.architecture} that config.yaml describes "
-            f"({len(wrong)} tensors are missing, unexpected or of another shape: {wrong[0]}, …)"
-        )
+    check_names(weights, expected, set(), file)
     model.load_state_dict(weights)
     assert isinstance(model, EncoderLM | EncoderDecoderLM)
     return Trained(model.to(device), config, file)
 
 
 def evaluate_trained(trained: Trained, data: TokenData, device: torch.device) -> Validation:
-    """The run's own kind of validation on other text: masked tokens, or targets of sources.
+    """The run's own kind of validation on another text: masked tokens, or targets of sources.
 
     Raises:
         DataError: the text is of another kind or too short.
     """
     objective = objective_for(trained.config, device)
-    objective.read_validation(data)
+    objective.read(data, train=False)
     return objective.validate(trained.model, autocast_context(trained.config, device))
 
 
 def held_out_data(trained: Trained, ids: TokenArray, description: str, *, pairs: bool) -> TokenData:
-    """Tokens of a file as text to validate on.
-
-    Args:
-        pairs: whether they are `source eot target eot`.
-    """
+    """Tokens of a file as text to validate on; `pairs`: they are `source eot target eot`."""
     tokenizer = trained.config.tokenizer_encoding
     return TokenData(
         train=TokenArray([]),

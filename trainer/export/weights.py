@@ -36,7 +36,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: the file is missing, damaged, or holds something else.
     """
     if path.suffix == ".safetensors":
-        return read_safetensors(path)[0]
+        return _read_safetensors(path)
     try:
         file = path.open("rb")
     except OSError as error:
@@ -55,20 +55,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {_unwrapped(str(name)): tensor for name, tensor in weights.items()}
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a .safetensors file.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with path.open("rb"):  # safetensors' own message names no reason
             pass
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, dict(file.metadata() or {})
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:
@@ -80,17 +74,31 @@ def shape_of_weights(
 ) -> ModelConfig:
     """The shape of the model that these weights are of.
 
-    Args:
-        n_head: heads; None: read from the blocks' `mha.scale_factor`.
+    `n_head` None: read from the blocks' `mha.scale_factor`.
 
     Raises:
         CheckpointError: not weights of a `DecoderLM`, or of one with options (`ModelConfig`), which
             tensors show in part only.
         ConfigError: n_head is wanted but not given, or does not divide n_embd.
     """
-    sizes = _sizes(weights, where)
-    _require_no_options(weights, where)
-    width = sizes["n_embd"]
+    tokens = weights.get(_TOKENS)
+    layers = {int(match[1]) for match in map(_BLOCK.match, weights) if match}
+    if tokens is None or tokens.ndim != 2 or not layers:
+        found = ", ".join(sorted(weights)[:3]) or "none"
+        raise CheckpointError(
+            f"{where}: not weights of a decoder of this shape (expected the tensors {_TOKENS}, "
+            f"{_POSITIONS}, blocks.0.ln_1.weight, …; found {found})"
+        )
+    if layers != set(range(len(layers))):
+        raise CheckpointError(f"{where}: its blocks are not numbered from 0 without a gap")
+    signs = [f"no {name}" for name in (_POSITIONS, _NORM, _BIAS) if name not in weights]
+    signs += [name for name in weights if name == _HEAD_BIAS]
+    if signs:  # neither `qk_norm` nor `activation` shows at all
+        raise CheckpointError(
+            f"{where}: of a model with options ({signs[0]}), which its tensors do not show in "
+            "full: keep the config.yaml of its run beside it"
+        )
+    n_vocab, width = tokens.shape
     if n_head is None:
         n_head = _heads_of_scale(weights, width)
     if n_head is None:
@@ -98,75 +106,32 @@ def shape_of_weights(
             f"{where}: the number of heads cannot be read off the weights: give --n-head, a "
             f"divisor of n_embd = {width}"
         )
-    return parse(ModelConfig, {**sizes, "n_head": n_head}, str(where))
+    sizes = {"n_vocab": n_vocab, "n_embd": width, "n_head": n_head, "n_layer": len(layers)}
+    n_positions = len(weights[_POSITIONS])
+    return parse(ModelConfig, {**sizes, "n_positions": n_positions}, str(where))
 
 
 def model_of_weights(weights: dict[str, Tensor], shape: ModelConfig, where: Path) -> DecoderLM:
-    """A float32 model with these weights, on the CPU.
-
-    Args:
-        weights: tensors under the names of `DecoderLM`; the blocks' scale may be left out.
+    """A float32 model with these weights, on the CPU; the blocks' scale may be left out.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected, misshapen, no floating-point one, or
-            made for another number of heads.
+        CheckpointError: a tensor is missing, unexpected, misshapen, no floating-point one, or made
+            for another number of heads.
     """
-    for name, size in _sizes(weights, where).items():  # before a model of any size is built
-        if size != getattr(shape, name):
-            raise CheckpointError(
-                f"{where}: does not fit the model ({name} = {size}, expected "
-                f"{getattr(shape, name)})"
-            )
     model = DecoderLM.from_config(shape)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     scales = {name for name in expected if name.endswith(SCALE)}
-    _check_names(weights, expected, scales, where)
+    check_names(weights, expected, scales, where)
     for name in scales & weights.keys():
         _check_scale(weights[name], shape, where)
     model.load_state_dict({n: weights[n] for n in expected if n not in scales}, strict=False)
     return model
 
 
-def _sizes(weights: dict[str, Tensor], where: Path) -> dict[str, int]:
-    """What the tensors show of the shape: all but the heads, and n_positions only if learned."""
-    tokens, positions = weights.get(_TOKENS), weights.get(_POSITIONS)
-    tables = [tokens] if positions is None and _is_decoder(weights) else [tokens, positions]
-    if any(table is None or table.ndim != 2 for table in tables):
-        found = ", ".join(sorted(weights)[:3]) or "none"
-        raise CheckpointError(
-            f"{where}: not weights of a decoder of this shape (expected the tensors {_TOKENS}, "
-            f"{_POSITIONS}, blocks.0.ln_1.weight, …; found {found})"
-        )
-    layers = {int(match[1]) for match in map(_BLOCK.match, weights) if match}
-    if layers != set(range(len(layers))) or not layers:
-        raise CheckpointError(f"{where}: its blocks are not numbered from 0 without a gap")
-    assert tokens is not None
-    sizes = {"n_vocab": tokens.shape[0], "n_embd": tokens.shape[1], "n_layer": len(layers)}
-    return sizes if positions is None else {**sizes, "n_positions": positions.shape[0]}
-
-
-def _is_decoder(weights: dict[str, Tensor]) -> bool:
-    return _TOKENS in weights and any(map(_BLOCK.match, weights))
-
-
-def _require_no_options(weights: dict[str, Tensor], where: Path) -> None:
-    """Refuse what only a model with options leaves out or has.
-
-    Raises:
-        CheckpointError: it is one; its tensors show neither `qk_norm` nor `activation`.
-    """
-    signs = [f"no {name}" for name in (_POSITIONS, _NORM, _BIAS) if name not in weights]
-    signs += [name for name in weights if name == _HEAD_BIAS]
-    if signs:
-        raise CheckpointError(
-            f"{where}: of a model with options ({signs[0]}), which its tensors do not show in "
-            "full: keep the config.yaml of its run beside it"
-        )
-
-
-def _check_names(
+def check_names(
     weights: dict[str, Tensor], expected: dict[str, torch.Size], optional: set[str], where: Path
 ) -> None:
+    """Raise `CheckpointError` where tensors are not those that a model expects."""
     problems = [
         f"{name} is {tuple(weights[name].shape)}, expected {tuple(size)}"
         for name, size in expected.items()

@@ -1,17 +1,7 @@
 """When torch.compile pays, and how a run uses it without leaving anything behind.
 
-Measured on 2 vCPU with AMX, torch 2.13, one thread, seven steps each way in turn, eager / compiled:
-
-| shape | first step | ratio |
-|---|---|---|
-| D64 L2, B32 S64, V257, bf16, dropout 0.1 | 86 s (5 s from the disk cache) | 0.72, 0.79 |
-| D128 L4, B8 S256, V257, fp32 | 36 s | 0.88 |
-| D128 L4, B8 S256, V50257, bf16 | 65 s | 0.98 |
-| D256 L4, B8 S256, V257, bf16 | 46 s | 1.00 |
-
-So `auto` never compiles on a CPU: attention is one fused kernel and the loss is outside. On CUDA it
-compiles from 3e16 training FLOPs on: *assumption*, minutes of training against about one minute of
-compiling; a trial of 1e15 takes seconds there.
+It never pays on a CPU (docs/experiments.md). On CUDA `auto` compiles from 3e16 training FLOPs on:
+*assumption*, minutes of training against about one minute of compiling.
 """
 
 from __future__ import annotations
@@ -36,7 +26,7 @@ BACKEND = "inductor"
 def wants_compile(config: RunConfig, device: torch.device) -> bool:
     """Whether this run is compiled; a function of configuration and device alone.
 
-    It must not depend on the time left: a resumed run has to compute what the whole one computes.
+    A resumed run has to compute what the whole one computes, whatever time is left.
 
     Raises:
         ConfigError: it is asked for, and there is no C++ compiler, which torch.compile needs.
@@ -58,11 +48,6 @@ def training_forward(model: nn.Module, compiled: bool) -> Callable[..., Tensor]:
         return hidden_by_rows(model) if isinstance(model, Transformer) else hidden
     forward: Callable[..., Tensor] = torch.compile(hidden, dynamic=False, backend=BACKEND)
     return forward
-
-
-def forget_compiled() -> None:
-    """Drop compiled code of this process: in a worker that runs many shapes it would add up."""
-    torch.compiler.reset()
 
 
 def _has_compiler() -> bool:

@@ -55,10 +55,7 @@ def torch_device(spec: str = "auto") -> torch.device:
 def use_gpu_for_auto(spec: str) -> None:
     """Make the GPU of `spec` the one that `auto` means from now on in this process.
 
-    Configurations of a search say `auto` on every GPU; what is elsewhere than on a GPU stays.
-
-    Raises:
-        ConfigError: there is no such device.
+    Configurations of a search say `auto` on every GPU. Errors as in `torch_device`.
     """
     device = torch_device(spec)
     if device.type == "cuda":
@@ -68,8 +65,7 @@ def use_gpu_for_auto(spec: str) -> None:
 def detect_device(spec: str = "auto") -> DeviceInfo:
     """The device that a run with this setting would use, and its free memory now.
 
-    Raises:
-        ConfigError: there is no such device.
+    Errors as in `torch_device`.
     """
     device = torch_device(spec)
     kind: DeviceKind = device.type  # type: ignore[assignment]
@@ -127,11 +123,8 @@ def autocast_context(config: RunConfig, device: torch.device) -> AbstractContext
 def configure_threads(n_threads: int | None = None) -> None:
     """Set up arithmetic on the CPU; call it once a process, before its first tensor.
 
-    Denormal numbers count as zero: an attention or output softmax that is far off makes them by
-    the million, and each costs a hundred cycles.
-
-    Args:
-        n_threads: threads of one operation; None leaves PyTorch's choice, one a core.
+    Denormal numbers count as zero: an attention or output softmax that is far off makes them by the
+    million, and each costs a hundred cycles. `n_threads` None leaves PyTorch's choice, one a core.
     """
     torch.set_flush_denormal(True)  # threads that are made later inherit it
     if n_threads is not None:
@@ -185,10 +178,7 @@ def release_gpu_memory() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this says that a device's memory is used up.
-
-    PyTorch raises a plain RuntimeError for that of the CPU or of MPS.
-    """
+    """Whether this says that a device's memory is used up: for CPU and MPS a RuntimeError."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error)
@@ -197,11 +187,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def enough_memory(advice: str) -> Iterator[None]:
-    """Turn running out of memory into one line that ends with `advice`.
-
-    Raises:
-        ConfigError: memory ran out within.
-    """
+    """Turn running out of memory within into a `ConfigError` of one line that ends in `advice`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -9,15 +9,11 @@ KERNEL_CACHE_ENTRIES = 64
 
 
 def prepare_environment() -> None:
-    """Settings for OpenMP and oneDNN, unless the user has chosen otherwise.
+    """Settings for OpenMP and oneDNN, unless the user has chosen otherwise (docs/experiments.md).
 
-    Call it before torch is imported; processes started afterwards inherit it.
-
-    * OpenMP's threads sleep while they wait. They spin by default, and on a machine with anything
-      else to do they spin against each other: two threads on two busy cores trained 4 to 18 times
-      slower than sleeping ones.
-    * oneDNN keeps `KERNEL_CACHE_ENTRIES` kernels, not 1,024: a process that trained nine shapes in
-      turn had grown by 141 MB, with the limit by 42 MB (one run each).
+    Call it before torch is imported; processes started afterwards inherit it. OpenMP's threads
+    sleep while they wait: where anything else runs, spinning ones train 4 to 18 times slower.
+    oneDNN keeps `KERNEL_CACHE_ENTRIES` kernels, not 1,024, which would fill the memory.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNEL_CACHE_ENTRIES))

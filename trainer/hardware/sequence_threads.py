@@ -8,7 +8,7 @@ of single operations: `model.cpu.threads`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,13 +43,6 @@ def hidden_by_rows(model: Transformer) -> Callable[[Tensor], Tensor]:
     return hidden
 
 
-class _Part(NamedTuple):
-    """Some of the sequences, with the graph of their pass."""
-
-    x: Tensor
-    out: Tensor
-
-
 class _Rows(torch.autograd.Function):
     """`transform` of x (B, S, D) in n parts of the batch."""
 
@@ -60,23 +53,24 @@ class _Rows(torch.autograd.Function):
         kind = x.device.type
         low, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
 
-        def run(rows: Tensor) -> _Part:
+        def run(rows: Tensor) -> tuple[Tensor, Tensor]:
+            """Some of the sequences, and what they give with the graph of their pass."""
             rows = rows.detach().requires_grad_()
             # The cache of autocast belongs to all threads, what it holds to one thread's graph.
             cast = torch.autocast(kind, dtype, enabled=low, cache_enabled=False)
             with torch.enable_grad(), cast:
-                return _Part(rows, transform(rows))
+                return rows, transform(rows)
 
         ctx.weights = weights
         ctx.parts = run_on_threads(run, x.tensor_split(n))
-        return torch.cat([part.out.detach() for part in ctx.parts])
+        return torch.cat([out.detach() for _, out in ctx.parts])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        def run(work: tuple[_Part, Tensor]) -> tuple[Tensor, ...]:
-            part, mine = work
-            return torch.autograd.grad(part.out, (part.x, *ctx.weights), mine)
+        def run(work: tuple[tuple[Tensor, Tensor], Tensor]) -> tuple[Tensor, ...]:
+            (rows, out), mine = work
+            return torch.autograd.grad(out, (rows, *ctx.weights), mine)
 
         parts, ctx.parts = ctx.parts, None
         grads = grad.tensor_split(len(parts))

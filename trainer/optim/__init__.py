@@ -86,6 +86,6 @@ def optimizer_kinds() -> dict[str, OptimizerKind]:
 def build_optimizer(
     model: nn.Module, config: Hyperparameters, device: torch.device
 ) -> AnyOptimizer:
-    """The optimiser of a run, for the model's parameters that need gradients."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    return optimizer_kinds()[config.optimizer].build(trained, config, device)
+    """The optimiser of a run."""
+    parameters = list(model.named_parameters())
+    return optimizer_kinds()[config.optimizer].build(parameters, config, device)

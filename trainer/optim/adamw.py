@@ -14,7 +14,7 @@ FUSED_DEVICES = ("cpu", "cuda", "mps")
 
 
 class AdamW(OptimizerKind):
-    """Decoupled decay on matrices only."""
+    """Decoupled decay on matrices; biases and norms do not decay."""
 
     name = "adamw"
 
@@ -27,20 +27,17 @@ class AdamW(OptimizerKind):
         """PyTorch's, with its fused kernel where there is one."""
         import torch
 
+        decaying = [p for _, p in parameters if p.ndim >= 2]
+        others = [p for _, p in parameters if p.ndim < 2]
+        groups: list[dict[str, Any]] = [
+            {"params": decaying, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
         return torch.optim.AdamW(
-            decay_groups([p for _, p in parameters], config.weight_decay),
+            [group for group in groups if group["params"]],
             lr=config.max_lr,
             betas=(config.beta1, config.beta2),
             eps=config.adam_eps,
             fused=device.type in FUSED_DEVICES,
             capturable=device.type == "cuda",
         )
-
-
-def decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups in which matrices decay; biases and norms do not."""
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]

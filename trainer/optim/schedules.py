@@ -11,16 +11,13 @@ def cosine_lr_schedule(
 ) -> Callable[[int], float]:
     """Linear warm-up, then half a cosine (Loshchilov & Hutter 2017, eq. 5, without restarts).
 
-    With a = num_warmup_steps and b = num_training_steps: from 0 up to max_lr on [0, a), from
-    max_lr down to min_lr on [a, b), min_lr from b on. a = 0 means no warm-up.
-
-    Returns:
-        get_lr(t): the learning rate of step t, counted from 0.
+    get_lr(t) of step t, from 0; with a = num_warmup_steps and b = num_training_steps: from 0 up to
+    max_lr on [0, a), from max_lr down to min_lr on [a, b), min_lr from b on. a = 0: no warm-up.
 
     Raises:
         ValueError: a number of steps is negative.
     """
-    _require_steps(num_warmup_steps=num_warmup_steps, num_training_steps=num_training_steps)
+    _require_steps(num_warmup_steps, num_training_steps)
 
     def get_lr(t: int) -> float:
         if t < num_warmup_steps:
@@ -46,11 +43,7 @@ def trapezoid_lr_schedule(
     from 0 up to max_lr on [0, a), max_lr on [a, b - c), from max_lr down to min_lr on [b - c, b),
     min_lr from b on. c = b - a leaves nothing constant: linear decay. Else as `cosine_lr_schedule`.
     """
-    _require_steps(
-        num_warmup_steps=num_warmup_steps,
-        num_training_steps=num_training_steps,
-        num_cooldown_steps=num_cooldown_steps,
-    )
+    _require_steps(num_warmup_steps, num_training_steps, num_cooldown_steps)
     cooldown = min(num_cooldown_steps, max(0, num_training_steps - num_warmup_steps))
 
     def get_lr(t: int) -> float:
@@ -64,10 +57,9 @@ def trapezoid_lr_schedule(
     return get_lr
 
 
-def _require_steps(**counts: int) -> None:
-    if min(counts.values()) < 0:
-        given = ", ".join(f"{name} = {count}" for name, count in counts.items())
-        raise ValueError(f"{given}: numbers of steps must not be negative")
+def _require_steps(*counts: int) -> None:
+    if min(counts) < 0:
+        raise ValueError(f"{min(counts)} steps: numbers of steps must not be negative")
 
 
 def fractions(num_steps: int, parts: int) -> frozenset[int]:

@@ -6,6 +6,7 @@ No torch.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -55,20 +56,14 @@ def majority_accuracy(labels: Sequence[int]) -> float:
 
 
 def measure(labels: Sequence[int], predictions: Sequence[int], boundary: float) -> Decision:
-    """Accuracy and confusion of predictions.
-
-    Args:
-        labels: (N,) 0 = negative, 1 = positive.
-        predictions: (N,) likewise.
+    """Accuracy and confusion of predictions (N,) beside labels (N,): 0 = negative, 1 = positive.
 
     Raises:
         ValueError: N is 0, or the lengths differ.
     """
     from scipy.stats import binomtest
 
-    counts = dict.fromkeys(((0, 0), (0, 1), (1, 0), (1, 1)), 0)
-    for pair in zip(labels, predictions, strict=True):
-        counts[pair] += 1
+    counts = Counter(zip(labels, predictions, strict=True))
     correct = counts[0, 0] + counts[1, 1]
     interval = binomtest(correct, len(labels)).proportion_ci(CONFIDENCE, method="wilson")
     low, high = float(interval.low), float(interval.high)
@@ -84,12 +79,7 @@ def measure(labels: Sequence[int], predictions: Sequence[int], boundary: float) 
 
 
 def rank(labels: Sequence[int], probabilities: Sequence[float]) -> Ranking:
-    """Area under the ROC curve, from the ranks.
-
-    Args:
-        labels: (N,) 0 = negative, 1 = positive.
-        probabilities: (N,) p(positive).
-    """
+    """Area under the ROC curve, from the ranks of p(positive) (N,); labels as in `measure`."""
     from scipy.stats import norm, rankdata
 
     positive = np.asarray(labels) == 1

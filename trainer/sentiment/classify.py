@@ -15,7 +15,7 @@ from torch import Tensor
 from budgetsweep.errors import CheckpointError, ConfigError, DataError
 from model.classification import positive_probabilities
 from model.decoder import DecoderLM
-from model.generation.decoding import Device, TextTokenizer, score
+from model.generation.decoding import Device, TextTokenizer, batches_by_length, score
 from model.generation.sampling import require_finite
 from trainer.sentiment.labelled import LabelledTexts, shuffled
 
@@ -61,10 +61,8 @@ def parse_template(template: str) -> tuple[str, str]:
 def parse_words(words: str, template: str) -> tuple[str, str]:
     """The negative and the positive word, each with the space before it.
 
-    The space is left out where the template ends in white space.
-
-    Raises:
-        ConfigError: not two different words with a comma between.
+    The space is left out where the template ends in white space. `ConfigError`: not two different
+    words with a comma between.
     """
     _require_unicode(words, "--words")
     found = [word.strip() for word in words.split(",")]
@@ -82,11 +80,7 @@ def _require_unicode(text: str, option: str) -> None:
 
 
 def word_tokens(tokenizer: TextTokenizer, words: Sequence[str], n_vocab: int) -> list[int]:
-    """The token of each word.
-
-    Raises:
-        ConfigError: a word is more than one token, or not one of the model's.
-    """
+    """The token of each word; `ConfigError` for a word of several, or not one of the model's."""
     encode = getattr(tokenizer, "encode_ordinary", tokenizer.encode)
     tokens = []
     for word in words:
@@ -125,13 +119,10 @@ def make_prompts(
     seed: int,
     only_fitting: bool = False,
 ) -> Prompts:
-    """Draw reviews and put them into the template; drop those that do not fit.
+    """Draw `limit` reviews (None: all) and put them into the template; drop those that do not fit.
 
-    Args:
-        limit: how many reviews are drawn; None: all.
-        seed: of the order in which they are drawn; see `trainer.sentiment.labelled.shuffled`.
-        only_fitting: draw from those that fit, so that there are `limit` of them if the data set
-            has as many; otherwise draw from all, then drop.
+    Drawn in the order of `trainer.sentiment.labelled.shuffled`: from those that fit with
+    `only_fitting`, so that there are `limit` of them if the data set has as many; else from all.
 
     Raises:
         ConfigError: the tokenizer is not the model's.
@@ -174,32 +165,26 @@ def score_words(
     batch_size: int,
     on_progress: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """p(positive) of each text, as of `score`'s logits; only two columns of them are kept.
+    """p(positive) of each text (N,) in float64; of `score`'s logits only two columns are kept.
 
     Args:
-        model: on `device`; comes back in the mode that it was in.
         texts: prompts of at most n_positions tokens.
         tokens: of the negative and the positive word.
         on_progress: called after each batch with the texts read so far.
-
-    Returns:
-        (N,) float64, on the CPU, in the order of the texts.
 
     Raises:
         CheckpointError: a logit is not finite.
     """
     encode = getattr(tokenizer, "encode_ordinary", tokenizer.encode)
-    lengths = [len(encode(text)) for text in texts]
-    # The batches of `score` itself: longest first, equal lengths in the order of the texts.
-    order = sorted(range(len(texts)), key=lambda i: -lengths[i])
     logits = torch.empty(len(texts), 2, dtype=torch.float64)
-    for first in range(0, len(order), batch_size):
-        batch = order[first : first + batch_size]
+    done = 0
+    for batch in batches_by_length([encode(text) for text in texts], batch_size):
         found = score(model, device, tokenizer, [texts[i] for i in batch], batch_size)
         require_finite(found)
         logits[batch] = found[:, list(tokens)].double()
+        done += len(batch)
         if on_progress is not None:
-            on_progress(first + len(batch))
+            on_progress(done)
     try:
         return positive_probabilities(logits, [0, 1])
     except ValueError as error:  # two words at minus infinity

@@ -54,10 +54,9 @@ class LabelledTexts:
 
 
 def shuffled(n: int, seed: int) -> list[int]:
-    """The numbers 0 to n - 1 in an order that depends on (n, seed) alone.
+    """The numbers 0 to n - 1 in the order of `datasets.Dataset.shuffle(seed=seed)`.
 
-    It is the order of `datasets.Dataset.shuffle(seed=seed)`: `permutation` of NumPy's PCG64
-    generator, the same on every machine.
+    `permutation` of NumPy's PCG64 generator: the same on every machine.
     """
     return np.random.default_rng(seed).permutation(n).tolist()
 

@@ -108,7 +108,7 @@ def test_a_target_depends_neither_on_its_batch_nor_on_the_others(folder: Path) -
             ["generate", "pairs", "--prefixes", "p.jsonl", "--max-new-tokens", "9"],
             "--max-new-tokens 9: the model has positions for targets of 8 tokens",
         ),
-        (["evaluate", "swapped"], "not the weights of the encoder-decoder that config.yaml"),
+        (["evaluate", "swapped"], "model.pt: does not fit the model ("),
         (["train", "bad.yaml"], "an encoder-decoder needs source_len"),
     ],
 )

@@ -173,7 +173,7 @@ def test_the_courses_model_beside_the_courses_configuration(
     assert measured["tokenizer"] == "gpt2"
 
 
-@pytest.mark.parametrize("to", get_args(Format))
+@pytest.mark.parametrize("to", ["safetensors", "pt"])
 def test_a_converted_model_gives_the_same_loss(course: CourseLM, to: str) -> None:
     Path("held.txt").write_text(TEXT)
     expected = evaluate("model", "--data", "held.txt")
@@ -234,7 +234,7 @@ def test_a_broken_config_beside_the_weights_is_named(
     shape = {"n_vocab": 257, "n_embd": D, "n_head": H, "n_positions": P, "n_layer": L}
     for config, message in (
         ("model_config: [1]", "config.yaml"),
-        (yaml.safe_dump({"model_config": {**shape, "n_layer": 1}}), "n_layer = 2, expected 1"),
+        (yaml.safe_dump({"model_config": {**shape, "n_layer": 1}}), "(unknown blocks.1."),
         (yaml.safe_dump({"model_config": {**shape, "n_head": 2}}), "not trained with n_head = 2"),
     ):
         Path("model/config.yaml").write_text(config)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model import MultiHeadAttention
-from model.attention import attend, causal_padding_mask
+from model.attention import attend
 from model.cpu import attention as cpu_attention
 from model.cpu.attention import attend_in_blocks
 
@@ -34,7 +34,7 @@ def error(ours: Tensor, expected: Tensor) -> float:
 def test_values_and_gradients_are_those_of_attention(length: int, causal: bool) -> None:
     q, k, v = (heads(length, 32) for _ in range(3))
     above = torch.randn(2, 3, length, 32)
-    allowed = causal_padding_mask(length, None, q.device) if causal else None
+    allowed = torch.ones(length, length).tril().bool() if causal else None
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     expected = attend(exact[0], exact[1].mT, exact[2], allowed, 0.25)
     ours = attend_in_blocks(q, k, v, 0.25, 0.0, causal)
@@ -103,7 +103,7 @@ def test_dropout_drops_weights_and_passes_the_gradients_of_the_others() -> None:
 
     # With the identity for values the result is the weights that were left.
     left = attended(torch.eye(64, dtype=torch.bfloat16).expand(2, 3, 64, 64)).detach() != 0
-    seen = causal_padding_mask(64, None, q.device).expand_as(left)
+    seen = torch.ones(64, 64).tril().bool().expand_as(left)
     assert not (left & ~seen).any()
     assert float(left[seen].double().mean()) == pytest.approx(0.75, abs=0.02)
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]

@@ -265,14 +265,6 @@ def test_scores_equal_the_reference(batch_size: int) -> None:
         torch.testing.assert_close(row, reference_logits(model, ids), rtol=1e-11, atol=1e-12)
 
 
-def test_the_first_greedy_token_is_the_one_with_the_highest_score() -> None:
-    model = make(seed=8)
-    best = score(model, CPU, LETTERS, PREFIXES, 3).argmax(dim=1).tolist()
-    assert generate(model, CPU, LETTERS, PREFIXES, 3, max_new_tokens=1) == list(
-        map(LETTERS.decode, [[i] for i in best])
-    )
-
-
 # seeds
 
 

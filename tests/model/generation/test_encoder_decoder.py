@@ -18,28 +18,13 @@ from model import EncoderDecoderLM
 from model.config import EncoderDecoderConfig, SamplingConfig
 from model.generation.encoder_decoder import write_targets
 from tests.model.generation.test_decoding import CPU, LETTERS
-from tests.support.comparing import vary
+from tests.support.comparing import pair_shapes, vary
 from tests.support.reference_encoder import pair_logits
 
 SHAPE = EncoderDecoderConfig(
     n_vocab=23, n_embd=8, n_head=2, n_source_positions=6, n_target_positions=9,
     n_encoder_layer=1, n_decoder_layer=2, p_dropout=0.1,
 )  # fmt: skip
-
-
-@st.composite
-def pair_shapes(draw: st.DrawFn, head_dims: tuple[int, int] = (2, 6)) -> EncoderDecoderConfig:
-    n_head = draw(st.integers(1, 3))
-    return EncoderDecoderConfig(
-        n_vocab=draw(st.integers(3, 40)),
-        n_embd=n_head * draw(st.integers(*head_dims)),
-        n_head=n_head,
-        n_source_positions=draw(st.integers(1, 7)),
-        n_target_positions=draw(st.integers(1, 10)),
-        n_encoder_layer=draw(st.integers(1, 2)),
-        n_decoder_layer=draw(st.integers(1, 3)),
-        p_dropout=0.1,
-    )
 
 
 def make(shape: EncoderDecoderConfig = SHAPE, seed: int = 0) -> EncoderDecoderLM:
@@ -115,26 +100,20 @@ def ids_written(model: EncoderDecoderLM, *arguments: Any, **options: Any) -> lis
     return [list(c.ids) for c in write_targets(model, CPU, LETTERS, *arguments, **options)]
 
 
-def random_text(n: int) -> str:
-    return LETTERS.decode(torch.randint(22, (n,)).tolist())
-
-
 def test_greedy_targets_are_the_references_best_token_at_each_step() -> None:
-    model = make()
+    model = make(seed=2)
     parameters = dict(model.named_parameters())
-    sources, prefixes = [random_text(6) for _ in range(10)], [random_text(2) for _ in range(10)]
-    written = ids_written(
-        model, sources, 4, 4, SamplingConfig(), prefixes=prefixes, stop_at_eot=False
-    )
+    sources = [LETTERS.decode(torch.randint(22, (6,)).tolist()) for _ in range(10)]
+    written = ids_written(model, sources, 4, 6, SamplingConfig(), stop_at_eot=False)
     assert len(set(map(tuple, written))) > 5
-    for source, prefix, row in zip(sources, prefixes, written, strict=True):
-        ids = [22, *LETTERS.encode(prefix)]
-        for _ in range(4):
+    for source, row in zip(sources, written, strict=True):
+        ids = [LETTERS.eot_token]
+        for _ in range(6):
             logits = pair_logits(
                 parameters, torch.tensor(LETTERS.encode(source)), torch.tensor(ids), 2, (1, 2)
             )
             ids.append(int(logits[-1].argmax()))
-        assert row == ids[3:]
+        assert row == ids[1:]
 
 
 TEXTS = st.text("abcdefghijklmnopqrstuv·", max_size=9)
@@ -142,19 +121,18 @@ TEXTS = st.text("abcdefghijklmnopqrstuv·", max_size=9)
 
 @settings(max_examples=40)
 @given(
-    pairs=st.lists(st.tuples(TEXTS, st.text("abc", max_size=4)), min_size=1, max_size=6),
+    sources=st.lists(TEXTS, min_size=1, max_size=6),
     batch_size=st.integers(1, 6),
-    n_new=st.integers(0, SHAPE.n_target_positions - 4),
+    n_new=st.integers(0, SHAPE.n_target_positions),
     temperature=st.sampled_from([0.0, 1.0]),
     seed=st.integers(0, 2**32),
 )
 def test_the_cache_and_the_batch_change_no_target(
-    pairs: list[tuple[str, str]], batch_size: int, n_new: int, temperature: float, seed: int
+    sources: list[str], batch_size: int, n_new: int, temperature: float, seed: int
 ) -> None:
-    """Sources longer than their positions, empty ones and prefixes of any length included."""
-    sources, prefixes = zip(*pairs, strict=True)
+    """Sources longer than their positions and empty ones included."""
     write = functools.partial(
-        ids_written, make(seed=seed % 97), sources, prefixes=prefixes, max_new_tokens=n_new,
+        ids_written, make(seed=seed % 97), sources, max_new_tokens=n_new,
         sampling=SamplingConfig(temperature=temperature), seed=seed,
     )  # fmt: skip
     alone = write(batch_size=1, use_cache=False, stop_at_eot=False)
@@ -178,14 +156,14 @@ def test_each_token_and_source_is_read_once_and_the_mode_comes_back(use_cache: b
     count("decoder", block.mha.k_attn)
     count("memory", block.cross.k_attn)
     write = functools.partial(
-        ids_written, model, ["abc", "ab"], 2, sampling=SamplingConfig(), prefixes=["ab", "c"],
+        ids_written, model, ["abc", "ab"], 2, sampling=SamplingConfig(),
         stop_at_eot=False, use_cache=use_cache,
     )  # fmt: skip
     written = write(max_new_tokens=4)
     assert written[0] != written[1]
     assert read == {
         "encoder": [3],
-        "decoder": [3, 1, 1, 1] if use_cache else [3, 4, 5, 6],
+        "decoder": [1, 1, 1, 1] if use_cache else [1, 2, 3, 4],
         "memory": [3] if use_cache else [3] * 4,
     }
     assert model.training
@@ -202,9 +180,9 @@ def test_what_cannot_be_written_is_a_clear_error(use_cache: bool) -> None:
     write = functools.partial(
         ids_written, model, ["abc"], 1, sampling=SamplingConfig(), use_cache=use_cache
     )
-    assert len(write(max_new_tokens=8, prefixes=["a"], stop_at_eot=False)[0]) == 8
-    with pytest.raises(ValueError, match=r"9 new tokens after 2, .* 9 \(n_target_positions\)"):
-        write(max_new_tokens=9, prefixes=["a"])
+    assert len(write(max_new_tokens=9, stop_at_eot=False)[0]) == 9
+    with pytest.raises(ValueError, match=r"10 new tokens, .* 9 \(n_target_positions\)"):
+        write(max_new_tokens=10)
     assert ids_written(model, [], 2, 4, SamplingConfig(), use_cache=use_cache) == []
     with torch.no_grad():
         model.ln.weight.fill_(math.nan)

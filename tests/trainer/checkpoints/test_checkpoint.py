@@ -5,7 +5,6 @@ import io
 import logging
 import pickle
 import resource
-import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,22 +107,6 @@ def test_a_truncated_one_is_passed_over_with_one_line(
     assert message.endswith("; passing it over")
 
 
-def test_when_all_are_damaged_the_run_starts_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for step in (1, 2):
-        save(tmp_path, state(step), step).write_bytes(b"garbage")
-    with caplog.at_level(logging.WARNING, "budgetsweep"):
-        assert load_latest(tmp_path, "mine") is None
-    assert caplog.messages[-1] == f"{tmp_path}: no checkpoint can be read; the run starts over"
-
-
-def test_one_of_another_configuration_is_refused(tmp_path: Path) -> None:
-    save(tmp_path, state(1), 1)
-    with pytest.raises(CheckpointError, match="belongs to another configuration"):
-        load_latest(tmp_path, "yours")
-
-
 class Malicious:
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (Path(tempfile.gettempdir()) / "must-not-exist",)
@@ -134,8 +117,8 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     payload = io.BytesIO()
     torch.save({"config_hash": "mine", "bad": Malicious()}, payload, pickle_module=pickle)
     data = payload.getvalue()
-    header = struct.pack("<8sQ32s", MAGIC, len(data), hashlib.sha256(data).digest())
-    (tmp_path / "checkpoint-00000001.pt").write_bytes(header + data)
+    content = MAGIC + hashlib.sha256(data).digest() + data
+    (tmp_path / "checkpoint-00000001.pt").write_bytes(content)
     assert load_latest(tmp_path, "mine") is None
     assert not (Path(tempfile.gettempdir()) / "must-not-exist").exists()
 

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.config import EncoderDecoderConfig, ModelConfig
+from model.config import ModelConfig
 from model.decoder import DecoderLM
-from model.encoder_decoder import EncoderDecoderLM
 from tests.support.comparing import ALL_OPTIONS
 from trainer.config import RunConfig
 from trainer.optim import build_optimizer, optimizer_kinds
@@ -50,11 +49,6 @@ def test_matrices_are_decayed_and_nothing_else() -> None:
     assert len(decay) == len(list(model.parameters()))
 
 
-def test_settings_reach_every_group() -> None:
-    for group in build_optimizer(DecoderLM(**SHAPE), config(), CPU).param_groups:
-        assert (group["lr"], group["betas"], group["eps"]) == (0.01, (0.8, 0.9), 1e-3)
-
-
 def test_steps_equal_the_algorithm() -> None:
     """Loshchilov & Hutter 2019, algorithm 2: decoupled decay, bias-corrected moments."""
     torch.manual_seed(0)
@@ -78,15 +72,6 @@ def test_steps_equal_the_algorithm() -> None:
         optimizer.step()
         for name, parameter in layer.named_parameters():
             np.testing.assert_allclose(parameter.detach().numpy(), ours[name], rtol=1e-10)
-
-
-def test_frozen_parameters_are_left_out() -> None:
-    model = DecoderLM(**SHAPE)
-    model.position_embeddings.weight.requires_grad_(False)
-    optimizer = build_optimizer(model, config(), CPU)
-    optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert id(model.position_embeddings.weight) not in optimised
-    assert math.prod(model.position_embeddings.weight.shape) == 16 * 8
 
 
 def test_a_model_without_vectors_has_one_group() -> None:
@@ -117,17 +102,6 @@ def test_muon_moves_the_matrices_of_the_blocks_and_adamw_all_else(options: dict[
     for name, p in model.named_parameters():
         assert decay[id(p)] == (0.3 if p.ndim == 2 else 0.0), name
     assert {group["lr"] for group in optimizer.param_groups} == {0.01}
-
-
-def test_muon_moves_both_stacks_of_an_encoder_decoder() -> None:
-    shape = EncoderDecoderConfig(
-        n_vocab=257, n_embd=8, n_head=2, n_source_positions=6, n_target_positions=5,
-        n_encoder_layer=1, n_decoder_layer=1,
-    )  # fmt: skip
-    model = EncoderDecoderLM(shape)
-    _, moved = muon_of(model)
-    stacks = torch.nn.ModuleList([model.encoder_blocks, model.decoder_blocks])
-    assert moved["Muon"] == {id(p) for p in stacks.parameters() if p.ndim == 2}
 
 
 def test_muon_without_a_block_is_adamw() -> None:

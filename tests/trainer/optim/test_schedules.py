@@ -1,6 +1,5 @@
 """The schedules against their definitions and against torch's schedulers."""
 
-import itertools
 import math
 
 import numpy as np
@@ -31,19 +30,6 @@ def test_definition(a: int, b: int, t: int, low: float, high: float) -> None:
     assert lr == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-@given(a=steps, extra=st.integers(1, 500), low=rates, high=rates)
-def test_rises_then_falls_between_its_bounds(a: int, extra: int, low: float, high: float) -> None:
-    low, high = sorted((low, high))
-    b = a + extra
-    get_lr = cosine_lr_schedule(a, b, low, high)
-    values = [get_lr(t) for t in range(b + 3)]
-    assert all(x <= y for x, y in itertools.pairwise(values[: a + 1]))
-    assert all(x >= y - 1e-15 for x, y in itertools.pairwise(values[a:]))
-    assert values[a] == pytest.approx(high, rel=1e-12)
-    assert values[0] == (pytest.approx(high) if a == 0 else 0.0)
-    assert values[b:] == [low] * 3
-
-
 def test_equals_torch_schedulers() -> None:
     a, b, low, high = 7, 40, 0.01, 0.3
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=high)
@@ -69,10 +55,11 @@ def test_whole_number_rates_give_floats() -> None:
     assert [type(get_lr(t)) for t in range(6)] == [float] * 6
 
 
-@pytest.mark.parametrize(("a", "b"), [(-1, 5), (0, -1)])
-def test_negative_steps_are_refused(a: int, b: int) -> None:
+@pytest.mark.parametrize("numbers", [(-1, 5), (0, -1), (-1, 5, 1), (0, -1, 1), (0, 5, -1)])
+def test_negative_steps_are_refused(numbers: tuple[int, ...]) -> None:
+    schedule = cosine_lr_schedule if len(numbers) == 2 else trapezoid_lr_schedule
     with pytest.raises(ValueError, match="must not be negative"):
-        cosine_lr_schedule(a, b, 0.0, 1.0)
+        schedule(*numbers, 0.0, 1.0)
 
 
 @given(a=steps, b=steps, c=steps, t=st.integers(0, 1200), low=rates, high=rates)
@@ -90,24 +77,6 @@ def test_trapezoid_by_interpolation(
         start = max(a, b - c)
         expected = float(np.interp(t, [start, b], [high, low])) if t > start else high
     assert lr == pytest.approx(expected, rel=1e-9, abs=1e-12)
-
-
-@given(
-    a=steps, extra=st.integers(1, 500), share=st.floats(0, 1), low=rates, high=rates
-)  # fmt: skip
-def test_trapezoid_never_jumps(a: int, extra: int, share: float, low: float, high: float) -> None:
-    """Neighbouring steps differ by no more than the steepest of its two lines does."""
-    low, high = sorted((low, high))
-    b = a + extra
-    c = max(1, round(share * extra))
-    get_lr = trapezoid_lr_schedule(a, b, c, low, high)
-    values = [get_lr(t) for t in range(b + 3)]
-    steepest = max(high / a if a else 0.0, (high - low) / c)
-    assert all(abs(x - y) <= steepest + 1e-12 for x, y in itertools.pairwise(values))
-    assert values[0] == (pytest.approx(high) if a == 0 else 0.0)
-    assert values[a : b - c + 1] == pytest.approx([high] * (b - c + 1 - a), rel=1e-12)
-    assert values[b:] == [low] * 3
-    assert all(low - 1e-15 <= value <= high + 1e-15 for value in values[a:])
 
 
 def test_cooldown_over_all_steps_is_torchs_linear_decay() -> None:
@@ -133,12 +102,6 @@ def test_trapezoid_at_its_edges() -> None:
     only_warmup = trapezoid_lr_schedule(4, 4, 2, 0.1, 1.0)
     assert [only_warmup(t) for t in range(6)] == [0.0, 0.25, 0.5, 0.75, 0.1, 0.1]
     assert [type(trapezoid_lr_schedule(2, 6, 2, 0, 1)(t)) for t in range(8)] == [float] * 8
-
-
-@pytest.mark.parametrize("numbers", [(-1, 5, 1), (0, -1, 1), (0, 5, -1)])
-def test_negative_steps_of_a_trapezoid_are_refused(numbers: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="must not be negative"):
-        trapezoid_lr_schedule(*numbers, 0.0, 1.0)
 
 
 def test_the_schedule_of_a_configuration() -> None:

@@ -1,17 +1,15 @@
 """Muon for many matrices at once: those of one shape are orthogonalised in one batch of products.
 
 The algorithm is that of Jordan et al. 2024 as `torch.optim.Muon` has it (whose state this one can
-load), with the scale of Liu et al. 2025. torch's multiplies matrix after matrix: at small widths
-its fifteen products per matrix take microseconds each and their calls decide. In batches a step
-takes 3.3 ms for 9.4 at D48 L2, 5.1 for 12.7 at D80 L2, 18 for 28 at D128 L4 (Xeon, one thread,
-torch 2.13, mean of 30, in turns). The learning rate may be a tensor, so that a captured step can be
-replayed with another one.
+load), with the scale of Liu et al. 2025. torch's multiplies matrix after matrix, two to three times
+slower at these widths (docs/experiments.md). The learning rate may be a tensor, so that a captured
+step can be replayed with another one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -26,15 +24,10 @@ RMS_OF_ADAMW = 0.2
 
 
 def orthogonalised(matrices: Tensor, steps: int) -> Tensor:
-    """Matrices near U Vᵀ of each given one's singular value decomposition U S Vᵀ.
+    """Matrices near U Vᵀ of each given one's singular value decomposition U S Vᵀ, in bf16.
 
-    Newton-Schulz iteration in bf16; singular values end between 0.5 and 1.5, no closer.
-
-    Args:
-        matrices: (n, A, B), A at most B: the products are then those of the smaller side.
-
-    Returns:
-        (n, A, B) in bf16.
+    Newton-Schulz iteration in bf16; singular values end between 0.5 and 1.5, no closer. All are (n,
+    A, B), A at most B: the products are then those of the smaller side.
     """
     a, b, c = COEFFICIENTS
     x = matrices.bfloat16()
@@ -56,11 +49,7 @@ class Muon(torch.optim.Optimizer):
         momentum: float,
         ns_steps: int,
     ) -> None:
-        """Take parameters with two dimensions each.
-
-        Args:
-            lr: learning rate; a tensor lies where the parameters do.
-            weight_decay: decoupled decay per unit of learning rate.
+        """Take parameters with two dimensions each; a learning rate in a tensor lies where they do.
 
         Raises:
             ValueError: a parameter has not two dimensions.
@@ -74,12 +63,8 @@ class Muon(torch.optim.Optimizer):
                     raise ValueError(f"Muon moves matrices, not a tensor {tuple(each.shape)}")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]
         """Update all matrices that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             batches: dict[tuple[int, ...], list[Tensor]] = {}
             for each in group["params"]:
@@ -87,7 +72,6 @@ class Muon(torch.optim.Optimizer):
                     batches.setdefault(tuple(sorted(each.shape)), []).append(each)
             for batch in batches.values():
                 self._update(batch, group)
-        return loss
 
     def _update(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
         """Update matrices of one shape, some of them turned."""
