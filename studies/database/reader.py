@@ -13,13 +13,16 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from budgetsweep.config import did_you_mean
-from budgetsweep.errors import StudyError
+from budgetsweep.errors import BudgetsweepError, StudyError
 from model.flops import Convention
 from studies.database import connection, ledger
 from studies.database.ledger import Spending
-from studies.database.lifecycle import IllegalChangeError
 from studies.database.tables import Fit, Point, Prediction, Rejection, Run, RunKind, Study
 from trainer.events import RunStatus
+
+
+class IllegalChangeError(BudgetsweepError):
+    """A change that no study or run can make. A defect of the caller; nothing was written."""
 
 
 class Reader:
