@@ -16,8 +16,8 @@ from budgetsweep.errors import ConfigError
 from studies.dry_run import dry_run
 from studies.execution import local_pool
 from studies.execution.local_pool import CUDA_PROCESS_BYTES, LocalPool
-from studies.execution.messages import Workers
-from studies.execution.worker import Measured, Ready, worker_main
+from studies.execution.messages import Measured, Workers
+from studies.execution.worker import worker_main
 from studies.planning import TimePlan
 from tests.support.searches import run_search, settings_for
 from trainer.config import RunConfig
@@ -167,4 +167,4 @@ def test_a_worker_settles_on_its_gpu_before_it_says_what_it_has(
     ours, theirs = Pipe()
     ours.send(None)
     worker_main(theirs, "cuda:1", 1, None, Path.cwd())
-    assert ours.recv() == Ready(info)
+    assert ours.recv() == info
