@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,12 +23,11 @@ from studies.database.tables import Run, RunKind, Study
 from studies.execution.base import Executor
 from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher
 from studies.execution.training import check_same_data
-from studies.planning import Speed, TimePlan, measure_speed, measuring_seconds, plan_time
+from studies.planning import TimePlan, plan_time
 from studies.prior_studies import base_with_prior_studies, prior_runs
 from studies.promotion.finalists import train_finalists
 from studies.promotion.promote import DEFAULT_SCALE, PromoteHooks
 from studies.samplers.base import SearchProblem
-from studies.samplers.objective import Objective
 from studies.samplers.proposals import Proposals
 from studies.scaling.prediction import StudyFit, fit_study, promoted
 from studies.settings import SearchSettings
@@ -38,9 +37,6 @@ from studies.space.search_space import SearchSpace
 from studies.trials import TrialSource, reconcile
 from trainer.config import TOKENIZER_VOCABULARIES
 from trainer.data.facts import DataFacts
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass
@@ -157,8 +153,7 @@ def _search(
                 f"{len(runs)} complete runs of {name} are data points of the fit too"
             )
         hooks.observer.message(f"data: {data.description}")
-        objective = Objective(study, store.runs(study.id), prior)
-        reconcile(store, study, proposals, objective)
+        reconcile(store, study, proposals)
         source = TrialSource(
             store,
             study,
@@ -166,7 +161,6 @@ def _search(
             space,
             data,
             proposals,
-            objective,
             hooks.observer,
             executor=executor,
             should_stop=hooks.should_stop,
@@ -257,19 +251,11 @@ def _announce(
         )
     if executor.device() is None:
         return None
-    seconds = measuring_seconds(settings.budget_flops)
-    speed = measure_speed(sample, executor, seconds_each=seconds)
-    if not isinstance(speed, Speed):
-        hooks.observer.message(f"the speed of this device could not be measured: {speed}")
+    plan = plan_time(settings, sample, executor)
+    if isinstance(plan, str):
+        hooks.observer.message(f"the speed of this device could not be measured: {plan}")
         return None
-    return plan_time(
-        sample,
-        speed,
-        n_trials=settings.trials,
-        n_workers=executor.n_workers,
-        budget_flops=settings.budget_flops,
-        rungs=settings.rungs,
-    )
+    return plan
 
 
 def _outcome(

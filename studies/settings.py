@@ -106,6 +106,11 @@ class SearchSettings:
             raise ConfigError(
                 "--prune compares trials at equal shares of one budget; leave out --rungs below 1"
             )
+        if self.sampler in ("tpe", "gp") and (self.for_scale or len(self.rungs.of_trials) > 1):
+            raise ConfigError(
+                f"--sampler {self.sampler} compares losses at one budget: leave out --for-scale "
+                "and --rungs below 1, or take --sampler law"
+            )
         self.backend.check(self)
 
     def _check_sharing(self) -> None:

@@ -15,7 +15,6 @@ from studies.database.tables import Rejection, Run, RunKind, Study
 from studies.execution.base import Executor
 from studies.execution.dispatcher import recover
 from studies.samplers.grid import SpaceExhausted
-from studies.samplers.objective import Objective
 from studies.samplers.proposals import Proposal, Proposals
 from studies.settings import SearchSettings
 from studies.space.rungs import rung_budget
@@ -28,7 +27,7 @@ MAX_REJECTED_IN_A_ROW = 2_000
 """So many refusals in a row end a search: the space has hardly anything that fits."""
 
 
-def reconcile(store: Store, study: Study, proposals: Proposals, objective: Objective) -> None:
+def reconcile(store: Store, study: Study, proposals: Proposals) -> None:
     """Tell Optuna what a killed dispatcher had stored but not told."""
     runs = {run.number: run for run in store.runs(study.id, kind=RunKind.TRIAL)}
     rejections = store.rejections(study.id)
@@ -46,14 +45,13 @@ def reconcile(store: Store, study: Study, proposals: Proposals, objective: Objec
         if proposal.number in rejected:
             proposals.fail(proposal.number)
         elif run is not None and run.status.is_finished:
-            tell(proposals, run, objective)
+            tell(proposals, run)
 
 
-def tell(proposals: Proposals, run: Run, objective: Objective) -> None:
+def tell(proposals: Proposals, run: Run) -> None:
     """Pass a finished trial's outcome to Optuna."""
-    value = objective.value(run) if run.status == RunStatus.COMPLETE else None
-    if value is not None:
-        proposals.complete(run.number, value)
+    if run.status == RunStatus.COMPLETE and run.val_loss_nats is not None:
+        proposals.complete(run.number, run.val_loss_nats)
     elif run.status == RunStatus.PRUNED:
         proposals.prune(run.number)
     else:
@@ -71,7 +69,6 @@ class TrialSource:
         space: SearchSpace,
         data: DataFacts,
         proposals: Proposals,
-        objective: Objective,
         observer: Observer,
         *,
         executor: Executor,
@@ -86,15 +83,13 @@ class TrialSource:
             space: what varies.
             data: the study's.
             proposals: the Optuna side, reconciled.
-            objective: what a finished trial is worth.
             observer: hears of refused proposals.
             executor: what carries the runs out.
             should_stop: asked between proposals.
         """
         self._store, self._study, self._settings = store, study, settings
         self._space, self._base, self._data = space, study.settings.base, data
-        self._proposals, self._objective = proposals, objective
-        self._observer, self._should_stop = observer, should_stop
+        self._proposals, self._observer, self._should_stop = proposals, observer, should_stop
         self._started = time.monotonic()
         self.recovered = [
             run for run in recover(store, study, executor) if run.kind == RunKind.TRIAL
@@ -246,7 +241,7 @@ class TrialSource:
     def finished(self, run: Run, result: RunResult) -> None:
         """Tell Optuna, and keep on disk only the weights that are asked for."""
         del result  # it is in the run's row
-        tell(self._proposals, run, self._objective)
+        tell(self._proposals, run)
         keep = self._settings.keep
         if keep == "all" or run.status != RunStatus.COMPLETE:
             return

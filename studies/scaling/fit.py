@@ -102,8 +102,7 @@ def fit(
         points: ends of decayed schedules, parameters counted alike.
         priors: what is believed beforehand.
         seed: of the draws.
-        must_reach: refuse a fit that is of no use at ten times the largest budget. A sampler that
-            compares runs within their budgets needs no such reach.
+        must_reach: refuse a fit that is of no use at ten times the largest budget.
 
     Raises:
         FitRefused: the runs are too few or too alike; the message says what to add.

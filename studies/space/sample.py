@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,20 +54,17 @@ def sample_space(
     limits: Limits,
     n: int,
     seed: int,
-    on_progress: Callable[[int], None] | None = None,
 ) -> Sample:
     """Draw `n` proposals uniformly and ask the constraint about each."""
     rng = np.random.default_rng(seed)
     admitted: list[Admitted] = []
     rejected: list[Rejected] = []
-    for index in range(n):
+    for _ in range(n):
         answer = admit(space.run_data(space.random_settings(rng), base), limits)
         if isinstance(answer, Admitted):
             admitted.append(answer)
         else:
             rejected.append(answer)
-        if on_progress is not None and index % 100 == 99:
-            on_progress(index + 1)
     return Sample(admitted, rejected)
 
 
