@@ -21,7 +21,7 @@ from studies.database.store import Store
 from studies.database.study_settings import differences
 from studies.database.tables import Run, RunKind, Study
 from studies.execution.base import Executor
-from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher
+from studies.execution.dispatcher import Dispatcher
 from studies.execution.training import check_same_data
 from studies.planning import TimePlan, plan_time
 from studies.prior_studies import base_with_prior_studies, prior_runs
@@ -82,7 +82,7 @@ def search(settings: SearchSettings, hooks: Hooks) -> SearchOutcome:
         store = Store.open(settings.storage, create=not settings.points_from)
         stack.callback(store.close)
         study = _open_study(store, settings, space, base)
-        store.acquire_lease(study.id, seconds=LEASE_SECONDS)
+        store.acquire_lease(study.id)
         stack.callback(store.release_lease, study.id)
         if executor is None:
             executor = stack.enter_context(settings.backend.executor(settings.asked_workers))
@@ -155,16 +155,9 @@ def _search(
         hooks.observer.message(f"data: {data.description}")
         reconcile(store, study, proposals)
         source = TrialSource(
-            store,
-            study,
-            settings,
-            space,
-            data,
-            proposals,
-            hooks.observer,
-            executor=executor,
-            should_stop=hooks.should_stop,
-        )
+            store, study, settings, space, data, proposals, hooks.observer, executor,
+            hooks.should_stop,
+        )  # fmt: skip
         if source.reason_to_stop() is None and not hooks.should_stop():
             if not source.recovered and not store.runs(study.id, kind=RunKind.TRIAL):
                 plan = _announce(settings, space, base, source.limits, executor, hooks)
@@ -172,15 +165,10 @@ def _search(
                     return _outcome(store, study, settings, "not started", finished=False)
             executor.start_all()
             finished = Dispatcher(
-                store,
-                study,
-                executor,
-                source,
-                hooks.observer,
+                store, study, executor, source, hooks.observer,
                 should_stop=lambda: hooks.should_stop() or source.out_of_time(),
-                should_kill=hooks.should_kill,
-                pruning=settings.pruning,
-            ).run()
+                should_kill=hooks.should_kill, pruning=settings.pruning,
+            ).run()  # fmt: skip
         else:
             finished = True
         missing = None
