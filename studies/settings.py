@@ -181,12 +181,7 @@ class SearchSettings:
         return apply_overrides(base, self.overrides)
 
     def of_study(self, space: SearchSpace, base: dict[str, Any]) -> StudySettings:
-        """What of it the study keeps.
-
-        Args:
-            space: from `resolved_space`.
-            base: from `base`.
-        """
+        """What the study keeps of it, with what `resolved_space` and `base` give."""
         return StudySettings(
             backend=self.backend.name,
             budget_flops=self.budget_flops,

@@ -65,18 +65,9 @@ class Store(RunWriter):
 
     @classmethod
     def open(
-        cls,
-        storage: str | Path,
-        *,
-        create: bool = False,
-        busy_seconds: float = BUSY_SECONDS,
+        cls, storage: str | Path, *, create: bool = False, busy_seconds: float = BUSY_SECONDS
     ) -> Store:
-        """Open a database and bring its tables up to date.
-
-        Args:
-            storage: a file or a SQLAlchemy URL.
-            create: make it where it is missing.
-            busy_seconds: how long to wait for another process's lock (SQLite).
+        """Open a database, a file or a URL, and bring its tables up to date.
 
         Raises:
             StudyError: missing, foreign, damaged, locked, not writable or newer than this program.
@@ -148,25 +139,17 @@ class Store(RunWriter):
     # Leases -------------------------------------------------------------------------------------
 
     def acquire_lease(self, study_id: int, *, seconds: float = leases.LEASE_SECONDS) -> None:
-        """Become the study's dispatcher for `seconds`.
-
-        Raises:
-            StudyError: another live dispatcher is; names its host, pid and since when it runs.
-        """
+        """See `leases.acquire`."""
         with self._write() as connection:
             leases.acquire(connection, study_id, seconds)
 
     def renew_lease(self, study_id: int, *, seconds: float = leases.LEASE_SECONDS) -> None:
-        """Stay the dispatcher for `seconds` from now.
-
-        Raises:
-            StudyError: another dispatcher has taken over; stop working on the study.
-        """
+        """See `leases.renew`."""
         with self._write() as connection:
             leases.renew(connection, study_id, seconds)
 
     def release_lease(self, study_id: int) -> None:
-        """Cease to be the dispatcher; nothing happens where another one is."""
+        """See `leases.release`."""
         with self._write() as connection:
             leases.release(connection, study_id)
 
@@ -278,13 +261,7 @@ class Store(RunWriter):
     ) -> None:
         """Record what is predicted of a promotion; the first prediction stands.
 
-        Args:
-            run: the promotion; it has not trained yet.
-            fit_id: of what it rests on.
-            selected_by: `measured`, `predicted` or `trial`.
-            loss_nats: the loss, and the ends of its interval.
-            level: probability of the interval.
-            extrapolation: FLOPs of the run over those of the largest that was fitted.
+        `loss_nats` are the loss and the ends of its interval; for the rest see `Prediction`.
 
         Raises:
             IllegalChangeError: the run has been trained already, so this would be no prediction.

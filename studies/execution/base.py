@@ -146,22 +146,16 @@ class Backend(ABC):
     def exhausted(
         self, space: SearchSpace, budget_flops: int, tried: Callable[[int], int]
     ) -> str | None:
-        """Why nothing is left to try at a budget, in words; None: there is.
+        """Why nothing is left to try at the next trial's budget, in words; None: there is.
 
-        Args:
-            space: the study's.
-            budget_flops: of the next trial.
-            tried: number of trials of a budget.
+        `tried` counts the trials of a budget.
         """
         return None
 
     def regret(self, study: Study, fit: StudyFit, best: Run | None) -> str | None:
-        """Where it is known what other choices come to at the larger budget: what the choice costs.
+        """What choosing this trial for `fit.scale` times the budget costs, where that is known.
 
-        Args:
-            study: its row.
-            fit: what its runs predict of `fit.scale` times the budget.
-            best: the trial that measured best.
+        `best` is the trial that measured best.
         """
         return None
 

@@ -58,12 +58,8 @@ def worker_main(
 
     It says first on which device it is, or the `ConfigError` that there is no such device.
 
-    Args:
-        connection: the worker's end of a duplex pipe.
-        device: `cpu`, `cuda:1`, … or `auto`.
-        threads: arithmetic threads of this worker.
-        cache_dir: where prepared tokens lie; None: the default.
-        folder: the dispatcher's working directory, for relative paths.
+    `connection` is its end of a duplex pipe, `cache_dir` holds prepared tokens (None: the default),
+    `folder` is the dispatcher's working directory, for relative paths.
     """
     os.chdir(folder)
     for name in (signal.SIGINT, signal.SIGTERM):  # they reach us through the dispatcher

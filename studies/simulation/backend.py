@@ -114,11 +114,7 @@ class Simulated(Untrained):
 def recorded(run: Run, config: RunConfig, run_dir: Path, checksum: str) -> Run:
     """A run that leaves config.yaml, curve.csv and eval.json; a finished one is read from there.
 
-    Args:
-        run: the generator of its events.
-        config: a filled configuration.
-        run_dir: its folder.
-        checksum: of what stands for the data.
+    `checksum` is that of what stands for the data.
 
     Raises:
         CheckpointError: the folder cannot be written or holds another run's result.

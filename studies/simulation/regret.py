@@ -55,14 +55,7 @@ class Regret:
 def regrets(study: Study, fit: StudyFit, best: Run | None, table: RunTable) -> Regret | None:
     """Regret of the measured and of the predicted best over the table's best at the larger budget.
 
-    Args:
-        study: its row.
-        fit: what its runs predict of `fit.scale` times the budget.
-        best: the trial that measured best; None: there is none.
-        table: what is replayed.
-
-    Returns:
-        None: the table has no run at that budget.
+    None: there is no `best` trial, or the table has no run at that budget.
     """
     budget = fit.scale * study.budget_flops
     lowest = table.lowest(budget)
