@@ -237,11 +237,8 @@ class Run(Base):
 
     def planned_flops(self, convention: Convention) -> int:
         """Planned training FLOPs in one of the conventions of `model.flops`."""
-        return {
-            Convention.NANOGPT: self.planned_flops_nanogpt,
-            Convention.MATMUL: self.planned_flops_matmul,
-            Convention.MAC: self.planned_flops_mac,
-        }[convention]
+        flops: int = getattr(self, f"planned_flops_{convention}")
+        return flops
 
 
 class Point(Base):

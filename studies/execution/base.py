@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
 from budgetsweep.constraint import Admitted, Rejected
 from studies.database.tables import Run, Study
@@ -27,6 +27,10 @@ from trainer.events import DeviceInfo
 if TYPE_CHECKING:
     from studies.settings import SearchSettings
     from trainer.data.shards.progress import PrepareProgress
+
+
+OnPrepare: TypeAlias = "Callable[[PrepareProgress], None] | None"
+"""Who hears how far the preparation of data is."""
 
 
 class Executor(Protocol):
@@ -165,11 +169,7 @@ class Backend(ABC):
 
     @abstractmethod
     def fix_data(
-        self,
-        study: Study,
-        space: SearchSpace,
-        workers: Workers,
-        on_prepare: Callable[[PrepareProgress], None] | None,
+        self, study: Study, space: SearchSpace, workers: Workers, on_prepare: OnPrepare
     ) -> tuple[Mapping[str, Any], DataFacts]:
         """Prepare a study's data, the first time; afterwards open exactly the same.
 
@@ -187,7 +187,7 @@ class Backend(ABC):
         config: RunConfig,
         train_tokens: int | None,
         workers: Workers,
-        on_prepare: Callable[[PrepareProgress], None] | None,
+        on_prepare: OnPrepare,
     ) -> tuple[RunConfig, DataFacts]:
         """The study's data with as many training tokens as a promotion can use.
 

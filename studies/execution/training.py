@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits
 from budgetsweep.errors import DataError
 from studies.database.tables import Study
-from studies.execution.base import Backend
+from studies.execution.base import Backend, OnPrepare
 from studies.execution.local_pool import LocalPool
 from studies.execution.messages import Workers
 from studies.space.sample import (
@@ -26,7 +26,6 @@ from trainer.data.facts import DataFacts
 from trainer.data.prepare import open_prepared, prepare
 
 if TYPE_CHECKING:
-    from trainer.data.shards.progress import PrepareProgress
     from trainer.data.shards.tokens import TokenData
 
 
@@ -41,11 +40,7 @@ class Training(Backend):
         return LocalPool(workers)
 
     def fix_data(
-        self,
-        study: Study,
-        space: SearchSpace,
-        workers: Workers,
-        on_prepare: Callable[[PrepareProgress], None] | None,
+        self, study: Study, space: SearchSpace, workers: Workers, on_prepare: OnPrepare
     ) -> tuple[Mapping[str, Any], DataFacts]:
         """Prepare a study's data, once; afterwards open exactly the same tokens.
 
@@ -70,7 +65,7 @@ class Training(Backend):
         space: SearchSpace,
         config: DataConfig,
         workers: Workers,
-        on_prepare: Callable[[PrepareProgress], None] | None,
+        on_prepare: OnPrepare,
     ) -> DataConfig:
         """The numbers of tokens that all runs of a new study have, prepared."""
         from trainer.data.pairs import PairIndex
@@ -96,7 +91,7 @@ class Training(Backend):
         config: RunConfig,
         train_tokens: int | None,
         workers: Workers,
-        on_prepare: Callable[[PrepareProgress], None] | None,
+        on_prepare: OnPrepare,
     ) -> tuple[RunConfig, DataFacts]:
         """The study's data with as many training tokens as the run can use, prepared."""
         data: TokenData = prepare(

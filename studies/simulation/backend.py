@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetsweep.errors import ConfigError
 from studies.database.tables import Study
-from studies.execution.base import Backend
+from studies.execution.base import Backend, OnPrepare
 from studies.execution.inline_pool import InlinePool
 from studies.execution.messages import Workers
 from studies.simulation.simulated_run import simulate_run
@@ -23,7 +23,6 @@ from trainer.events import Point, RunResult, RunStatus
 
 if TYPE_CHECKING:
     from studies.settings import SearchSettings
-    from trainer.data.shards.progress import PrepareProgress
 
 REPORTS = 20
 """Points of a simulated trial's curve unless the user says otherwise: they fill a database."""
@@ -55,11 +54,7 @@ class Untrained(Backend):
         return DataFacts(self.description, self.checksum, self.checksum)
 
     def fix_data(
-        self,
-        study: Study,
-        space: SearchSpace,
-        workers: Workers,
-        on_prepare: Callable[[PrepareProgress], None] | None,
+        self, study: Study, space: SearchSpace, workers: Workers, on_prepare: OnPrepare
     ) -> tuple[Mapping[str, Any], DataFacts]:
         """Nothing is prepared."""
         del space, workers, on_prepare
@@ -72,7 +67,7 @@ class Untrained(Backend):
         config: RunConfig,
         train_tokens: int | None,
         workers: Workers,
-        on_prepare: Callable[[PrepareProgress], None] | None,
+        on_prepare: OnPrepare,
     ) -> tuple[RunConfig, DataFacts]:
         """Nothing is prepared."""
         del study, train_tokens, workers, on_prepare
