@@ -136,11 +136,6 @@ class Study(Base):
         where = f"settings of study {self.name!r}"
         return parse(StudySettings, {**self.other_settings, **columns}, where)
 
-    @settings.setter
-    def settings(self, settings: StudySettings) -> None:
-        for name, value in settings_columns(settings).items():
-            setattr(self, name, value)
-
 
 SETTINGS_COLUMNS = ("budget_flops", "convention", "sampler", "seed", "space")
 """Fields of `StudySettings` that have columns of their own."""

@@ -16,8 +16,7 @@ from studies.space.sample import (
     PLAN_SAMPLES,
     sample_space,
     wanted_train_tokens,
-    wanted_val_pairs,
-    wanted_val_tokens,
+    wanted_validation,
 )
 from studies.space.search_space import SearchSpace
 from trainer.config import RunConfig
@@ -74,7 +73,7 @@ class Training(Backend):
         limits = Limits(study.budget_flops, study.convention)
         sample = sample_space(space, base, limits, PLAN_SAMPLES, study.seed)
         train, pairs = wanted_train_tokens(sample), space.architecture == "encoder-decoder"
-        val = config.val_tokens or (None if pairs else wanted_val_tokens(sample))
+        val = config.val_tokens or (None if pairs else wanted_validation(sample, pairs=False))
         prepared = prepare(
             config, base["tokenizer_encoding"], train_tokens=train, val_tokens=val,
             cache_dir=workers.cache_dir, on_progress=on_prepare,
@@ -82,7 +81,9 @@ class Training(Backend):
         if pairs:
             prepared.require_pairs()
         if val is None:
-            val = PairIndex(prepared.val, prepared.eot).tokens_of(wanted_val_pairs(sample))
+            val = PairIndex(prepared.val, prepared.eot).tokens_of(
+                wanted_validation(sample, pairs=True)
+            )
         return config.fixed_to(prepared, train, val)
 
     def promotion_data(

@@ -39,12 +39,10 @@ class Regret:
         told = []
         for one in self.answers:
             size = f"{one.name} best (trial {one.number}, {one.n_params:.3g} parameters)"
-            known = one.regret_nats is not None
-            told.append(
-                f"{size} {one.regret_nats:.4f} nats"
-                if known
-                else f"{size} not known, the table has no run of its size there"
-            )
+            nats = "not known, the table has no run of its size there"
+            if one.regret_nats is not None:
+                nats = f"{one.regret_nats:.4f} nats"
+            told.append(f"{size} {nats}")
         return (
             f"regret at {self.budget_flops:.4g} FLOPs over the table's best there "
             f"({self.lowest.loss_nats:.4f} nats, {self.lowest.n_params:.3g} parameters): "

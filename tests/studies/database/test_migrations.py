@@ -6,8 +6,6 @@ import hashlib
 import logging
 import shutil
 import sqlite3
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +23,7 @@ from reports.read import read_study
 from studies.database import migrations, tables
 from studies.database.connection import open_engine, tune_sqlite
 from studies.database.store import Store
-
-ROOT = Path(__file__).parents[3]
+from tests.support.processes import ROOT, run_at_once
 
 
 def test_a_change_of_the_tables_is_a_new_version() -> None:
@@ -161,33 +158,17 @@ def test_opening_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
 
 
 def test_processes_that_open_a_fresh_file_at_once(tmp_path: Path) -> None:
-    code = (
-        "import pathlib, sys, time\n"
+    errors = run_at_once(
         "from alembic import command, script\n"  # loaded beforehand: they shall collide
         "from studies.database.store import Store\n"
-        "from tests.support.tiny_studies import study_settings\n"
-        "folder = pathlib.Path(sys.argv[1])\n"
-        "print('ready', flush=True)\n"
-        "while not (folder / 'go').exists(): time.sleep(0.001)\n"
+        "from tests.support.tiny_studies import study_settings",
         "for n in range(3):\n"
         "    with Store.open(folder / f'{n}.db', create=True) as store:\n"
-        "        store.create_study(sys.argv[2], study_settings())\n"
+        "        store.create_study(name, study_settings())",
+        tmp_path,
+        "abc",
     )
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path), name],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in "abc"
-    ]
-    for worker in workers:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "ready\n"
-    (tmp_path / "go").touch()
-    assert [worker.communicate(timeout=60)[1] for worker in workers] == ["", "", ""]
+    assert errors == ["", "", ""]
     for n in range(3):
         with Store.open(tmp_path / f"{n}.db") as store:
             assert sorted(store.study_names()) == ["a", "b", "c"]
