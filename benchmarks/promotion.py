@@ -1,7 +1,7 @@
 """Which trial to promote, on simulated searches: regret of both answers, and of the intervals.
 
     python -m benchmarks.promotion [--world porian2024-refinedweb] [--seeds 20] [--trials 40]
-        [--rungs 0.1,0.3,1] [--budget 1e15] [--scale 100] [--sampler tpe]
+        [--rungs 0.1,0.3,1] [--budget 1e15] [--scale 100] [--sampler law]
         [--measured-only]
 
 Each seed is a whole simulated search by the real orchestrator. Regret is the noise-free loss at the
@@ -242,7 +242,7 @@ def main() -> int:
     parser.add_argument("--rungs", default="0.1,0.3,1")
     parser.add_argument("--budget", type=float, default=1e15)
     parser.add_argument("--scale", type=float, default=100.0)
-    parser.add_argument("--sampler", default="tpe")
+    parser.add_argument("--sampler", default="law")
     parser.add_argument("--measured-only", action="store_true",
                         help="search for the best at the budget, without --for-scale")  # fmt: skip
     parser.add_argument("--name", help="of the files in --out")

@@ -18,10 +18,7 @@ LARGEST_BYTES = 1 << 28
 def read_text(path: Path, *, wanted: str, expected: str) -> str:
     """The text of a file, plain or gzipped.
 
-    Args:
-        path: the file.
-        wanted: what it should be, in a few words.
-        expected: what should be in it, as messages end.
+    Messages say what is `wanted` in a few words, and end with what is `expected` in it.
 
     Raises:
         DataError: the file is missing, too large, damaged, not UTF-8 or empty.

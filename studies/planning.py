@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from budgetsweep.constraint import charge_per_step
+from budgetsweep.constraint import Limits, charge_per_step
 from model.flops import Convention
 from studies.execution.base import Executor
-from studies.space.rungs import Rungs
-from studies.space.sample import Sample, charge_per_token, eval_cost, evenly_by_cost
+from studies.settings import SearchSettings
+from studies.space.sample import Sample, charge_per_token, eval_cost, evenly_by_cost, sample_space
 from trainer.config import RunConfig
 
 SENSIBLE_SECONDS = 30 * 60.0
@@ -37,11 +37,6 @@ class Speed:
         training = per_token * config.total_tokens / rate
         validation = eval_cost(config) * config.num_evals * (config.data.val_tokens or 0)
         return training * (1.0 + validation / config.total_tokens)
-
-
-def measuring_seconds(budget_flops: int) -> float:
-    """How long to measure a configuration: a second, less where a trial itself is short."""
-    return min(1.0, max(0.05, budget_flops / 1e12))
 
 
 def measure_speed(sample: Sample, executor: Executor, *, seconds_each: float) -> Speed | str:
@@ -70,46 +65,60 @@ def measure_speed(sample: Sample, executor: Executor, *, seconds_each: float) ->
 class TimePlan:
     """How long a search will take on this device, from measured speed."""
 
+    speed: Speed
     trial_seconds: float
     """Mean over the space."""
     trial_seconds_range: tuple[float, float]
     search_seconds: float
-    n_trials: int
-    n_budgets: float
-    """Cost of all runs, in budgets; `n_trials` where there is one rung."""
     n_workers: int
     sensible_budget_flops: int | None
     """Where the search is absurdly long: a budget that takes about half an hour instead."""
 
 
-def plan_time(
-    sample: Sample,
-    speed: Speed,
-    *,
-    n_trials: int,
-    n_workers: int,
-    budget_flops: int,
-    rungs: Rungs | None = None,
-) -> TimePlan:
+def plan_time(settings: SearchSettings, sample: Sample, executor: Executor) -> TimePlan | str:
     """Time of a trial of the whole budget and of the whole search, all rungs included.
 
     Speed is measured with a worker's share of the cores, or while all workers of a GPU are at work:
-    the search takes n_trials / n_workers times a trial.
+    the search takes trials / workers times a trial.
+
+    Returns:
+        The plan, or in one line why nothing could be measured.
     """
+    # A second for each configuration, less where a trial itself is short.
+    seconds_each = min(1.0, max(0.05, settings.budget_flops / 1e12))
+    speed = measure_speed(sample, executor, seconds_each=seconds_each)
+    if isinstance(speed, str):
+        return speed
     seconds = np.array([speed.seconds(admitted.config) for admitted in sample.admitted])
-    n_budgets = float((rungs or Rungs()).budgets(n_trials))
-    total = float(seconds.mean()) * n_budgets / n_workers
+    n_budgets = float(settings.rungs.budgets(settings.trials))
+    total = float(seconds.mean()) * n_budgets / executor.n_workers
     sensible = None
     if total > ABSURD_SECONDS:
-        exact = budget_flops * SENSIBLE_SECONDS / total
+        exact = settings.budget_flops * SENSIBLE_SECONDS / total
         magnitude = 10 ** np.floor(np.log10(exact))
         sensible = max(1, int(np.floor(exact / magnitude) * magnitude))
     return TimePlan(
+        speed=speed,
         trial_seconds=float(seconds.mean()),
         trial_seconds_range=(float(seconds.min()), float(seconds.max())),
         search_seconds=total,
-        n_trials=n_trials,
-        n_budgets=n_budgets,
-        n_workers=n_workers,
+        n_workers=executor.n_workers,
         sensible_budget_flops=sensible,
     )
+
+
+def dry_run(settings: SearchSettings, n: int) -> tuple[Sample, TimePlan | str]:
+    """What a search would propose (`n` times) and how long it would take; nothing is written."""
+    space = settings.resolved_space()
+    with settings.backend.executor(settings.asked_workers) as executor:
+        limits = Limits(
+            settings.budget_flops,
+            settings.convention,
+            executor.device(),
+            val_tokens=settings.data.val_tokens,
+            train_tokens=settings.data.train_tokens,
+        )
+        sample = sample_space(space, settings.base(), limits, n, settings.seed)
+        if not sample.admitted:
+            return sample, "nothing is admitted"
+        return sample, plan_time(settings, sample, executor)

@@ -74,13 +74,10 @@ def _check(study: Study, other: Study, cache_dir: Path | None) -> None:
     """Refuse a study whose losses are not comparable with another's."""
     _check_kind(other, study.settings)
     if other.val_checksum != study.val_checksum:
-        tokens, advice = "", ""
-        if other.val_tokens != study.val_tokens:
-            tokens = f" ({other.val_tokens} tokens, here {study.val_tokens})"
-            advice = "; a study that is created with --points-from validates on as much"
         raise StudyError(
-            f"--points-from {other.name}: another validation set{tokens}, by its checksum, so "
-            f"that losses cannot be compared{advice}"
+            f"--points-from {other.name}: another validation set ({other.val_tokens} tokens, here "
+            f"{study.val_tokens}), by its checksum, so that losses cannot be compared; a study "
+            "that is created with --points-from validates on as much"
         )
     if not _same_training_data(study, other, cache_dir):
         raise StudyError(

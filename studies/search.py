@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,14 +22,13 @@ from studies.database.store import Store
 from studies.database.study_settings import differences
 from studies.database.tables import Run, Study
 from studies.execution.base import Executor
-from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher
+from studies.execution.dispatcher import Dispatcher
 from studies.execution.training import check_same_data
-from studies.planning import Speed, TimePlan, measure_speed, measuring_seconds, plan_time
+from studies.planning import TimePlan, plan_time
 from studies.prior_studies import base_with_prior_studies, prior_runs
 from studies.promotion.finalists import train_finalists
 from studies.promotion.promote import DEFAULT_SCALE, PromoteHooks
 from studies.samplers.base import SearchProblem
-from studies.samplers.objective import Objective
 from studies.samplers.proposals import Proposals
 from studies.scaling.prediction import StudyFit, fit_study, promoted
 from studies.settings import SearchSettings
@@ -39,9 +38,6 @@ from studies.space.search_space import SearchSpace
 from studies.trials import TrialSource, reconcile
 from trainer.config import TOKENIZER_VOCABULARIES
 from trainer.data.facts import DataFacts
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass
@@ -87,7 +83,7 @@ def search(settings: SearchSettings, hooks: Hooks) -> SearchOutcome:
         store = Store.open(settings.storage, create=not settings.points_from)
         stack.callback(store.close)
         study = _open_study(store, settings, space, base)
-        store.acquire_lease(study.id, seconds=LEASE_SECONDS)
+        store.acquire_lease(study.id)
         stack.callback(store.release_lease, study.id)
         if executor is None:
             executor = stack.enter_context(settings.backend.executor(settings.asked_workers))
@@ -158,20 +154,11 @@ def _search(
                 f"{len(runs)} complete runs of {name} are data points of the fit too"
             )
         hooks.observer.message(f"data: {data.description}")
-        objective = Objective(study, store.runs(study.id), prior)
-        reconcile(store, study, proposals, objective)
+        reconcile(store, study, proposals)
         source = TrialSource(
-            store,
-            study,
-            settings,
-            space,
-            data,
-            proposals,
-            objective,
-            hooks.observer,
-            executor=executor,
-            should_stop=hooks.should_stop,
-        )
+            store, study, settings, space, data, proposals, hooks.observer, executor,
+            hooks.should_stop,
+        )  # fmt: skip
         if source.reason_to_stop() is None and not hooks.should_stop():
             if not source.recovered and not store.runs(study.id, kind=RunKind.TRIAL):
                 plan = _announce(settings, space, base, source.limits, executor, hooks)
@@ -179,15 +166,10 @@ def _search(
                     return _outcome(store, study, settings, "not started", finished=False)
             executor.start_all()
             finished = Dispatcher(
-                store,
-                study,
-                executor,
-                source,
-                hooks.observer,
+                store, study, executor, source, hooks.observer,
                 should_stop=lambda: hooks.should_stop() or source.out_of_time(),
-                should_kill=hooks.should_kill,
-                pruning=settings.pruning,
-            ).run()
+                should_kill=hooks.should_kill, pruning=settings.pruning,
+            ).run()  # fmt: skip
         else:
             finished = True
         missing = None
@@ -258,19 +240,11 @@ def _announce(
         )
     if executor.device() is None:
         return None
-    seconds = measuring_seconds(settings.budget_flops)
-    speed = measure_speed(sample, executor, seconds_each=seconds)
-    if not isinstance(speed, Speed):
-        hooks.observer.message(f"the speed of this device could not be measured: {speed}")
+    plan = plan_time(settings, sample, executor)
+    if isinstance(plan, str):
+        hooks.observer.message(f"the speed of this device could not be measured: {plan}")
         return None
-    return plan_time(
-        sample,
-        speed,
-        n_trials=settings.trials,
-        n_workers=executor.n_workers,
-        budget_flops=settings.budget_flops,
-        rungs=settings.rungs,
-    )
+    return plan
 
 
 def _outcome(

@@ -35,6 +35,11 @@ TRIALS_FOR_RUNGS = 12
 
 MAX_TRIALS_PER_GPU = 64
 
+SHARED = (
+    "budget_flops", "convention", "sampler", "seed", "pruning", "rungs", "points_from", "for_scale",
+)  # fmt: skip
+"""Settings that a study keeps under the same names (`StudySettings`)."""
+
 
 def plans_rungs(sampler: str | None, trials: int) -> bool:
     """Whether a search that names no rungs is planned on several: only `law` compares them."""
@@ -89,13 +94,11 @@ class SearchSettings:
     cache_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.trials < 1:
-            raise ConfigError("--trials: expected at least 1")
-        if self.workers is not None and self.workers < 1:
-            raise ConfigError("--workers: expected at least 1")
+        for name in ("trials", "workers", "threads"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ConfigError(f"--{name}: expected at least 1")
         self._check_sharing()
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError("--threads: expected at least 1")
         if self.budget_flops < 1:
             raise ConfigError("--budget: expected a number of training FLOPs such as 1e15")
         if self.hours is not None and self.hours <= 0:
@@ -105,6 +108,11 @@ class SearchSettings:
         if self.pruning and min(self.rungs.multiples) < 1:
             raise ConfigError(
                 "--prune compares trials at equal shares of one budget; leave out --rungs below 1"
+            )
+        if self.sampler in ("tpe", "gp") and (self.for_scale or len(self.rungs.of_trials) > 1):
+            raise ConfigError(
+                f"--sampler {self.sampler} compares losses at one budget: leave out --for-scale "
+                "and --rungs below 1, or take --sampler law"
             )
         self.backend.check(self)
 
@@ -176,22 +184,10 @@ class SearchSettings:
         return apply_overrides(base, self.overrides)
 
     def of_study(self, space: SearchSpace, base: dict[str, Any]) -> StudySettings:
-        """What of it the study keeps.
-
-        Args:
-            space: from `resolved_space`.
-            base: from `base`.
-        """
+        """What the study keeps of it, with what `resolved_space` and `base` give."""
         return StudySettings(
+            **{name: getattr(self, name) for name in SHARED},
             backend=self.backend.name,
-            budget_flops=self.budget_flops,
-            convention=self.convention,
-            sampler=self.sampler,
-            seed=self.seed,
-            pruning=self.pruning,
-            rungs=self.rungs,
-            points_from=self.points_from,
-            for_scale=self.for_scale,
             space=space.to_dict(),
             base=base,
             location=self.backend.location,

@@ -14,6 +14,12 @@ from studies.diagnosis.study_runs import diagnose_runs
 from studies.diagnosis.verdicts import HEALTHY, NAMES, Diagnosis
 from trainer.events import RunStatus
 
+STUDY_FACTS = ("budget_flops", "convention", "sampler", "seed", "val_tokens", "val_checksum")
+RUN_FACTS = (
+    "kind", "number", "status", "reason", "scale", "params", "n_params", "step", "num_steps",
+    "val_loss_nats", "val_ppl", "val_bits_per_byte", "output_dir",
+)  # fmt: skip
+
 
 def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
     """Everything `budgetsweep status --json` prints; whole numbers are exact.
@@ -39,14 +45,9 @@ def study_status(storage: str | Path, name: str | None) -> dict[str, Any]:
         numbers = {run.id: run.number for run in trials}
         return {
             "study": study.name,
-            "budget_flops": study.budget_flops,
-            "convention": study.convention,
-            "sampler": study.sampler,
-            "seed": study.seed,
+            **{name: getattr(study, name) for name in STUDY_FACTS},
             "data": study.data_description,
             "backend": study.settings.backend,
-            "val_tokens": study.val_tokens,
-            "val_checksum": study.val_checksum,
             "trials": dict(Counter(run.status for run in trials)),
             "flops_planned": getattr(ledger.planned, study.convention),
             "flops_spent": getattr(ledger.spent, study.convention),
@@ -88,19 +89,4 @@ def _names(judged: dict[int, Diagnosis], run: Run) -> list[str]:
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    return {
-        "kind": run.kind,
-        "number": run.number,
-        "status": run.status,
-        "reason": run.reason,
-        "scale": run.scale,
-        "params": run.params,
-        "n_params": run.n_params,
-        "tokens": run.planned_tokens,
-        "step": run.step,
-        "num_steps": run.num_steps,
-        "val_loss_nats": run.val_loss_nats,
-        "val_ppl": run.val_ppl,
-        "val_bits_per_byte": run.val_bits_per_byte,
-        "output_dir": run.output_dir,
-    }
+    return {"tokens": run.planned_tokens, **{name: getattr(run, name) for name in RUN_FACTS}}

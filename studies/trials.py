@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from studies.database.tables import Rejection, Run, Study
 from studies.execution.base import Executor
 from studies.execution.dispatcher import recover
 from studies.samplers.grid import SpaceExhausted
-from studies.samplers.objective import Objective
 from studies.samplers.proposals import Proposal, Proposals
 from studies.settings import SearchSettings
 from studies.space.rungs import rung_budget
@@ -29,7 +29,7 @@ MAX_REJECTED_IN_A_ROW = 2_000
 """So many refusals in a row end a search: the space has hardly anything that fits."""
 
 
-def reconcile(store: Store, study: Study, proposals: Proposals, objective: Objective) -> None:
+def reconcile(store: Store, study: Study, proposals: Proposals) -> None:
     """Tell Optuna what a killed dispatcher had stored but not told."""
     runs = {run.number: run for run in store.runs(study.id, kind=RunKind.TRIAL)}
     rejections = store.rejections(study.id)
@@ -47,63 +47,50 @@ def reconcile(store: Store, study: Study, proposals: Proposals, objective: Objec
         if proposal.number in rejected:
             proposals.fail(proposal.number)
         elif run is not None and run.status.is_finished:
-            tell(proposals, run, objective)
+            tell(proposals, run)
 
 
-def tell(proposals: Proposals, run: Run, objective: Objective) -> None:
+def tell(proposals: Proposals, run: Run) -> None:
     """Pass a finished trial's outcome to Optuna."""
-    value = objective.value(run) if run.status == RunStatus.COMPLETE else None
-    if value is not None:
-        proposals.complete(run.number, value)
+    if run.status == RunStatus.COMPLETE and run.val_loss_nats is not None:
+        proposals.complete(run.number, run.val_loss_nats)
     elif run.status == RunStatus.PRUNED:
         proposals.prune(run.number)
     else:
         proposals.fail(run.number)
 
 
+@dataclass
 class TrialSource:
     """Gives the dispatcher interrupted runs, then new proposals, admitted ones."""
 
-    def __init__(
-        self,
-        store: Store,
-        study: Study,
-        settings: SearchSettings,
-        space: SearchSpace,
-        data: DataFacts,
-        proposals: Proposals,
-        objective: Objective,
-        observer: Observer,
-        *,
-        executor: Executor,
-        should_stop: Callable[[], bool],
-    ) -> None:
-        """Find out where the study stands.
+    store: Store
+    """Of the study, whose lease is held."""
+    study: Study
+    """Its data are fixed."""
+    settings: SearchSettings
+    space: SearchSpace
+    data: DataFacts
+    proposals: Proposals
+    """Reconciled."""
+    observer: Observer
+    """Hears of refused proposals."""
+    executor: Executor
+    should_stop: Callable[[], bool]
+    """Asked between proposals."""
 
-        Args:
-            store: the study's database; its lease is held.
-            study: its row, data fixed.
-            settings: when to stop, what to keep.
-            space: what varies.
-            data: the study's.
-            proposals: the Optuna side, reconciled.
-            objective: what a finished trial is worth.
-            observer: hears of refused proposals.
-            executor: what carries the runs out.
-            should_stop: asked between proposals.
-        """
-        self._store, self._study, self._settings = store, study, settings
-        self._space, self._base, self._data = space, study.settings.base, data
-        self._proposals, self._objective = proposals, objective
-        self._observer, self._should_stop = observer, should_stop
+    def __post_init__(self) -> None:
+        """Find out where the study stands."""
+        store, study = self.store, self.study
+        self._base = study.settings.base
         self._started = time.monotonic()
         self.recovered = [
-            run for run in recover(store, study, executor) if run.kind == RunKind.TRIAL
+            run for run in recover(store, study, self.executor) if run.kind == RunKind.TRIAL
         ]
         trials = store.runs(study.id, kind=RunKind.TRIAL)
         known = {run.number for run in trials}
         known |= {rejection.number for rejection in store.rejections(study.id)}
-        self._undecided = [p for p in proposals.open_proposals() if p.number not in known]
+        self._undecided = [p for p in self.proposals.open_proposals() if p.number not in known]
         self._hashes = store.config_hashes(study.id)
         self._n_started = sum(run.status.is_finished for run in trials)
         """Trials finished or in hand; recovered ones join when they are taken up."""
@@ -111,24 +98,22 @@ class TrialSource:
         self._rejected_in_a_row = 0
         self._ended: str | None = None
         self.limits = Limits(
-            budget_flops=study.budget_flops,
-            convention=study.convention,
-            device=executor.device(),
-        ).with_data(data)
+            study.budget_flops, study.convention, self.executor.device()
+        ).with_data(self.data)
 
     def out_of_time(self) -> bool:
         """Whether `--hours` are over."""
-        hours = self._settings.hours
+        hours = self.settings.hours
         return hours is not None and time.monotonic() - self._started > 3600.0 * hours
 
     def reason_to_stop(self) -> str | None:
         """Why no further trial is started, in words; None: go on."""
         if self.out_of_time():
-            return f"--hours {self._settings.hours:g} are over"
+            return f"--hours {self.settings.hours:g} are over"
         if self.recovered:
             return None
-        if self._n_started >= self._settings.trials:
-            return f"all {self._settings.trials} trials are done"
+        if self._n_started >= self.settings.trials:
+            return f"all {self.settings.trials} trials are done"
         return self._ended
 
     def next_run(self) -> Run | None:
@@ -138,7 +123,7 @@ class TrialSource:
         if self.recovered:
             self._n_started += 1
             return self.recovered.pop(0)
-        while self.reason_to_stop() is None and not self._should_stop():
+        while self.reason_to_stop() is None and not self.should_stop():
             self._ended = self._used_up()
             if self._ended is not None:
                 return None
@@ -146,9 +131,9 @@ class TrialSource:
                 proposal = (
                     self._undecided.pop(0)
                     if self._undecided
-                    else self._proposals.propose(
+                    else self.proposals.propose(
                         rejected_in_a_row=self._rejected_in_a_row,
-                        budget_flops=rung_budget(self._rung(), self._study.budget_flops),
+                        budget_flops=rung_budget(self._rung(), self.study.budget_flops),
                     )
                 )
             except SpaceExhausted:
@@ -161,24 +146,24 @@ class TrialSource:
 
     def _rung(self) -> Fraction:
         """Of the next trial."""
-        return self._settings.rungs.of_trial(self._n_started)
+        return self.settings.rungs.of_trial(self._n_started)
 
     def _used_up(self) -> str | None:
         """Why there is nothing left to try for the next trial; None: there is."""
-        budget = rung_budget(self._rung(), self._study.budget_flops)
-        return self._settings.backend.exhausted(self._space, budget, self._tried)
+        budget = rung_budget(self._rung(), self.study.budget_flops)
+        return self.settings.backend.exhausted(self.space, budget, self._tried)
 
     def _tried(self, budget_flops: int) -> int:
         """Trials of a budget so far."""
-        trials = self._store.runs(self._study.id, kind=RunKind.TRIAL)
+        trials = self.store.runs(self.study.id, kind=RunKind.TRIAL)
         return sum(run.budget_flops == budget_flops for run in trials)
 
     def _decide(self, proposal: Proposal) -> Run | None:
-        run_dir = self._settings.folder / f"trial-{proposal.number:05d}"
-        data = self._space.run_data(proposal.settings, self._base)
+        run_dir = self.settings.folder / f"trial-{proposal.number:05d}"
+        data = self.space.run_data(proposal.settings, self._base)
         rung = self._rung()
         limits = dataclasses.replace(
-            self.limits, budget_flops=rung_budget(rung, self._study.budget_flops)
+            self.limits, budget_flops=rung_budget(rung, self.study.budget_flops)
         )
         answer = admit({**data, "output_dir": str(run_dir)}, limits)
         if isinstance(answer, Admitted):
@@ -186,14 +171,14 @@ class TrialSource:
             if digest in self._hashes:
                 answer = Rejected(Reason.DUPLICATE, "this configuration has been tried already")
             else:
-                answer = self._settings.backend.refusal(answer) or answer
+                answer = self.settings.backend.refusal(answer) or answer
         if isinstance(answer, Rejected):
             self._reject(proposal, answer)
             return None
-        limit = self._settings.total_flops
+        limit = self.settings.total_flops
         if limit is not None:
-            committed = self._store.committed_flops(
-                self._study.id, self.limits.convention, kind=RunKind.TRIAL
+            committed = self.store.committed_flops(
+                self.study.id, self.limits.convention, kind=RunKind.TRIAL
             )
             if committed + answer.charge_flops > limit:
                 self._ended = (
@@ -205,29 +190,29 @@ class TrialSource:
         self._rejected_in_a_row = 0
         self._hashes.add(digest)
         self._n_started += 1
-        run_id = self._store.add_run(
-            study_id=self._study.id,
+        run_id = self.store.add_run(
+            study_id=self.study.id,
             kind=RunKind.TRIAL,
             number=proposal.number,
             params=proposal.settings,
             config=answer.config,
             budget_flops=limits.budget_flops,
-            data_checksum=self._data.data_checksum,
-            val_checksum=self._data.val_checksum,
+            data_checksum=self.data.data_checksum,
+            val_checksum=self.data.val_checksum,
             epochs=answer.epochs,
             estimated_memory_bytes=answer.memory_bytes,
             output_dir=str(run_dir),
-            scale=float(rung) if min(self._settings.rungs.multiples) < 1 else None,
+            scale=float(rung) if min(self.settings.rungs.multiples) < 1 else None,
         )
-        return self._store.run(run_id)
+        return self.store.run(run_id)
 
     def _reject(self, proposal: Proposal, answer: Rejected) -> None:
-        self._store.add_rejection(self._study.id, proposal.number, proposal.settings, answer)
-        self._proposals.fail(proposal.number)
-        self._observer.rejected(proposal.number, answer)
+        self.store.add_rejection(self.study.id, proposal.number, proposal.settings, answer)
+        self.proposals.fail(proposal.number)
+        self.observer.rejected(proposal.number, answer)
         self._rejected_in_a_row += 1
-        size = self._space.size()
-        if size is not None and len(self._hashes) >= size * len(self._settings.rungs.of_trials):
+        size = self.space.size()
+        if size is not None and len(self._hashes) >= size * len(self.settings.rungs.of_trials):
             self._ended = "every configuration of the space has been tried"
         elif self._rejected_in_a_row >= MAX_REJECTED_IN_A_ROW:
             self._ended = (
@@ -237,18 +222,18 @@ class TrialSource:
 
     def meanwhile(self) -> None:
         """Bring Optuna's record up to date while the workers train."""
-        self._proposals.record()
+        self.proposals.record()
 
     def validated(self, run: Run, fraction: float, point: Point) -> bool:
         """Ask the pruner."""
         assert point.val_loss_nats is not None
-        return self._proposals.report(run.number, fraction, point.val_loss_nats)
+        return self.proposals.report(run.number, fraction, point.val_loss_nats)
 
     def finished(self, run: Run, result: RunResult) -> None:
         """Tell Optuna, and keep on disk only the weights that are asked for."""
         del result  # it is in the run's row
-        tell(self._proposals, run, self._objective)
-        keep = self._settings.keep
+        tell(self.proposals, run)
+        keep = self.settings.keep
         if keep == "all" or run.status != RunStatus.COMPLETE:
             return
         losers = [run]

@@ -276,12 +276,11 @@ def _search(settings: SearchSettings, console: Console, signals: Signals, *, yes
 def _dry_run(settings: SearchSettings, console: Console) -> None:
     """Print what 10,000 proposals would be."""
     from budgetsweep.cli.display import columns
-    from studies.dry_run import dry_run
+    from studies.planning import TimePlan, dry_run
     from studies.space.sample import charge_per_token
 
     n = DRY_RUN_PROPOSALS
-    result = dry_run(settings, n)
-    sample = result.sample
+    sample, plan = dry_run(settings, n)
     console.print(
         f"{n:,} random proposals at {flops(settings.budget_flops)} FLOPs "
         f"({settings.convention}) on {settings.study_data.source}: "
@@ -309,14 +308,14 @@ def _dry_run(settings: SearchSettings, console: Console) -> None:
     memory = [a.memory_bytes for a in sample.admitted if a.memory_bytes is not None]
     if memory:
         row("memory", [float(n_bytes) for n_bytes in memory], gib)
-    if not isinstance(result.speed, str):
-        row("time of a trial", [result.speed.seconds(c) for c in configs], duration)
+    if isinstance(plan, TimePlan):
+        row("time of a trial", [plan.speed.seconds(c) for c in configs], duration)
     console.print(table)
-    if isinstance(result.speed, str):
-        console.print(f"time was not measured: {result.speed}")
-    elif result.plan is not None:
-        _print_time_plan(result.plan, settings, console)
+    if isinstance(plan, TimePlan):
+        _print_time_plan(plan, settings, console)
         _print_rungs(settings, console)
+    else:
+        console.print(f"time was not measured: {plan}")
 
 
 def _print_time_plan(plan: TimePlan, settings: SearchSettings, console: Console) -> None:
@@ -325,7 +324,7 @@ def _print_time_plan(plan: TimePlan, settings: SearchSettings, console: Console)
     console.print(
         f"measured here: a trial of {flops(settings.budget_flops)} FLOPs takes about "
         f"{duration(plan.trial_seconds)} ({duration(low)} to {duration(high)}), "
-        f"{plan.n_trials} trials about {duration(plan.search_seconds)}"
+        f"{settings.trials} trials about {duration(plan.search_seconds)}"
     )
     if plan.sensible_budget_flops is not None:
         console.print(

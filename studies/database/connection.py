@@ -122,10 +122,8 @@ def describe(url: str | URL) -> str:
 def open_engine(url: str, *, create: bool, busy_seconds: float = BUSY_SECONDS) -> Engine:
     """Connect to a study database.
 
-    Args:
-        url: from `storage_url`.
-        create: make a missing SQLite file and its folder; accept a database without our tables.
-        busy_seconds: how long to wait for another process's lock (SQLite).
+    With `create` a missing SQLite file and its folder are made, and a database without our tables
+    is accepted. `busy_seconds`: how long to wait for another process's lock (SQLite).
 
     Raises:
         StudyError: missing, foreign, damaged, not a database, not writable, or no answer.

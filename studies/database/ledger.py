@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, select
 
@@ -29,7 +29,7 @@ class Amount:
         return int(getattr(self, convention))
 
     def __add__(self, other: Amount) -> Amount:
-        return Amount(*map(operator.add, astuple(self), astuple(other)))
+        return Amount(*map(operator.add, vars(self).values(), vars(other).values()))
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,7 @@ class Spending:
     """Part of `spent` that a kill made worthless, as known when the run last stopped."""
 
     def __add__(self, other: Spending) -> Spending:
-        return Spending(
-            self.planned + other.planned,
-            self.spent + other.spent,
-            self.recomputed + other.recomputed,
-        )
+        return Spending(*map(operator.add, vars(self).values(), vars(other).values()))
 
 
 def read_spending(connection: Connection, study_id: int) -> dict[int, Spending]:

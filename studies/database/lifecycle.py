@@ -1,4 +1,4 @@
-"""The life of a run, arrow by arrow, inside a transaction of `studies.database.store`.
+"""The life of a run, arrow by arrow; each is one committed transaction.
 
 queued -> running -> complete | pruned | failed;  running -> interrupted -> running
 """
@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, Engine, Row, delete, insert, select, update
 
-from budgetsweep.errors import BudgetsweepError
 from studies.database import ledger
+from studies.database.connection import BEGIN_OPTION, WRITE, clear_errors
 from studies.database.ledger import Amount
+from studies.database.reader import IllegalChangeError, Reader
 from studies.database.tables import LedgerEntry, Point, Run, Study
 from trainer import events
 from trainer.events import RunStatus
@@ -34,25 +36,96 @@ _MEASURED = [name for name in _RESULT_COLUMNS if name.endswith(("_nats", "_ppl",
 """Figures that can be NaN or infinite: then they are missing."""
 
 
-class IllegalChangeError(BudgetsweepError):
-    """A change that no run can make. A defect of the caller; nothing was written."""
+class RunWriter(Reader):
+    """Takes runs along the arrows.
 
+    A change that no run can make is an `IllegalChangeError`, and nothing is written.
+    """
 
-class RunState(NamedTuple):
-    """The columns of a run that decide what may happen to it."""
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._writer = engine.execution_options(**{BEGIN_OPTION: WRITE})
 
-    id: int
-    study_id: int
-    status: RunStatus
-    attempts: int
-    started_utc: dt.datetime | None
-    step: int
-    steps_executed: int
-    num_steps: int
-    tokens_per_step: int
-    planned_flops_nanogpt: int
-    planned_flops_matmul: int
-    planned_flops_mac: int
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with clear_errors(self._where), self._writer.begin() as connection:
+            yield connection
+
+    def start_attempt(self, run_id: int) -> int:
+        """A worker takes the run up (queued or interrupted -> running); the attempt, from 1."""
+        with self._write() as connection:
+            run = _lock_run(connection, run_id, to=RunStatus.RUNNING)
+            attempt: int = run.attempts + 1
+            _change(
+                connection, run_id, status=RunStatus.RUNNING, attempts=attempt,
+                started_utc=run.started_utc or now(),
+            )  # fmt: skip
+            return attempt
+
+    def add_points(self, run_id: int, points: Sequence[events.Point]) -> None:
+        """Record points of the learning curves of a running run.
+
+        A step that is there already (a resumed run computes some again) takes the new figures;
+        a figure that the new point lacks stays. Losses that are not finite are stored as missing.
+        """
+        if not points:
+            return
+        with self._write() as connection:
+            run = _lock_run(connection, run_id)
+            if run.status != RunStatus.RUNNING:
+                raise IllegalChangeError(f"points of run {run_id}, which is {run.status}")
+            for first in range(0, len(points), _POINTS_AT_ONCE):
+                _put_points(connection, run_id, points[first : first + _POINTS_AT_ONCE])
+
+    def record_executed(self, run_id: int, steps_executed: int, *, step: int | None = None) -> None:
+        """Enter what the run's meter shows: all optimiser steps computed so far, in all attempts.
+
+        Only what is new goes on the ledger, so the same figure may be reported again.
+
+        Args:
+            run_id: a running or interrupted run.
+            steps_executed: never less than before.
+            step: of its newest checkpoint, where there is a new one: a kill from now on resumes
+                there.
+        """
+        with self._write() as connection:
+            run = _lock_run(connection, run_id)
+            if run.status not in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
+                raise IllegalChangeError(f"steps of run {run_id}, which is {run.status}")
+            values = _settled(connection, run, run.step if step is None else step, steps_executed)
+            if run.status == RunStatus.RUNNING:
+                del values["steps_recomputed"]  # known when it stops
+            _change(connection, run_id, **values)
+
+    def interrupt_run(self, run_id: int, *, step: int, steps_executed: int) -> None:
+        """The run has stopped for now (running -> interrupted); it resumes after `step`."""
+        with self._write() as connection:
+            run = _lock_run(connection, run_id, to=RunStatus.INTERRUPTED)
+            values = _settled(connection, run, step, steps_executed)
+            _change(connection, run_id, status=RunStatus.INTERRUPTED, **values)
+
+    def finish_run(self, run_id: int, result: events.RunResult) -> None:
+        """The run has ended (running -> complete, pruned or failed).
+
+        Points after `result.step`, which a kill has left behind, are removed.
+        """
+        if not result.status.is_finished:
+            raise IllegalChangeError(f"run {run_id} is {result.status}, not finished")
+        with self._write() as connection:
+            run = _lock_run(connection, run_id, to=result.status)
+            if result.status == RunStatus.COMPLETE and result.step != run.num_steps:
+                raise IllegalChangeError(
+                    f"run {run_id} is complete at step {result.step} of {run.num_steps}"
+                )
+            settled = _settled(connection, run, result.step, result.steps_executed)
+            later = (Point.run_id == run_id) & (Point.step > result.step)
+            connection.execute(delete(Point).where(later))
+            values = {name: getattr(result, name) for name in _RESULT_COLUMNS}
+            for name in _MEASURED:
+                values[name] = finite(values[name])
+            values["reason"] = result.reason and _storable(result.reason)
+            values["device_name"] = result.device_name and result.device_name[:200]
+            _change(connection, run_id, **{**values, **settled}, finished_utc=now())
 
 
 def now() -> dt.datetime:
@@ -65,7 +138,7 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def storable(text: str) -> str:
+def _storable(text: str) -> str:
     """Text as every database takes it: without NUL and half characters."""
     return text.replace("\x00", "").encode("utf-8", "replace").decode()
 
@@ -77,103 +150,37 @@ def lock_study(connection: Connection, study_id: int) -> None:
         raise IllegalChangeError(f"there is no study {study_id}")
 
 
-def lock_run(connection: Connection, run_id: int, *, to: RunStatus | None = None) -> RunState:
+def _lock_run(connection: Connection, run_id: int, *, to: RunStatus | None = None) -> Row[Any]:
     """The run, locked with its study (ledger ids then grow in order of commit).
 
     Raises:
         IllegalChangeError: there is no such run, or it cannot become `to`.
     """
-    row = connection.execute(
-        select(*(getattr(Run, name) for name in RunState._fields))
+    run = connection.execute(
+        select(*Run.__table__.columns)
         .join(Study, Study.id == Run.study_id)
         .where(Run.id == run_id)
         .with_for_update()
     ).one_or_none()
-    if row is None:
+    if run is None:
         raise IllegalChangeError(f"there is no run {run_id}")
-    run = RunState._make(row)
     if to is not None and to not in ARROWS.get(run.status, ()):
         raise IllegalChangeError(f"run {run_id} cannot go from {run.status} to {to}")
     return run
 
 
-def change(connection: Connection, run_id: int, **values: Any) -> None:
-    """Set columns of a run."""
+def _change(connection: Connection, run_id: int, **values: Any) -> None:
     connection.execute(update(Run).where(Run.id == run_id).values(**values))
 
 
-def start(connection: Connection, run_id: int) -> int:
-    """Queued or interrupted -> running; returns the attempt, from 1."""
-    run = lock_run(connection, run_id, to=RunStatus.RUNNING)
-    attempt = run.attempts + 1
-    started = run.started_utc or now()
-    change(connection, run_id, status=RunStatus.RUNNING, attempts=attempt, started_utc=started)
-    return attempt
-
-
-def executed(
-    connection: Connection, run_id: int, steps_executed: int, step: int | None = None
-) -> None:
-    """Enter what the meter of a running or interrupted run shows, and its newest checkpoint."""
-    run = lock_run(connection, run_id)
-    if run.status not in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
-        raise IllegalChangeError(f"steps of run {run_id}, which is {run.status}")
-    step = run.step if step is None else step
-    if run.status == RunStatus.INTERRUPTED:
-        values = _rest(connection, run, step, steps_executed)
-    else:
-        _check_step(run, step, steps_executed)
-        _spend(connection, run, steps_executed)
-        values = {"step": step, "steps_executed": steps_executed}
-    change(connection, run_id, **values)
-
-
-def interrupt(connection: Connection, run_id: int, step: int, steps_executed: int) -> None:
-    """Running -> interrupted; the run resumes after `step`."""
-    run = lock_run(connection, run_id, to=RunStatus.INTERRUPTED)
-    rest = _rest(connection, run, step, steps_executed)
-    change(connection, run_id, status=RunStatus.INTERRUPTED, **rest)
-
-
-def finish(connection: Connection, run_id: int, result: events.RunResult) -> None:
-    """Running -> complete, pruned or failed; points after `result.step` are removed."""
-    if not result.status.is_finished:
-        raise IllegalChangeError(f"run {run_id} is {result.status}, not finished")
-    run = lock_run(connection, run_id, to=result.status)
-    if result.status == RunStatus.COMPLETE and result.step != run.num_steps:
-        raise IllegalChangeError(
-            f"run {run_id} is complete at step {result.step} of {run.num_steps}"
-        )
-    rest = _rest(connection, run, result.step, result.steps_executed)
-    connection.execute(delete(Point).where(Point.run_id == run_id, Point.step > result.step))
-    values = {name: value for name, value in vars(result).items() if name in _RESULT_COLUMNS}
-    for name in _MEASURED:
-        values[name] = finite(values[name])
-    values["reason"] = result.reason and storable(result.reason)
-    values["device_name"] = result.device_name and result.device_name[:200]
-    change(connection, run_id, **{**values, **rest}, finished_utc=now())
-
-
-def _rest(connection: Connection, run: RunState, step: int, steps_executed: int) -> dict[str, int]:
-    """The run rests at `step`: settle what it spent and what of that was lost."""
-    _check_step(run, step, steps_executed)
-    _spend(connection, run, steps_executed)
-    return {
-        "step": step,
-        "steps_executed": steps_executed,
-        "steps_recomputed": steps_executed - step,
-    }
-
-
-def _check_step(run: RunState, step: int, steps_executed: int) -> None:
+def _settled(
+    connection: Connection, run: Row[Any], step: int, steps_executed: int
+) -> dict[str, int]:
+    """Enter the steps computed since the last report; the columns of a run that rests at `step`."""
     if not 0 <= step <= min(run.num_steps, steps_executed):
         raise IllegalChangeError(
             f"run {run.id} is at step {step} of {run.num_steps} with {steps_executed} computed"
         )
-
-
-def _spend(connection: Connection, run: RunState, steps_executed: int) -> None:
-    """Enter the steps computed since the last report."""
     new = steps_executed - run.steps_executed
     if new < 0:
         raise IllegalChangeError(
@@ -183,6 +190,11 @@ def _spend(connection: Connection, run: RunState, steps_executed: int) -> None:
         planned = [run.planned_flops_nanogpt, run.planned_flops_matmul, run.planned_flops_mac]
         amount = ledger.of_steps(new, run.num_steps, run.tokens_per_step, planned)
         enter(connection, run.study_id, run.id, "spent", run.attempts, amount)
+    return {
+        "step": step,
+        "steps_executed": steps_executed,
+        "steps_recomputed": steps_executed - step,
+    }
 
 
 def enter(
@@ -203,15 +215,6 @@ def enter(
             flops_mac=amount.mac,
         )
     )
-
-
-def add_points(connection: Connection, run_id: int, points: Sequence[events.Point]) -> None:
-    """Record points of a running run."""
-    run = lock_run(connection, run_id)
-    if run.status != RunStatus.RUNNING:
-        raise IllegalChangeError(f"points of run {run_id}, which is {run.status}")
-    for first in range(0, len(points), _POINTS_AT_ONCE):
-        _put_points(connection, run_id, points[first : first + _POINTS_AT_ONCE])
 
 
 def _put_points(connection: Connection, run_id: int, points: Sequence[events.Point]) -> None:

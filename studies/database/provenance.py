@@ -6,12 +6,13 @@ import functools
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
 import budgetsweep
 
-LIBRARIES = ("torch", "optuna", "numpy", "budgetsweep")
+LIBRARIES = ("torch", "optuna", "numpy")
 
 _GIT_SECONDS = 5.0
 
@@ -55,20 +56,7 @@ def _git(directory: Path, *arguments: str) -> str | None:
 
 
 @functools.cache
-def _versions() -> tuple[tuple[str, str], ...]:
-    found = [("python", platform.python_version())]
-    for name in LIBRARIES:
-        try:
-            found.append((name, metadata.version(name)))
-        except metadata.PackageNotFoundError:
-            if name == "budgetsweep":  # run from a checkout that is not installed
-                found.append((name, budgetsweep.__version__))
-    return tuple(found)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and `LIBRARIES`, from their metadata (nothing is imported).
-
-    A library that is not installed is left out.
-    """
-    return dict(_versions())
+def versions() -> Mapping[str, str]:
+    """Versions of Python and `LIBRARIES`, from their metadata (nothing is imported)."""
+    found = {"python": platform.python_version(), "budgetsweep": budgetsweep.__version__}
+    return found | {name: metadata.version(name) for name in LIBRARIES}

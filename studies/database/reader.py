@@ -8,19 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Engine, or_, select
+from sqlalchemy import Engine, Select, or_, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from budgetsweep.config import did_you_mean
-from budgetsweep.errors import StudyError
+from budgetsweep.errors import BudgetsweepError, StudyError
 from model.flops import Convention
 from studies.database import connection, ledger
 from studies.database.ledger import Spending
-from studies.database.lifecycle import IllegalChangeError
 from studies.database.run_kind import RunKind
 from studies.database.tables import Fit, Point, Prediction, Rejection, Run, Study
 from trainer.events import RunStatus
+
+
+class IllegalChangeError(BudgetsweepError):
+    """A change that no study or run can make. A defect of the caller; nothing was written."""
 
 
 class Reader:
@@ -71,6 +74,10 @@ class Reader:
         ):
             yield session
 
+    def _all(self, query: Select[Any]) -> list[Any]:
+        with self._read() as session:
+            return list(session.scalars(query))
+
     def find_study(self, name: str) -> Study | None:
         """The study of that name, or None."""
         with self._read() as session:
@@ -96,8 +103,7 @@ class Reader:
 
     def study_names(self) -> list[str]:
         """Names of all studies, oldest first."""
-        with self._read() as session:
-            return list(session.scalars(select(Study.name).order_by(Study.id)))
+        return self._all(select(Study.name).order_by(Study.id))
 
     def run(self, run_id: int) -> Run:
         """One run.
@@ -124,14 +130,12 @@ class Reader:
             query = query.where(Run.kind == kind)
         if statuses is not None:
             query = query.where(Run.status.in_(statuses))
-        with self._read() as session:
-            return list(session.scalars(query.order_by(Run.number, Run.id)))
+        return self._all(query.order_by(Run.number, Run.id))
 
     def points(self, run_id: int) -> list[Point]:
         """The learning curves of a run, by step."""
         query = select(Point).where(Point.run_id == run_id).order_by(Point.step)
-        with self._read() as session:
-            return list(session.scalars(query))
+        return self._all(query)
 
     def curve_rows(self, study_id: int, columns: Sequence[str]) -> dict[int, list[tuple[Any, ...]]]:
         """Columns of the learning curves of all runs, by run id; one without points is missing."""
@@ -149,8 +153,7 @@ class Reader:
 
     def config_hashes(self, study_id: int) -> set[str]:
         """`config_hash` of every run of a study."""
-        with self._read() as session:
-            return set(session.scalars(select(Run.config_hash).where(Run.study_id == study_id)))
+        return set(self._all(select(Run.config_hash).where(Run.study_id == study_id)))
 
     def best_run(self, study_id: int) -> Run | None:
         """The complete trial of lowest validation loss (the earlier of two equals), or None.
@@ -198,14 +201,12 @@ class Reader:
     def predictions(self, study_id: int) -> list[Prediction]:
         """What was predicted of promotions before they trained, oldest first."""
         query = select(Prediction).where(Prediction.study_id == study_id).order_by(Prediction.id)
-        with self._read() as session:
-            return list(session.scalars(query))
+        return self._all(query)
 
     def rejections(self, study_id: int) -> list[Rejection]:
         """Refused proposals of a study by number."""
         query = select(Rejection).where(Rejection.study_id == study_id).order_by(Rejection.number)
-        with self._read() as session:
-            return list(session.scalars(query))
+        return self._all(query)
 
     def spending(self, study_id: int) -> dict[int, Spending]:
         """What each run planned, spent and lost so far, by run id; exact."""

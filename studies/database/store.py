@@ -1,50 +1,37 @@
 """The only writer of a study database.
 
 Every method is one committed transaction: whatever is killed, at whatever byte, the database
-holds either all of a change or nothing of it. The life of a run:
-
-    queued -> running -> complete | pruned | failed;  running -> interrupted -> running
-
-Errors that a user can fix (locked, full disk, damaged file) are `StudyError`s of one line; an
-arrow that is not above is a defect of the caller, `IllegalChangeError`.
+holds either all of a change or nothing of it. Errors that a user can fix (locked, full disk,
+damaged file) are `StudyError`s of one line; what no study or run can do is a defect of the caller,
+`IllegalChangeError`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from budgetsweep.errors import BudgetExceeded, StudyError
 from model.flops import Convention
 from studies.database import leases, lifecycle, provenance
-from studies.database.connection import (
-    BEGIN_OPTION,
-    BUSY_SECONDS,
-    WRITE,
-    clear_errors,
-    open_engine,
-    storage_url,
-)
+from studies.database.connection import BUSY_SECONDS, open_engine, storage_url
 from studies.database.ledger import Amount
-from studies.database.lifecycle import IllegalChangeError
+from studies.database.lifecycle import RunWriter
 from studies.database.migrations import migrate
-from studies.database.reader import Reader
-from studies.database.run_kind import RunKind
+from studies.database.reader import IllegalChangeError
 from studies.database.study_settings import StudySettings
 from studies.database.tables import (
     Fit,
     Prediction,
     Rejection,
     Run,
+    RunKind,
     Study,
     settings_columns,
 )
-from trainer import events
 from trainer.config import RunConfig
 from trainer.data.facts import DataFacts
 from trainer.events import RunStatus
@@ -73,27 +60,14 @@ def config_hash(config: RunConfig) -> str:
     return digest(data)
 
 
-class Store(Reader):
+class Store(RunWriter):
     """A study database, open for writing. Safe to use from several threads."""
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine)
-        self._writer = engine.execution_options(**{BEGIN_OPTION: WRITE})
 
     @classmethod
     def open(
-        cls,
-        storage: str | Path,
-        *,
-        create: bool = False,
-        busy_seconds: float = BUSY_SECONDS,
+        cls, storage: str | Path, *, create: bool = False, busy_seconds: float = BUSY_SECONDS
     ) -> Store:
-        """Open a database and bring its tables up to date.
-
-        Args:
-            storage: a file or a SQLAlchemy URL.
-            create: make it where it is missing.
-            busy_seconds: how long to wait for another process's lock (SQLite).
+        """Open a database, a file or a URL, and bring its tables up to date.
 
         Raises:
             StudyError: missing, foreign, damaged, locked, not writable or newer than this program.
@@ -115,11 +89,6 @@ class Store(Reader):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @contextmanager
-    def _write(self) -> Iterator[Connection]:
-        with clear_errors(self._where), self._writer.begin() as connection:
-            yield connection
 
     # Studies ------------------------------------------------------------------------------------
 
@@ -143,12 +112,7 @@ class Store(Reader):
             ) from error
         return self.study(name)
 
-    def set_study_data(
-        self,
-        study_id: int,
-        facts: DataFacts,
-        settings: StudySettings,
-    ) -> None:
+    def set_study_data(self, study_id: int, facts: DataFacts, settings: StudySettings) -> None:
         """Record which data the study trains and is measured on, and the settings that fix them."""
         self._update_study(
             study_id,
@@ -175,29 +139,21 @@ class Store(Reader):
     # Leases -------------------------------------------------------------------------------------
 
     def acquire_lease(self, study_id: int, *, seconds: float = leases.LEASE_SECONDS) -> None:
-        """Become the study's dispatcher for `seconds`.
-
-        Raises:
-            StudyError: another live dispatcher is; names its host, pid and since when it runs.
-        """
+        """See `leases.acquire`."""
         with self._write() as connection:
             leases.acquire(connection, study_id, seconds)
 
     def renew_lease(self, study_id: int, *, seconds: float = leases.LEASE_SECONDS) -> None:
-        """Stay the dispatcher for `seconds` from now.
-
-        Raises:
-            StudyError: another dispatcher has taken over; stop working on the study.
-        """
+        """See `leases.renew`."""
         with self._write() as connection:
             leases.renew(connection, study_id, seconds)
 
     def release_lease(self, study_id: int) -> None:
-        """Cease to be the dispatcher; nothing happens where another one is."""
+        """See `leases.release`."""
         with self._write() as connection:
             leases.release(connection, study_id)
 
-    # Runs: the arrows ---------------------------------------------------------------------------
+    # Runs (their life: `studies.database.lifecycle`) --------------------------------------------
 
     def add_run(
         self,
@@ -266,65 +222,6 @@ class Store(Reader):
             raise IllegalChangeError(f"{kind} {number} cannot be entered ({error.orig})") from error
         return run_id
 
-    def start_attempt(self, run_id: int) -> int:
-        """A worker takes the run up (queued or interrupted -> running).
-
-        Returns:
-            The number of the attempt, from 1.
-        """
-        with self._write() as connection:
-            return lifecycle.start(connection, run_id)
-
-    def add_points(self, run_id: int, points: Sequence[events.Point]) -> None:
-        """Record points of the learning curves.
-
-        A step that is there already (a resumed run computes some again) takes the new figures;
-        a figure that the new point lacks stays. Losses that are not finite are stored as missing.
-
-        Raises:
-            IllegalChangeError: the run is not running.
-        """
-        if points:
-            with self._write() as connection:
-                lifecycle.add_points(connection, run_id, points)
-
-    def record_executed(self, run_id: int, steps_executed: int, *, step: int | None = None) -> None:
-        """Enter what the run's meter shows: all optimiser steps computed so far, in all attempts.
-
-        Only what is new goes on the ledger, so the same figure may be reported again.
-
-        Args:
-            run_id: a running or interrupted run.
-            steps_executed: never less than before.
-            step: of its newest checkpoint, where there is a new one: a kill from now on resumes
-                there.
-
-        Raises:
-            IllegalChangeError: the figures do not add up, or the run is queued or finished.
-        """
-        with self._write() as connection:
-            lifecycle.executed(connection, run_id, steps_executed, step)
-
-    def interrupt_run(self, run_id: int, *, step: int, steps_executed: int) -> None:
-        """The run has stopped for now (running -> interrupted); it resumes after `step`.
-
-        Raises:
-            IllegalChangeError: the run is not running, or its steps do not add up.
-        """
-        with self._write() as connection:
-            lifecycle.interrupt(connection, run_id, step, steps_executed)
-
-    def finish_run(self, run_id: int, result: events.RunResult) -> None:
-        """The run has ended (running -> complete, pruned or failed).
-
-        Points after `result.step`, which a kill has left behind, are removed.
-
-        Raises:
-            IllegalChangeError: the run is not running, or its steps do not add up.
-        """
-        with self._write() as connection:
-            lifecycle.finish(connection, run_id, result)
-
     # Fits and predictions -----------------------------------------------------------------------
 
     def add_fit(
@@ -364,13 +261,7 @@ class Store(Reader):
     ) -> None:
         """Record what is predicted of a promotion; the first prediction stands.
 
-        Args:
-            run: the promotion; it has not trained yet.
-            fit_id: of what it rests on.
-            selected_by: `measured`, `predicted` or `trial`.
-            loss_nats: the loss, and the ends of its interval.
-            level: probability of the interval.
-            extrapolation: FLOPs of the run over those of the largest that was fitted.
+        `loss_nats` are the loss and the ends of its interval; for the rest see `Prediction`.
 
         Raises:
             IllegalChangeError: the run has been trained already, so this would be no prediction.

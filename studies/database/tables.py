@@ -131,11 +131,6 @@ class Study(Base):
         where = f"settings of study {self.name!r}"
         return parse(StudySettings, {**self.other_settings, **columns}, where)
 
-    @settings.setter
-    def settings(self, settings: StudySettings) -> None:
-        for name, value in settings_columns(settings).items():
-            setattr(self, name, value)
-
 
 SETTINGS_COLUMNS = ("budget_flops", "convention", "sampler", "seed", "space")
 """Fields of `StudySettings` that have columns of their own."""
@@ -232,11 +227,8 @@ class Run(Base):
 
     def planned_flops(self, convention: Convention) -> int:
         """Planned training FLOPs in one of the conventions of `model.flops`."""
-        return {
-            Convention.NANOGPT: self.planned_flops_nanogpt,
-            Convention.MATMUL: self.planned_flops_matmul,
-            Convention.MAC: self.planned_flops_mac,
-        }[convention]
+        flops: int = getattr(self, f"planned_flops_{convention}")
+        return flops
 
 
 class Point(Base):

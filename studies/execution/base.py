@@ -11,8 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
 from budgetsweep.constraint import Admitted, Rejected
 from studies.database.tables import Run, Study
@@ -26,83 +25,79 @@ from trainer.driver import Verdict
 from trainer.events import DeviceInfo
 
 if TYPE_CHECKING:
+    from studies.settings import SearchSettings
     from trainer.data.shards.progress import PrepareProgress
 
 
+OnPrepare: TypeAlias = "Callable[[PrepareProgress], None] | None"
+"""Who hears how far the preparation of data is."""
+
+
 class Executor(Protocol):
-    """Carries out runs for one dispatcher; a context manager that leaves no process behind."""
+    """Carries out runs for one dispatcher; a context manager that leaves no process behind.
 
-    def __enter__(self) -> Self: ...
+    What is not abstract is the answer of runs that need no device and take no time to speak of.
+    """
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
+    @abstractmethod
     def n_workers(self) -> int:
         """Runs at a time."""
 
     def device(self) -> DeviceInfo | None:
-        """The device as one run may use it; None: runs need none, and take no time to speak of.
+        """The device as one run may use it; None: runs need none.
 
         Raises:
             ConfigError: there is no such device.
             StudyError: no worker could be started.
         """
+        return None
 
     def measure(self, config: RunConfig, seconds: float) -> Measured:
         """Training speed of one configuration while all workers train; nothing else may run."""
+        return Measured(None, "nothing is trained")
 
     def start_all(self) -> None:
         """Bring up all workers."""
+        return
 
+    @abstractmethod
     def n_idle(self) -> int:
         """Workers that can take a run."""
 
+    @abstractmethod
     def running(self) -> set[int]:
         """Ids of the runs in hand."""
 
+    @abstractmethod
     def submit(self, job: Job) -> None:
         """Take a run; there must be an idle worker."""
 
+    @abstractmethod
     def answer(self, run_id: int, verdict: Verdict) -> None:
         """Answer a validation point, or tell a run to stop. A finished run does not hear it."""
 
+    @abstractmethod
     def poll(self, timeout: float) -> Sequence[RunEvent | RunLost]:
         """What happened in at most `timeout` seconds; lost workers are replaced."""
 
     def steps_executed(self, run_dir: Path) -> int:
-        """Optimiser steps that the meter of a run shows that is not in hand."""
+        """Optimiser steps that the meter of a run shows that is not in hand; 0: it has none."""
+        return 0
 
+    @abstractmethod
     def kill(self) -> Sequence[RunLost]:
         """End all workers at once, unsaved work and all; the runs that were in hand."""
 
+    @abstractmethod
     def close(self) -> None:
         """Stop all workers; runs in hand write a checkpoint if they can in time."""
-
-
-class SearchRequest(Protocol):
-    """What a backend may refuse of a search (`studies.settings.SearchSettings`)."""
-
-    @property
-    def budget_flops(self) -> int: ...  # noqa: D102
-    @property
-    def convention(self) -> str: ...  # noqa: D102
-    @property
-    def rungs(self) -> Rungs: ...  # noqa: D102
-    @property
-    def sampler(self) -> str: ...  # noqa: D102
-    @property
-    def space(self) -> SearchSpace | None: ...  # noqa: D102
-    @property
-    def pruning(self) -> bool: ...  # noqa: D102
-    @property
-    def trials_per_gpu(self) -> int | None: ...  # noqa: D102
-    @property
-    def overrides(self) -> tuple[str, ...]: ...  # noqa: D102
 
 
 class Backend(ABC):
@@ -120,7 +115,7 @@ class Backend(ABC):
     keeps_sampler_state: bool = True
     """Whether Optuna's record is worth its time beside ours, from which it can be made again."""
 
-    def check(self, asked: SearchRequest) -> None:
+    def check(self, asked: SearchSettings) -> None:
         """Refuse a search that this backend cannot answer.
 
         Raises:
@@ -155,22 +150,16 @@ class Backend(ABC):
     def exhausted(
         self, space: SearchSpace, budget_flops: int, tried: Callable[[int], int]
     ) -> str | None:
-        """Why nothing is left to try at a budget, in words; None: there is.
+        """Why nothing is left to try at the next trial's budget, in words; None: there is.
 
-        Args:
-            space: the study's.
-            budget_flops: of the next trial.
-            tried: number of trials of a budget.
+        `tried` counts the trials of a budget.
         """
         return None
 
     def regret(self, study: Study, fit: StudyFit, best: Run | None) -> str | None:
-        """Where it is known what other choices come to at the larger budget: what the choice costs.
+        """What choosing this trial for `fit.scale` times the budget costs, where that is known.
 
-        Args:
-            study: its row.
-            fit: what its runs predict of `fit.scale` times the budget.
-            best: the trial that measured best.
+        `best` is the trial that measured best.
         """
         return None
 
@@ -180,11 +169,7 @@ class Backend(ABC):
 
     @abstractmethod
     def fix_data(
-        self,
-        study: Study,
-        space: SearchSpace,
-        workers: Workers,
-        on_prepare: Callable[[PrepareProgress], None] | None,
+        self, study: Study, space: SearchSpace, workers: Workers, on_prepare: OnPrepare
     ) -> tuple[Mapping[str, Any], DataFacts]:
         """Prepare a study's data, the first time; afterwards open exactly the same.
 
@@ -202,7 +187,7 @@ class Backend(ABC):
         config: RunConfig,
         train_tokens: int | None,
         workers: Workers,
-        on_prepare: Callable[[PrepareProgress], None] | None,
+        on_prepare: OnPrepare,
     ) -> tuple[RunConfig, DataFacts]:
         """The study's data with as many training tokens as a promotion can use.
 

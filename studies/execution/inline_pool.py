@@ -4,54 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from studies.execution.messages import Job, Measured, RunEvent, RunLost
+from studies.execution.base import Executor
+from studies.execution.messages import Job, RunEvent, RunLost
 from trainer.config import RunConfig
 from trainer.driver import Run, RunDriver, Verdict
 from trainer.events import RunResult
 
 
-class InlinePool:
-    """An executor without a process, a device and torch (`studies.execution.base.Executor`)."""
+class InlinePool(Executor):
+    """An executor without a process, a device and torch. Results say what was executed."""
 
     def __init__(self, n_workers: int, open_run: Callable[[RunConfig, Path], Run]) -> None:
-        """Open a pool.
-
-        Args:
-            n_workers: runs in hand at a time.
-            open_run: the generator of a run's events, from its configuration and folder.
-        """
+        """`open_run` makes the generator of a run's events, from its configuration and folder."""
         self._n_workers, self._open_run = n_workers, open_run
         self._drivers: dict[int, RunDriver] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def n_workers(self) -> int:
         """Runs at a time."""
         return self._n_workers
-
-    def device(self) -> None:
-        """There is none: such a run fits everywhere."""
-
-    def measure(self, config: RunConfig, seconds: float) -> Measured:
-        """Such a run takes no time to speak of."""
-        del config, seconds
-        return Measured(None, "nothing is trained")
-
-    def start_all(self) -> None:
-        """Nothing is to be started."""
 
     def n_idle(self) -> int:
         """Workers that can take a run."""
@@ -82,11 +54,6 @@ class InlinePool:
                 if isinstance(event, RunResult):
                     del self._drivers[run_id]
         return happened
-
-    def steps_executed(self, run_dir: Path) -> int:
-        """Such runs have no meter: their results say what was executed."""
-        del run_dir
-        return 0
 
     def kill(self) -> list[RunLost]:
         """The runs in hand begin anew another time."""

@@ -11,11 +11,11 @@ import time
 from multiprocessing import connection as mpc
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Self
 
 from budgetsweep.errors import ConfigError, StudyError
+from studies.execution.base import Executor
 from studies.execution.messages import Job, Measured, RunEvent, RunLost, Workers
-from studies.execution.worker import Answer, Measure, NoDevice, Ready, worker_main
+from studies.execution.worker import Answer, Measure, worker_main
 from trainer.config import RunConfig
 from trainer.data.cache import default_cache_dir
 from trainer.driver import Verdict
@@ -65,15 +65,15 @@ class _Worker:
     def wait_until_ready(self) -> DeviceInfo:
         if self.device is None:
             answer = self._receive(START_SECONDS)
-            if isinstance(answer, NoDevice):
-                raise ConfigError(answer.reason)
-            if not isinstance(answer, Ready):
+            if isinstance(answer, ConfigError):
+                raise answer
+            if not isinstance(answer, DeviceInfo):
                 self.process.join(5.0)
                 raise StudyError(
                     f"a worker process did not start (exit code {self.process.exitcode}); "
                     "its own message stands above"
                 )
-            self.device = answer.device
+            self.device = answer
         return self.device
 
     def measure(self, config: RunConfig, seconds: float) -> Measured | None:
@@ -101,8 +101,8 @@ class _Worker:
         self.connection.close()
 
 
-class LocalPool:
-    """Warm worker processes of this machine, one run at a time each (`studies.execution.base`)."""
+class LocalPool(Executor):
+    """Warm worker processes of this machine, one run at a time each."""
 
     def __init__(self, workers: Workers) -> None:
         """Start the first worker, which finds the device while the dispatcher prepares."""
@@ -112,12 +112,6 @@ class LocalPool:
         self._has_measured = False
         self._workers: list[_Worker] = []
         self._workers.append(self._spawn(0))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def n_workers(self) -> int:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from budgetsweep.config import parse
 from budgetsweep.constraint import Limits
 from budgetsweep.errors import DataError
 from studies.database.tables import Study
-from studies.execution.base import Backend
+from studies.execution.base import Backend, OnPrepare
 from studies.execution.local_pool import LocalPool
 from studies.execution.messages import Workers
 from studies.space.sample import (
     PLAN_SAMPLES,
     sample_space,
     wanted_train_tokens,
-    wanted_val_pairs,
-    wanted_val_tokens,
+    wanted_validation,
 )
 from studies.space.search_space import SearchSpace
 from trainer.config import RunConfig
@@ -26,7 +25,6 @@ from trainer.data.facts import DataFacts
 from trainer.data.prepare import open_prepared, prepare
 
 if TYPE_CHECKING:
-    from trainer.data.shards.progress import PrepareProgress
     from trainer.data.shards.tokens import TokenData
 
 
@@ -41,11 +39,7 @@ class Training(Backend):
         return LocalPool(workers)
 
     def fix_data(
-        self,
-        study: Study,
-        space: SearchSpace,
-        workers: Workers,
-        on_prepare: Callable[[PrepareProgress], None] | None,
+        self, study: Study, space: SearchSpace, workers: Workers, on_prepare: OnPrepare
     ) -> tuple[Mapping[str, Any], DataFacts]:
         """Prepare a study's data, once; afterwards open exactly the same tokens.
 
@@ -70,7 +64,7 @@ class Training(Backend):
         space: SearchSpace,
         config: DataConfig,
         workers: Workers,
-        on_prepare: Callable[[PrepareProgress], None] | None,
+        on_prepare: OnPrepare,
     ) -> DataConfig:
         """The numbers of tokens that all runs of a new study have, prepared."""
         from trainer.data.pairs import PairIndex
@@ -79,7 +73,7 @@ class Training(Backend):
         limits = Limits(study.budget_flops, study.convention)
         sample = sample_space(space, base, limits, PLAN_SAMPLES, study.seed)
         train, pairs = wanted_train_tokens(sample), space.architecture == "encoder-decoder"
-        val = config.val_tokens or (None if pairs else wanted_val_tokens(sample))
+        val = config.val_tokens or (None if pairs else wanted_validation(sample, pairs=False))
         prepared = prepare(
             config, base["tokenizer_encoding"], train_tokens=train, val_tokens=val,
             cache_dir=workers.cache_dir, on_progress=on_prepare,
@@ -87,7 +81,9 @@ class Training(Backend):
         if pairs:
             prepared.require_pairs()
         if val is None:
-            val = PairIndex(prepared.val, prepared.eot).tokens_of(wanted_val_pairs(sample))
+            val = PairIndex(prepared.val, prepared.eot).tokens_of(
+                wanted_validation(sample, pairs=True)
+            )
         return config.fixed_to(prepared, train, val)
 
     def promotion_data(
@@ -96,7 +92,7 @@ class Training(Backend):
         config: RunConfig,
         train_tokens: int | None,
         workers: Workers,
-        on_prepare: Callable[[PrepareProgress], None] | None,
+        on_prepare: OnPrepare,
     ) -> tuple[RunConfig, DataFacts]:
         """The study's data with as many training tokens as the run can use, prepared."""
         data: TokenData = prepare(

@@ -22,7 +22,7 @@ from budgetsweep.files import file_lock
 from studies.execution.messages import Job, Measured, RunEvent
 from trainer.config import RunConfig
 from trainer.driver import RunDriver, Verdict
-from trainer.events import DeviceInfo, RunResult, RunStatus
+from trainer.events import RunResult, RunStatus
 
 if TYPE_CHECKING:
     from trainer.data.shards.tokens import TokenData
@@ -47,20 +47,6 @@ class Answer:
     verdict: Verdict
 
 
-@dataclass(frozen=True)
-class Ready:
-    """Worker to dispatcher: started, on this device."""
-
-    device: DeviceInfo
-
-
-@dataclass(frozen=True)
-class NoDevice:
-    """Worker to dispatcher, in place of `Ready`: there is no such device."""
-
-    reason: str
-
-
 class _DispatcherGone(Exception):
     """The pipe broke: nobody is there to report to."""
 
@@ -70,12 +56,10 @@ def worker_main(
 ) -> None:
     """Entry point of a worker process; returns when told to stop (None) or left alone.
 
-    Args:
-        connection: the worker's end of a duplex pipe.
-        device: `cpu`, `cuda:1`, … or `auto`.
-        threads: arithmetic threads of this worker.
-        cache_dir: where prepared tokens lie; None: the default.
-        folder: the dispatcher's working directory, for relative paths.
+    It says first on which device it is, or the `ConfigError` that there is no such device.
+
+    `connection` is its end of a duplex pipe, `cache_dir` holds prepared tokens (None: the default),
+    `folder` is the dispatcher's working directory, for relative paths.
     """
     os.chdir(folder)
     for name in (signal.SIGINT, signal.SIGTERM):  # they reach us through the dispatcher
@@ -87,11 +71,10 @@ def worker_main(
     with contextlib.suppress(OSError, EOFError, _DispatcherGone):
         try:
             use_gpu_for_auto(device)
-            ready = Ready(detect_device(device))
+            connection.send(detect_device(device))
         except ConfigError as error:
-            connection.send(NoDevice(str(error)))
+            connection.send(error)
             return
-        connection.send(ready)
         opened: dict[str, TokenData] = {}
         while (message := connection.recv()) is not None:
             if isinstance(message, Measure):

@@ -22,7 +22,7 @@ from studies.database.run_kind import RunKind
 from studies.database.store import Store, config_hash
 from studies.database.tables import Prediction, Run, Study
 from studies.execution.base import Executor
-from studies.execution.dispatcher import LEASE_SECONDS, Dispatcher, recover
+from studies.execution.dispatcher import Dispatcher, recover
 from studies.execution.messages import Workers
 from studies.planning import Speed, measure_speed
 from studies.prior_studies import prior_runs
@@ -133,7 +133,7 @@ def promote(settings: PromoteSettings, hooks: PromoteHooks) -> PromotionOutcome:
         fit = fit_study(study, store.runs(study.id), settings.scale, prior)
         selection = select_trial(store, study, fit, settings.trial, settings.select)
         hooks.observer.message(f"data: {study.data_description}")
-        store.acquire_lease(study.id, seconds=LEASE_SECONDS)
+        store.acquire_lease(study.id)
         try:
             with backend.executor(settings.asked_workers, for_promotion=True) as executor:
                 done = run_promotion(store, study, selection, settings, executor, hooks)

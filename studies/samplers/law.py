@@ -288,13 +288,10 @@ LINE_SD, BOW_SD, CHOICE_SD = 0.06, 0.06, 0.04
 def _drawn_model(
     features: _Features, x: FloatArray, y: FloatArray, rng: np.random.Generator
 ) -> Callable[[FloatArray], FloatArray]:
-    """One draw of the posterior: losses of rows of features.
+    """One draw of the posterior, given `x` (trials, features) and losses `y` (trials,).
 
-    Args:
-        features: what the columns of `x` are.
-        x: (trials, features).
-        y: (trials,) losses.
-        rng: of the draw.
+    Returns:
+        The losses of rows of features.
     """
     n_places = 2 + features.n_units + features.n_choices
     frequencies = rng.standard_normal((n_places, FOURIER))

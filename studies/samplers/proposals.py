@@ -54,13 +54,8 @@ class Proposals:
     ) -> None:
         """Open or create the Optuna study.
 
-        Args:
-            url: SQLAlchemy URL of the study's database; None: no record is kept. It costs half of
-                a simulated search, and `restore` brings back from our own tables what it holds.
-            study_name: name shared with our own study row.
-            problem: what is searched.
-            sampler: who proposes.
-            pruning: whether `report` may say to stop.
+        `url` is that of the study's database; None: no record is kept. It costs half of a simulated
+        search, and `restore` brings back from our own tables what it holds.
 
         Raises:
             ConfigError: a grid over a continuous parameter.
@@ -91,9 +86,8 @@ class Proposals:
     def propose(self, *, rejected_in_a_row: int = 0, budget_flops: int | None = None) -> Proposal:
         """The next proposal, running.
 
-        Args:
-            rejected_in_a_row: proposals refused since the last one that was not.
-            budget_flops: that a run of it will have; None: that of the search.
+        `rejected_in_a_row` were refused since the last one that was not. A run of it will have
+        `budget_flops`; None: the search's.
 
         Raises:
             SpaceExhausted: the grid has no more points.

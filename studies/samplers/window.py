@@ -48,14 +48,9 @@ class TrialWindow:
         attributes: Mapping[str, Any],
         params: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """What a sampler draws for proposal `number`.
+        """What a sampler draws for proposal `number`, with all `trials` of the search by number.
 
-        Args:
-            number: the proposal's number.
-            sampler: of this search.
-            trials: all trials of the search, by number.
-            attributes: of the proposal, for the sampler to see.
-            params: that are not the sampler's to choose.
+        It sees the proposal's `attributes`; `params` are not its to choose.
         """
         first = number - number % WINDOW_STEP if number >= WINDOW_TRIALS else 0
         if self._study is None or first != self._first:

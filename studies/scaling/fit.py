@@ -99,8 +99,11 @@ def fit(
 ) -> ScalingFit:
     """Fit the law to finished runs of one data set; `seed` is of the draws.
 
-    With `must_reach` a fit is refused that is of no use at ten times the largest budget. A sampler
-    that compares runs within their budgets needs no such reach.
+    Args:
+        points: ends of decayed schedules, parameters counted alike.
+        priors: what is believed beforehand.
+        seed: of the draws.
+        must_reach: refuse a fit that is of no use at ten times the largest budget.
 
     Raises:
         FitRefused: the runs are too few or too alike; the message says what to add.

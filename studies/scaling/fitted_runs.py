@@ -104,10 +104,6 @@ class FittedRuns:
         self.runs.append(run)
         self.configs.append(config)
 
-    def first(self, n: int) -> FittedRuns:
-        """The first so many of them."""
-        return FittedRuns(self.runs[:n], self.configs[:n], known_settings=self.known_settings)
-
     def of_shape(self, config: RunConfig) -> FittedRuns:
         """Those of one model."""
         same = [i for i, other in enumerate(self.configs) if other.model == config.model]

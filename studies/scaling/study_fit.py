@@ -146,25 +146,24 @@ class StudyLaw:
         return np.concatenate(parts)
 
 
-def fit_runs(runs: FittedRuns, *, must_reach: bool = True) -> StudyLaw:
+def fit_runs(runs: FittedRuns) -> StudyLaw:
     """Fit the law of some runs in each count of N, and the effects of its covariates, in turns.
 
-    `must_reach` is that of `fit`.
+    `runs` are those of one study and its prior ones.
 
     Raises:
         FitRefused: the runs are too few or too alike.
     """
-    if must_reach:
-        # Budgets are of what is charged: at one of them the blocks' FLOPs differ, and could pass
-        # for several. A sampler, which compares within a budget, may use that.
-        check_design(points_of(runs, "charged"))
+    # Budgets are of what is charged: at one of them the blocks' FLOPs differ, and could pass for
+    # several.
+    check_design(points_of(runs, "charged"))
     # Of a table's runs only one size is known.
     every: tuple[Counts, ...] = COUNTS if runs.known_settings else ("charged",)
     found: list[tuple[Counts, ScalingFit, CovariateEffects]] = []
     refused: list[FitRefused] = []
     for counts in every:
         try:
-            found.append((counts, *_fit_counted(runs, counts, must_reach)))
+            found.append((counts, *_fit_counted(runs, counts)))
         except FitRefused as why:
             refused.append(why)
     if not found:
@@ -194,13 +193,11 @@ def _weights(
     return np.asarray(weights / weights.sum(), dtype=np.float64)
 
 
-def _fit_counted(
-    runs: FittedRuns, counts: Counts, must_reach: bool
-) -> tuple[ScalingFit, CovariateEffects]:
+def _fit_counted(runs: FittedRuns, counts: Counts) -> tuple[ScalingFit, CovariateEffects]:
     measured = points_of(runs, counts)
     law = fit(measured, must_reach=False)
     effects = _effects(runs, measured, law)
-    law = fit(points_of(runs, counts, effects), must_reach=must_reach)
+    law = fit(points_of(runs, counts, effects))
     return law, _effects(runs, measured, law)
 
 

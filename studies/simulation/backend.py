@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budgetsweep.errors import ConfigError
 from studies.database.tables import Study
-from studies.execution.base import Backend, SearchRequest
+from studies.execution.base import Backend, OnPrepare
 from studies.execution.inline_pool import InlinePool
 from studies.execution.messages import Workers
 from studies.simulation.simulated_run import simulate_run
 from studies.simulation.worlds import world_named
 from studies.space.search_space import SearchSpace
+from trainer.checkpoints.artefacts import read_finished, write_untrained
 from trainer.config import RunConfig
 from trainer.data.facts import DataFacts
-from trainer.driver import Run
+from trainer.driver import Run, RunDriver
+from trainer.events import Point, RunResult, RunStatus
 
 if TYPE_CHECKING:
-    from trainer.data.shards.progress import PrepareProgress
+    from studies.settings import SearchSettings
 
 REPORTS = 20
 """Points of a simulated trial's curve unless the user says otherwise: they fill a database."""
@@ -35,26 +37,24 @@ class Untrained(Backend):
     description: str
 
     @abstractmethod
-    def open_run(self, config: RunConfig, run_dir: Path | None) -> Run:
-        """The events of a run; a folder gets its config.yaml, curve.csv and eval.json."""
+    def open_run(self, config: RunConfig) -> Run:
+        """The events of a run."""
 
     def executor(self, workers: Workers, *, for_promotion: bool = False) -> InlinePool:
         """Runs in this process; those of a promotion leave files."""
-        return InlinePool(
-            workers.count,
-            lambda config, run_dir: self.open_run(config, run_dir if for_promotion else None),
-        )
+
+        def open_run(config: RunConfig, run_dir: Path) -> Run:
+            run = self.open_run(config)
+            return recorded(run, config, run_dir, self.checksum) if for_promotion else run
+
+        return InlinePool(workers.count, open_run)
 
     def facts(self) -> DataFacts:
         """There is no end of data, and their checksum is that of what stands for them."""
         return DataFacts(self.description, self.checksum, self.checksum)
 
     def fix_data(
-        self,
-        study: Study,
-        space: SearchSpace,
-        workers: Workers,
-        on_prepare: Callable[[PrepareProgress], None] | None,
+        self, study: Study, space: SearchSpace, workers: Workers, on_prepare: OnPrepare
     ) -> tuple[Mapping[str, Any], DataFacts]:
         """Nothing is prepared."""
         del space, workers, on_prepare
@@ -67,7 +67,7 @@ class Untrained(Backend):
         config: RunConfig,
         train_tokens: int | None,
         workers: Workers,
-        on_prepare: Callable[[PrepareProgress], None] | None,
+        on_prepare: OnPrepare,
     ) -> tuple[RunConfig, DataFacts]:
         """Nothing is prepared."""
         del study, train_tokens, workers, on_prepare
@@ -88,7 +88,7 @@ class Simulated(Untrained):
         self.source_name = f"simulated-{world}"
         self.checksum, self.description = self.world.checksum, self.world.description
 
-    def check(self, asked: SearchRequest) -> None:
+    def check(self, asked: SearchSettings) -> None:
         """Refuse what has no meaning without training."""
         if asked.trials_per_gpu is not None:
             raise ConfigError("--simulate: leave out --trials-per-gpu: nothing is trained on a GPU")
@@ -101,6 +101,29 @@ class Simulated(Untrained):
         """Few points a run."""
         return {"num_reports": REPORTS}
 
-    def open_run(self, config: RunConfig, run_dir: Path | None) -> Run:
+    def open_run(self, config: RunConfig) -> Run:
         """A run of the world."""
-        return simulate_run(config, self.world, run_dir)
+        return simulate_run(config, self.world)
+
+
+def recorded(run: Run, config: RunConfig, run_dir: Path, checksum: str) -> Run:
+    """A run that leaves config.yaml, curve.csv and eval.json; a finished one is read from there.
+
+    `checksum` is that of what stands for the data.
+
+    Raises:
+        CheckpointError: the folder cannot be written or holds another run's result.
+    """
+    finished = read_finished(run_dir, config)
+    if finished is not None:
+        for point in finished.points:  # its caller may have been killed before it saw them
+            _ = yield point  # a verdict comes too late
+        return finished.result
+    driver, points = RunDriver(run), list[Point]()
+    while not isinstance(event := driver.advance(), RunResult):
+        if isinstance(event, Point):
+            points.append(event)
+        driver.answer((yield event) or "continue")
+    if event.status != RunStatus.COMPLETE:
+        return event
+    return write_untrained(run_dir, config, points, event, checksum)

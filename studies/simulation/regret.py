@@ -39,12 +39,10 @@ class Regret:
         told = []
         for one in self.answers:
             size = f"{one.name} best (trial {one.number}, {one.n_params:.3g} parameters)"
-            known = one.regret_nats is not None
-            told.append(
-                f"{size} {one.regret_nats:.4f} nats"
-                if known
-                else f"{size} not known, the table has no run of its size there"
-            )
+            nats = "not known, the table has no run of its size there"
+            if one.regret_nats is not None:
+                nats = f"{one.regret_nats:.4f} nats"
+            told.append(f"{size} {nats}")
         return (
             f"regret at {self.budget_flops:.4g} FLOPs over the table's best there "
             f"({self.lowest.loss_nats:.4f} nats, {self.lowest.n_params:.3g} parameters): "
@@ -55,14 +53,7 @@ class Regret:
 def regrets(study: Study, fit: StudyFit, best: Run | None, table: RunTable) -> Regret | None:
     """Regret of the measured and of the predicted best over the table's best at the larger budget.
 
-    Args:
-        study: its row.
-        fit: what its runs predict of `fit.scale` times the budget.
-        best: the trial that measured best; None: there is none.
-        table: what is replayed.
-
-    Returns:
-        None: the table has no run at that budget.
+    None: there is no `best` trial, or the table has no run at that budget.
     """
     budget = fit.scale * study.budget_flops
     lowest = table.lowest(budget)

@@ -5,25 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from budgetsweep.constraint import Admitted, Rejected
 from budgetsweep.errors import ConfigError, Reason
 from studies.database.tables import Run, Study
-from studies.execution.base import SearchRequest
 from studies.scaling.prediction import StudyFit
 from studies.simulation.backend import Untrained
 from studies.simulation.regret import regrets
 from studies.simulation.run_table import TOKENIZER, RunTable
+from studies.space.defaults import TOKENS_PER_PARAM
 from studies.space.rungs import Rungs
 from studies.space.search_space import SearchSpace
-from trainer.checkpoints.artefacts import read_finished, write_untrained
 from trainer.config import RunConfig
 from trainer.driver import Run as TrainingRun
 from trainer.events import Point, RunResult, RunStatus
 
-TOKENS_PER_PARAM = 14.0
-"""Of the first proposal, as of other searches (`studies.space.defaults`)."""
+if TYPE_CHECKING:
+    from studies.settings import SearchSettings
 
 
 class Replay(Untrained):
@@ -53,7 +52,7 @@ class Replay(Untrained):
             tokens=config.total_tokens, charge_flops=admitted.charge_flops,
         )  # fmt: skip
 
-    def check(self, asked: SearchRequest) -> None:
+    def check(self, asked: SearchSettings) -> None:
         """Refuse a search that the table has no runs for, and settings that it does not know.
 
         Raises:
@@ -113,48 +112,26 @@ class Replay(Untrained):
         """One point a run, at its end."""
         return {"tokenizer_encoding": TOKENIZER, "num_reports": 1, "num_evals": 1}
 
-    def open_run(self, config: RunConfig, run_dir: Path | None) -> TrainingRun:
-        """The run of the table that stands for this one."""
-        return replay_run(config, self.table, self.checksum, run_dir)
+    def open_run(self, config: RunConfig) -> TrainingRun:
+        """What the run of the table that stands for this one came to: one point, at its end.
 
-
-def replay_run(
-    config: RunConfig, table: RunTable, checksum: str, run_dir: Path | None = None
-) -> TrainingRun:
-    """What a run of the table came to, as the events of a training run: one point, at its end.
-
-    Args:
-        config: a filled configuration.
-        table: where it is looked up.
-        checksum: of the table.
-        run_dir: folder for config.yaml, curve.csv and eval.json; None: nothing is written.
-
-    Raises:
-        ConfigError: no run of the table is near.
-        CheckpointError: the folder cannot be written or holds another run's result.
-    """
-    if run_dir is not None:
-        finished = read_finished(run_dir, config)
-        if finished is not None:
-            for point in finished.points:  # its caller may have been killed before it saw them
-                _ = yield point  # a verdict comes too late
-            return finished.result
-    place = table.place(config)
-    if place is None:
-        raise ConfigError(table.absence(config))
-    loss, tokens = place.run.loss_nats, config.total_tokens
-    flops = config.steps * config.flops_per_step(config.convention)
-    point = Point(step=config.steps, tokens=tokens, flops=flops, seconds=0.0, val_loss_nats=loss)
-    yield point
-    result = RunResult(
-        status=RunStatus.COMPLETE,
-        step=config.steps,
-        steps_executed=config.steps,
-        tokens=tokens,
-        reason=place.sentence,
-        val_loss_nats=loss,
-        val_ppl=math.exp(loss),
-        val_loss_stderr_nats=place.run.stderr_nats or None,
-        device_name="replayed",
-    )
-    return write_untrained(run_dir, config, [point], result, checksum)
+        Raises:
+            ConfigError: no run of the table is near.
+        """
+        place = self.table.place(config)
+        if place is None:
+            raise ConfigError(self.table.absence(config))
+        loss, steps, tokens = place.run.loss_nats, config.steps, config.total_tokens
+        flops = steps * config.flops_per_step(config.convention)
+        yield Point(step=steps, tokens=tokens, flops=flops, seconds=0.0, val_loss_nats=loss)
+        return RunResult(
+            status=RunStatus.COMPLETE,
+            step=steps,
+            steps_executed=steps,
+            tokens=tokens,
+            reason=place.sentence,
+            val_loss_nats=loss,
+            val_ppl=math.exp(loss),
+            val_loss_stderr_nats=place.run.stderr_nats or None,
+            device_name="replayed",
+        )

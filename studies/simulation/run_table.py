@@ -89,10 +89,12 @@ class RunTable:
         """Distinct budgets, 6 · N · D, ascending."""
         return distinct_budgets([one.flops for one in self.table.points])
 
+    def _runs(self, budget: float) -> list[FitPoint]:
+        return [one for one in self.table.points if _near(one.flops, budget, NEAR_FLOPS)]
+
     def sizes(self, budget: float) -> list[float]:
         """Distinct numbers of parameters of the runs of a budget, ascending."""
-        runs = self.table.points
-        return sorted({one.n_params for one in runs if _near(one.flops, budget, NEAR_FLOPS)})
+        return sorted({one.n_params for one in self._runs(budget)})
 
     def place(self, config: RunConfig) -> Place | None:
         """The run that stands for a filled configuration; None: there is none near it.
@@ -116,8 +118,7 @@ class RunTable:
 
     def lowest(self, budget: float) -> FitPoint | None:
         """The run of the lowest loss of a budget; None: the table has none there."""
-        runs = [one for one in self.table.points if _near(one.flops, budget, NEAR_FLOPS)]
-        return min(runs, key=lambda one: one.loss_nats, default=None)
+        return min(self._runs(budget), key=lambda one: one.loss_nats, default=None)
 
     def absence(self, config: RunConfig) -> str:
         """What is missing near a configuration, in words."""
@@ -139,14 +140,11 @@ class RunTable:
             budget = rung_budget(multiple, budget_flops)
             if self.sizes(budget):
                 continue
-            if multiple == 1:
-                asked, told = "--budget", _scientific(self.budgets, most=16)
-            else:
+            asked, told = "--budget", _scientific(self.budgets, most=16)
+            if multiple != 1:
+                multiples = ", ".join(f"{one / budget_flops:.4g}" for one in self.budgets)
                 asked = f"--rungs {float(multiple):g}"
-                told = (
-                    f"{_scientific(self.budgets, most=16)}; as multiples of --budget "
-                    + ", ".join(f"{one / budget_flops:.4g}" for one in self.budgets)
-                )
+                told += f"; as multiples of --budget {multiples}"
             raise ConfigError(
                 f"{asked}: {self.path.name} has no run near {budget:.4g} FLOPs (6·N·D); its "
                 f"budgets are {told}"

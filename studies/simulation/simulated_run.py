@@ -7,11 +7,9 @@ for what they must not be used for.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from budgetsweep.errors import BudgetExceeded, NonFiniteLoss
 from studies.simulation.worlds import SimulatedWorld
-from trainer.checkpoints.artefacts import read_finished, write_untrained
 from trainer.config import RunConfig
 from trainer.driver import Run
 from trainer.events import Command, Point, Progress, RunResult, RunStatus
@@ -23,28 +21,12 @@ TRAIN_JITTER_NATS = 0.01
 """Standard deviation of a training loss around the curve (*assumption*)."""
 
 
-def simulate_run(config: RunConfig, world: SimulatedWorld, run_dir: Path | None = None) -> Run:
-    """Simulate one configuration, from its beginning.
+def simulate_run(config: RunConfig, world: SimulatedWorld) -> Run:
+    """Simulate one filled configuration, from its beginning; `world`'s law gives the losses.
 
     A generator of the events of `trainer.loop.train_run`, checkpoints left out: an interrupted run
     begins anew, which costs nothing. A learning rate far too high fails as it would in earnest.
-
-    Args:
-        config: a filled configuration.
-        world: whose law gives the losses.
-        run_dir: folder for config.yaml, curve.csv and eval.json of a complete run; None: nothing
-            is written. There is never a model.pt.
-
-    Raises:
-        ConfigError: the configuration is not filled.
-        CheckpointError: the folder cannot be written or holds another run's result.
     """
-    if run_dir is not None:
-        finished = read_finished(run_dir, config)
-        if finished is not None:
-            for point in finished.points:  # its caller may have been killed before it saw them
-                _ = yield point  # a verdict comes too late
-            return finished.result
     run = _SimulatedRun(config, world)
     command: Command | None = None
     for step in sorted(run.point_steps):
@@ -53,15 +35,12 @@ def simulate_run(config: RunConfig, world: SimulatedWorld, run_dir: Path | None 
             return run.result(RunStatus.FAILED, run.diverging_step, reason)
         point = run.point(step)
         if point.val_loss_nats is not None:
-            tokens = point.tokens
-            command = (yield Progress(step, config.steps, tokens, 0.0)) or command
+            command = (yield Progress(step, config.steps, point.tokens, 0.0)) or command
         command = (yield point) or command
-        if command == "prune" and step < config.steps:
-            return run.result(RunStatus.PRUNED, step)
-        if command == "interrupt" and step < config.steps:
-            return run.result(RunStatus.INTERRUPTED, step)
-    result = run.result(RunStatus.COMPLETE, config.steps)
-    return write_untrained(run_dir, config, run.points, result, world.checksum)
+        if command is not None and step < config.steps:
+            pruned = command == "prune"
+            return run.result(RunStatus.PRUNED if pruned else RunStatus.INTERRUPTED, step)
+    return run.result(RunStatus.COMPLETE, config.steps)
 
 
 class _SimulatedRun:
@@ -76,7 +55,7 @@ class _SimulatedRun:
         self.diverging_step = world.diverging_step(config)
         self.eval_steps = fractions(config.steps, config.num_evals)
         self.point_steps = fractions(config.steps, config.num_reports) | self.eval_steps
-        self.points: list[Point] = []
+        self.last: Point | None = None
         self.val_loss: float | None = None
         self._get_lr = config.lr_schedule()
         self._settings_nats = world.settings_nats(config)
@@ -93,11 +72,11 @@ class _SimulatedRun:
 
     def point(self, step: int) -> Point:
         """The point of the curves after a step."""
-        last = self.points[-1].step if self.points else 0
+        last = self.last.step if self.last is not None else 0
         jitter = TRAIN_JITTER_NATS * float(self._rng.standard_normal())
         if step in self.eval_steps:
             self.val_loss = self.loss(step)
-        point = Point(
+        self.last = Point(
             step=step,
             tokens=step * self.config.tokens_per_step,
             flops=step * self.flops_per_step,
@@ -106,8 +85,7 @@ class _SimulatedRun:
             val_loss_nats=self.val_loss if step in self.eval_steps else None,
             lr=self._get_lr(step - 1),
         )
-        self.points.append(point)
-        return point
+        return self.last
 
     def result(self, status: RunStatus, step: int, reason: str | None = None) -> RunResult:
         """How it ended; an interrupted run keeps nothing of its steps."""
@@ -124,6 +102,6 @@ class _SimulatedRun:
             reason=reason,
             val_loss_nats=loss,
             val_ppl=None if loss is None else math.exp(loss),
-            train_loss_nats=self.points[-1].train_loss_nats if self.points else None,
+            train_loss_nats=None if self.last is None else self.last.train_loss_nats,
             device_name=DEVICE_NAME,
         )

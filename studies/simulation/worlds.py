@@ -169,7 +169,7 @@ class SimulatedWorld:
             config: a filled configuration.
             tokens: seen so far.
             rate: learning rate now, of its peak.
-            settings_nats: `settings_nats(config)`.
+            settings_nats: of the same method, which is slow.
         """
         ignorant = math.log(config.model.n_vocab)
         if tokens <= 0:
@@ -259,9 +259,6 @@ def drawn_world(seed: int) -> SimulatedWorld:
     many. At 1e15 FLOPs the best size is about 3.4 million parameters (× or / 1.5) as in the default
     world, its loss 5.0 ± 0.4 nats: that of the default world is 5.5, our own recipe is at 5.4 with
     a hundredth of the FLOPs. All widths are *assumptions*.
-
-    Args:
-        seed: the same one gives the same world.
     """
     rng = np.random.default_rng([seed, 0xD2A3])
 

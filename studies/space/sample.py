@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,20 +54,17 @@ def sample_space(
     limits: Limits,
     n: int,
     seed: int,
-    on_progress: Callable[[int], None] | None = None,
 ) -> Sample:
     """Draw `n` proposals uniformly and ask the constraint about each."""
     rng = np.random.default_rng(seed)
     admitted: list[Admitted] = []
     rejected: list[Rejected] = []
-    for index in range(n):
+    for _ in range(n):
         answer = admit(space.run_data(space.random_settings(rng), base), limits)
         if isinstance(answer, Admitted):
             admitted.append(answer)
         else:
             rejected.append(answer)
-        if on_progress is not None and index % 100 == 99:
-            on_progress(index + 1)
     return Sample(admitted, rejected)
 
 
@@ -77,27 +74,22 @@ def wanted_train_tokens(sample: Sample) -> int | None:
     return None if None in wanted else max(number for number in wanted if number is not None)
 
 
-def wanted_val_tokens(sample: Sample) -> int:
+def wanted_validation(sample: Sample, *, pairs: bool) -> int:
     """Validation tokens such that even the shortest run spends a tenth of its time on them.
 
     Given n passes at c times the training cost a token (`eval_cost`), solve
     n · c · val_tokens = 0.1 · train_tokens. Runs so short that this gives fewer windows than the
-    constraint demands get that many all the same.
+    constraint demands get that many all the same. Of an encoder-decoder they are `pairs`, which
+    cost the same in both passes.
     """
     configs = [admitted.config for admitted in sample.admitted]
-    affordable = min(int(EVAL_SHARE / eval_cost(c) * c.total_tokens / c.num_evals) for c in configs)
-    longest = max(config.tokens_per_sequence for config in configs)
-    return max(affordable, MIN_VALIDATION_WINDOWS * longest)
-
-
-def wanted_val_pairs(sample: Sample) -> int:
-    """`wanted_val_tokens` for an encoder-decoder: a pair costs the same in both passes."""
-    configs = [admitted.config for admitted in sample.admitted]
+    trained = [c.steps * c.sequences_per_step if pairs else c.total_tokens for c in configs]
     affordable = min(
-        int(EVAL_SHARE / eval_cost(c) * c.steps * c.sequences_per_step / c.num_evals)
-        for c in configs
+        int(EVAL_SHARE / eval_cost(c) * n / c.num_evals)
+        for c, n in zip(configs, trained, strict=True)
     )
-    return max(affordable, MIN_VALIDATION_WINDOWS)
+    longest = 1 if pairs else max(config.tokens_per_sequence for config in configs)
+    return max(affordable, MIN_VALIDATION_WINDOWS * longest)
 
 
 def eval_cost(config: RunConfig) -> float:

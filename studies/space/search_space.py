@@ -299,15 +299,7 @@ class SearchSpace(StrictModel):
     def to_dict(self) -> dict[str, Any]:
         """Plain data that reads back to an equal space."""
         dumped = self.model_dump(mode="json", exclude_unset=True)
-        data = {key: value for key, value in dumped.items() if value is not None}
-        data["parameters"] = {
-            name: {
-                key: list(value) if isinstance(value, tuple) else value
-                for key, value in parameter.items()
-            }
-            for name, parameter in data["parameters"].items()
-        }
-        return data
+        return {key: value for key, value in dumped.items() if value is not None}
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distributions of what varies; all are asked for at once."""
@@ -335,14 +327,9 @@ class SearchSpace(StrictModel):
         return total
 
     def run_data(self, settings: Mapping[str, Value], base: Mapping[str, Any]) -> dict[str, Any]:
-        """Plain data of one run's configuration.
+        """Plain data for a `RunConfig` of decoded `settings` and the run settings in `base`.
 
-        Args:
-            settings: decoded settings of what varies.
-            base: run settings that the search fixes (data, tokenizer, device …).
-
-        Returns:
-            Data for `RunConfig`, not yet checked: an impossible shape shows when it is parsed.
+        They are not yet checked: an impossible shape shows when they are parsed.
         """
         fixed = {name: p.value for name, p in self.parameters.items() if p.is_fixed}
         everything = {**fixed, **settings}

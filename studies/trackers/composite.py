@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from budgetsweep.constraint import Rejected
-from studies.trackers.base import Observer, RunView
-from trainer.events import Point, Progress, RunResult
+from studies.trackers.base import Observer
 
 
 class Composite(Observer):
-    """Tells each of its observers everything; a context manager that closes them."""
+    """Tells each of its observers every event; a context manager that closes them."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = list(observers)
@@ -23,38 +21,6 @@ class Composite(Observer):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def message(self, text: str) -> None:
-        """See `Observer`."""
-        self._tell("message", text)
-
-    def run_started(self, run: RunView) -> None:
-        """See `Observer`."""
-        self._tell("run_started", run)
-
-    def run_progress(self, run: RunView, progress: Progress) -> None:
-        """See `Observer`."""
-        self._tell("run_progress", run, progress)
-
-    def run_point(self, run: RunView, point: Point) -> None:
-        """See `Observer`."""
-        self._tell("run_point", run, point)
-
-    def run_ended(self, run: RunView, result: RunResult, best_val_loss_nats: float | None) -> None:
-        """See `Observer`."""
-        self._tell("run_ended", run, result, best_val_loss_nats)
-
-    def rejected(self, number: int, rejection: Rejected) -> None:
-        """See `Observer`."""
-        self._tell("rejected", number, rejection)
-
-    def tick(self) -> None:
-        """See `Observer`."""
-        self._tell("tick")
-
-    def close(self) -> None:
-        """See `Observer`."""
-        self._tell("close")
 
     def _tell(self, event: str, *facts: Any) -> None:
         for observer in tuple(self._observers):
@@ -72,3 +38,11 @@ class Composite(Observer):
         else:
             with contextlib.suppress(OSError):
                 sys.stderr.write(f"{line}\n")
+
+
+def _forwarding(event: str) -> Callable[..., None]:
+    return lambda self, *facts: self._tell(event, *facts)
+
+
+for _event in [name for name in vars(Observer) if not name.startswith("_")]:
+    setattr(Composite, _event, _forwarding(_event))

@@ -19,7 +19,6 @@ from studies.execution.messages import Workers
 from studies.execution.training import Training
 from studies.prior_studies import base_with_prior_studies, prior_runs
 from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
-from studies.samplers.objective import Objective
 from studies.scaling.prediction import fit_study
 from studies.search import Hooks, search
 from studies.settings import SearchSettings
@@ -106,20 +105,6 @@ def test_what_a_prior_study_finds_later_changes_no_search(copied: Path) -> None:
         study = store.study("large")
         assert len(prior_runs(store, study)["small"]) == 12
         assert len(prior_runs(store, study, ("small",))["small"]) == 14
-
-
-def test_samplers_are_given_predictions_from_the_first_trial_on(copied: Path) -> None:
-    """tpe hears what a shape will reach; with prior points there is a law at once."""
-    with Store.open(copied / "s.db") as store:
-        study = store.study("large")
-        changes = {"sampler": "tpe", "for_scale": 100.0}
-        study.settings = study.settings.model_copy(update=changes)
-        first = store.runs(study.id, kind="trial")[0]
-        assert Objective(study, []).value(first) is None
-        value = Objective(study, [], prior_runs(store, study)).value(first)
-        assert value is not None
-        assert first.val_loss_nats is not None
-        assert value < first.val_loss_nats
 
 
 def test_the_same_command_goes_on_and_another_list_is_refused(copied: Path) -> None:

@@ -89,6 +89,21 @@ class Recorder(Observer):
         self.n_rejected += 1
 
 
+class Crash(Observer):
+    """Ends the process, as far as a test can, when a trial has `started` or `ended`."""
+
+    def __init__(self, number: int, when: str = "started") -> None:
+        self.number, self.when = number, when
+
+    def run_started(self, run: RunView) -> None:
+        if (run.number, "started") == (self.number, self.when):
+            raise KeyboardInterrupt
+
+    def run_ended(self, run: RunView, result: RunResult, best_val_loss_nats: float | None) -> None:
+        if (run.number, "ended") == (self.number, self.when):
+            raise KeyboardInterrupt
+
+
 def run_search(settings: SearchSettings, **hooks: Any) -> SearchOutcome:
     """A search with a recorder, unless hooks say otherwise."""
     return search(settings, Hooks(**{"observer": Recorder(), **hooks}))

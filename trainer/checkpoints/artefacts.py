@@ -27,21 +27,15 @@ _FACTS = tuple(f.name for f in dataclasses.fields(RunResult) if f.name != "artef
 
 
 def write_untrained(
-    run_dir: Path | None,
-    config: RunConfig,
-    points: Iterable[Point],
-    result: RunResult,
-    checksum: str,
+    run_dir: Path, config: RunConfig, points: Iterable[Point], result: RunResult, checksum: str
 ) -> RunResult:
-    """Write the files of a complete run that nobody trained; None as folder: write nothing.
+    """Write the files of a complete run that nobody trained.
 
     `checksum` is that of the world or table that stands for both texts.
 
     Raises:
         CheckpointError: the folder or a file cannot be written.
     """
-    if run_dir is None:
-        return result
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,7 +1,7 @@
 """Versions of our tables, kept apart from Optuna's in a version table of our own.
 
-A change of `studies.database.tables` needs a new file in `versions/` and `HEAD` set to it; a test
-says what the two differ in.
+A new database is made whole from `studies.database.tables`. A change of these tables needs a new
+file in `versions/`, which brings older databases up to date, and `HEAD` set to it; a test says so.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from budgetsweep.errors import StudyError
 from studies.database.connection import BEGIN_OPTION, WRITE, clear_errors, describe
+from studies.database.tables import Base
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -70,7 +71,11 @@ def _upgrade(connection: Connection, version: str | None, where: str) -> None:
             f"{HEAD}); update with pip install --upgrade budgetsweep"
         )
     with _quiet():
-        command.upgrade(config, "head")
+        if version is None:
+            Base.metadata.create_all(connection)
+            command.stamp(config, "head")
+        else:
+            command.upgrade(config, "head")
 
 
 def alembic_config(connection: Connection) -> Config:

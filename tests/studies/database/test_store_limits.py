@@ -61,20 +61,6 @@ class TestDisasters:
             with again.engine.connect() as connection:
                 assert connection.execute(text("PRAGMA integrity_check")).scalar() == "ok"
 
-    def test_a_file_that_becomes_damaged(
-        self, tmp_path: Path, new_study: NewStudy, add_run: AddRun
-    ) -> None:
-        store = Store.open(tmp_path / "runs.db", create=True)
-        study = new_study(store)
-        for number in range(50):
-            add_run(store, study.id, number=number)
-        store.close()
-        content = bytearray((tmp_path / "runs.db").read_bytes())
-        content[8192:] = bytes(b ^ 0x5A for b in content[8192:])
-        (tmp_path / "runs.db").write_bytes(content)
-        with pytest.raises(StudyError, match="damaged"), Store.open(tmp_path / "runs.db") as broken:
-            broken.runs(study.id)
-
     def test_the_file_is_plain_sqlite_for_everyone(
         self, tmp_path: Path, new_study: NewStudy
     ) -> None:

@@ -13,12 +13,11 @@ import pytest
 import torch
 
 from budgetsweep.errors import ConfigError
-from studies.dry_run import dry_run
 from studies.execution import local_pool
 from studies.execution.local_pool import CUDA_PROCESS_BYTES, LocalPool
-from studies.execution.messages import Workers
-from studies.execution.worker import Measured, Ready, worker_main
-from studies.planning import TimePlan
+from studies.execution.messages import Measured, Workers
+from studies.execution.worker import worker_main
+from studies.planning import TimePlan, dry_run
 from tests.support.searches import run_search, settings_for
 from trainer.config import RunConfig
 from trainer.events import DeviceInfo
@@ -124,10 +123,10 @@ def test_a_search_plans_with_the_workers_and_the_memory_it_has(
     settings = settings_for(Path(), device="auto", trials_per_gpu=2)
     assert run_search(settings, confirm=confirm).reason == "not started"
     assert [plan.n_workers for plan in plans] == [4]
-    planned = dry_run(settings, 50).plan
-    alone = dry_run(dataclasses.replace(settings, trials_per_gpu=1), 50).plan
-    assert planned is not None
-    assert alone is not None
+    _, planned = dry_run(settings, 50)
+    _, alone = dry_run(dataclasses.replace(settings, trials_per_gpu=1), 50)
+    assert isinstance(planned, TimePlan)
+    assert isinstance(alone, TimePlan)
     assert planned.n_workers == 4
     # Nothing is taken for granted of what sharing gains: each trial runs at half the speed.
     assert planned.trial_seconds / alone.trial_seconds == pytest.approx(2.0)
@@ -167,4 +166,4 @@ def test_a_worker_settles_on_its_gpu_before_it_says_what_it_has(
     ours, theirs = Pipe()
     ours.send(None)
     worker_main(theirs, "cuda:1", 1, None, Path.cwd())
-    assert ours.recv() == Ready(info)
+    assert ours.recv() == info

@@ -77,12 +77,16 @@ def test_a_search_closed_and_opened_at_any_point_proposes_the_same(
     other.close()
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp"])
-def test_a_long_search_resumed_anywhere_proposes_the_same(
-    tmp_path: Path, sampler: SamplerName, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"WINDOW_TRIALS": 14, "WINDOW_BEST": 4, "WINDOW_STEP": 5}.items():
         monkeypatch.setattr(window, name, value)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_a_long_search_resumed_anywhere_proposes_the_same(
+    tmp_path: Path, sampler: SamplerName, small_window: None
+) -> None:
     straight = open_proposals(tmp_path / "straight.db", sampler)
     expected = run(straight, 34)
     seen = {trial.number for trial in straight._window._study.get_trials()}  # type: ignore[union-attr]
@@ -96,11 +100,7 @@ def test_a_long_search_resumed_anywhere_proposes_the_same(
     assert resumed == expected
 
 
-def test_the_window_keeps_the_best_and_the_latest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"WINDOW_TRIALS": 14, "WINDOW_BEST": 4, "WINDOW_STEP": 5}.items():
-        monkeypatch.setattr(window, name, value)
+def test_the_window_keeps_the_best_and_the_latest(tmp_path: Path, small_window: None) -> None:
     proposals = open_proposals(tmp_path / "s.db")
     for number in range(41):
         proposal = proposals.propose()

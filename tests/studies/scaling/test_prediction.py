@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 
 import pytest
@@ -12,11 +11,10 @@ from budgetsweep.errors import StudyError
 from studies.database.store import IllegalChangeError, Store
 from studies.database.tables import Study
 from studies.promotion.selection import record_prediction, select_trial
-from studies.samplers.objective import REFIT_EACH_UNTIL, Objective, points_fitted
 from studies.scaling.fitted_runs import FittedRuns
 from studies.scaling.prediction import fit_study
 from studies.scaling.result import ScalingFit
-from tests.support.lawful_runs import BUDGET, LAW, enter, fill_study, lawful_loss, trial_config
+from tests.support.lawful_runs import BUDGET, LAW, enter, fill_study, trial_config
 
 NewStudy = Callable[..., Study]
 
@@ -148,42 +146,3 @@ def test_equal_fits_are_stored_once(store: Store, new_study: NewStudy) -> None:
         fit = fit_study(study, runs, 100.0)
         ids.add(store.add_fit(study.id, scale=100.0, refusal=fit.refusal, record=fit.to_dict()))
     assert len(ids) == 1
-
-
-def test_objective_is_the_measured_loss_without_rungs(store: Store, new_study: NewStudy) -> None:
-    study = new_study(store)
-    run = enter(store, study, 0, trial_config(64, BUDGET))
-    assert Objective(study, []).value(run) == run.val_loss_nats
-
-
-def test_objective_compares_rungs_at_one_budget(store: Store, new_study: NewStudy) -> None:
-    """A trial of a tenth is worth what its shape would reach with the whole budget."""
-    study = new_study(store, rungs="0.1,0.3,1")
-    runs = fill_study(store, study, 24)
-    objective = Objective(study, runs)
-    for run in runs[-6:]:
-        worth = objective.value(run)
-        assert worth is not None
-        config = trial_config(
-            run.config["model_config"]["n_embd"], BUDGET, max_lr=run.config["max_lr"]
-        )
-        assert worth == pytest.approx(lawful_loss(config), abs=0.12)
-
-
-def test_objective_is_the_same_after_an_interruption(store: Store, new_study: NewStudy) -> None:
-    study = new_study(store, rungs="0.1,0.3,1", for_scale=100.0)
-    runs = fill_study(store, study, 12)
-    whole = Objective(study, [])
-    values = [whole.value(run) for run in runs]
-    resumed = Objective(study, store.runs(study.id))
-    assert [resumed.value(run) for run in reversed(runs)] == values[::-1]
-    told = [value for value in values if value is not None]
-    assert len(told) >= 6
-    assert all(math.isfinite(value) for value in told)
-
-
-def test_refits_grow_rarer() -> None:
-    assert [points_fitted(n) for n in (0, 3, REFIT_EACH_UNTIL)] == [0, 3, REFIT_EACH_UNTIL]
-    fits = {points_fitted(n) for n in range(10_000)}
-    assert len(fits) < 120
-    assert all(0.9 * n <= points_fitted(n) <= n for n in range(1, 10_000))

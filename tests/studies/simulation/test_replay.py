@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from budgetsweep.cli.main import cli, main
+from budgetsweep.cli.main import main
 from budgetsweep.config import parse
 from budgetsweep.errors import ConfigError, DataError, StudyError
 from reports.build import write_report
@@ -34,7 +33,8 @@ from studies.settings import SearchSettings
 from studies.simulation.regret import regrets
 from studies.simulation.replay import Replay
 from studies.space.rungs import Rungs
-from studies.trackers.base import Observer, RunView
+from tests.support.commands import run as command
+from tests.support.searches import Crash
 from trainer.config import RunConfig
 
 TABLE = Path(__file__).parents[3] / "examples" / "isoflop.csv"
@@ -101,17 +101,6 @@ def test_every_run_of_a_budget_is_replayed_once_and_as_it_was(tmp_path: Path) ->
     assert outcome.best.val_loss_nats == 5.6129
 
 
-class Crash(Observer):
-    """Ends the process, as far as a test can, when a trial has begun."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def run_started(self, run: RunView) -> None:
-        if run.number == self.number:
-            raise KeyboardInterrupt
-
-
 def test_a_replay_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     """Refused proposals too: each size may be tried on every rung, after a restart as before."""
     found = []
@@ -151,13 +140,9 @@ def test_no_law_is_told_rates_batches_or_shapes(searched: Path) -> None:
     told = points_of(points, "charged")
     assert {(one.max_lr, one.batch_tokens, one.stderr_nats) for one in told} == {(None, None, 0.0)}
     assert [one.n_params for one in told] == [run.n_params for run in points.runs]
-    for law in fit_runs(points).laws:
-        assert (law.fit.knows_lr, law.fit.knows_batch, law.effects.names) == (False, False, ())
-
-
-def test_sizes_of_a_table_are_counted_once(searched: Path) -> None:
-    found = fit_runs(FittedRuns.of(trials(settings_for(searched)), known_settings=False))
-    assert [(law.counts, law.weight) for law in found.laws] == [("charged", 1.0)]
+    (law,) = fit_runs(points).laws
+    assert (law.counts, law.weight) == ("charged", 1.0), "sizes of a table are counted once"
+    assert (law.fit.knows_lr, law.fit.knows_batch, law.effects.names) == (False, False, ())
 
 
 def test_a_promotion_is_looked_up_and_both_answers_are_scored(copied: SearchSettings) -> None:
@@ -339,19 +324,13 @@ def test_every_size_of_a_table_has_a_shape_that_stands_for_it(
 
 def test_every_screen_says_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> str:
-        done = CliRunner().invoke(cli, list(words))
-        assert done.exit_code == 0, done.output
-        return done.output
-
-    text = run("search", "--replay", str(TABLE), "--budget", "1e16", "--rungs", "0.1,0.3,1",
+    text = command("search", "--replay", str(TABLE), "--budget", "1e16", "--rungs", "0.1,0.3,1",
                "--trials", "12", "--for-scale", "10")  # fmt: skip
     assert "data: REPLAYED table isoflop.csv (25 runs of 10 sizes at 4 budgets" in text
     assert "stands for line" in text
-    assert "regret" in run("promote", "--scale", "10")
-    assert "data: REPLAYED table" in run("status")
-    assert " on replayed-isoflop.csv: " in run(
+    assert "regret" in command("promote", "--scale", "10")
+    assert "data: REPLAYED table" in command("status")
+    assert " on replayed-isoflop.csv: " in command(
         "search", "--replay", str(TABLE), "--budget", "1e16", "--dry-run"
     )
     figures = (runs.history, runs.learning_curves, runs.schedule)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from budgetsweep.cli.main import cli
 from budgetsweep.constraint import Limits
 from budgetsweep.errors import ConfigError, StudyError
 from reports.build import write_report
@@ -29,8 +26,10 @@ from studies.simulation.backend import Simulated
 from studies.simulation.worlds import DEFAULT_WORLD, WORLDS
 from studies.space.rungs import Rungs
 from studies.space.search_space import SamplerName, Value
-from studies.trackers.base import Observer, RunView
-from trainer.events import RunResult
+from tests.support.commands import run as command
+from tests.support.commands import run_json
+from tests.support.searches import Crash
+from trainer.config import RunConfig
 
 
 def settings_for(folder: Path, **changes: Any) -> SearchSettings:
@@ -55,21 +54,6 @@ def outcomes(settings: SearchSettings) -> list[tuple[Any, ...]]:
     return [(r.number, r.params, r.status, r.val_loss_nats, r.step) for r in trials(settings)]
 
 
-class Crash(Observer):
-    """Ends the process, as far as a test can, when the third trial has ended or begun."""
-
-    def __init__(self, when: str) -> None:
-        self.when = when
-
-    def run_started(self, run: RunView) -> None:
-        if self.when == "started" and run.number == 3:
-            raise KeyboardInterrupt
-
-    def run_ended(self, run: RunView, result: RunResult, best_val_loss_nats: float | None) -> None:
-        if self.when == "ended" and run.number == 3:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("sampler", ["qmc", "tpe", "law"])
 def test_a_search_goes_on_as_if_it_had_never_stopped(tmp_path: Path, sampler: str) -> None:
     for name in ("straight", "crashed"):
@@ -79,7 +63,7 @@ def test_a_search_goes_on_as_if_it_had_never_stopped(tmp_path: Path, sampler: st
     crashed = settings_for(tmp_path / "crashed", sampler=sampler)
     for when in ("started", "ended"):
         with pytest.raises(KeyboardInterrupt):
-            search(crashed, Hooks(observer=Crash(when)))
+            search(crashed, Hooks(observer=Crash(3, when)))
     assert search(crashed, Hooks()).n_finished == 8
     assert outcomes(crashed) == outcomes(straight)
     with Store.open(crashed.storage) as store:
@@ -88,8 +72,6 @@ def test_a_search_goes_on_as_if_it_had_never_stopped(tmp_path: Path, sampler: st
 
 
 def test_losses_are_those_of_the_world(tmp_path: Path) -> None:
-    from trainer.config import RunConfig
-
     settings = settings_for(tmp_path)
     search(settings, Hooks())
     for run in trials(settings):
@@ -133,16 +115,10 @@ def test_a_promotion_is_simulated_too(tmp_path: Path) -> None:
 
 def test_every_screen_says_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-    def run(*words: str, code: int = 0) -> str:
-        done = CliRunner().invoke(cli, list(words))
-        assert done.exit_code == code, done.output
-        return done.output
-
     for words in (("search", "--simulate", "hoffmann2022", "--trials", "3"), ("promote",),
                   ("status",)):  # fmt: skip
-        assert "data: SIMULATED world hoffmann2022" in run(*words)
-    assert json.loads(run("status", "--json"))["backend"] == "simulated:hoffmann2022"
+        assert "data: SIMULATED world hoffmann2022" in command(*words)
+    assert run_json("status")["backend"] == "simulated:hoffmann2022"
     write_report(Facts(read_study("budgetsweep.db")), tmp_path / "report", figures=())
     for name in ("report.md", "report.html"):
         text = (tmp_path / "report" / name).read_text(encoding="utf-8")
@@ -151,8 +127,6 @@ def test_every_screen_says_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_law_sampler_is_a_function_of_seed_and_results() -> None:
-    settings = SearchSettings(backend=Simulated(DEFAULT_WORLD))
-
     settings = SearchSettings(backend=Simulated(DEFAULT_WORLD))
     space, limits = settings.resolved_space(), Limits(10**15)
     rng = np.random.default_rng(0)
@@ -184,8 +158,6 @@ def test_the_law_sampler_is_a_function_of_seed_and_results() -> None:
 
 def test_the_law_sampler_finds_what_random_search_does_not(tmp_path: Path) -> None:
     """24 trials each: the best true loss of `law` is lower than that of `random` by 0.03 nats."""
-    from trainer.config import RunConfig
-
     found = {}
     for sampler in ("law", "random"):
         settings = settings_for(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from budgetsweep.constraint import Admitted, Limits, admit
 from budgetsweep.errors import CheckpointError, ConfigError
+from studies.simulation.backend import recorded
 from studies.simulation.simulated_run import simulate_run
 from studies.simulation.worlds import DEFAULT_WORLD, WORLDS, drawn_world, world_named
 from trainer.config import RunConfig
@@ -43,7 +44,9 @@ def filled(budget: float = 1e15, **changes: Any) -> RunConfig:
 
 def play(config: RunConfig, *commands: Command | None, folder: Path | None = None) -> Any:
     """Points and result of a run that is sent commands in answer to its first events."""
-    run, points = simulate_run(config, WORLD, folder), []
+    run, points = simulate_run(config, WORLD), []
+    if folder is not None:
+        run = recorded(run, config, folder, WORLD.checksum)
     answers = iter(commands)
     try:
         event = next(run)

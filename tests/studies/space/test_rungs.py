@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -84,6 +85,16 @@ def test_a_search_with_rungs_spends_what_it_said(tmp_path: Path) -> None:
     assert again.started == []
 
 
-def test_pruning_needs_one_budget(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--prune compares"):
-        settings_for(tmp_path, rungs=Rungs.parse("0.5,1"), pruning=True)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rungs": Rungs.parse("0.5,1"), "pruning": True}, "--prune compares"),
+        ({"rungs": Rungs.parse("0.5,1"), "sampler": "tpe"}, "--sampler tpe compares losses at one"),
+        ({"for_scale": 10.0, "sampler": "gp"}, "leave out --for-scale and --rungs below 1"),
+    ],
+)
+def test_what_needs_one_budget_says_so(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings_for(tmp_path, **changes)

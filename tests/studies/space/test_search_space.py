@@ -16,6 +16,7 @@ from budgetsweep.errors import ConfigError, Reason
 from model.flops import Convention
 from studies.space.defaults import default_space, first_proposal
 from studies.space.search_space import Parameter, SearchSpace, space_from_dict
+from trainer.config import ARCHITECTURES, Architecture
 
 BASE = {"tokenizer_encoding": "bytes", "data": {"source": "demo"}}
 
@@ -62,6 +63,12 @@ def test_a_wandb_sweep_file_is_understood() -> None:
     assert found.decode({"n_layer": 2}) == {"n_layer": 8}
 
 
+PAIRS = {
+    "architecture": "encoder-decoder", "n_layer": "absent", "n_encoder_layer": [1, 2],
+    "n_decoder_layer": 1, "source_len": [8, 24],
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -83,6 +90,10 @@ def test_a_wandb_sweep_file_is_understood() -> None:
         ({"max_lr": "absent"}, "parameters lacks max_lr"),
         ({"min_lr": 1e-4, "min_lr_ratio": 0.1}, "give min_lr or min_lr_ratio"),
         ({"budget_flops": 1e12}, "unknown parameter 'budget_flops'"),
+        ({"architecture": ["decoder", "encoder"]}, "losses of different objectives"),
+        ({"architecture": "decodr"}, "expected one value, decoder, encoder, encoder-decoder"),
+        ({**PAIRS, "source_len": "absent"}, "parameters lacks source_len"),
+        ({"n_layer": "absent"}, "parameters lacks n_layer"),
     ],
 )
 def test_each_mistake_is_one_line_that_names_it(changes: dict[str, Any], words: str) -> None:
@@ -174,22 +185,27 @@ def test_a_head_width_that_does_not_divide_is_an_invalid_shape() -> None:
     st.floats(10.5, 18),
     st.sampled_from([257, 50257]),
     st.sampled_from(Convention),
+    st.sampled_from(ARCHITECTURES),
 )
 def test_the_built_in_space_fits_every_budget(
-    exponent: float, n_vocab: int, convention: Convention
+    exponent: float, n_vocab: int, convention: Convention, architecture: Architecture
 ) -> None:
     budget = int(10**exponent)
-    base = {"tokenizer_encoding": "bytes" if n_vocab == 257 else "gpt2"}
+    base = {
+        "tokenizer_encoding": "bytes" if n_vocab == 257 else "gpt2", "data": {"source": "x.csv"},
+    }  # fmt: skip
     try:
-        found = default_space(budget, n_vocab, convention)
+        found = default_space(budget, n_vocab, convention, architecture)
     except ConfigError:
-        assert budget < 10**11.6  # too small for 50k token ids: refused with advice
+        assert budget < 10**12  # too small for 50k token ids: refused with advice
         return
+    assert found.architecture == architecture
     first = first_proposal(found, budget, n_vocab, convention)
     assert set(first) == set(found.distributions())
     assert found.decode(found.encode(first)) == first
     answer = admit(found.run_data(first, base), Limits(budget, convention))
     assert isinstance(answer, Admitted), answer
+    assert answer.config.model.n_vocab == n_vocab + (architecture == "encoder")
     rng = np.random.default_rng(0)
     answers = [
         admit(found.run_data(found.random_settings(rng), base), Limits(budget, convention))
@@ -209,12 +225,6 @@ def test_the_first_proposal_fits_a_space_of_ones_own() -> None:
     own.encode(first)
 
 
-PAIRS = {
-    "architecture": "encoder-decoder", "n_layer": "absent", "n_encoder_layer": [1, 2],
-    "n_decoder_layer": 1, "source_len": [8, 24],
-}  # fmt: skip
-
-
 def test_an_encoder_decoder_has_lengths_and_layers_of_both_sides() -> None:
     found = space(**PAIRS)
     assert found.architecture == "encoder-decoder"
@@ -228,28 +238,3 @@ def test_an_encoder_decoder_has_lengths_and_layers_of_both_sides() -> None:
     answer = admit(run, Limits(10**10))
     assert isinstance(answer, Admitted)
     assert answer.config.architecture == "encoder-decoder"
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"architecture": ["decoder", "encoder"]}, "losses of different objectives"),
-        ({"architecture": "decodr"}, "expected one value, decoder, encoder, encoder-decoder"),
-        ({**PAIRS, "source_len": "absent"}, "parameters lacks source_len"),
-        ({"n_layer": "absent"}, "parameters lacks n_layer"),
-    ],
-)
-def test_an_architecture_is_one_and_has_its_sizes(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        space(**changes)
-
-
-@pytest.mark.parametrize("architecture", ["encoder", "encoder-decoder"])
-def test_the_default_space_of_each_architecture_is_admitted(architecture: Any) -> None:
-    found = default_space(10**13, 50257, "nanogpt", architecture)
-    assert found.architecture == architecture
-    first = first_proposal(found, 10**13, 50257, "nanogpt")
-    base = {"tokenizer_encoding": "gpt2", "data": {"source": "x.csv"}}
-    answer = admit(found.run_data(first, base), Limits(10**13))
-    assert isinstance(answer, Admitted)
-    assert answer.config.model.n_vocab == 50257 + (architecture == "encoder")
