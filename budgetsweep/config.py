@@ -126,30 +126,15 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 def dump_yaml(data: Mapping[str, Any]) -> str:
     """YAML text of plain data, keys in the order given; floats survive a round trip exactly."""
-
-    def dump(*, readable: bool) -> str:
-        return yaml.dump(
-            dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=readable, width=100
-        )
-
-    text = dump(readable=True)
-    # PyYAML loses Unicode's own line breaks unless they are escaped.
-    return dump(readable=False) if any(mark in text for mark in "\x85\u2028\u2029") else text
+    # PyYAML loses Unicode's own line breaks unless they are escaped, as repr() escapes them.
+    readable = not any(mark in repr(data) for mark in (r"\x85", r"\u2028", r"\u2029"))
+    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=readable, width=100)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes floats so that both YAML 1.1 and 1.2 readers take them for numbers."""
+    """Safe; writes for readers of YAML 1.1 and 1.2."""
 
 
-def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
-    text = repr(value)
-    if "e" in text and "." not in text:
-        text = text.replace("e", ".0e")
-    text = re.sub(r"e(\d)", r"e+\1", text)
-    return dumper.represent_scalar(_FLOAT_TAG, text)
-
-
-_Dumper.add_representer(float, _represent_float)
 _Dumper.add_multi_representer(StrEnum, lambda dumper, word: dumper.represent_str(word.value))
 # Words that either version of YAML would read as numbers are quoted.
 _Dumper.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+0123456789."))
@@ -167,10 +152,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def parse(model: type[ModelT], data: Any, where: str) -> ModelT:
     """Build `model` from plain data; the first mistake becomes a ConfigError of one line.
 
-    Args:
-        model: a subclass of `StrictModel`.
-        data: what YAML or a dictionary gave.
-        where: file name or other origin, first word of the message.
+    The message begins with `where`, a file's name or another origin.
 
     Raises:
         ConfigError: unknown key (with the nearest known one), wrong type, value out of range.
@@ -233,7 +215,7 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str,
     Raises:
         ConfigError: an override is not of the form `key=value` or steps into a plain value.
     """
-    result = _deep_copy(data)
+    result = dict(data)
     for override in overrides:
         key, separator, text = override.partition("=")
         parts = key.strip().split(".")
@@ -241,20 +223,13 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str,
             raise ConfigError(f"--set {override}: expected key=value, such as batch_size=64")
         node = result
         for part in parts[:-1]:
-            child = node.setdefault(part, {})
+            child = node.get(part, {})
             if not isinstance(child, dict):
                 raise ConfigError(f"--set {override}: {part!r} holds a value, not a group of keys")
-            node = child
+            node[part] = dict(child)
+            node = node[part]
         node[parts[-1]] = parse_yaml(text, f"--set {key}")
     return result
-
-
-def _deep_copy(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _deep_copy(value) for key, value in data.items()}
-    if isinstance(data, list):
-        return [_deep_copy(value) for value in data]
-    return data
 
 
 def _kind(value: Any) -> str:

@@ -10,6 +10,7 @@ from studies.planning import Speed, TimePlan, measure_speed, measuring_seconds, 
 from studies.settings import SearchSettings
 from studies.space.sample import Sample, sample_space
 from studies.space.search_space import SearchSpace
+from trainer.data.facts import DataFacts
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ def dry_run(
             settings.budget_flops,
             settings.convention,
             executor.device(),
-            val_tokens=settings.data.val_tokens,
-            train_tokens=settings.data.train_tokens,
+            DataFacts(
+                settings.data.source, "", "", settings.data.train_tokens, settings.data.val_tokens
+            ),
         )
         sample = sample_space(space, base, limits, n, settings.seed, on_progress)
         if not sample.admitted:

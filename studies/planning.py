@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from budgetsweep.constraint import charge_per_step
 from model.flops import Convention
 from studies.execution.base import Executor
 from studies.space.rungs import Rungs
@@ -31,7 +30,7 @@ class Speed:
 
     def seconds(self, config: RunConfig) -> float:
         """Training time of a filled configuration, evaluation included."""
-        per_token = charge_per_step(config, Convention.MATMUL) / config.tokens_per_step
+        per_token = config.flops_per_step(Convention.MATMUL) / config.tokens_per_step
         known, speeds = np.log(self.flops_per_token), np.log(self.flops_per_second)
         rate = float(np.exp(np.interp(np.log(per_token), known, speeds)))
         training = per_token * config.total_tokens / rate

@@ -113,7 +113,8 @@ class TrialSource:
             budget_flops=study.budget_flops,
             convention=study.convention,
             device=executor.device(),
-        ).with_data(data)
+            data=data,
+        )
 
     def out_of_time(self) -> bool:
         """Whether `--hours` are over."""

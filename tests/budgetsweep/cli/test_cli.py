@@ -104,6 +104,9 @@ def test_mistakes_are_one_line_and_exit_code_2(
         ("classify m --data x --batch-size -1", "--batch-size"),
         ("generate m --prefixes x --max-new-tokens 0", "--max-new-tokens"),
         ("generate m --prefixes x --batch-size 0", "--batch-size"),
+        ("fit x --predict 1e7", "requires 2 arguments"),
+        ("fit x --predict 0 1e8", "0.0 is not in the range"),
+        ("fit x --predict-flops 1e17,x", "'1e17,x' is not a number"),
     ],
 )  # fmt: skip
 def test_wrong_flags_are_usage_errors(line: str, named: str) -> None:

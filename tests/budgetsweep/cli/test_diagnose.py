@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +10,8 @@ import pytest
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
-from budgetsweep.cli.display import new_console
-from budgetsweep.cli.status import print_diagnosis
 from studies.database.store import Store
 from studies.database.tables import Point, Run
-from studies.diagnosis import diagnose
-from studies.diagnosis.curve_files import read_curve
 from tests.support.commands import run, run_json
 from tests.support.synthetic_study import fill_database
 
@@ -76,17 +71,6 @@ def test_json_holds_the_same(spiked: Path) -> None:
     assert {"gain_nats", "low_nats", "high_nats", "is_estimable"} <= set(
         data["steps"]["extrapolation"]
     )
-
-
-def test_a_terminal_gets_panels_and_markup_in_names_stays_text(spiked: Path) -> None:
-    source = read_curve(spiked)
-    screen = io.StringIO()
-    console = new_console(file=screen, force_terminal=True, width=100, color_system=None)
-    print_diagnosis(source, diagnose(source.curve, source.facts), console)
-    text = screen.getvalue()
-    assert "─ learning rate too high ─" in text
-    assert "→ try max_lr" in text
-    assert "run[red].csv" in text
 
 
 def test_a_healthy_curve_and_a_curve_too_short(tmp_path: Path) -> None:
