@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -226,12 +225,11 @@ def _write_files(out: Path, facts: Mapping[str, Any], outcome: Outcome) -> None:
 
 def _predictions_csv(outcome: Outcome) -> str:
     """A line a review, in the order of the data set; `row` counts from 0."""
-    text = io.StringIO()
-    text.write("row,label,p_positive,prediction,prediction_calibrated\n")
     columns = (outcome.prompts.rows, outcome.prompts.labels, outcome.probabilities)
+    lines = ["row,label,p_positive,prediction,prediction_calibrated"]
     for row, label, p, plain, calibrated in zip(*columns, *outcome.predictions, strict=True):
-        text.write(f"{row},{label},{p!r},{plain},{calibrated}\n")
-    return text.getvalue()
+        lines.append(f"{row},{label},{p!r},{plain},{calibrated}")
+    return "\n".join(lines) + "\n"
 
 
 def _print_outcome(console: Console, facts: Mapping[str, Any], outcome: Outcome) -> None:

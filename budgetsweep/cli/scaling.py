@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from studies.scaling.fit_data import FitPoint
     from studies.scaling.result import LossPrediction, ScalingFit
     from studies.scaling.runs_csv import RunsTable
 
@@ -93,8 +94,8 @@ def fit_command(
     if group is not None:
         table = table.only(group)
     fitted, later = _divided(table, max_flops)
-    found = fit([table.points[i] for i in fitted], priors=Priors(entropy_nats=entropy_nats))
-    scored = score(found, [table.points[i] for i in later]) if later else None
+    found = fit(fitted, priors=Priors(entropy_nats=entropy_nats))
+    scored = score(found, later) if later else None
     asked = _asked(found, predict_flops, predict)
     law = _intervals(found)
     data = {
@@ -120,18 +121,16 @@ def fit_command(
         console.print(f"{', '.join(files)} in {out}")
 
 
-def _divided(table: RunsTable, max_flops: int | None) -> tuple[list[int], list[int]]:
-    """Indices of the runs to fit and of those above --max-flops."""
-    every = range(len(table.points))
-    if max_flops is None:
-        return list(every), []
-    fitted = [i for i in every if table.flops[i] <= 1.001 * max_flops]
-    if not fitted:
+def _divided(table: RunsTable, max_flops: int | None) -> tuple[list[FitPoint], list[FitPoint]]:
+    """The runs to fit, and those above --max-flops."""
+    limit = math.inf if max_flops is None else 1.001 * max_flops
+    runs = list(zip(table.points, table.flops, strict=True))
+    if limit < min(table.flops):
         raise DataError(
             f"{table.name}: no run of at most {flops(max_flops)} FLOPs; the smallest has "
             f"{flops(min(table.flops))}"
         )
-    return fitted, [i for i in every if i not in set(fitted)]
+    return [p for p, cost in runs if cost <= limit], [p for p, cost in runs if cost > limit]
 
 
 def _asked(

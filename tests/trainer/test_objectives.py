@@ -224,7 +224,7 @@ def test_the_constraint_counts_pairs() -> None:
     assert isinstance(refused, Rejected)
     assert refused.reason == Reason.TOO_MANY_EPOCHS
     assert "488 pairs are 4.07 passes over the 120 training pairs" in refused.detail
-    few = admit(config, dataclasses.replace(limits, val_pairs=7))
+    few = admit(config, Limits(10**12, data=pair_data(120, 7).facts()))
     assert isinstance(few, Rejected)
     assert few.reason == Reason.TOO_LITTLE_VALIDATION_DATA
     long = admit(pair_config().to_dict() | {"source_len": 13}, limits)
