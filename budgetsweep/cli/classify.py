@@ -101,9 +101,6 @@ def classify_command(
 
     Writes classification.json, predictions.csv and histogram.png and .svg.
     """
-    from trainer.hardware.environment import prepare_environment
-
-    prepare_environment()
     check_writable(out, out)
     from dataclasses import asdict
 

@@ -62,9 +62,6 @@ def evaluate_command(
     JSON lines, parquet, the course's .npz (its array val), .npy or .tok; c4, demo, hub:owner/name
     and folders stand for their validation split.
     """
-    from trainer.hardware.environment import prepare_environment
-
-    prepare_environment()
     from dataclasses import asdict
 
     from budgetsweep.cli.display import PrepareDisplay, new_console
@@ -190,9 +187,6 @@ def convert_command(
 
     MODEL is a run's folder, a model.pt, the course's too, or a converted model.
     """
-    from trainer.hardware.environment import prepare_environment
-
-    prepare_environment()
     from trainer.export.formats import convert, open_model
 
     files = convert(open_model(model, n_head, tokenizer), to, output_dir)

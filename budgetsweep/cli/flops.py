@@ -36,10 +36,7 @@ def flops_command(
     config: Path, budget: int | None, no_measure: bool, as_json: bool, overrides: tuple[str, ...]
 ) -> None:
     """Explain what a configuration costs: parameters, FLOPs, tokens, memory, time."""
-    from trainer.hardware.environment import prepare_environment
-
     run = run_config(config, budget, overrides)
-    prepare_environment()
     from budgetsweep.cli.display import new_console
 
     facts, console = _explain(run, measure=not no_measure), new_console()

@@ -83,9 +83,6 @@ def generate_command(
     A context longer than the model's n_positions loses its older half: the newer half is read
     again from position 0. Of a longer prefix the last n_positions tokens count.
     """
-    from trainer.hardware.environment import prepare_environment
-
-    prepare_environment()
     from budgetsweep.cli.display import new_console, work_display
     from budgetsweep.config import parse
     from budgetsweep.files import write_text_atomically

@@ -70,9 +70,6 @@ def _train(
     threads: int | None,
 ) -> bool:  # fmt: skip
     """Train one configuration; True when it is complete."""
-    from trainer.hardware.environment import prepare_environment
-
-    prepare_environment()
     from budgetsweep.cli.display import PrepareDisplay
     from budgetsweep.constraint import Limits, Rejected, admit, fill
     from studies.trackers import track

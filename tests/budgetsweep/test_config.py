@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -74,15 +73,8 @@ plain = st.recursive(
 
 @given(st.dictionaries(st.text(min_size=1, max_size=8), plain, min_size=1, max_size=4))
 def test_what_is_written_reads_back_the_same(data: dict[str, object]) -> None:
-    assert parse_yaml(dump_yaml(data), "round trip") == data
-
-
-@given(st.floats(allow_nan=False, allow_infinity=False))
-def test_floats_keep_every_bit_and_their_type(value: float) -> None:
-    read = parse_yaml(dump_yaml({"x": value}), "t")["x"]
-    assert isinstance(read, float)
-    assert read == value
-    assert math.copysign(1, read) == math.copysign(1, value)
+    read = parse_yaml(dump_yaml(data), "round trip")
+    assert repr(read) == repr(data)  # which tells -0.0 from 0.0, and 1.0 from 1 and True
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,9 @@ def test_every_number_is_shown_as_one_and_never_ends_in_a_point(show, value):
 
 
 @given(st.floats(1e-30, 1e30))
-def test_flops_read_back_to_three_digits(value):
-    assert float(formats.flops(value)) == pytest.approx(value, rel=6e-3)
-
-
-@given(st.floats(1e-9, 1e9))
-def test_rates_read_back_to_three_digits(value):
-    assert float(formats.rate(value)) == pytest.approx(value, rel=6e-3)
+def test_flops_and_rates_read_back_to_three_digits(value):
+    for show in (formats.flops, formats.rate):
+        assert float(show(value)) == pytest.approx(value, rel=6e-3)
 
 
 @given(st.floats(1, 9e14))

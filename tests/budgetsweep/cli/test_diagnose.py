@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -93,22 +92,3 @@ def test_trials_of_a_study_and_status(study: Path) -> None:
     assert status["best"]["verdicts"]
     assert status["promotions"][0]["verdicts"]
     assert "learning rate too high: 2 trials (1, 4)" in run("status", *words)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ((), "give one of RUN"),
-        (("x.csv", "--trial", "1"), "give one of RUN"),
-        (("--trial", "1", "--promotion", "0"), "give one of RUN"),
-        (("x.csv",), "x.csv: no such file"),
-        (("--trial", "1", "--storage", "none.db"), "no such study database"),
-    ],
-)
-def test_mistakes_are_one_line(
-    words: tuple[str, ...], message: str, refused: Callable[..., str], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    assert message in refused("diagnose", *words)
-    assert not list(tmp_path.iterdir())

@@ -4,43 +4,24 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from budgetsweep.cli.display import new_console, work_display
 from budgetsweep.cli.generate import Sample, print_side_by_side, read_prefixes
-from budgetsweep.config import dump_yaml
 from budgetsweep.errors import DataError
-from model.decoder import DecoderLM
 from model.generation.decoding import generate
 from tests.support.commands import run
-from tests.support.tiny_runs import tiny_config
+from tests.support.tiny_runs import write_run
 from trainer.data.tokenizers import ByteTokenizer
 
 PREFIXES = ["Once upon a time", "", "né [bold]x[/bold]", "a prefix that is longer than the model"]
 KEYS = [
     "prefix", "temperature", "generation", "n_tokens", "finish_reason", "top_k", "top_p", "seed",
 ]  # fmt: skip
-
-
-def write_model(folder: Path, **changes: Any) -> DecoderLM:
-    """A run's folder with a model of 16 positions that says more than one thing."""
-    config = tiny_config(**changes)
-    torch.manual_seed(0)
-    model = DecoderLM.from_config(config.model)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    torch.nn.init.zeros_(model.ln.bias)  # or one token would be likely everywhere
-    folder.mkdir()
-    torch.save(model.state_dict(), folder / "model.pt")
-    (folder / "config.yaml").write_text(dump_yaml(config.to_dict()), encoding="utf-8")
-    return model
 
 
 def write_prefixes(path: Path, prefixes: list[str]) -> None:
@@ -52,7 +33,7 @@ def write_prefixes(path: Path, prefixes: list[str]) -> None:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with `run` (a model) and `prefixes.jsonl`."""
     monkeypatch.chdir(tmp_path)
-    write_model(tmp_path / "run")
+    write_run(tmp_path / "run", 0.5)
     write_prefixes(tmp_path / "prefixes.jsonl", PREFIXES)
     return tmp_path
 
@@ -75,7 +56,7 @@ def test_a_line_for_each_prefix_and_temperature(here: Path) -> None:
         (prefix, t) for prefix in PREFIXES for t in (0.0, 0.7, 1.0)
     ]
     assert all(list(s) == KEYS for s in written)
-    model = write_model(here / "again")
+    model = write_run(here / "again", 0.5)
     for t in (0.0, 0.7, 1.0):
         expected = generate(model, "cpu", ByteTokenizer(), PREFIXES, 16, 24, t, seed=3)
         assert [s["generation"] for s in written if s["temperature"] == t] == expected
@@ -215,50 +196,6 @@ def test_the_example_can_be_read() -> None:
     assert prefixes[-1] == ""
 
 
-def test_a_model_that_cannot_be_used_is_one_line(
-    here: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rest = ("--prefixes", "prefixes.jsonl", "--device", "cpu")
-    assert "nowhere: no such file or folder" in refused("generate", "nowhere", *rest)
-    Path("run/model.pt").write_bytes(b"garbage")
-    assert "model.pt" in refused("generate", "run", *rest)
-    Path("run/model.pt").unlink()
-    assert "no model.pt and no model.safetensors in this folder" in refused(
-        "generate", "run", *rest
-    )
-    model = write_model(here / "nan")
-    with torch.no_grad():
-        model.ln.weight.fill_(torch.nan)
-    torch.save(model.state_dict(), here / "nan" / "model.pt")
-    assert "not finite" in refused("generate", "nan", *rest)
-    assert not Path("generation.jsonl").exists()
-
-    def offline(name: str) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("tiktoken.get_encoding", offline)
-    write_model(here / "gpt", tokenizer_encoding="gpt2")
-    error = refused("generate", "gpt", *rest)
-    assert "tokenizer gpt2: its files could not be fetched (no route to host)" in error
-
-
-def test_an_old_file_stays_when_the_new_one_cannot_be_written(
-    here: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Path("generation.jsonl").write_text("precious\n")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("budgetsweep.files.os.fsync", full)
-    error = refused("generate", "run", "--prefixes", "prefixes.jsonl", "--device", "cpu")
-    assert "--out generation.jsonl: cannot be written (No space left on device)" in error
-    assert Path("generation.jsonl").read_text() == "precious\n"
-    assert sorted(path.name for path in here.iterdir()) == [
-        "generation.jsonl", "prefixes.jsonl", "run",
-    ]  # fmt: skip
-
-
 def sample(prefix: str, text: str, temperature: float = 0.0) -> Sample:
     return Sample(prefix, temperature, text, 1, "length", None, None, 0)
 
@@ -303,17 +240,3 @@ def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
         show(1000)
         show(1100)
         assert stream.getvalue() == "generating: 1,000 of 4,000 tokens, about 1 min left\n"
-
-
-def test_torch_is_loaded_only_for_work(here: Path) -> None:
-    code = (
-        "import sys\n"
-        "from budgetsweep.cli.main import main\n"
-        "try: main(['generate', 'run', '--prefixes', 'none.jsonl'])\n"
-        "except SystemExit as e: print(e.code, 'torch' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        env={"PYTHONPATH": str(Path(__file__).parents[3]), "PATH": ""},
-    )  # fmt: skip
-    assert done.stdout.split() == ["2", "False"]
