@@ -50,10 +50,10 @@ def tiny_config(**changes: Any) -> RunConfig:
     return RunConfig.model_validate(settings)
 
 
-def write_run(folder: Path, std: float, **changes: Any) -> DecoderLM:
+def write_run(folder: Path, std: float, seed: int = 0, **changes: Any) -> DecoderLM:
     """A run's folder with a model whose weights are drawn, so that it says more than one thing."""
     config = tiny_config(**changes)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = DecoderLM.from_config(config.model)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=std)

@@ -39,7 +39,7 @@ def write_reviews(path: Path, n: int = 60) -> list[tuple[str, int]]:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with `run` (a model) and `reviews.csv`."""
     monkeypatch.chdir(tmp_path)
-    write_run(tmp_path / "run", 0.8, shape={"n_positions": N_POSITIONS})
+    write_run(tmp_path / "run", 0.8, seed=1, shape={"n_positions": N_POSITIONS})
     write_reviews(tmp_path / "reviews.csv")
     return tmp_path
 
@@ -67,7 +67,7 @@ def test_files_and_figures_are_those_of_the_functions(here: Path) -> None:
     assert [int(row["row"]) for row in rows] == kept
     labels = [reviews[row][1] for row in kept]
     assert [int(row["label"]) for row in rows] == labels
-    model = write_run(here / "again", 0.8, shape={"n_positions": N_POSITIONS})
+    model = write_run(here / "again", 0.8, seed=1, shape={"n_positions": N_POSITIONS})
     texts = [f"R {reviews[row][0]}\nis " for row in kept]
     logits = score(model, "cpu", ByteTokenizer(), texts, 7)
     for name, calibrate in (("prediction", False), ("prediction_calibrated", True)):

