@@ -156,28 +156,3 @@ def test_missing_file_and_directory(tmp_path: Path) -> None:
         load_yaml(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_yaml(tmp_path)
-
-
-@given(
-    st.integers(1, 8),
-    st.integers(1, 8),
-    st.floats(1e-6, 1.0),
-    st.sampled_from([None, 0.5]),
-    st.sampled_from(["fill", 17]),
-)
-def test_a_run_configuration_survives_its_yaml(
-    heads: int, head_dim: int, lr: float, clip: float | None, steps: object
-) -> None:
-    config = parse(
-        RunConfig,
-        {
-            "model_config": {
-                "n_embd": heads * head_dim, "n_head": heads, "n_positions": 16, "n_layer": 1,
-            },
-            "batch_size": 2, "seq_len": 16, "max_lr": lr, "grad_clip": clip,
-            "num_training_steps": steps, "budget_flops": 1e15,
-        },
-        "t",
-    )  # fmt: skip
-    again = parse(RunConfig, parse_yaml(dump_yaml(config.to_dict()), "t"), "t")
-    assert again == config

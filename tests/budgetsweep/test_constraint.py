@@ -84,17 +84,6 @@ def test_free_steps_are_admitted_just_when_they_fit(
         assert said in answer.detail
 
 
-def test_the_seeds_worked_example_to_the_digit() -> None:
-    data = {
-        "model_config": {"n_embd": 32, "n_head": 2, "n_positions": 128, "n_layer": 2},
-        "batch_size": 32, "seq_len": 128, "num_training_steps": 2000, "max_lr": 5e-4,
-    }  # fmt: skip
-    assert isinstance(admit(data, Limits(81_306_058_752_000)), Admitted)
-    over = admit(data, Limits(81_306_058_751_999))
-    assert isinstance(over, Rejected)
-    assert over.reason is Reason.OVER_BUDGET
-
-
 @pytest.mark.parametrize(
     ("changes", "limits", "reason", "words"),
     [

@@ -217,19 +217,3 @@ def test_mistakes_are_one_line_and_exit_code_2(
     torch.save(broken, "nan/model.pt")
     assert message in refused(*words.split())
     assert not Path("out").exists()
-
-
-def test_a_broken_config_beside_the_weights_is_named(
-    course: CourseLM, refused: Callable[..., str]
-) -> None:
-    Path("held.txt").write_text(TEXT)
-    shape = {"n_vocab": 257, "n_embd": D, "n_head": H, "n_positions": P, "n_layer": L}
-    for config, message in (
-        ("model_config: [1]", "config.yaml"),
-        (yaml.safe_dump({"model_config": {**shape, "n_layer": 1}}), "n_layer = 2, expected 1"),
-        (yaml.safe_dump({"model_config": {**shape, "n_head": 2}}), "not trained with n_head = 2"),
-    ):
-        Path("model/config.yaml").write_text(config)
-        assert message in refused("evaluate", "model", "--data", "held.txt", "--device", "cpu")
-    Path("model/config.yaml").write_text(yaml.safe_dump({"model_config": shape}))
-    assert evaluate("model", "--data", "held.txt")["tokenizer"] == "bytes"
