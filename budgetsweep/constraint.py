@@ -106,14 +106,9 @@ def fill(config: RunConfig) -> RunConfig:
 
 
 def admit(proposal: RunConfig | Mapping[str, Any], limits: Limits) -> Admitted | Rejected:
-    """Decide whether a proposed configuration may run.
+    """Decide whether a configuration, or plain data in the form of a run's YAML, may run.
 
-    Args:
-        proposal: a configuration, or plain data in the form of a run's YAML.
-        limits: budget, device and data.
-
-    Returns:
-        `Admitted` with the filled configuration, whose charge is at most the budget, or `Rejected`.
+    Admitted is the filled configuration, whose charge is at most the budget.
     """
     if isinstance(proposal, RunConfig):
         config = proposal

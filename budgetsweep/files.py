@@ -16,9 +16,9 @@ def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]
     """Open a file for writing that takes the name `path` at the end, synced to the disk.
 
     A reader sees the old file or the new one, never half of it. After an exception nothing is left.
+    A missing folder is made.
 
     Args:
-        path: the final name; its folder is made if missing.
         temporary: name until then, in the same folder; None: one of its own, so that several
             processes may write at once. With a fixed name a killed process leaves one file at most.
 
@@ -94,7 +94,6 @@ def file_lock(
     """Take a lock between processes; leaving the context, or the process's end, gives it back.
 
     Args:
-        path: the lock's file; it stays.
         seconds: longest wait; negative: as long as it takes.
         poll_seconds: time between two tries.
         when_waiting: called once if another process holds the lock.

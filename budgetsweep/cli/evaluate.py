@@ -141,7 +141,7 @@ def _held_out(
     from budgetsweep.config import parse
     from trainer.data.config import DataConfig
     from trainer.data.held_out import HeldOut, check_ids, read_held_out
-    from trainer.data.prepare import open_prepared, prepare
+    from trainer.data.prepare import prepare
     from trainer.data.sources import source_class
 
     own = config.data if config else None
@@ -161,11 +161,10 @@ def _held_out(
         raise ConfigError(f"{data.source}: text needs the model's tokenizer: give --tokenizer")
     if n_tokens is not None:
         data = data.model_copy(update={"val_tokens": n_tokens})
-    prepare(
+    tokens = prepare(
         data, tokenizer, train_tokens=data.train_tokens or 1,
         val_tokens=data.val_tokens, cache_dir=cache_dir, on_progress=progress,
     )  # fmt: skip
-    tokens = open_prepared(data.model_copy(update={"train_tokens": None}), tokenizer, cache_dir)
     check_ids(tokens.val, n_vocab, data.source)
     return HeldOut(
         tokens.val, tokens.bytes_per_token, f"validation part of {tokens.description}", tokens.pairs

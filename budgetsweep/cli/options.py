@@ -82,11 +82,11 @@ storage_options = options(
 cache_dir_option = click.option(
     "--cache-dir", type=FOLDER, help="Where tokens are cached [default: the user's cache]."
 )
+source_option = click.option(
+    "--data", "source", default="c4", show_default=True, metavar="SOURCE",
+    help="c4, demo, hub:owner/name[:config] or a path (text, jsonl, csv, parquet, npz).",
+)  # fmt: skip
 data_options = options(
-    click.option(
-        "--data", "source", default="c4", show_default=True, metavar="SOURCE",
-        help="c4, demo, hub:owner/name[:config] or a path (text, jsonl, csv, parquet, npz).",
-    ),
     click.option("--val-data", "validation", metavar="PATH", help="Separate validation data."),
     click.option("--text-field", default="text", show_default=True, help="Field with the text."),
     click.option(

@@ -58,7 +58,7 @@ def promote_command(yes: bool, **given: Any) -> None:
     from studies.promotion.promote import PromoteSettings
 
     settings = PromoteSettings(**given)
-    with Signals().caught() as signals:
+    with Signals() as signals:
         finished = _promote(settings, new_console(), signals, yes=yes)
     if not finished:
         sys.exit(130 if signals.should_stop() else 1)

@@ -23,6 +23,7 @@ from budgetsweep.cli.options import (
     points_from_option,
     runs_dir_option,
     set_option,
+    source_option,
     storage_options,
     threads_option,
     yes_option,
@@ -127,7 +128,7 @@ output_options = options(
 @click.command("search", cls=GroupedCommand)
 @budget_options
 @search_options
-@options(data_options, heading="Data")
+@options(source_option, data_options, heading="Data")
 @hardware_options
 @output_options
 def search_command(dry_run: bool, yes: bool, **given: Any) -> None:
@@ -141,24 +142,17 @@ def search_command(dry_run: bool, yes: bool, **given: Any) -> None:
     if dry_run:
         _dry_run(settings, console)
         return
-    with Signals().caught() as signals:
+    with Signals() as signals:
         finished = _search(settings, console, signals, yes=yes)
     if not finished:
         sys.exit(130 if signals.should_stop() else 0)
 
 
 def search_settings(
-    *,
-    space: Path | None = None,
-    source: str = "c4",
-    validation: str | None = None,
-    text_field: str = "text",
-    tokenizer: str | None = None,
-    rungs: str | None = None,
-    simulate: str | None = None,
-    replay: Path | None = None,
+    *, space: Path | None, source: str, validation: str | None, text_field: str,
+    tokenizer: str | None, rungs: str | None, simulate: str | None, replay: Path | None,
     **rest: Any,
-) -> SearchSettings:
+) -> SearchSettings:  # fmt: skip
     """Settings from the flags and the space file; flags win.
 
     Named are those that need work; `rest` has the names of their fields, None: the default.

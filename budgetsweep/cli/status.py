@@ -134,10 +134,7 @@ def _as_data(source: CurveSource, found: Diagnosis) -> dict[str, Any]:
     return {
         "run": source.name,
         "points": found.n_points,
-        "verdicts": [
-            {"name": v.name, "label": v.label, "evidence": v.evidence, "cure": v.cure}
-            for v in found.verdicts
-        ],
+        "verdicts": [{**asdict(v), "label": v.label, "cure": v.cure} for v in found.verdicts],
         "steps": steps,
         "unseen": list(found.unseen),
     }

@@ -43,7 +43,7 @@ def train_command(
     from budgetsweep.cli.display import new_console
 
     run = run_config(config, budget, overrides, source)
-    with Signals().caught() as signals:
+    with Signals() as signals:
         finished = _train(run, new_console(), signals, cache_dir, threads)
     if not finished:
         sys.exit(130 if signals.should_stop() else 1)

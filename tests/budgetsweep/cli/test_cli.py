@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -266,7 +265,6 @@ def test_a_dry_run_trains_and_writes_nothing(
             {"parameters": {**PARAMETERS, "num_training_steps": {"values": [20, 10**6]}}}
         )
     )
-    started = time.monotonic()
     output = run(
         "search", "--dry-run", "--space", "space.yaml", "--budget", "4e8", "--data", "demo",
         "--threads", "1",
@@ -275,4 +273,3 @@ def test_a_dry_run_trains_and_writes_nothing(
     assert "over_budget" in output
     assert "training tokens" in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["space.yaml"]
-    assert time.monotonic() - started < 120
