@@ -46,8 +46,7 @@ def one_seed(args: argparse.Namespace, table: Replay, scale: float, seed: int) -
     assert found is not None
     row: Row = {"seed": seed, "refusal": fit.refusal}
     for one in found.answers:
-        told = fit.candidate(next(c.run_id for c in fit.candidates if c.number == one.number))
-        assert told is not None
+        told = next(c for c in fit.candidates if c.number == one.number)
         row[one.name] = {"n_params": one.n_params, "regret": one.regret_nats}
         if one.place is not None:
             loss = one.place.run.loss_nats

@@ -41,6 +41,7 @@ from studies.samplers.law import Places
 from studies.samplers.proposals import Proposals
 from studies.settings import SearchSettings
 from studies.simulation.replay import Replay
+from studies.simulation.run_table import RunTable
 from studies.simulation.worlds import DEFAULT_WORLD, WORLDS, SimulatedWorld, world_named
 from studies.space.defaults import default_space, first_proposal
 from studies.space.search_space import SearchSpace, Value, space_from_dict
@@ -333,10 +334,11 @@ def main() -> None:
 
 
 def _replay(options: argparse.Namespace, result: dict[str, Any], commit: str) -> None:
-    table = Replay(options.table)
+    replay = Replay(options.table)
+    table = replay.table
     result["replay"] = {"table": options.table.name, "commit": commit, "budgets": {}}
     for text in options.budgets.split(","):
-        problem = replayed(table, int(float(text)))
+        problem = replayed(replay, int(float(text)))
         sizes = problem.space.size()
         assert sizes is not None
         near = [n for n in table.sizes(float(text)) if _loss(table, n, float(text)) <= CLOSE_NATS]
@@ -348,7 +350,7 @@ def _replay(options: argparse.Namespace, result: dict[str, Any], commit: str) ->
             print(f"replay {text}: {arm.name}: {_cell(arms[arm.name])}", flush=True)
 
 
-def _loss(table: Replay, n_params: float, budget: float) -> float:
+def _loss(table: RunTable, n_params: float, budget: float) -> float:
     """How far a size of the table is above the best of its budget."""
     runs = [one for one in table.table.points if math.isclose(one.flops, budget, rel_tol=0.1)]
     lowest = min(one.loss_nats for one in runs)

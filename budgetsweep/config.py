@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,25 +52,19 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 class _Loader(yaml.SafeLoader):
     """Safe; reads `1e-4` as a number and `off` as a word (YAML 1.2), refuses duplicate keys."""
 
-
-def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    seen: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str | int | float | bool) and key is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, "keys must be plain words", key_node.start_mark
-            )
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {key!r} is given twice", key_node.start_mark
-            )
-        seen[key] = loader.construct_object(value_node, deep=True)
-    return seen
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """A mapping whose keys are all different."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {name!r} is given twice", key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 # A copy, so that the loader of other libraries in this process is left alone.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in rules if tag not in (_FLOAT_TAG, _BOOL_TAG)]
@@ -126,30 +120,15 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 def dump_yaml(data: Mapping[str, Any]) -> str:
     """YAML text of plain data, keys in the order given; floats survive a round trip exactly."""
-
-    def dump(*, readable: bool) -> str:
-        return yaml.dump(
-            dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=readable, width=100
-        )
-
-    text = dump(readable=True)
-    # PyYAML loses Unicode's own line breaks unless they are escaped.
-    return dump(readable=False) if any(mark in text for mark in "\x85\u2028\u2029") else text
+    # PyYAML loses Unicode's own line breaks unless they are escaped, as repr() escapes them.
+    readable = not any(mark in repr(data) for mark in (r"\x85", r"\u2028", r"\u2029"))
+    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=readable, width=100)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes floats so that both YAML 1.1 and 1.2 readers take them for numbers."""
+    """Safe; writes for readers of YAML 1.1 and 1.2."""
 
 
-def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
-    text = repr(value)
-    if "e" in text and "." not in text:
-        text = text.replace("e", ".0e")
-    text = re.sub(r"e(\d)", r"e+\1", text)
-    return dumper.represent_scalar(_FLOAT_TAG, text)
-
-
-_Dumper.add_representer(float, _represent_float)
 _Dumper.add_multi_representer(StrEnum, lambda dumper, word: dumper.represent_str(word.value))
 # Words that either version of YAML would read as numbers are quoted.
 _Dumper.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+0123456789."))
@@ -167,10 +146,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def parse(model: type[ModelT], data: Any, where: str) -> ModelT:
     """Build `model` from plain data; the first mistake becomes a ConfigError of one line.
 
-    Args:
-        model: a subclass of `StrictModel`.
-        data: what YAML or a dictionary gave.
-        where: file name or other origin, first word of the message.
+    The message begins with `where`, a file's name or another origin.
 
     Raises:
         ConfigError: unknown key (with the nearest known one), wrong type, value out of range.
@@ -233,7 +209,7 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str,
     Raises:
         ConfigError: an override is not of the form `key=value` or steps into a plain value.
     """
-    result = _deep_copy(data)
+    result = dict(data)
     for override in overrides:
         key, separator, text = override.partition("=")
         parts = key.strip().split(".")
@@ -241,20 +217,13 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str,
             raise ConfigError(f"--set {override}: expected key=value, such as batch_size=64")
         node = result
         for part in parts[:-1]:
-            child = node.setdefault(part, {})
+            child = node.get(part, {})
             if not isinstance(child, dict):
                 raise ConfigError(f"--set {override}: {part!r} holds a value, not a group of keys")
-            node = child
+            node[part] = dict(child)
+            node = node[part]
         node[parts[-1]] = parse_yaml(text, f"--set {key}")
     return result
-
-
-def _deep_copy(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _deep_copy(value) for key, value in data.items()}
-    if isinstance(data, list):
-        return [_deep_copy(value) for value in data]
-    return data
 
 
 def _kind(value: Any) -> str:

@@ -36,24 +36,7 @@ class Limits:
     budget_flops: int
     convention: Convention = Convention.NANOGPT
     device: DeviceInfo | None = None
-    train_tokens: int | None = None
-    """Training tokens there are."""
-    val_tokens: int | None = None
-    """Validation tokens there are."""
-    train_pairs: int | None = None
-    """Training pairs there are, of a source and its target; only an encoder-decoder needs them."""
-    val_pairs: int | None = None
-    """Validation pairs there are."""
-
-    def with_data(self, data: DataFacts) -> Limits:
-        """The same limits and those of prepared data."""
-        return dataclasses.replace(
-            self,
-            train_tokens=data.train_tokens,
-            val_tokens=data.val_tokens,
-            train_pairs=data.train_pairs,
-            val_pairs=data.val_pairs,
-        )
+    data: DataFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -83,19 +66,14 @@ class Rejected:
     charge_flops: int | None = None
 
 
-def charge_per_step(config: RunConfig, convention: Convention) -> int:
-    """Training FLOPs of one optimiser step, gradient accumulation included."""
-    return config.flops_per_step(convention)
-
-
 def affordable_steps(config: RunConfig, budget_flops: int, convention: Convention) -> int:
     """The most optimiser steps that `budget_flops` pays for; 0 when it does not pay one."""
-    return budget_flops // charge_per_step(config, convention)
+    return budget_flops // config.flops_per_step(convention)
 
 
 def planned_flops(config: RunConfig) -> dict[Convention, int]:
     """Training FLOPs of a filled configuration in every convention."""
-    return {name: charge_per_step(config, name) * config.steps for name in Convention}
+    return {name: config.flops_per_step(name) * config.steps for name in Convention}
 
 
 def fill(config: RunConfig) -> RunConfig:
@@ -128,14 +106,9 @@ def fill(config: RunConfig) -> RunConfig:
 
 
 def admit(proposal: RunConfig | Mapping[str, Any], limits: Limits) -> Admitted | Rejected:
-    """Decide whether a proposed configuration may run.
+    """Decide whether a configuration, or plain data in the form of a run's YAML, may run.
 
-    Args:
-        proposal: a configuration, or plain data in the form of a run's YAML.
-        limits: budget, device and data.
-
-    Returns:
-        `Admitted` with the filled configuration, whose charge is at most the budget, or `Rejected`.
+    Admitted is the filled configuration, whose charge is at most the budget.
     """
     if isinstance(proposal, RunConfig):
         config = proposal
@@ -146,7 +119,7 @@ def admit(proposal: RunConfig | Mapping[str, Any], limits: Limits) -> Admitted |
             return Rejected(error.reason, str(error).removeprefix("proposal: "))
     config = config.with_changes(budget_flops=limits.budget_flops, convention=limits.convention)
     n_params = config.n_params
-    per_step = charge_per_step(config, limits.convention)
+    per_step = config.flops_per_step(limits.convention)
     if per_step > limits.budget_flops:
         return Rejected(
             Reason.OVER_BUDGET,
@@ -158,51 +131,50 @@ def admit(proposal: RunConfig | Mapping[str, Any], limits: Limits) -> Admitted |
         )
     config = fill(config)
     charge = per_step * config.steps
-    facts = {"n_params": n_params, "tokens": config.total_tokens, "charge_flops": charge}
     refusal = (
         _over_budget(config, charge, limits)
-        or _too_little_validation(config, limits)
-        or _too_many_epochs(config, limits)
+        or _too_little_validation(config, limits.data)
+        or _too_many_epochs(config, limits.data)
     )
     memory = None
     if refusal is None and limits.device is not None:
-        memory = estimate_memory_bytes(config, limits.device.kind, bf16=uses_bf16(config, limits))
+        memory = memory_needed(config, limits.device)
         refusal = _out_of_memory(memory, limits.device)
     if refusal is not None:
-        reason, detail, excess = refusal
-        return Rejected(reason, detail, excess, **facts)
-    return Admitted(config, charge, memory, epochs(config, limits.train_tokens, limits.train_pairs))
+        return dataclasses.replace(
+            refusal, n_params=n_params, tokens=config.total_tokens, charge_flops=charge
+        )
+    return Admitted(config, charge, memory, epochs(config, limits.data))
 
 
-def uses_bf16(config: RunConfig, limits: Limits) -> bool:
-    """Whether the run would compute in bf16 on the device of `limits`."""
-    if config.autocast == "auto":
-        return limits.device is not None and limits.device.bf16
-    return config.autocast == "bf16"
+def memory_needed(config: RunConfig, device: DeviceInfo) -> int:
+    """Estimated peak memory of the run on a device, in bytes."""
+    bf16 = device.bf16 if config.autocast == "auto" else config.autocast == "bf16"
+    return estimate_memory_bytes(config, device.kind, bf16=bf16)
 
 
-def epochs(
-    config: RunConfig, train_tokens: int | None, train_pairs: int | None = None
-) -> float | None:
-    """Passes of a filled configuration over its training text; None when its size is unknown.
+def epochs(config: RunConfig, data: DataFacts | None) -> float | None:
+    """Passes of a filled configuration over its training data; None when their size is unknown.
 
     An encoder-decoder passes over pairs, whatever of them it cuts off or pads.
     """
-    if config.architecture == "encoder-decoder":
-        used, there = config.steps * config.sequences_per_step, train_pairs
-    else:
-        used, there = config.total_tokens, train_tokens
+    used, there, _ = _use_of(config, data)
     return used / there if there else None
 
 
-_Refusal = tuple[Reason, str, float | None]
+def _use_of(config: RunConfig, data: DataFacts | None) -> tuple[int, int | None, str]:
+    """How much a run trains on, how much there is, and of what."""
+    if config.architecture == "encoder-decoder":
+        used = config.steps * config.sequences_per_step
+        return used, data.train_pairs if data else None, "pairs"
+    return config.total_tokens, data.train_tokens if data else None, "tokens"
 
 
-def _over_budget(config: RunConfig, charge: int, limits: Limits) -> _Refusal | None:
+def _over_budget(config: RunConfig, charge: int, limits: Limits) -> Rejected | None:
     if charge <= limits.budget_flops:
         return None
     affordable = affordable_steps(config, limits.budget_flops, limits.convention)
-    return (
+    return Rejected(
         Reason.OVER_BUDGET,
         f"{config.steps:,} steps cost {charge:.4g} FLOPs ({limits.convention}), "
         f"{charge / limits.budget_flops:.3g} times the budget of {limits.budget_flops:.4g}; "
@@ -211,51 +183,41 @@ def _over_budget(config: RunConfig, charge: int, limits: Limits) -> _Refusal | N
     )
 
 
-def _too_little_validation(config: RunConfig, limits: Limits) -> _Refusal | None:
+def _too_little_validation(config: RunConfig, data: DataFacts | None) -> Rejected | None:
+    if data is None:
+        return None
     if config.architecture == "encoder-decoder":
-        return _too_few_pairs(limits)
-    needed = MIN_VALIDATION_WINDOWS * config.seq_len
-    if limits.val_tokens is None or limits.val_tokens >= needed:
+        there = data.val_pairs
+        needed, what = MIN_VALIDATION_WINDOWS, "pairs of source and target"
+    else:
+        there = data.val_tokens
+        needed = MIN_VALIDATION_WINDOWS * config.seq_len
+        what = f"tokens ({MIN_VALIDATION_WINDOWS} windows of seq_len = {config.seq_len})"
+    if there is None or there >= needed:
         return None
-    return (
+    return Rejected(
         Reason.TOO_LITTLE_VALIDATION_DATA,
-        f"a validation pass at seq_len = {config.seq_len} needs {needed:,} tokens "
-        f"({MIN_VALIDATION_WINDOWS} windows); there are {limits.val_tokens:,}",
-        needed / max(1, limits.val_tokens),
+        f"a validation pass needs {needed:,} {what}; there are {there:,}",
+        needed / max(1, there),
     )
 
 
-def _too_few_pairs(limits: Limits) -> _Refusal | None:
-    if limits.val_pairs is None or limits.val_pairs >= MIN_VALIDATION_WINDOWS:
-        return None
-    return (
-        Reason.TOO_LITTLE_VALIDATION_DATA,
-        f"a validation pass needs {MIN_VALIDATION_WINDOWS} pairs of source and target; there are "
-        f"{limits.val_pairs:,}",
-        MIN_VALIDATION_WINDOWS / max(1, limits.val_pairs),
-    )
-
-
-def _too_many_epochs(config: RunConfig, limits: Limits) -> _Refusal | None:
-    passes = epochs(config, limits.train_tokens, limits.train_pairs)
+def _too_many_epochs(config: RunConfig, data: DataFacts | None) -> Rejected | None:
+    passes, (used, there, what) = epochs(config, data), _use_of(config, data)
     if passes is None or passes <= config.data.max_epochs:
         return None
-    used, there = f"{config.total_tokens:,} tokens", f"{limits.train_tokens:,} training tokens"
-    if config.architecture == "encoder-decoder":
-        used = f"{config.steps * config.sequences_per_step:,} pairs"
-        there = f"{limits.train_pairs:,} training pairs"
-    return (
+    return Rejected(
         Reason.TOO_MANY_EPOCHS,
-        f"{used} are {passes:.3g} passes over the {there}; allowed are "
+        f"{used:,} {what} are {passes:.3g} passes over the {there:,} training {what}; allowed are "
         f"{config.data.max_epochs:g} (data.max_epochs)",
         passes / config.data.max_epochs,
     )
 
 
-def _out_of_memory(memory: int, device: DeviceInfo) -> _Refusal | None:
+def _out_of_memory(memory: int, device: DeviceInfo) -> Rejected | None:
     if memory <= device.memory_bytes:
         return None
-    return (
+    return Rejected(
         Reason.OUT_OF_MEMORY,
         f"would need about {memory / 2**30:.3g} GiB; {device.name} has "
         f"{device.memory_bytes / 2**30:.3g} GiB for it",
@@ -264,7 +226,7 @@ def _out_of_memory(memory: int, device: DeviceInfo) -> _Refusal | None:
 
 
 def _no_step(config: RunConfig, budget_flops: int, convention: Convention) -> str:
-    per_step = charge_per_step(config, convention)
+    per_step = config.flops_per_step(convention)
     return (
         f"one optimiser step of {config.tokens_per_step:,} tokens costs {per_step:.4g} FLOPs "
         f"({convention}), {per_step / budget_flops:.3g} times the whole budget of "

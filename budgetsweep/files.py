@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,9 +16,9 @@ def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]
     """Open a file for writing that takes the name `path` at the end, synced to the disk.
 
     A reader sees the old file or the new one, never half of it. After an exception nothing is left.
+    A missing folder is made.
 
     Args:
-        path: the final name; its folder is made if missing.
         temporary: name until then, in the same folder; None: one of its own, so that several
             processes may write at once. With a fixed name a killed process leaves one file at most.
 
@@ -59,24 +58,20 @@ def write_text_atomically(path: Path, text: str) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the name `path` at the end, its files synced to the disk.
 
-    Args:
-        path: must not exist, or be an empty folder.
+    After an exception nothing is left.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written, or `path` is neither free nor an empty folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as beside:
+        temporary = Path(beside, path.name)
+        temporary.mkdir()
         yield temporary
         for each in temporary.iterdir():
             with each.open("rb") as file:
                 os.fsync(file.fileno())
-        temporary.chmod(0o755)
         temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -99,7 +94,6 @@ def file_lock(
     """Take a lock between processes; leaving the context, or the process's end, gives it back.
 
     Args:
-        path: the lock's file; it stays.
         seconds: longest wait; negative: as long as it takes.
         poll_seconds: time between two tries.
         when_waiting: called once if another process holds the lock.

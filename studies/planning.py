@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from budgetsweep.constraint import Limits, charge_per_step
+from budgetsweep.constraint import Limits
 from model.flops import Convention
 from studies.execution.base import Executor
 from studies.settings import SearchSettings
 from studies.space.sample import Sample, charge_per_token, eval_cost, evenly_by_cost, sample_space
 from trainer.config import RunConfig
+from trainer.data.facts import DataFacts
 
 SENSIBLE_SECONDS = 30 * 60.0
 """A search of more than a day is called very long; a suggested one takes so long."""
@@ -31,7 +32,7 @@ class Speed:
 
     def seconds(self, config: RunConfig) -> float:
         """Training time of a filled configuration, evaluation included."""
-        per_token = charge_per_step(config, Convention.MATMUL) / config.tokens_per_step
+        per_token = config.flops_per_step(Convention.MATMUL) / config.tokens_per_step
         known, speeds = np.log(self.flops_per_token), np.log(self.flops_per_second)
         rate = float(np.exp(np.interp(np.log(per_token), known, speeds)))
         training = per_token * config.total_tokens / rate
@@ -111,13 +112,9 @@ def dry_run(settings: SearchSettings, n: int) -> tuple[Sample, TimePlan | str]:
     """What a search would propose (`n` times) and how long it would take; nothing is written."""
     space = settings.resolved_space()
     with settings.backend.executor(settings.asked_workers) as executor:
-        limits = Limits(
-            settings.budget_flops,
-            settings.convention,
-            executor.device(),
-            val_tokens=settings.data.val_tokens,
-            train_tokens=settings.data.train_tokens,
-        )
+        data = settings.data
+        facts = DataFacts(data.source, "", "", data.train_tokens, data.val_tokens)
+        limits = Limits(settings.budget_flops, settings.convention, executor.device(), facts)
         sample = sample_space(space, settings.base(), limits, n, settings.seed)
         if not sample.admitted:
             return sample, "nothing is admitted"

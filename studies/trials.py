@@ -98,8 +98,8 @@ class TrialSource:
         self._rejected_in_a_row = 0
         self._ended: str | None = None
         self.limits = Limits(
-            study.budget_flops, study.convention, self.executor.device()
-        ).with_data(self.data)
+            study.budget_flops, study.convention, self.executor.device(), self.data
+        )
 
     def out_of_time(self) -> bool:
         """Whether `--hours` are over."""

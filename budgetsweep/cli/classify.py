@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
-from budgetsweep.cli.options import FILE, device_option, json_option, model_options
+from budgetsweep.cli.options import (
+    FILE,
+    check_writable,
+    device_option,
+    json_option,
+    model_options,
+    writing,
+)
 from budgetsweep.errors import ConfigError
+from budgetsweep.formats import percent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,6 +44,10 @@ class Outcome(NamedTuple):
     """(N,) each: without and with calibration."""
     ranking: Ranking
     majority_accuracy: float
+
+    def answer(self, calibrate: bool) -> Decision:
+        """The decision that was asked for."""
+        return self.calibrated if calibrate else self.without
 
 
 @click.command("classify")
@@ -91,14 +101,14 @@ def classify_command(
 
     Writes classification.json, predictions.csv and histogram.png and .svg.
     """
-    from trainer.hardware.environment import prepare_environment
+    check_writable(out, out)
+    from dataclasses import asdict
 
-    prepare_environment()
-    _check_folder(out)
-    from budgetsweep.cli.display import WorkDisplay, new_console
+    from budgetsweep.cli.display import new_console, work_display
     from trainer.data.tokenizers import load_tokenizer
     from trainer.export.formats import open_model
     from trainer.hardware.device import enough_memory, torch_device
+    from trainer.sentiment.accuracy import RANDOM_ACCURACY
     from trainer.sentiment.classify import (
         TEXT,
         make_prompts,
@@ -125,21 +135,24 @@ def classify_command(
     )  # fmt: skip
     console, quiet = new_console(), new_console(quiet=as_json)  # nothing but JSON goes to a script
     smaller = enough_memory(f"give a --batch-size below {batch_size}")
-    progress = WorkDisplay(quiet, total=len(prompts.rows), verb="reading", unit="reviews")
-    with smaller, progress as display:
+    progress = work_display(quiet, total=len(prompts.rows), verb="reading", unit="reviews")
+    with smaller, progress as done:
         probabilities = score_words(
             loaded.model.to(where), where, encoding, prompts.texts, tokens, batch_size,
-            on_progress=display.update,
+            on_progress=done,
         ).tolist()  # fmt: skip
     outcome = _measured(prompts, probabilities)
-    chosen = outcome.calibrated if calibrate else outcome.without
     facts = {
         "model": str(loaded.path), "tokenizer": loaded.tokenizer,
         "n_positions": shape.n_positions, "data": data.description,
         "data_checksum": data.checksum, "n_data": len(data), "limit": limit, "seed": seed,
         "draw": draw, "n_drawn": prompts.n_drawn, "n_dropped": prompts.n_dropped,
         "template": template, "words": list(two), "tokens": tokens, "calibrate": calibrate,
-        "accuracy": chosen.accuracy, **_figures(outcome),
+        "accuracy": outcome.answer(calibrate).accuracy, "n": len(prompts.labels),
+        "n_negative": prompts.labels.count(0), "n_positive": prompts.labels.count(1),
+        "random_accuracy": RANDOM_ACCURACY, "majority_accuracy": outcome.majority_accuracy,
+        **asdict(outcome.ranking), "without_calibration": asdict(outcome.without),
+        "with_calibration": asdict(outcome.calibrated),
     }  # fmt: skip
     _write_files(out, facts, outcome)
     if as_json:
@@ -175,40 +188,6 @@ def _measured(prompts: Prompts, probabilities: list[float]) -> Outcome:
     )
 
 
-def _figures(outcome: Outcome) -> dict[str, Any]:
-    """All figures of an outcome, as plain data."""
-    from dataclasses import asdict
-
-    from trainer.sentiment.accuracy import RANDOM_ACCURACY
-
-    labels = outcome.prompts.labels
-    return {
-        "n": len(labels),
-        "n_negative": len(labels) - sum(labels),
-        "n_positive": sum(labels),
-        "random_accuracy": RANDOM_ACCURACY,
-        "majority_accuracy": outcome.majority_accuracy,
-        **asdict(outcome.ranking),
-        "without_calibration": asdict(outcome.without),
-        "with_calibration": asdict(outcome.calibrated),
-    }
-
-
-def _check_folder(out: Path) -> None:
-    """Find out before the work whether its result can be written.
-
-    Raises:
-        ConfigError: `out` is a file, or cannot be made or written to.
-    """
-    there = out
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise ConfigError(f"--out {out}: {there} is a file; expected the name of a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out {out}: {there} cannot be written to; give another folder")
-
-
 def _write_files(out: Path, facts: Mapping[str, Any], outcome: Outcome) -> None:
     """Write the four files; older ones stay until all new ones are complete.
 
@@ -217,10 +196,19 @@ def _write_files(out: Path, facts: Mapping[str, Any], outcome: Outcome) -> None:
     """
     import tempfile
 
-    from budgetsweep.files import write_bytes_atomically, write_text_atomically
+    import numpy as np
 
-    svg, png = _histogram(outcome)
-    try:
+    from budgetsweep.files import write_bytes_atomically, write_text_atomically
+    from reports.figures.sentiment import p_positive_histogram
+    from reports.style.theme import svg_and_png
+
+    svg, png = svg_and_png(
+        p_positive_histogram(
+            np.array(outcome.prompts.labels), np.array(outcome.probabilities),
+            outcome.calibrated.boundary, (outcome.without.accuracy, outcome.calibrated.accuracy),
+        )
+    )  # fmt: skip
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".classify.") as name:
             folder = Path(name)
@@ -230,33 +218,15 @@ def _write_files(out: Path, facts: Mapping[str, Any], outcome: Outcome) -> None:
             write_text_atomically(folder / FACTS, json.dumps(facts, indent=1) + "\n")
             for file in sorted(folder.iterdir(), key=lambda file: file.name == FACTS):
                 file.replace(out / file.name)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from error
 
 
 def _predictions_csv(outcome: Outcome) -> str:
     """A line a review, in the order of the data set; `row` counts from 0."""
-    text = io.StringIO()
-    text.write("row,label,p_positive,prediction,prediction_calibrated\n")
     columns = (outcome.prompts.rows, outcome.prompts.labels, outcome.probabilities)
+    lines = ["row,label,p_positive,prediction,prediction_calibrated"]
     for row, label, p, plain, calibrated in zip(*columns, *outcome.predictions, strict=True):
-        text.write(f"{row},{label},{p!r},{plain},{calibrated}\n")
-    return text.getvalue()
-
-
-def _histogram(outcome: Outcome) -> tuple[str, bytes]:
-    """The figure of p(positive) as SVG and PNG."""
-    import numpy as np
-
-    from reports.figures.sentiment import p_positive_histogram
-    from reports.style.theme import svg_and_png
-
-    chart = p_positive_histogram(
-        np.array(outcome.prompts.labels), np.array(outcome.probabilities),
-        outcome.calibrated.boundary, (outcome.without.accuracy, outcome.calibrated.accuracy),
-    )  # fmt: skip
-    svg, png = svg_and_png(chart)
-    return svg, png
+        lines.append(f"{row},{label},{p!r},{plain},{calibrated}")
+    return "\n".join(lines) + "\n"
 
 
 def _print_outcome(console: Console, facts: Mapping[str, Any], outcome: Outcome) -> None:
@@ -281,24 +251,26 @@ def _print_outcome(console: Console, facts: Mapping[str, Any], outcome: Outcome)
             f"AUC {ranking.auc:.3f} (95 % {ranking.auc_ci95_low:.3f} to "
             f"{ranking.auc_ci95_high:.3f}; chance is 0.5, no boundary is needed)",
         )
-    calibrate = bool(facts["calibrate"])
-    decision = outcome.calibrated if calibrate else outcome.without
-    console.print(_verdict(decision, outcome.majority_accuracy, calibrate))
+    console.print(_verdict(outcome, facts["calibrate"]))
 
 
-def _verdict(decision: Decision, majority: float, calibrate: bool) -> str:
+def _verdict(outcome: Outcome, calibrate: bool) -> str:
     """Whether the accuracy beats that of naming the larger class, in one line."""
-    interval = f"{_percent(decision.ci95_low)} to {_percent(decision.ci95_high)}"
+    decision = outcome.answer(calibrate)
     words = {
         "above": "beats the majority class: its 95 % interval lies above",
         "below": "is worse than the majority class: its 95 % interval lies below",
         "not distinguishable": "does not significantly beat the majority class: its 95 % interval "
         "contains",
     }[decision.against_majority]
-    how = "with" if calibrate else "without"
     return (
-        f"{_percent(decision.accuracy)} {how} calibration {words} {_percent(majority)} ({interval})"
+        f"{percent(decision.accuracy, 1)} {'with' if calibrate else 'without'} calibration {words} "
+        f"{percent(outcome.majority_accuracy, 1)} ({_interval(decision)})"
     )
+
+
+def _interval(decision: Decision) -> str:
+    return f"{percent(decision.ci95_low, 1)} to {percent(decision.ci95_high, 1)}"
 
 
 def _table(console: Console, outcome: Outcome) -> Table:
@@ -310,25 +282,15 @@ def _table(console: Console, outcome: Outcome) -> Table:
     table = number_table(console, "", "accuracy", "95 % interval", "boundary", *confusion)
     labels = outcome.prompts.labels
     larger = "positive" if 2 * sum(labels) > len(labels) else "negative"
-    table.add_row("random (expected)", _percent(0.5))
-    table.add_row(f"majority class ({larger})", _percent(outcome.majority_accuracy))
-    table.add_row("without calibration", *_cells(outcome.without))
-    table.add_row("with calibration (median)", *_cells(outcome.calibrated))
+    table.add_row("random (expected)", percent(0.5, 1))
+    table.add_row(f"majority class ({larger})", percent(outcome.majority_accuracy, 1))
+    for name, one in (
+        ("without calibration", outcome.without),
+        ("with calibration (median)", outcome.calibrated),
+    ):
+        counts = (one.true_negative, one.false_positive, one.false_negative, one.true_positive)
+        table.add_row(
+            name, percent(one.accuracy, 1), _interval(one), f"{one.boundary:.4g}",
+            *(f"{count:,}" for count in counts),
+        )  # fmt: skip
     return table
-
-
-def _cells(decision: Decision) -> Sequence[str]:
-    counts = (
-        decision.true_negative, decision.false_positive,
-        decision.false_negative, decision.true_positive,
-    )  # fmt: skip
-    return [
-        _percent(decision.accuracy),
-        f"{_percent(decision.ci95_low)} to {_percent(decision.ci95_high)}",
-        f"{decision.boundary:.4g}",
-        *(f"{count:,}" for count in counts),
-    ]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

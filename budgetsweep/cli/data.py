@@ -35,7 +35,7 @@ def data_command() -> None:
 
 
 @data_command.command("prepare")
-@click.argument("named", metavar="[SOURCE]", required=False)
+@click.argument("source")
 @data_options
 @click.option(
     "--train-tokens", type=click.IntRange(1), help="Training tokens wanted [default: all]."
@@ -43,22 +43,17 @@ def data_command() -> None:
 @click.option("--val-tokens", type=click.IntRange(1), help="Validation tokens wanted.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Tokenising threads.")
 def prepare_command(
-    named: str | None, source: str, validation: str | None, text_field: str,
+    source: str, validation: str | None, text_field: str,
     tokenizer: str | None, **limits: Any,
 ) -> None:  # fmt: skip
     """Tokenise data into the cache (searches and promotions do this by themselves).
 
-    SOURCE is what --data takes. A .csv with the columns headline, title, text (WikiHow) gives
-    pairs for an encoder-decoder.
+    SOURCE is what --data of the other commands takes: c4, demo, hub:owner/name[:config] or a path.
+    A .csv with the columns headline, title, text (WikiHow) gives pairs for an encoder-decoder.
     """
     from budgetsweep.cli.display import PrepareDisplay, new_console
     from trainer.data.prepare import prepare, prepared_info
 
-    if named is not None:
-        given = click.get_current_context().get_parameter_source("source")
-        if given is not click.core.ParameterSource.DEFAULT:
-            raise click.UsageError(f"give the source once: {named} or --data {source}")
-        source = named
     config, encoding = data_settings(source, validation, text_field, tokenizer)
     console = new_console()
     data = prepare(config, encoding, on_progress=PrepareDisplay(console), **limits)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from budgetsweep.formats import count, duration
 from studies.trackers.terminal import PLAIN_SECONDS
@@ -26,17 +27,28 @@ def new_console(**settings: Any) -> Console:
     return console
 
 
-def columns(*heads: str) -> Table:
+def columns(*heads: str | Column) -> Table:
     """A table without lines."""
     return Table(*heads, box=None, pad_edge=False)
 
 
+def framed(console: Console, *heads: Column) -> Table:
+    """A table with a frame on a terminal."""
+    return Table(*heads, box=box.ROUNDED) if console.is_terminal else columns(*heads)
+
+
 def number_table(console: Console, *heads: str) -> Table:
-    """A table of numbers beside their names, framed on a terminal."""
-    table = Table(box=box.ROUNDED) if console.is_terminal else columns()
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i else "left")
-    return table
+    """A table of numbers beside their names."""
+    justified = (Column(head, justify="right" if i else "left") for i, head in enumerate(heads))
+    return framed(console, *justified)
+
+
+def visible(text: str, console: Console) -> str:
+    """Text that leaves the terminal alone: control characters and line ends as escapes."""
+    escaped = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+    return escaped.encode(console.encoding, errors="replace").decode(console.encoding)
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
@@ -52,7 +64,7 @@ class PrepareDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._last = 0.0
+        self._last = time.monotonic()
 
     def __call__(self, progress: PrepareProgress) -> None:
         """Print a line now and then."""
@@ -71,41 +83,32 @@ class PrepareDisplay:
         )
 
 
-class WorkDisplay:
-    """Progress of work that is counted: a bar on a terminal, a line now and then elsewhere."""
+@contextmanager
+def work_display(
+    console: Console, *, total: int, verb: str, unit: str
+) -> Iterator[Callable[[int], None]]:
+    """Progress of work that is counted: a bar on a terminal, a line now and then elsewhere.
 
-    def __init__(self, console: Console, *, total: int, verb: str, unit: str) -> None:
-        self._console = console
-        self._total = total
-        self._verb = verb
-        self._unit = unit
-        self._started = self._last = time.monotonic()
-        self._bar = Progress(
-            TextColumn(verb), BarColumn(), TextColumn(f"{{task.completed:,}} {unit}"),
-            TimeRemainingColumn(), console=console, transient=True,
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=total)
+    Yields what is called with the number that is done.
+    """
+    started = last = time.monotonic()
 
-    def __enter__(self) -> WorkDisplay:
-        if self._console.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._console.is_terminal:
-            self._bar.stop()
-
-    def update(self, done: int, before: int = 0) -> None:
-        """`done` units more than `before` are there."""
-        done += before
-        if self._console.is_terminal:
-            self._bar.update(self._task, completed=done)
-            return
+    def line(done: int) -> None:
+        nonlocal last
         now = time.monotonic()
-        if now - self._last < PLAIN_SECONDS:
+        if now - last < PLAIN_SECONDS:
             return
-        self._last = now
-        left = (now - self._started) / done * (self._total - done)
-        self._console.print(
-            f"{self._verb}: {done:,} of {self._total:,} {self._unit}, about {duration(left)} left"
-        )
+        last = now
+        left = duration((now - started) / done * (total - done))
+        console.print(f"{verb}: {done:,} of {total:,} {unit}, about {left} left")
+
+    if not console.is_terminal:
+        yield line
+        return
+    bar = Progress(
+        TextColumn(verb), BarColumn(), TextColumn(f"{{task.completed:,}} {unit}"),
+        TimeRemainingColumn(), console=console, transient=True,
+    )  # fmt: skip
+    task = bar.add_task("", total=total)
+    with bar:
+        yield lambda done: bar.update(task, completed=done)

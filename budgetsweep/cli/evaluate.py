@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
@@ -57,9 +59,6 @@ def evaluate_command(
     JSON lines, parquet, the course's .npz (its array val), .npy or .tok; c4, demo, hub:owner/name
     and folders stand for their validation split.
     """
-    from trainer.hardware.environment import prepare_environment
-
-    prepare_environment()
     from dataclasses import asdict
 
     from budgetsweep.cli.display import PrepareDisplay, new_console
@@ -70,7 +69,7 @@ def evaluate_command(
 
     console, where = new_console(), torch_device(device)
     progress = None if as_json else PrepareDisplay(console)  # nothing but JSON goes to a script
-    wanted = _Wanted(source, text_field, val_tokens, cache_dir, progress)
+    held_out_of = functools.partial(_held_out, source, text_field, val_tokens, cache_dir, progress)
     run = run_beside(model)
     if run is not None and run.architecture != "decoder":
         if seq_len:
@@ -79,13 +78,12 @@ def evaluate_command(
                 "trained"
             )
         with enough_memory("its batch is that of the run's batch_size"):
-            path, held_out, result = _evaluate_trained(model, where, wanted)
+            path, held_out, result = _evaluate_trained(model, where, held_out_of)
         tokenizer, seq_len = run.tokenizer_encoding, run.seq_len
     else:
         loaded = open_model(model, n_head, tokenizer)
-        owner = _Owner(loaded.path, loaded.config, loaded.tokenizer, loaded.shape.n_vocab)
-        held_out = _held_out(owner, wanted)
         config, shape = loaded.config, loaded.shape
+        held_out = held_out_of(loaded.path, config, loaded.tokenizer, shape.n_vocab)
         seq_len = seq_len or (config.seq_len if config else shape.n_positions)
         if seq_len > shape.n_positions:
             raise ConfigError(
@@ -115,81 +113,57 @@ def evaluate_command(
     )
 
 
-class _Owner(NamedTuple):
-    """What the data must fit."""
-
-    path: Path
-    config: RunConfig | None
-    tokenizer: str | None
-    n_vocab: int
-
-
-class _Wanted(NamedTuple):
-    """The data that the user asked for."""
-
-    source: str | None
-    text_field: str | None
-    val_tokens: int | None
-    cache_dir: Path | None
-    on_progress: PrepareDisplay | None
-
-
 def _evaluate_trained(
-    model: Path, where: torch.device, wanted: _Wanted
+    model: Path, where: torch.device, held_out_of: Callable[..., HeldOut]
 ) -> tuple[Path, HeldOut, Validation]:
     """Measure an encoder or an encoder-decoder."""
     from trainer.data.shards.tokens import TokenArray
     from trainer.export.trained import evaluate_trained, held_out_data, open_trained
 
     trained = open_trained(model, where)
-    config = trained.config
-    encoding = config.tokenizer_encoding
-    owner = _Owner(trained.path, config, encoding, config.model.n_vocab)
-    held_out = _held_out(owner, wanted)
+    config, path = trained.config, trained.path
+    held_out = held_out_of(path, config, config.tokenizer_encoding, config.model.n_vocab)
     ids = held_out.ids
     if not isinstance(ids, TokenArray):
         ids = TokenArray.from_arrays([ids])
     data = held_out_data(trained, ids, held_out.description, pairs=held_out.pairs)
-    return trained.path, held_out, evaluate_trained(trained, data, where)
+    return path, held_out, evaluate_trained(trained, data, where)
 
 
-def _held_out(owner: _Owner, wanted: _Wanted) -> HeldOut:
+def _held_out(
+    source: str | None, text_field: str | None, n_tokens: int | None, cache_dir: Path | None,
+    progress: PrepareDisplay | None, path: Path, config: RunConfig | None, tokenizer: str | None,
+    n_vocab: int,
+) -> HeldOut:  # fmt: skip
     """A file's tokens; without one the run's own validation split, or that of a named source."""
     from budgetsweep.config import parse
     from trainer.data.config import DataConfig
     from trainer.data.held_out import HeldOut, check_ids, read_held_out
-    from trainer.data.prepare import open_prepared, prepare
+    from trainer.data.prepare import prepare
     from trainer.data.sources import source_class
 
-    source, tokenizer = wanted.source, owner.tokenizer
-    own = owner.config.data if owner.config else None
-    text_field = wanted.text_field or (own.text_field if own else "text")
+    own = config.data if config else None
+    text_field = text_field or (own.text_field if own else "text")
     file = None if source is None else source_class(source)(source).file
     if file is not None:
-        return read_held_out(
-            file, tokenizer, owner.n_vocab,
-            text_field=text_field, n_tokens=wanted.val_tokens,
-        )  # fmt: skip
+        return read_held_out(file, tokenizer, n_vocab, text_field=text_field, n_tokens=n_tokens)
     if source is not None:
         data = parse(DataConfig, {"source": source, "text_field": text_field}, "--data")
     elif own is not None:
         data = own
     else:
         raise ConfigError(
-            f"{owner.path}: no config.yaml beside it names validation data: give --data FILE"
+            f"{path}: no config.yaml beside it names validation data: give --data FILE"
         )
     if tokenizer is None:
         raise ConfigError(f"{data.source}: text needs the model's tokenizer: give --tokenizer")
-    if wanted.val_tokens is not None:
-        data = data.model_copy(update={"val_tokens": wanted.val_tokens})
-    prepare(
+    if n_tokens is not None:
+        data = data.model_copy(update={"val_tokens": n_tokens})
+    tokens = prepare(
         data, tokenizer, train_tokens=data.train_tokens or 1,
-        val_tokens=data.val_tokens, cache_dir=wanted.cache_dir, on_progress=wanted.on_progress,
+        val_tokens=data.val_tokens, cache_dir=cache_dir, on_progress=progress,
     )  # fmt: skip
-    tokens = open_prepared(
-        data.model_copy(update={"train_tokens": None}), tokenizer, wanted.cache_dir
-    )
-    check_ids(tokens.val, owner.n_vocab, data.source)
+    check_ids(tokens.val, n_vocab, data.source)
     return HeldOut(
         tokens.val, tokens.bytes_per_token, f"validation part of {tokens.description}", tokens.pairs
     )
@@ -210,9 +184,6 @@ def convert_command(
 
     MODEL is a run's folder, a model.pt, the course's too, or a converted model.
     """
-    from trainer.hardware.environment import prepare_environment
-
-    prepare_environment()
     from trainer.export.formats import convert, open_model
 
     files = convert(open_model(model, n_head, tokenizer), to, output_dir)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from trainer.config import Architecture, RunConfig
-    from trainer.data.shards.tokens import TokenData
+    from trainer.data.facts import DataFacts
 
 FLOPS_OF: dict[Architecture, str] = {
     "decoder": "flops_per_token",
@@ -36,10 +36,7 @@ def flops_command(
     config: Path, budget: int | None, no_measure: bool, as_json: bool, overrides: tuple[str, ...]
 ) -> None:
     """Explain what a configuration costs: parameters, FLOPs, tokens, memory, time."""
-    from trainer.hardware.environment import prepare_environment
-
     run = run_config(config, budget, overrides)
-    prepare_environment()
     from budgetsweep.cli.display import new_console
 
     facts, console = _explain(run, measure=not no_measure), new_console()
@@ -55,6 +52,8 @@ def _explain(config: RunConfig, *, measure: bool) -> dict[str, Any]:
     from model.flops import Convention, params_by_group
 
     config = fill(config)
+    budget, prepared = config.budget_flops, _prepared(config)
+    planned = planned_flops(config)
     facts: dict[str, Any] = {
         "params": params_by_group(config.model),
         "n_params": config.n_params,
@@ -68,80 +67,62 @@ def _explain(config: RunConfig, *, measure: bool) -> dict[str, Any]:
         "tokens_per_step": config.tokens_per_step,
         "tokens": config.total_tokens,
         "tokens_per_param": config.total_tokens / config.n_params,
-        "train_flops": planned_flops(config),
+        "train_flops": planned,
         "convention": config.convention,
-        "budget_flops": config.budget_flops,
-        "budget_share": None,
-        "affordable_steps": None,
-        "epochs": None,
-        "train_tokens_prepared": None,
-        "train_pairs_prepared": None,
+        "budget_flops": budget,
+        "budget_share": planned[config.convention] / budget if budget else None,
+        "affordable_steps": affordable_steps(config, budget, config.convention) if budget else None,
+        "epochs": epochs(config, prepared),
+        "train_tokens_prepared": prepared and prepared.train_tokens,
+        "train_pairs_prepared": prepared and prepared.train_pairs,
         "device": None,
         "memory_bytes": None,
         "seconds": None,
     }
-    if config.budget_flops is not None:
-        facts["budget_share"] = planned_flops(config)[config.convention] / config.budget_flops
-        facts["affordable_steps"] = affordable_steps(config, config.budget_flops, config.convention)
-    prepared = _prepared(config)
-    if prepared is not None:
-        facts["train_tokens_prepared"] = len(prepared.train)
-        facts["train_pairs_prepared"] = prepared.n_train_pairs
-        facts["epochs"] = epochs(config, len(prepared.train), prepared.n_train_pairs)
-    if measure:
-        facts.update(_on_this_device(config))
-    return facts
+    return facts | _on_this_device(config) if measure else facts
 
 
-def _prepared(config: RunConfig) -> TokenData | None:
+def _prepared(config: RunConfig) -> DataFacts | None:
     """The run's data as far as they are prepared; None when none are."""
     from trainer.data.prepare import open_prepared
 
     try:
-        return open_prepared(config.data, config.tokenizer_encoding)
+        return open_prepared(config.data, config.tokenizer_encoding).facts()
     except DataError:
         return None
 
 
 def _on_this_device(config: RunConfig) -> dict[str, Any]:
-    from budgetsweep.constraint import Limits, uses_bf16
+    from budgetsweep.constraint import memory_needed
     from trainer.hardware.device import detect_device
-    from trainer.memory import estimate_memory_bytes
     from trainer.throughput import measure_tokens_per_second
 
     device = detect_device(config.device)
-    bf16 = uses_bf16(config, Limits(1, device=device))
-    memory = estimate_memory_bytes(config, device.kind, bf16=bf16)
-    facts: dict[str, Any] = {
-        "device": device.name,
-        "memory_bytes": memory,
-        "device_memory_bytes": device.memory_bytes,
-    }
-    if memory <= device.memory_bytes:
-        facts["seconds"] = config.total_tokens / measure_tokens_per_second(config, 1.0)
-    return facts
+    memory, there = memory_needed(config, device), device.memory_bytes
+    facts = {"device": device.name, "memory_bytes": memory, "device_memory_bytes": there}
+    if memory > there:
+        return facts
+    return {**facts, "seconds": config.total_tokens / measure_tokens_per_second(config, 1.0)}
 
 
 def _print_explanation(facts: dict[str, Any], console: Console) -> None:
+    _print_shares("parameters", facts["params"], console)
+    key = FLOPS_OF[facts["architecture"]]
+    what = key.removeprefix("flops_per_").replace("_", " ")
+    for convention, parts in facts[key].items():
+        _print_shares(f"FLOPs per {what} ({convention})", parts, console)
+    _print_totals(facts, console)
+
+
+def _print_shares(title: str, parts: dict[str, int], console: Console) -> None:
     from budgetsweep.cli.display import columns
 
-    groups = columns("parameters", "", "share")
-    for name, number in facts["params"].items():
-        groups.add_row(name, f"{number:,}", f"{100 * number / facts['n_params']:.1f} %")
-    groups.add_row("all", f"{facts['n_params']:,}", "", style="bold")
-    console.print(groups)
+    total, table = sum(parts.values()), columns(title, "", "share")
+    for name, number in parts.items():
+        table.add_row(name, f"{number:,}", f"{100 * number / total:.1f} %")
+    table.add_row("all", f"{total:,}", "", style="bold")
+    console.print(table)
     console.print()
-    key = FLOPS_OF[facts["architecture"]]
-    for convention, parts in facts[key].items():
-        total = sum(parts.values())
-        what = key.removeprefix("flops_per_").replace("_", " ")
-        table = columns(f"FLOPs per {what} ({convention})", "", "share")
-        for name, number in parts.items():
-            table.add_row(name, f"{number:,}", f"{100 * number / total:.1f} %")
-        table.add_row("all", f"{total:,}", "", style="bold")
-        console.print(table)
-        console.print()
-    _print_totals(facts, console)
 
 
 def _print_totals(facts: dict[str, Any], console: Console) -> None:
@@ -173,26 +154,21 @@ def _print_totals(facts: dict[str, Any], console: Console) -> None:
             f"{flops(facts['budget_flops'])}: {100 * share:.2f} % used, {verdict} the budget; "
             f"it affords {facts['affordable_steps']:,} steps",
         )
-    if facts["architecture"] == "encoder-decoder" and facts["train_pairs_prepared"] is not None:
-        table.add_row(
-            "epochs of the data",
-            f"{facts['epochs']:.2f} of {facts['train_pairs_prepared']:,} prepared pairs",
-        )
-    elif facts["epochs"] is None:
-        table.add_row("epochs of the data", "unknown until the data are prepared")
-    else:
-        table.add_row(
-            "epochs of the data",
-            f"{facts['epochs']:.2f} of {count(facts['train_tokens_prepared'])} prepared tokens",
-        )
+    passes = "unknown until the data are prepared"
+    if facts["epochs"] is not None:
+        there = f"{count(facts['train_tokens_prepared'])} prepared tokens"
+        if facts["architecture"] == "encoder-decoder":
+            there = f"{facts['train_pairs_prepared']:,} prepared pairs"
+        passes = f"{facts['epochs']:.2f} of {there}"
+    table.add_row("epochs of the data", passes)
     if facts["device"] is not None:
         table.add_row(
             "memory",
             f"about {gib(facts['memory_bytes'])} of {gib(facts['device_memory_bytes'])} "
             f"on {facts['device']}",
         )
-        if facts["seconds"] is None:
-            table.add_row("time here", "does not fit in memory")
-        else:
-            table.add_row("time here", f"about {duration(facts['seconds'])} (measured speed)")
+        time = "does not fit in memory"
+        if facts["seconds"] is not None:
+            time = f"about {duration(facts['seconds'])} (measured speed)"
+        table.add_row("time here", time)
     console.print(table)

@@ -26,7 +26,6 @@ COMMANDS = {
     "classify": ("classify", "Classify reviews with a trained model."),
     "fit": ("scaling", "Fit a scaling law to a table of runs, and predict."),
     "data": ("data", "Prepare data and list what is prepared."),
-    "completion": ("main", "Print a shell's completion script."),
 }
 """Which file of this package has `NAME_command`, and its line in `--help`, which loads none."""
 
@@ -68,17 +67,9 @@ def cli() -> None:
     budgetsweep promote --scale 100      train the best shape with 100 times the FLOPs
     budgetsweep report                   explain it all in one HTML file
     """  # noqa: D301 - click looks for the control character itself
+    from trainer.hardware.environment import prepare_environment
 
-
-@click.command("completion")
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion_command(shell: str) -> None:
-    """Print the shell's completion script: `budgetsweep completion bash >> ~/.bashrc`."""
-    from click.shell_completion import get_completion_class
-
-    completion_class = get_completion_class(shell)
-    assert completion_class is not None
-    click.echo(completion_class(cli, {}, "budgetsweep", "_BUDGETSWEEP_COMPLETE").source())
+    prepare_environment()
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from budgetsweep.errors import ConfigError
 
 if TYPE_CHECKING:
     WholeNumber = click.ParamType[int]
@@ -78,11 +82,11 @@ storage_options = options(
 cache_dir_option = click.option(
     "--cache-dir", type=FOLDER, help="Where tokens are cached [default: the user's cache]."
 )
+source_option = click.option(
+    "--data", "source", default="c4", show_default=True, metavar="SOURCE",
+    help="c4, demo, hub:owner/name[:config] or a path (text, jsonl, csv, parquet, npz).",
+)  # fmt: skip
 data_options = options(
-    click.option(
-        "--data", "source", default="c4", show_default=True, metavar="SOURCE",
-        help="c4, demo, hub:owner/name[:config] or a path (text, jsonl, csv, parquet, npz).",
-    ),
     click.option("--val-data", "validation", metavar="PATH", help="Separate validation data."),
     click.option("--text-field", default="text", show_default=True, help="Field with the text."),
     click.option(
@@ -122,3 +126,27 @@ def output_dir_option(default: str) -> Callable[[F], F]:
         "--output-dir", "-o", default=default, show_default=True, type=FOLDER,
         help="Folder to write.",
     )  # fmt: skip
+
+
+def check_writable(out: Path, folder: Path) -> None:
+    """Find out before the work whether what --out names can be written into `folder`.
+
+    Raises:
+        ConfigError: it cannot; nothing has been made.
+    """
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise ConfigError(f"--out {out}: {there} is a file; expected the name of a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out {out}: {there} cannot be written to; give another name")
+
+
+@contextmanager
+def writing(out: Path, option: str = "--out") -> Iterator[None]:
+    """Errors of writing what an option names, in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{option} {out}: cannot be written ({error.strerror})") from error

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from studies.database.tables import Prediction
     from studies.promotion.promote import PromoteSettings, PromotionPlan
-    from studies.scaling.prediction import Candidate, StudyFit
+    from studies.scaling.prediction import StudyFit
 
 LONG_SECONDS = 6 * 3600.0
 """A promotion longer than this is asked about on a terminal."""
@@ -58,7 +58,7 @@ def promote_command(yes: bool, **given: Any) -> None:
     from studies.promotion.promote import PromoteSettings
 
     settings = PromoteSettings(**given)
-    with Signals().caught() as signals:
+    with Signals() as signals:
         finished = _promote(settings, new_console(), signals, yes=yes)
     if not finished:
         sys.exit(130 if signals.should_stop() else 1)
@@ -162,7 +162,8 @@ def print_answers(fit: StudyFit, console: Console) -> None:
     ):
         c = by_number[number]
         here = f"{c.at_budget_nats:.4f}" + ("" if c.measured_nats is not None else " (predicted)")
-        table.add_row(name, str(number), count(c.n_params), here, _interval(c))
+        there = f"{c.loss_nats:.3f} ({c.low_nats:.3f} to {c.high_nats:.3f})"
+        table.add_row(name, str(number), count(c.n_params), here, there)
     console.print(table)
     console.print(_why(fit))
 
@@ -179,10 +180,6 @@ def _why(fit: StudyFit) -> str:
         f", trial {choice.predicted} one of {choice.predicted_costs_nats:.3f} nats here; "
         "promote takes the predicted best, --select measured the other"
     )
-
-
-def _interval(candidate: Candidate) -> str:
-    return f"{candidate.loss_nats:.3f} ({candidate.low_nats:.3f} to {candidate.high_nats:.3f})"
 
 
 def _loss_text(predicted: Prediction) -> str:

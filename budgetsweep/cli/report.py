@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from budgetsweep.cli.options import output_dir_option, storage_options
+from budgetsweep.cli.options import output_dir_option, storage_options, writing
 
 
 @click.command("report")
@@ -17,7 +17,8 @@ def report_command(output_dir: Path, storage: str, study: str | None) -> None:
     from reports.build import build_report
     from studies.database.connection import storage_url
 
-    files = build_report(storage_url(storage), study, output_dir)
+    with writing(output_dir, "--output-dir"):
+        files = build_report(storage_url(storage), study, output_dir)
     for path in (files.html, files.markdown, files.data_csv, files.best_yaml):
         if path is not None:
             click.echo(str(path))
@@ -36,9 +37,11 @@ def export_command(output_dir: Path, storage: str, study: str | None) -> None:
     from budgetsweep.files import write_text_atomically
     from studies.export import export_study
 
-    for path, data in export_study(storage, study).items():
-        text = data if isinstance(data, str) else dump_yaml(data)
-        write_text_atomically(output_dir / path, text)
+    files = export_study(storage, study)
+    with writing(output_dir, "--output-dir"):
+        for path, data in files.items():
+            text = data if isinstance(data, str) else dump_yaml(data)
+            write_text_atomically(output_dir / path, text)
     click.echo(
         f"{output_dir}: space.yaml (search --space), best.yaml and runs/*.yaml (train), runs.csv"
     )

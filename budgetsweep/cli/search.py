@@ -23,6 +23,7 @@ from budgetsweep.cli.options import (
     points_from_option,
     runs_dir_option,
     set_option,
+    source_option,
     storage_options,
     threads_option,
     yes_option,
@@ -31,7 +32,6 @@ from budgetsweep.cli.promote import print_answers
 from budgetsweep.cli.signals import Signals
 from budgetsweep.errors import ConfigError
 from budgetsweep.formats import count, duration, flops, gib
-from studies.database.run_kind import RunKind
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -128,7 +128,7 @@ output_options = options(
 @click.command("search", cls=GroupedCommand)
 @budget_options
 @search_options
-@options(data_options, heading="Data")
+@options(source_option, data_options, heading="Data")
 @hardware_options
 @output_options
 def search_command(dry_run: bool, yes: bool, **given: Any) -> None:
@@ -142,24 +142,17 @@ def search_command(dry_run: bool, yes: bool, **given: Any) -> None:
     if dry_run:
         _dry_run(settings, console)
         return
-    with Signals().caught() as signals:
+    with Signals() as signals:
         finished = _search(settings, console, signals, yes=yes)
     if not finished:
         sys.exit(130 if signals.should_stop() else 0)
 
 
 def search_settings(
-    *,
-    space: Path | None = None,
-    source: str = "c4",
-    validation: str | None = None,
-    text_field: str = "text",
-    tokenizer: str | None = None,
-    rungs: str | None = None,
-    simulate: str | None = None,
-    replay: Path | None = None,
+    *, space: Path | None, source: str, validation: str | None, text_field: str,
+    tokenizer: str | None, rungs: str | None, simulate: str | None, replay: Path | None,
     **rest: Any,
-) -> SearchSettings:
+) -> SearchSettings:  # fmt: skip
     """Settings from the flags and the space file; flags win.
 
     Named are those that need work; `rest` has the names of their fields, None: the default.
@@ -223,6 +216,7 @@ def _search(settings: SearchSettings, console: Console, signals: Signals, *, yes
     """Run a search with progress; True when there is nothing left to do."""
     from budgetsweep.cli.display import PrepareDisplay, settings_text
     from studies.database.connection import is_new_file
+    from studies.database.run_kind import RunKind
     from studies.database.store import Store
     from studies.search import Hooks, search
     from studies.trackers import track

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 import click
 
 
 class Signals:
-    """Ctrl-C (or SIGTERM) once: stop after saving. Twice: stop now."""
+    """Within the block, Ctrl-C (or SIGTERM) once: stop after saving. Twice: stop now."""
 
     def __init__(self) -> None:
         self._count = 0
+        self._before: dict[signal.Signals, Any] = {}
 
     def should_stop(self) -> bool:
         """Whether a signal has come."""
@@ -30,13 +29,11 @@ class Signals:
         if self._count == 1:
             click.echo("\nfinishing the checkpoint; once more to stop at once", err=True)
 
-    @contextmanager
-    def caught(self) -> Iterator[Self]:
-        """Catch the signals within the block."""
-        names = (signal.SIGINT, signal.SIGTERM)
-        before = {name: signal.signal(name, self._handle) for name in names}
-        try:
-            yield self
-        finally:
-            for name, handler in before.items():
-                signal.signal(name, handler)
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -9,7 +9,7 @@ import click
 
 from budgetsweep.cli.options import FILE, json_option, storage_options
 from budgetsweep.errors import ConfigError
-from budgetsweep.formats import flops
+from budgetsweep.formats import flops, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,8 +79,8 @@ def _verdict_line(name: str, entry: dict[str, Any]) -> str:
 
     numbers = [str(number) for number in entry["trials"][:SHOWN_TRIALS]]
     more = ", ..." if entry["count"] > SHOWN_TRIALS else ""
-    word = "trial" if entry["count"] == 1 else "trials"
-    return f"detected problem: {LABELS[name]}: {entry['count']} {word} ({', '.join(numbers)}{more})"
+    trials = plural(entry["count"], "trial")
+    return f"detected problem: {LABELS[name]}: {trials} ({', '.join(numbers)}{more})"
 
 
 @click.command("diagnose")
@@ -120,7 +120,7 @@ def diagnose_command(
     if as_json:
         console.print_json(data=_as_data(source, found))
     else:
-        print_diagnosis(source, found, console)
+        _print_diagnosis(source, found, console)
 
 
 def _as_data(source: CurveSource, found: Diagnosis) -> dict[str, Any]:
@@ -129,41 +129,21 @@ def _as_data(source: CurveSource, found: Diagnosis) -> dict[str, Any]:
     return {
         "run": source.name,
         "points": found.n_points,
-        "verdicts": [
-            {"name": v.name, "label": v.label, "evidence": v.evidence, "cure": v.cure}
-            for v in found.verdicts
-        ],
+        "verdicts": [{**asdict(v), "label": v.label, "cure": v.cure} for v in found.verdicts],
         "steps": None if found.steps is None else asdict(found.steps),
         "unseen": list(found.unseen),
     }
 
 
-def print_diagnosis(source: CurveSource, found: Diagnosis, console: Console) -> None:
-    """A panel a verdict on a terminal, plain lines elsewhere."""
-    from rich import box
-    from rich.panel import Panel
-    from rich.text import Text
-
+def _print_diagnosis(source: CurveSource, found: Diagnosis, console: Console) -> None:
+    from budgetsweep.cli.display import visible
     from studies.diagnosis.steps import steps_sentences
 
-    name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in source.name)
-    console.print(f"{name}: {found.n_points} points")
-    sound = found.is_healthy
+    console.print(f"{visible(source.name, console)}: {found.n_points} points")
     for verdict in found.verdicts:
-        if console.is_terminal:
-            body = Text(verdict.evidence)
-            if not sound:
-                body.append(f"\n→ {verdict.cure}", style="bold")
-            console.print(
-                Panel(
-                    body, title=Text(verdict.label), title_align="left", box=box.ROUNDED,
-                    border_style="green" if sound else "yellow",
-                )
-            )  # fmt: skip
-        else:
-            console.print(f"{verdict.name}: {verdict.evidence}")
-            if not sound:
-                console.print(f"  do: {verdict.cure}")
+        console.print(f"{verdict.name}: {verdict.evidence}")
+        if not found.is_healthy:
+            console.print(f"  do: {verdict.cure}")
     for sentence in steps_sentences(found.steps):
         console.print(sentence)
     for missing in found.unseen:

@@ -43,7 +43,7 @@ def train_command(
     from budgetsweep.cli.display import new_console
 
     run = run_config(config, budget, overrides, source)
-    with Signals().caught() as signals:
+    with Signals() as signals:
         finished = _train(run, new_console(), signals, cache_dir, threads)
     if not finished:
         sys.exit(130 if signals.should_stop() else 1)
@@ -70,11 +70,8 @@ def _train(
     threads: int | None,
 ) -> bool:  # fmt: skip
     """Train one configuration; True when it is complete."""
-    from trainer.hardware.environment import prepare_environment
-
-    prepare_environment()
     from budgetsweep.cli.display import PrepareDisplay
-    from budgetsweep.constraint import Limits, Rejected, admit, charge_per_step, fill
+    from budgetsweep.constraint import Limits, Rejected, admit, fill
     from studies.trackers import track
     from studies.trackers.base import RunView, Session
     from trainer.data.prepare import open_prepared, prepare
@@ -93,13 +90,11 @@ def _train(
     )  # fmt: skip
     fixed = config.data.fixed_to(prepared, config.wanted_train_tokens, None)
     config = config.with_changes(data=fixed)
-    charge = charge_per_step(config, config.convention) * config.steps
+    charge = config.flops_per_step(config.convention) * config.steps
     device = detect_device(config.device)
     tokens = open_prepared(fixed, config.tokenizer_encoding, cache_dir)
-    limits = Limits(config.budget_flops or charge, config.convention, device).with_data(
-        tokens.facts()
-    )
-    admitted = admit(config, limits.with_data(tokens.facts()))
+    limits = Limits(config.budget_flops or charge, config.convention, device, tokens.facts())
+    admitted = admit(config, limits)
     if isinstance(admitted, Rejected):
         raise ConfigError(admitted.detail)
     console.print(

@@ -22,16 +22,9 @@ from studies.database.ledger import Amount
 from studies.database.lifecycle import RunWriter
 from studies.database.migrations import migrate
 from studies.database.reader import IllegalChangeError
+from studies.database.run_kind import RunKind
 from studies.database.study_settings import StudySettings
-from studies.database.tables import (
-    Fit,
-    Prediction,
-    Rejection,
-    Run,
-    RunKind,
-    Study,
-    settings_columns,
-)
+from studies.database.tables import Fit, Prediction, Rejection, Run, Study, settings_columns
 from trainer.config import RunConfig
 from trainer.data.facts import DataFacts
 from trainer.events import RunStatus

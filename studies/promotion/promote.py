@@ -171,7 +171,7 @@ def run_promotion(
             f"the validation data are not those of study {study.name!r} any more (their checksum "
             "differs), so the promoted loss could not be compared; restore them"
         )
-    admitted = _admitted(fixed, limits.with_data(facts))
+    admitted = _admitted(fixed, dataclasses.replace(limits, data=facts))
     refusal = backend.refusal(admitted)
     if refusal is not None:
         raise ConfigError(

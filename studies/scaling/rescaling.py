@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 
 from budgetsweep.config import apply_overrides, parse
-from budgetsweep.constraint import Limits, affordable_steps, uses_bf16
+from budgetsweep.constraint import Limits, affordable_steps, memory_needed
 from budgetsweep.errors import ConfigError
 from trainer.config import RunConfig
-from trainer.memory import estimate_memory_bytes
 
 BATCH_EXPONENT = 0.45
 LR_EXPONENT = -0.32
@@ -107,7 +106,7 @@ def _accumulation(trial: RunConfig, factor: int, limits: Limits) -> int:
         if factor % pieces:
             continue
         config = trial.with_changes(batch_size=trial.batch_size * factor // pieces)
-        memory = estimate_memory_bytes(config, limits.device.kind, bf16=uses_bf16(config, limits))
+        memory = memory_needed(config, limits.device)
         if memory <= limits.device.memory_bytes:
             return pieces
     return factor

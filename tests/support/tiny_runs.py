@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from budgetsweep.config import dump_yaml
+from model.decoder import DecoderLM
 from trainer.checkpoints import checkpoint
 from trainer.config import RunConfig
 from trainer.data.shards.tokens import TokenArray, TokenData
@@ -46,6 +48,20 @@ def tiny_config(**changes: Any) -> RunConfig:
         **changes,
     }
     return RunConfig.model_validate(settings)
+
+
+def write_run(folder: Path, std: float, seed: int = 0, **changes: Any) -> DecoderLM:
+    """A run's folder with a model whose weights are drawn, so that it says more than one thing."""
+    config = tiny_config(**changes)
+    torch.manual_seed(seed)
+    model = DecoderLM.from_config(config.model)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    torch.nn.init.zeros_(model.ln.bias)  # or one token would be likely everywhere
+    folder.mkdir()
+    torch.save(model.state_dict(), folder / "model.pt")
+    (folder / "config.yaml").write_text(dump_yaml(config.to_dict()), encoding="utf-8")
+    return model
 
 
 def tiny_data(n_train: int = 3000, n_val: int = 400, seed: int = 0) -> TokenData:

@@ -202,7 +202,7 @@ def test_the_meter_stops_every_architecture_at_its_budget(
     budget = 5 * config_of().flops_per_step("nanogpt") + 17
     answer = admit(
         config_of(num_training_steps="fill", num_warmup_steps=1),
-        Limits(budget).with_data(data_of().facts()),
+        Limits(budget, data=data_of().facts()),
     )
     assert isinstance(answer, Admitted)
     assert answer.config.steps == 5
@@ -214,16 +214,17 @@ def test_the_meter_stops_every_architecture_at_its_budget(
 
 
 def test_the_constraint_counts_pairs() -> None:
-    limits = Limits(10**12).with_data(pair_data(120, 20).facts())
-    assert (limits.train_pairs, limits.val_pairs) == (120, 20)
+    limits = Limits(10**12, data=pair_data(120, 20).facts())
+    assert limits.data is not None
+    assert (limits.data.train_pairs, limits.data.val_pairs) == (120, 20)
     config = pair_config(num_training_steps=60)  # 8 pairs a step: four passes
-    assert epochs(config, limits.train_tokens, limits.train_pairs) == 4.0
+    assert epochs(config, limits.data) == 4.0
     assert isinstance(admit(config, limits), Admitted)
     refused = admit(pair_config(num_training_steps=61), limits)
     assert isinstance(refused, Rejected)
     assert refused.reason == Reason.TOO_MANY_EPOCHS
     assert "488 pairs are 4.07 passes over the 120 training pairs" in refused.detail
-    few = admit(config, dataclasses.replace(limits, val_pairs=7))
+    few = admit(config, Limits(10**12, data=pair_data(120, 7).facts()))
     assert isinstance(few, Rejected)
     assert few.reason == Reason.TOO_LITTLE_VALIDATION_DATA
     long = admit(pair_config().to_dict() | {"source_len": 13}, limits)

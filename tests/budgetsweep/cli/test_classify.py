@@ -14,12 +14,10 @@ import pytest
 import torch
 
 from budgetsweep.cli.classify import classify_command
-from budgetsweep.config import dump_yaml
 from model.classification import classify_binary_sentiment
-from model.decoder import DecoderLM
 from model.generation.decoding import score
 from tests.support.commands import run
-from tests.support.tiny_runs import tiny_config
+from tests.support.tiny_runs import write_run
 from trainer.data.tokenizers import ByteTokenizer
 from trainer.sentiment.classify import TEMPLATE, WORDS, parse_template, parse_words
 from trainer.sentiment.labelled import shuffled
@@ -27,20 +25,6 @@ from trainer.sentiment.labelled import shuffled
 FILES = ["classification.json", "histogram.png", "histogram.svg", "predictions.csv"]
 N_POSITIONS = 24
 TEMPLATE_OF_BYTES = r"R {text}\nis "
-
-
-def write_model(folder: Path, **changes: Any) -> DecoderLM:
-    """A run's folder with a model of 24 positions that prefers neither word always."""
-    config = tiny_config(shape={"n_positions": N_POSITIONS}, **changes)
-    torch.manual_seed(1)
-    model = DecoderLM.from_config(config.model)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.8)
-    torch.nn.init.zeros_(model.ln.bias)  # or one word would be likelier always
-    folder.mkdir()
-    torch.save(model.state_dict(), folder / "model.pt")
-    (folder / "config.yaml").write_text(dump_yaml(config.to_dict()), encoding="utf-8")
-    return model
 
 
 def write_reviews(path: Path, n: int = 60) -> list[tuple[str, int]]:
@@ -55,7 +39,7 @@ def write_reviews(path: Path, n: int = 60) -> list[tuple[str, int]]:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with `run` (a model) and `reviews.csv`."""
     monkeypatch.chdir(tmp_path)
-    write_model(tmp_path / "run")
+    write_run(tmp_path / "run", 0.8, seed=1, shape={"n_positions": N_POSITIONS})
     write_reviews(tmp_path / "reviews.csv")
     return tmp_path
 
@@ -83,7 +67,7 @@ def test_files_and_figures_are_those_of_the_functions(here: Path) -> None:
     assert [int(row["row"]) for row in rows] == kept
     labels = [reviews[row][1] for row in kept]
     assert [int(row["label"]) for row in rows] == labels
-    model = write_model(here / "again")
+    model = write_run(here / "again", 0.8, seed=1, shape={"n_positions": N_POSITIONS})
     texts = [f"R {reviews[row][0]}\nis " for row in kept]
     logits = score(model, "cpu", ByteTokenizer(), texts, 7)
     for name, calibrate in (("prediction", False), ("prediction_calibrated", True)):
@@ -202,21 +186,6 @@ def test_mistakes_are_one_line(
     before = sorted(here.rglob("*"))
     assert message in refused("classify", "run", "--data", "reviews.csv", *WORDS_OF_BYTES, *words)
     assert sorted(here.rglob("*")) == before
-
-
-def test_a_model_that_cannot_be_used_is_one_line(here: Path, refused: Callable[..., str]) -> None:
-    rest = ("--data", "reviews.csv", *WORDS_OF_BYTES)
-    assert "nowhere: no such file or folder" in refused("classify", "nowhere", *rest)
-    model = write_model(here / "nan")
-    with torch.no_grad():
-        model.ln.weight.fill_(torch.nan)
-    torch.save(model.state_dict(), here / "nan" / "model.pt")
-    assert "not finite" in refused("classify", "nan", *rest)
-    torch.save(model.state_dict(), here / "bare.pt")
-    assert "tokenizer gpt2 has 50257 ids, but the model only 257" in refused(
-        "classify", "bare.pt", *rest, "--tokenizer", "gpt2"
-    )
-    assert not Path("classification").exists()
 
 
 def test_old_files_stay_when_the_new_ones_cannot_be_written(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import run, run_json, usage_error
+from tests.support.commands import run, run_json
 
 ROWS = [
     "headline,title,text",
@@ -44,14 +44,9 @@ def test_pairs_bad_rows_and_dropped_articles_are_said(source: Path) -> None:
     assert named == {"pairs": True, "documents": 30, "bad_records": 1, "dropped_documents": 1}
 
 
-def test_the_source_is_given_once(source: Path) -> None:
-    error = usage_error("data", "prepare", str(source), "--data", "demo")
-    assert f"Error: give the source once: {source} or --data demo" in error
-
-
 def test_wrong_columns_are_one_line(source: Path, refused: Callable[..., str]) -> None:
     source.write_text("summary,body\n1,2\n")
-    error = refused("data", "prepare", "--data", str(source), "--tokenizer", "bytes")
+    error = refused("data", "prepare", str(source), "--tokenizer", "bytes")
     assert error.endswith(
         f"{source}: columns 'summary', 'body'; expected headline, title and text (pairs), or a "
         "column 'text' (data.text_field)"

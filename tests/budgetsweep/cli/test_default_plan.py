@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from budgetsweep.cli.search import search_settings
+from budgetsweep.cli.search import search_command, search_settings
 from studies.database.store import Store
 from studies.settings import SearchSettings
 from studies.space.rungs import DEFAULT_RUNGS
@@ -18,26 +17,28 @@ WHOLE = ("1", None)
 PLANNED = (DEFAULT_RUNGS, 100.0)
 
 
-def settings(**given: Any) -> SearchSettings:
-    return search_settings(**{"trials": 32, "simulate": "hoffmann2022", **given})
+def settings(*words: str) -> SearchSettings:
+    context = search_command.make_context("search", ["--simulate", "hoffmann2022", *words])
+    given = {name: v for name, v in context.params.items() if name not in ("dry_run", "yes")}
+    return search_settings(**given)
 
 
 @pytest.mark.parametrize(
-    ("given", "plan"),
+    ("line", "plan"),
     [
-        ({}, PLANNED),
-        ({"sampler": "law", "trials": 12}, PLANNED),
-        ({"for_scale": 10.0}, (DEFAULT_RUNGS, 10.0)),
-        ({"trials": 11}, WHOLE),
-        ({"rungs": "1"}, WHOLE),
-        ({"rungs": "0.5,1"}, ("0.5,1", None)),
-        ({"rungs": "1", "for_scale": 10.0}, ("1", 10.0)),
-        ({"sampler": "tpe"}, WHOLE),
-        ({"pruning": True}, WHOLE),
+        ("", PLANNED),
+        ("--sampler law --trials 12", PLANNED),
+        ("--for-scale 10", (DEFAULT_RUNGS, 10.0)),
+        ("--trials 11", WHOLE),
+        ("--rungs 1", WHOLE),
+        ("--rungs 0.5,1", ("0.5,1", None)),
+        ("--rungs 1 --for-scale 10", ("1", 10.0)),
+        ("--sampler tpe", WHOLE),
+        ("--prune", WHOLE),
     ],
 )
-def test_which_searches_have_rungs(given: dict[str, Any], plan: tuple[str, float | None]) -> None:
-    planned = settings(**given)
+def test_which_searches_have_rungs(line: str, plan: tuple[str, float | None]) -> None:
+    planned = settings(*line.split())
     assert (str(planned.rungs), planned.for_scale) == plan
 
 

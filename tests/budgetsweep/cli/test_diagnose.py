@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +9,8 @@ import pytest
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
-from budgetsweep.cli.display import new_console
-from budgetsweep.cli.status import print_diagnosis
 from studies.database.store import Store
 from studies.database.tables import Point, Run
-from studies.diagnosis.curve_files import read_curve
-from studies.diagnosis.diagnose import diagnose
 from tests.support.commands import run, run_json
 from tests.support.synthetic_study import fill_database
 
@@ -75,17 +69,6 @@ def test_json_holds_the_same(spiked: Path) -> None:
     assert data["steps"]["series"] == "training"
 
 
-def test_a_terminal_gets_panels_and_markup_in_names_stays_text(spiked: Path) -> None:
-    source = read_curve(spiked)
-    screen = io.StringIO()
-    console = new_console(file=screen, force_terminal=True, width=100, color_system=None)
-    print_diagnosis(source, diagnose(source.curve, source.facts), console)
-    text = screen.getvalue()
-    assert "─ learning rate too high ─" in text
-    assert "→ try max_lr" in text
-    assert "run[red].csv" in text
-
-
 def test_a_healthy_curve_and_a_curve_too_short(tmp_path: Path) -> None:
     path = tmp_path / "sound.csv"
     path.write_text(csv_text(), encoding="utf-8")
@@ -106,22 +89,3 @@ def test_trials_of_a_study_and_status(study: Path) -> None:
     assert status["best"]["verdicts"]
     assert status["promotions"][0]["verdicts"]
     assert "learning rate too high: 2 trials (1, 4)" in run("status", *words)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ((), "give one of RUN"),
-        (("x.csv", "--trial", "1"), "give one of RUN"),
-        (("--trial", "1", "--promotion", "0"), "give one of RUN"),
-        (("x.csv",), "x.csv: no such file"),
-        (("--trial", "1", "--storage", "none.db"), "no such study database"),
-    ],
-)
-def test_mistakes_are_one_line(
-    words: tuple[str, ...], message: str, refused: Callable[..., str], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    assert message in refused("diagnose", *words)
-    assert not list(tmp_path.iterdir())

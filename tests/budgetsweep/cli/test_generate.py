@@ -4,44 +4,24 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from rich.console import Console
 
-from budgetsweep.cli.display import WorkDisplay
+from budgetsweep.cli.display import new_console, work_display
 from budgetsweep.cli.generate import Sample, print_side_by_side, read_prefixes
-from budgetsweep.config import dump_yaml
 from budgetsweep.errors import DataError
-from model.decoder import DecoderLM
 from model.generation.decoding import generate
 from tests.support.commands import run
-from tests.support.tiny_runs import tiny_config
+from tests.support.tiny_runs import write_run
 from trainer.data.tokenizers import ByteTokenizer
 
 PREFIXES = ["Once upon a time", "", "né [bold]x[/bold]", "a prefix that is longer than the model"]
 KEYS = [
     "prefix", "temperature", "generation", "n_tokens", "finish_reason", "top_k", "top_p", "seed",
 ]  # fmt: skip
-
-
-def write_model(folder: Path, **changes: Any) -> DecoderLM:
-    """A run's folder with a model of 16 positions that says more than one thing."""
-    config = tiny_config(**changes)
-    torch.manual_seed(0)
-    model = DecoderLM.from_config(config.model)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    torch.nn.init.zeros_(model.ln.bias)  # or one token would be likely everywhere
-    folder.mkdir()
-    torch.save(model.state_dict(), folder / "model.pt")
-    (folder / "config.yaml").write_text(dump_yaml(config.to_dict()), encoding="utf-8")
-    return model
 
 
 def write_prefixes(path: Path, prefixes: list[str]) -> None:
@@ -53,7 +33,7 @@ def write_prefixes(path: Path, prefixes: list[str]) -> None:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with `run` (a model) and `prefixes.jsonl`."""
     monkeypatch.chdir(tmp_path)
-    write_model(tmp_path / "run")
+    write_run(tmp_path / "run", 0.5)
     write_prefixes(tmp_path / "prefixes.jsonl", PREFIXES)
     return tmp_path
 
@@ -76,7 +56,7 @@ def test_a_line_for_each_prefix_and_temperature(here: Path) -> None:
         (prefix, t) for prefix in PREFIXES for t in (0.0, 0.7, 1.0)
     ]
     assert all(list(s) == KEYS for s in written)
-    model = write_model(here / "again")
+    model = write_run(here / "again", 0.5)
     for t in (0.0, 0.7, 1.0):
         expected = generate(model, "cpu", ByteTokenizer(), PREFIXES, 16, 24, t, seed=3)
         assert [s["generation"] for s in written if s["temperature"] == t] == expected
@@ -149,7 +129,7 @@ def test_an_instruction_that_changes_nothing_is_said(here: Path) -> None:
         (("--top-k", "0"), "top_k = 0"),
         (("--out", "."), "is a folder"),
         (("--out", "prefixes.jsonl"), "is the file of the prefixes"),
-        (("--out", "run/model.pt/x"), "cannot be written"),
+        (("--out", "run/model.pt/x"), "model.pt is a file"),
         (("--prefixes", "none.jsonl"), "none.jsonl: no such file"),
         (("--prefixes", "run"), "run: cannot be read"),
         (("--device", "gpu"), "expected auto, cpu, mps, cuda or cuda:N"),
@@ -167,22 +147,15 @@ def test_mistakes_are_one_line(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"prefix": "a"', "not JSON (Expecting ',' delimiter, column 15)"),
-        (b"Once upon", "not JSON"),
-        (b'"a"', "found a string"),
-        (b'["a"]', "found a list"),
-        (b"null", "found null"),
-        (b'{"text": "a", "id": 1}', "no key \"prefix\"; expected {\"prefix\": \"...\"}, found the "
-         "keys: 'text', 'id'"),
-        (b"{}", "found the keys: none"),
-        (b'{"prefix": 5}', '"prefix" is a number'),
-        (b'{"prefix": null}', '"prefix" is null'),
-        (b'{"prefix": ["a"]}', '"prefix" is a list'),
-        (b'{"prefix": true}', '"prefix" is true or false'),
-        (b'{"prefix": "\xff"}', "not UTF-8 text (byte 12 of the line)"),
-        (b'{"prefix": "a\\ud800"}', "half of a surrogate pair (character 1)"),
-        (b"[" * 100_000, "cannot be read as JSON"),
-        (b"9" * 10_000, "cannot be read as JSON"),
+        (b'{"prefix": "a"', "Invalid JSON: EOF while parsing an object, column 14"),
+        (b"Once upon", "Invalid JSON"),
+        (b'["a"]', "Input should be an object"),
+        (b'{"text": "a", "id": 1}', "prefix: Field required"),
+        (b'{"prefix": 5}', "prefix: Input should be a valid string"),
+        (b'{"prefix": null}', "prefix: Input should be a valid string"),
+        (b'{"prefix": "a\\ud800"}', "unexpected end of hex escape, column 20"),
+        (b"[" * 100_000, "recursion limit exceeded"),
+        (b"9" * 10_000, "line 3: "),
     ],
 )  # fmt: skip
 def test_a_bad_line_is_named_by_its_number(
@@ -194,12 +167,15 @@ def test_a_bad_line_is_named_by_its_number(
     assert message in error
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n\r\n"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\n \n\r\n", "the file is empty"), (b"\n\xff", "not UTF-8 text (byte 1)")],
+)
 def test_a_file_without_prefixes_is_refused(
-    here: Path, refused: Callable[..., str], content: bytes
+    here: Path, refused: Callable[..., str], content: bytes, message: str
 ) -> None:
     Path("prefixes.jsonl").write_bytes(content)
-    assert "no prefixes" in refused("generate", "run", "--prefixes", "prefixes.jsonl")
+    assert message in refused("generate", "run", "--prefixes", "prefixes.jsonl")
 
 
 def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
@@ -210,7 +186,7 @@ def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
     )
     assert read_prefixes(path) == ["a\nb", "c\u2028d\u0085e", ""]
     path.write_bytes(b'{"prefix": "a"}\r{"prefix": "b"}')
-    with pytest.raises(DataError, match="line 1: not JSON"):
+    with pytest.raises(DataError, match="line 1: Invalid JSON"):
         read_prefixes(path)
 
 
@@ -220,57 +196,13 @@ def test_the_example_can_be_read() -> None:
     assert prefixes[-1] == ""
 
 
-def test_a_model_that_cannot_be_used_is_one_line(
-    here: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rest = ("--prefixes", "prefixes.jsonl", "--device", "cpu")
-    assert "nowhere: no such file or folder" in refused("generate", "nowhere", *rest)
-    Path("run/model.pt").write_bytes(b"garbage")
-    assert "model.pt" in refused("generate", "run", *rest)
-    Path("run/model.pt").unlink()
-    assert "no model.pt and no model.safetensors in this folder" in refused(
-        "generate", "run", *rest
-    )
-    model = write_model(here / "nan")
-    with torch.no_grad():
-        model.ln.weight.fill_(torch.nan)
-    torch.save(model.state_dict(), here / "nan" / "model.pt")
-    assert "not finite" in refused("generate", "nan", *rest)
-    assert not Path("generation.jsonl").exists()
-
-    def offline(name: str) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("tiktoken.get_encoding", offline)
-    write_model(here / "gpt", tokenizer_encoding="gpt2")
-    error = refused("generate", "gpt", *rest)
-    assert "tokenizer gpt2: its files could not be fetched (no route to host)" in error
-
-
-def test_an_old_file_stays_when_the_new_one_cannot_be_written(
-    here: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Path("generation.jsonl").write_text("precious\n")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("budgetsweep.files.os.fsync", full)
-    error = refused("generate", "run", "--prefixes", "prefixes.jsonl", "--device", "cpu")
-    assert "--out generation.jsonl: cannot be written (No space left on device)" in error
-    assert Path("generation.jsonl").read_text() == "precious\n"
-    assert sorted(path.name for path in here.iterdir()) == [
-        "generation.jsonl", "prefixes.jsonl", "run",
-    ]  # fmt: skip
-
-
 def sample(prefix: str, text: str, temperature: float = 0.0) -> Sample:
     return Sample(prefix, temperature, text, 1, "length", None, None, 0)
 
 
 def test_generated_text_cannot_steer_the_terminal() -> None:
     stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, width=80, color_system=None)
+    console = new_console(file=stream, force_terminal=True, width=80, color_system=None)
     print_side_by_side([[sample("a\nb", "\x1b[2J\x07\u202e[red]é")]], console)
     out = stream.getvalue()
     assert "\x1b" not in out
@@ -282,7 +214,7 @@ def test_generated_text_cannot_steer_the_terminal() -> None:
 
 def test_a_terminal_that_lacks_a_character_shows_a_question_mark() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    print_side_by_side([[sample("a", "é日x")]], Console(file=stream, width=80))
+    print_side_by_side([[sample("a", "é日x")]], new_console(file=stream, width=80))
     stream.seek(0)
     assert "??x" in stream.read()
 
@@ -290,7 +222,7 @@ def test_a_terminal_that_lacks_a_character_shows_a_question_mark() -> None:
 def test_a_long_table_ends_early_and_says_so() -> None:
     stream = io.StringIO()
     rows = [[sample(f"p{i}", "x"), sample(f"p{i}", "y", 1.0)] for i in range(1025)]
-    print_side_by_side(rows, Console(file=stream, width=80))
+    print_side_by_side(rows, new_console(file=stream, width=80))
     lines = [line for line in stream.getvalue().splitlines() if line.strip()]
     assert len(lines) == 1 + 20 + 1
     assert lines[-1] == "... and 1,005 more prefixes"
@@ -300,25 +232,11 @@ def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("budgetsweep.cli.display.time.monotonic", lambda: now)
     stream = io.StringIO()
-    console = Console(file=stream, width=80)
-    with WorkDisplay(console, total=4000, verb="generating", unit="tokens") as display:
-        display.update(10)
+    console = new_console(file=stream, width=80)
+    with work_display(console, total=4000, verb="generating", unit="tokens") as show:
+        show(10)
         assert stream.getvalue() == ""
         now = 120.0
-        display.update(500, before=500)
-        display.update(600, before=500)
+        show(1000)
+        show(1100)
         assert stream.getvalue() == "generating: 1,000 of 4,000 tokens, about 1 min left\n"
-
-
-def test_torch_is_loaded_only_for_work(here: Path) -> None:
-    code = (
-        "import sys\n"
-        "from budgetsweep.cli.main import main\n"
-        "try: main(['generate', 'run', '--prefixes', 'none.jsonl'])\n"
-        "except SystemExit as e: print(e.code, 'torch' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        env={"PYTHONPATH": str(Path(__file__).parents[3]), "PATH": ""},
-    )  # fmt: skip
-    assert done.stdout.split() == ["2", "False"]

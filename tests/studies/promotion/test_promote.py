@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from budgetsweep.constraint import Limits, charge_per_step
+from budgetsweep.constraint import Limits
 from budgetsweep.errors import ConfigError, StudyError
 from studies.database.store import Store
 from studies.promotion.promote import (
@@ -55,7 +55,7 @@ def test_longer_runs_take_larger_batches(ratio: float) -> None:
 
 def test_the_shape_stays_and_hands_may_set_the_rest() -> None:
     trial = trial_config()
-    budget = 100 * charge_per_step(trial, "nanogpt") * 100
+    budget = 100 * trial.flops_per_step("nanogpt") * 100
     config, rule = promoted_config(
         trial, budget, ("max_lr=0.02", "min_lr_ratio=0.5"), Limits(budget)
     )
@@ -81,7 +81,7 @@ def test_the_shape_stays_and_hands_may_set_the_rest() -> None:
 )
 def test_a_warm_up_grows_to_a_token_a_parameter(warmup: dict[str, Any], expected: int) -> None:
     trial = trial_config(**warmup)
-    budget = 100 * charge_per_step(trial, "nanogpt") * 100
+    budget = 100 * trial.flops_per_step("nanogpt") * 100
     config, _ = promoted_config(trial, budget, (), Limits(budget))
     assert config.num_warmup_steps == expected
     assert config.warmup_fraction is None
@@ -100,7 +100,7 @@ def test_a_warm_up_is_at_most_a_tenth_unless_it_was_longer(
 
 def test_a_batch_too_large_for_the_memory_is_accumulated() -> None:
     trial = trial_config()
-    budget = 100 * charge_per_step(trial, "nanogpt") * 100
+    budget = 100 * trial.flops_per_step("nanogpt") * 100
     small = estimate_memory_bytes(trial.with_changes(batch_size=16), "cuda", bf16=False)
     device = DeviceInfo("cuda", "small GPU", small, bf16=False, n_threads=1)
     config, rule = promoted_config(trial, budget, (), Limits(budget, device=device))
