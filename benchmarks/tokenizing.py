@@ -71,9 +71,12 @@ def block_ways(name: str, source: Source, folder: Path) -> dict[str, Callable[[B
             write_shard(folder / f"{split}.tok", ids, tokenizer=name, split=split)
 
     return {
-        "encode_ordinary_batch": lambda b: encoding.encode_ordinary_batch(b.texts, num_threads=1),
+        "encode_ordinary_batch": lambda b: encoding.encode_ordinary_batch(
+            [record.text for record in b.records], num_threads=1
+        ),
         "encode_to_numpy": lambda b: [
-            encoding.encode_to_numpy(text, disallowed_special=()) for text in b.texts
+            encoding.encode_to_numpy(record.text, disallowed_special=())
+            for record in b.records
         ],
         "block": ours,
     }

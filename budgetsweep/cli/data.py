@@ -52,7 +52,8 @@ def prepare_command(
     pairs for an encoder-decoder.
     """
     from budgetsweep.cli.display import PrepareDisplay, new_console
-    from trainer.data.prepare import prepare, prepared_info
+    from trainer.data.cache import prepared_info
+    from trainer.data.prepare import prepare
 
     if named is not None:
         given = click.get_current_context().get_parameter_source("source")
@@ -105,7 +106,7 @@ def info_command(cache_dir: Path | None, verify: bool, as_json: bool) -> None:
     from dataclasses import asdict
 
     from budgetsweep.cli.display import columns, new_console
-    from trainer.data.prepare import list_prepared
+    from trainer.data.cache import list_prepared
 
     console = new_console()
     prepared = list_prepared(cache_dir, verify=verify)

@@ -57,7 +57,7 @@ def evaluate_command(
     """Measure loss, perplexity and bits per byte of a trained model.
 
     MODEL is a run's folder, a model.pt, the course's too, or a converted model. A FILE is text,
-    JSON lines, parquet, the course's .npz (its array val), .npy or .tok; c4, demo, hub:owner/name
+    JSON lines, parquet, the course's .npz (its array val), or .npy; c4, demo, hub:owner/name
     and folders stand for their validation split.
     """
     from trainer.hardware.environment import prepare_environment
@@ -159,9 +159,10 @@ def _held_out(owner: _Owner, wanted: _Wanted) -> HeldOut:
     """A file's tokens; without one the run's own validation split, or that of a named source."""
     from budgetsweep.config import parse
     from trainer.data.config import DataConfig
-    from trainer.data.held_out import HeldOut, check_ids, read_held_out
+    from trainer.data.held_out import HeldOut, read_held_out
     from trainer.data.prepare import open_prepared, prepare
     from trainer.data.sources import source_class
+    from trainer.data.sources.course_npz import check_ids
 
     source, tokenizer = wanted.source, owner.tokenizer
     own = owner.config.data if owner.config else None

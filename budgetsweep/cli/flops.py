@@ -86,8 +86,9 @@ def _explain(config: RunConfig, *, measure: bool) -> dict[str, Any]:
     prepared = _prepared(config)
     if prepared is not None:
         facts["train_tokens_prepared"] = len(prepared.train)
-        facts["train_pairs_prepared"] = prepared.n_train_pairs
-        facts["epochs"] = epochs(config, len(prepared.train), prepared.n_train_pairs)
+        n_pairs = prepared.facts().train_pairs
+        facts["train_pairs_prepared"] = n_pairs
+        facts["epochs"] = epochs(config, len(prepared.train), n_pairs)
     if measure:
         facts.update(_on_this_device(config))
     return facts

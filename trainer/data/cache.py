@@ -18,13 +18,17 @@ import platformdirs
 from budgetsweep.errors import DataError
 from budgetsweep.files import file_lock
 from trainer.data.config import DataConfig
-from trainer.data.shards.manifest import FORMAT_VERSION, MANIFEST_NAME, load_manifest
+from trainer.data.shards.manifest import (
+    FORMAT_VERSION,
+    LOCK_NAME,
+    MANIFEST_NAME,
+    load_manifest,
+)
 from trainer.data.shards.tokens import open_tokens
 from trainer.data.sources import source_class
 
 CACHE_VARIABLE = "BUDGETSWEEP_CACHE"
 _LOG = logging.getLogger("budgetsweep")
-LOCK_NAME = ".lock"
 _WAIT_SECONDS = 0.2
 
 

@@ -11,25 +11,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from budgetsweep.errors import DataError
+from trainer.data.shards.tokens import TokenArray
 
 _ROUNDS = 8  # 4 already look random (Luby-Rackoff); small domains need more
 _BLOCK = 4096  # items whose order is worked out at once: 0.2 ms a batch otherwise
-
-
-class Tokens(Protocol):
-    """What is needed of token data; `trainer.data.shards.tokens.TokenArray` has it."""
-
-    def __len__(self) -> int:
-        """Number of tokens."""
-
-    def gather(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-        """(B,) starts -> (B, length) token ids, int64."""
 
 
 class EpochOrder(ABC):
@@ -90,7 +80,7 @@ class WindowSampler(EpochOrder):
 
     def __init__(
         self,
-        tokens: Tokens,
+        tokens: TokenArray,
         batch_size: int,
         seq_len: int,
         seed: int,

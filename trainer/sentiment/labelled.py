@@ -206,7 +206,7 @@ class LabelledCsv:
             raise DataError(f"{self.place(0, line)}: not CSV ({error})") from error
 
     def _lines(self) -> Iterator[str]:
-        for number, line in local_lines(self.file, 0):
+        for number, line in enumerate(local_lines(self.file)):
             try:
                 yield line.decode("utf-8") + "\n"
             except UnicodeDecodeError as error:

@@ -8,9 +8,9 @@ import pytest
 
 from budgetsweep.errors import ConfigError, DataError
 from tests.support.data_files import prepared, same
-from trainer.data.cache import default_cache_dir
+from trainer.data.cache import default_cache_dir, folder_for, list_prepared
 from trainer.data.config import DataConfig
-from trainer.data.prepare import folder_for, list_prepared, open_prepared, prepare
+from trainer.data.prepare import open_prepared, prepare
 from trainer.data.shards.tokens import open_tokens
 from trainer.data.tokenizers import ByteTokenizer
 

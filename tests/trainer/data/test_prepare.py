@@ -20,16 +20,12 @@ from tests.support.data_files import (
     write_jsonl,
 )
 from trainer.data.blocks import document_hash
+from trainer.data.cache import folder_for, list_prepared
 from trainer.data.config import DataConfig
-from trainer.data.prepare import (
-    PrepareProgress,
-    folder_for,
-    list_prepared,
-    open_prepared,
-    prepare,
-)
+from trainer.data.prepare import open_prepared, prepare
 from trainer.data.shards import progress
 from trainer.data.shards.manifest import load_manifest, save_manifest
+from trainer.data.shards.progress import PrepareProgress
 from trainer.data.shards.tokens import TokenArray
 from trainer.data.sources import open_source, records
 
@@ -134,27 +130,6 @@ def test_an_interrupted_preparation_goes_on(
     resumed = prepared(source, wanted)
     assert same(resumed, whole)
     assert resumed.train[:].tolist() == whole.train[:].tolist()
-
-
-def test_finished_shards_are_adopted_and_damaged_ones_made_again(source: Path, tmp_path: Path):
-    whole = prepared(source, 60_000)
-    folder = whole.folder
-    manifest = load_manifest(folder)
-    files = {p.name: p.read_bytes() for p in folder.glob("*.tok")}
-    # As if the kill had come before the manifest took in anything.
-    save_manifest(folder, manifest.with_changes(
-        train=(), val=(), cursor=(0, 0), documents=0, val_documents=0, dropped_documents=0,
-        lowest_hash=None, val_frozen=False,
-    ))  # fmt: skip
-    kept = {p.name: p.stat().st_ino for p in folder.glob("train-*")}
-    damaged = folder / "train-00002.tok"
-    damaged.write_bytes(damaged.read_bytes()[:-3])
-    again = prepared(source, 60_000)
-    assert same(again, whole)
-    assert {p.name: p.read_bytes() for p in folder.glob("*.tok")} == files
-    inodes = {p.name: p.stat().st_ino for p in folder.glob("train-*")}
-    changed = {name for name in kept if inodes[name] != kept[name]}
-    assert changed == {"train-00002.tok"}
 
 
 def test_half_written_files_of_a_killed_process_go_away(source: Path):

@@ -19,6 +19,7 @@ from budgetsweep.errors import DataError
 from budgetsweep.files import write_text_atomically
 
 MANIFEST_NAME = "manifest.json"
+LOCK_NAME = ".lock"
 TOKEN_BYTES_NAME = "token-bytes.tok"
 MANIFEST_FORMAT = "budgetsweep tokens"
 FORMAT_VERSION = 1
@@ -136,8 +137,8 @@ def load_manifest(folder: Path) -> Manifest:
     body = {k: v for k, v in data.items() if k not in ("format", "version", "checksum")}
     if data.get("checksum") != _checksum(body):
         raise DataError(f"{path}: damaged (checksum differs); delete {folder} and {again}")
-    body["train"] = tuple(ShardEntry(**entry) for entry in body["train"])
-    body["val"] = tuple(ShardEntry(**entry) for entry in body["val"])
+    for split in ("train", "val"):
+        body[split] = tuple(ShardEntry(**entry) for entry in body[split])
     if body["token_bytes"] is not None:
         body["token_bytes"] = ShardEntry(**body["token_bytes"])
     body["cursor"] = tuple(body["cursor"])

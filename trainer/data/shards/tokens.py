@@ -13,7 +13,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,25 +50,16 @@ class ShardHeader:
     n_tokens: int
     sha256: str
     """SHA-256 of the payload."""
-    extra: dict[str, Any]
-    """Where in the source it comes from, document counts."""
 
 
 class TokenArray:
-    """One virtual array of token ids over several memory-mapped arrays, cut to `n_tokens`.
-
-    Args:
-        parts: one-dimensional uint16 arrays, in order.
-        n_tokens: use only the first so many ids; None: all.
+    """One virtual array of token ids over several memory-mapped (N,) arrays, cut to `n_tokens`.
 
     Raises:
-        ValueError: a part is not a one-dimensional uint16 array, or there are fewer ids.
+        ValueError: there are fewer ids.
     """
 
     def __init__(self, parts: Sequence[Ids], n_tokens: int | None = None) -> None:
-        for part in parts:
-            if part.ndim != 1 or part.dtype != np.uint16:
-                raise ValueError(f"expected 1-D uint16 ids, got {part.ndim}-D {part.dtype}")
         available = sum(len(part) for part in parts)
         if n_tokens is None:
             n_tokens = available
@@ -114,9 +105,6 @@ class TokenArray:
     def __len__(self) -> int:
         return self._n_tokens
 
-    def __repr__(self) -> str:
-        return f"TokenArray({self._n_tokens} tokens in {len(self._parts)} parts)"
-
     def count(self, token_id: int) -> int:
         """How often an id occurs."""
         return sum(int(np.count_nonzero(part == token_id)) for part in self._parts)
@@ -132,8 +120,6 @@ class TokenArray:
 
     def __getitem__(self, key: slice) -> Ids:
         """Ids of a slice with step 1, as a new uint16 array; Python's rules for the bounds."""
-        if not isinstance(key, slice):
-            raise TypeError(f"expected a slice such as tokens[0:128], got {key!r}")
         start, stop, step = key.indices(self._n_tokens)
         if step != 1:
             raise ValueError("only slices with step 1")
@@ -142,23 +128,12 @@ class TokenArray:
         return out
 
     def gather(self, starts: npt.ArrayLike, length: int) -> npt.NDArray[np.int64]:
-        """Windows of `length` ids.
-
-        Args:
-            starts: (B,) first positions, each in 0…len − length.
-            length: ids in a window, at least 1.
-
-        Returns:
-            (B, length) int64.
+        """Windows of `length` ids, at least 1, from (B,) starts on: (B, length) int64.
 
         Raises:
             IndexError: a window does not lie within the array.
         """
         first = np.asarray(starts, dtype=np.int64)
-        if first.ndim != 1:
-            raise ValueError(f"starts: expected one dimension (B,), got {first.shape}")
-        if length < 1:
-            raise ValueError(f"length = {length}: expected at least 1")
         if first.size and (first.min() < 0 or first.max() + length > self._n_tokens):
             raise IndexError(
                 f"windows of {length} at {first.min()}…{first.max()} do not lie within "
@@ -213,8 +188,13 @@ class TokenData:
         """What is known of these data without reading them."""
         return DataFacts(
             self.description, self.data_checksum, self.val_checksum, len(self.train),
-            len(self.val), self.n_train_pairs, self.n_val_pairs, self.bytes_per_token,
+            len(self.val), self._pairs_in(self.train), self._pairs_in(self.val),
+            self.bytes_per_token,
         )  # fmt: skip
+
+    def _pairs_in(self, tokens: TokenArray) -> int | None:
+        """Whole pairs; None where the text is none of pairs."""
+        return tokens.count(self.eot) // 2 if self.pairs else None
 
     def require_pairs(self) -> None:
         """Refuse running text.
@@ -228,48 +208,17 @@ class TokenData:
                 "source and target, such as WikiHow's wikihowAll.csv"
             )
 
-    @property
-    def n_train_pairs(self) -> int | None:
-        """Whole training pairs; None where the text is none of pairs."""
-        return self.train.count(self.eot) // 2 if self.pairs else None
 
-    @property
-    def n_val_pairs(self) -> int | None:
-        """Whole validation pairs; None where the text is none of pairs."""
-        return self.val.count(self.eot) // 2 if self.pairs else None
-
-
-def write_shard(
-    path: Path,
-    ids: npt.ArrayLike,
-    *,
-    tokenizer: str,
-    split: str,
-    extra: dict[str, Any] | None = None,
-) -> ShardEntry:
-    """Write ids as one shard; `path` appears complete and synced, or not at all.
-
-    Args:
-        ids: (N,) uint16.
-        extra: plain data kept in the header.
+def write_shard(path: Path, ids: Ids, *, tokenizer: str, split: str) -> ShardEntry:
+    """Write (N,) ids as one shard; `path` appears complete and synced, or not at all.
 
     Raises:
         DataError: the file cannot be written (no space, no permission).
     """
-    array = np.ascontiguousarray(ids)
-    if array.ndim != 1 or array.dtype != np.uint16:
-        raise ValueError(f"expected 1-D uint16 ids, got {array.ndim}-D {array.dtype}")
-    array = array.astype("<u2", copy=False)
+    array = np.ascontiguousarray(ids, dtype="<u2")
     payload = array.view(np.uint8).data
-    digest = hashlib.sha256(payload).hexdigest()
-    fields = {
-        "tokenizer": tokenizer,
-        "split": split,
-        "n_tokens": len(array),
-        "sha256": digest,
-        "extra": extra or {},
-    }
-    header = json.dumps(fields).encode()
+    header_fields = ShardHeader(tokenizer, split, len(array), hashlib.sha256(payload).hexdigest())
+    header = json.dumps(asdict(header_fields)).encode()
     header += b" " * (-(_PREFIX.size + len(header)) % _ALIGNMENT)
     prefix = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(header), hashlib.sha256(header).digest())
     try:
@@ -279,17 +228,11 @@ def write_shard(
             file.write(payload)
     except OSError as error:
         raise cannot_write(path, error) from error
-    return ShardEntry(file=path.name, n_tokens=len(array), sha256=digest)
+    return ShardEntry(path.name, header_fields.n_tokens, header_fields.sha256)
 
 
 def read_shard(path: Path, *, verify: bool = False) -> tuple[ShardHeader, Ids]:
-    """Memory-map a shard.
-
-    Args:
-        verify: read the payload and compare its SHA-256 too.
-
-    Returns:
-        The header and the ids as a read-only array.
+    """The header of a shard and its ids, memory-mapped; `verify` reads and checks the payload too.
 
     Raises:
         DataError: the file is missing, truncated, damaged, foreign or of another version.
@@ -307,12 +250,10 @@ def read_shard(path: Path, *, verify: bool = False) -> tuple[ShardHeader, Ids]:
             f"{path}: {kind}: {size} bytes, expected {expected} for {header.n_tokens} tokens; "
             "delete its folder and prepare the text again"
         )
-    ids: Ids
+    ids: Ids = np.empty(0, dtype=np.uint16)
     if header.n_tokens:
         mapped = np.memmap(path, dtype="<u2", mode="r", offset=offset, shape=(header.n_tokens,))
         ids = mapped.view(np.ndarray)  # the subclass makes each slice ten times as slow
-    else:
-        ids = np.empty(0, dtype=np.uint16)
     if verify and sha256_of_ids([ids]) != header.sha256:
         raise DataError(
             f"{path}: damaged (checksum of the tokens differs); "
@@ -332,8 +273,9 @@ def _read_header(path: Path, prefix: bytes, read: Any) -> tuple[ShardHeader, int
     raw = read(min(length, _MAX_HEADER_BYTES))
     if len(raw) != length or hashlib.sha256(raw).digest() != digest:
         raise DataError(f"{path}: damaged or truncated header; prepare the text again")
-    fields = json.loads(raw)
-    return ShardHeader(**fields), _PREFIX.size + length
+    found = json.loads(raw)
+    header = ShardHeader(*(found[field.name] for field in fields(ShardHeader)))
+    return header, _PREFIX.size + length
 
 
 def sha256_of_ids(parts: Iterable[Ids]) -> str:

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 from budgetsweep.errors import DataError
 from trainer.data.sources import Record, wikihow
-from trainer.data.sources.local_files import LocalFile
-from trainer.data.sources.records import BYTE_ORDER_MARK, local_lines
 
 LONGEST_ROW_BYTES = 4 << 20
 """A longer row is bad: WikiHow's longest articles are some 100 kB (*assumption*)."""
@@ -59,37 +57,12 @@ class _Row:
     problem: str | None = None
     broken: bool = False
     """It is not sure where the row ends; its second line comes next."""
-
     wrong_number: bool = False
     """Not as many fields as columns."""
 
 
-def csv_file_records(
-    file: LocalFile, index: int, first: int, field: str, pairs: bool
-) -> Iterator[Record]:
-    """Records of a local CSV file from line `first` on (0: from the beginning).
-
-    Raises:
-        DataError: the file is damaged or has other columns.
-    """
-    yield from csv_records(_lines_of(file), str(file.path), index, first, field, pairs)
-
-
-def csv_file_columns(file: LocalFile, field: str) -> Columns:
-    """Columns of a local CSV file, by its header.
-
-    Raises:
-        DataError: it has none, or not the ones that are needed.
-    """
-    return csv_columns(_lines_of(file), field, str(file.path))
-
-
-def _lines_of(file: LocalFile) -> Iterator[bytes]:
-    return (line for _, line in local_lines(file, 0, LONGEST_ROW_BYTES))
-
-
 def csv_columns(lines: Iterable[bytes], field: str, where: str) -> Columns:
-    """Columns of a CSV file by its header; the lines are as `csv_records` takes them.
+    """Columns of a CSV file by its header.
 
     Headline, title and text make a file of pairs, where the text field is `text`.
 
@@ -159,7 +132,7 @@ def _header(lines: _Lines, field: str, where: str) -> Columns:
     expected = f"expected headline, title and text (pairs), or a column {field!r} (data.text_field)"
     if first is None:
         raise DataError(f"{where}: empty; {expected}")
-    lines.give_back([first.removeprefix(BYTE_ORDER_MARK)])
+    lines.give_back([first])
     row = _parse(lines)
     if row.problem:
         raise DataError(f"{where}: the header cannot be read ({row.problem}); {expected}")

@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any, Self, final
 
 from trainer.data.sources import Cursor, Record, Source
-from trainer.data.sources.csv_rows import csv_file_columns, csv_file_records, mixed_columns
-from trainer.data.sources.local_files import FoundFiles, find_files, local_identity, piece_bytes
-from trainer.data.sources.records import json_records, parquet_records, text_records
+from trainer.data.sources.csv_rows import (
+    LONGEST_ROW_BYTES,
+    Columns,
+    csv_columns,
+    csv_records,
+    mixed_columns,
+)
+from trainer.data.sources.local_files import FoundFiles, LocalFile, find_files, piece_bytes
+from trainer.data.sources.records import json_records, local_lines, parquet_records, text_records
 
 
 @final
@@ -46,29 +52,36 @@ class LocalSource(Source):
         self.description = self.name + found.note
         self._piece_bytes = piece_bytes(sum(f.size for f in self.files if f.kind == "text"))
         tables = [file for file in self.files if file.kind == "csv"]
-        pairs = [csv_file_columns(file, self.text_field).pair is not None for file in tables]
+        pairs = [self._columns(file).pair is not None for file in tables]
         self.pairs = any(pairs)
         if self.pairs and not all(pairs):
             raise mixed_columns(str(tables[pairs.index(False)].path))
         return self
 
+    def _columns(self, file: LocalFile) -> Columns:
+        return csv_columns(local_lines(file, LONGEST_ROW_BYTES), self.text_field, str(file.path))
+
     def identity(self) -> dict[str, Any]:
         """Path, size and time of change of each file."""
-        return {"files": local_identity(find_files(self.name).files), "text_field": self.text_field}
+        files = [[str(f.path), f.size, f.mtime_ns] for f in find_files(self.name).files]
+        return {"files": files, "text_field": self.text_field}
 
     def records(self, start: Cursor = (0, 0)) -> Iterator[Record]:
         """Documents file by file."""
+        field, label_field = self.text_field, self.label_field
         for index in range(start[0], len(self.files)):
             first = start[1] if index == start[0] else 0
             file = self.files[index]
+            where = str(file.path)
             if file.kind == "text":
                 yield from text_records(file, index, first, self._piece_bytes)
             elif file.kind == "json":
-                yield from json_records(file, index, first, self.text_field, self.label_field)
-            elif file.kind == "csv":
-                yield from csv_file_records(file, index, first, self.text_field, self.pairs)
+                yield from json_records(local_lines(file), where, index, first, field, label_field)
+            elif file.kind == "parquet":
+                yield from parquet_records(file, index, first, field, label_field)
             else:
-                yield from parquet_records(file, index, first, self.text_field, self.label_field)
+                lines = local_lines(file, LONGEST_ROW_BYTES)
+                yield from csv_records(lines, where, index, first, field, self.pairs)
 
     def place(self, file: int, record: int) -> str:
         """File and line, or file and row of a parquet file."""

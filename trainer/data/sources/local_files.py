@@ -147,11 +147,6 @@ def local_file(path: Path, kind: Kind) -> LocalFile:
     return LocalFile(path.absolute(), kind, status.st_size, status.st_mtime_ns)
 
 
-def local_identity(files: Iterable[LocalFile]) -> list[list[Any]]:
-    """Path, size and time of change of each file, as plain data."""
-    return [[str(file.path), file.size, file.mtime_ns] for file in files]
-
-
 def piece_bytes(n_bytes: int) -> int:
     """Size from which on a piece of a text file ends at the next blank line.
 

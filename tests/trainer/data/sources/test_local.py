@@ -141,15 +141,6 @@ def test_parquet(tmp_path: Path):
         list(open_source(str(path)).records())
 
 
-def test_parquet_with_bytes_that_are_not_text(tmp_path: Path):
-    raw = pa.array([b"good", b"caf\xe9", b"fine"], pa.binary())
-    column = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
-    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
-    corpus = open_source(str(tmp_path / "a.parquet"))
-    assert texts(corpus) == ["good", "fine"]
-    assert problems(corpus) == [f"{tmp_path / 'a.parquet'}: row 2 not UTF-8"]
-
-
 def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path):
     (tmp_path / "b").mkdir()
     (tmp_path / ".hidden").mkdir()
@@ -325,24 +316,3 @@ def test_a_standard_library_in_a_zip_is_explained(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(DemoSource, "root", root)
         with pytest.raises(DataError, match="demo: no Python source files under"):
             open_source("demo")
-
-
-# The library of data sets -------------------------------------------------------------------------
-
-
-def test_the_librarys_settings_come_back_after_each_use(tmp_path: Path):
-    import datasets
-
-    def settings_now() -> tuple[object, ...]:
-        config, bars = datasets.config, datasets.are_progress_bars_disabled()
-        retries = config.STREAMING_READ_MAX_RETRIES, config.STREAMING_OPEN_MAX_RETRIES
-        return *retries, config.TORCH_AVAILABLE, bars, datasets.logging.get_verbosity()
-
-    before = settings_now()
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": ["one", "two"]}), path)
-    records = open_source(str(path)).records()
-    assert next(records).text == "one"
-    assert settings_now() != before
-    assert [record.text for record in records] == ["two"]
-    assert settings_now() == before

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from budgetsweep.errors import DataError
 from tests.support.data_files import decode, prepared, same, write_jsonl
 from trainer.data.blocks import document_hash
+from trainer.data.cache import folder_for, list_prepared
 from trainer.data.config import DataConfig
 from trainer.data.pairs import PairIndex
-from trainer.data.prepare import PrepareProgress, folder_for, list_prepared
 from trainer.data.shards import progress
 from trainer.data.shards.manifest import _checksum, load_manifest, save_manifest
+from trainer.data.shards.progress import PrepareProgress
 from trainer.data.shards.tokens import TokenArray, TokenData
 from trainer.data.sources import open_source
 from trainer.data.sources.wikihow import (
