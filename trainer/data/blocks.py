@@ -69,30 +69,29 @@ class EncodedBlock:
     """Training documents; a pair counts as one."""
     val_documents: int
     dropped_documents: int
-    bad_records: int
-    bad_examples: list[str]
-    hashes: list[int]
-    """Of its documents that are not empty."""
+    lowest_hash: int | None
 
 
 def document_hash(text: str) -> int:
-    """64-bit BLAKE2b of the UTF-8 text; the same on every machine and in every version.
-
-    Raises:
-        UnicodeEncodeError: the text has lone surrogates.
-    """
+    """64-bit BLAKE2b of the UTF-8 text; the same on every machine and in every version."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def split_hash(record: Record) -> int | None:
+    """What decides the side of a record: the hash of its text, of a pair that of its title.
+
+    None: it is empty or bad.
+    """
+    documents = record.documents
+    if not documents or documents[-1].isspace():
+        return None
+    return document_hash(documents[0] if record.source is None else split_key(documents[0]))
 
 
 def choose_val_below(expected_tokens: float | None, wanted_val_tokens: int) -> int:
     """Threshold of `document_hash` below which documents are validation.
 
-    Args:
-        expected_tokens: tokens that the first preparation will read; None: not known.
-        wanted_val_tokens: validation tokens to aim at.
-
-    Returns:
-        A share of `wanted_val_tokens` of what is read, but from 1/100 to 1/20.
+    It gives the share that is wanted of what is expected (None: not known), but 1/100 to 1/20.
     """
     share = wanted_val_tokens / expected_tokens if expected_tokens else SMALLEST_VAL_SHARE
     share = min(max(share, SMALLEST_VAL_SHARE), LARGEST_VAL_SHARE)
@@ -110,11 +109,7 @@ def block_chars(index: int) -> int:
 def cut_blocks(
     source: Source, start: Cursor = (0, 0), index: int = 0, tick: Callable[[], None] | None = None
 ) -> Generator[Block]:
-    """Blocks of a source from a block's end on.
-
-    Args:
-        start: `end` of the block before.
-        tick: called now and then while reading.
+    """Blocks of a source from `start` on, the `end` of the block before; calls `tick` meanwhile.
 
     Raises:
         DataError: the first thousand records are all bad, or the source cannot be read.
@@ -163,7 +158,6 @@ def encode_block(
     tokenizer: Tokenizer,
     rule: SplitRule,
     want_val: bool,
-    place: Callable[[int, int], str],
     stop: threading.Event,
     count: Callable[[int, int, int], None],
 ) -> EncodedBlock | None:
@@ -171,33 +165,23 @@ def encode_block(
 
     Args:
         want_val: tokenise validation documents; else they are dropped.
-        place: name of a record for messages.
         stop: give up and return None when it is set.
         count: called with documents, training tokens and validation tokens, as they are made.
     """
     sides: dict[str, list[list[str]]] = {"train": [], "val": []}
-    bad, examples, dropped = block.bad_records, list(block.bad_examples), 0
+    dropped = 0
     hashes: list[int] = []
     for record in block.records:
-        documents = record.documents
-        if not documents or documents[-1].isspace():
+        digest = split_hash(record)
+        if digest is None:
             dropped += 1
-            continue
-        try:
-            key = documents[0] if record.source is None else split_key(documents[0])
-            digest = document_hash(key)
-        except UnicodeEncodeError:
-            bad += 1
-            if len(examples) < MAX_EXAMPLES:
-                where = place(record.file, record.record)
-                examples.append(f"{where} not Unicode text (lone surrogate)")
             continue
         hashes.append(digest)
         is_val = rule.only_val or (rule.val_below is not None and digest < rule.val_below)
         if digest in rule.held_out or (is_val and not want_val):
             dropped += 1
         else:
-            sides["val" if is_val else "train"].append(documents)
+            sides["val" if is_val else "train"].append(record.documents)
     ids: dict[str, Ids] = {}
     for side, kept in sides.items():
         parts: list[Ids] = []
@@ -216,7 +200,5 @@ def encode_block(
         documents=len(sides["train"]),
         val_documents=len(sides["val"]),
         dropped_documents=dropped,
-        bad_records=bad,
-        bad_examples=examples,
-        hashes=hashes,
+        lowest_hash=min(hashes, default=None),
     )

@@ -41,7 +41,6 @@ class PreparedInfo:
     """`ready`, `ready (whole text)`, `unfinished` or `damaged: why`."""
     size_bytes: int
     source: str = ""
-    description: str = ""
     tokenizer_encoding: str = ""
     train_tokens: int = 0
     val_tokens: int = 0
@@ -52,9 +51,6 @@ class PreparedInfo:
     dropped_documents: int = 0
     """Read but used for neither side."""
     bad_records: int = 0
-    exhausted: bool = False
-    """The source has no more text."""
-    updated_utc: str = ""
 
 
 def default_cache_dir() -> Path:
@@ -128,7 +124,6 @@ def prepared_info(folder: Path, *, verify: bool = False) -> PreparedInfo:
         state=state,
         size_bytes=size,
         source=manifest.source,
-        description=manifest.description,
         tokenizer_encoding=manifest.tokenizer,
         train_tokens=manifest.train_tokens,
         val_tokens=manifest.val_tokens,
@@ -136,8 +131,6 @@ def prepared_info(folder: Path, *, verify: bool = False) -> PreparedInfo:
         pairs=manifest.pairs,
         dropped_documents=manifest.dropped_documents,
         bad_records=manifest.bad_records,
-        exhausted=manifest.exhausted,
-        updated_utc=manifest.updated_utc,
     )
 
 
@@ -148,17 +141,11 @@ def locked(folder: Path) -> Iterator[None]:
     Waits while another holds it, and says so once. The lock goes with its process, however it ends.
 
     Raises:
-        DataError: the cache folder cannot be written.
+        DataError: the cache folder cannot be written, or its file system has no locks.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LOCK_NAME).touch()
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be written ({error.strerror}); set {CACHE_VARIABLE} to a folder "
-            "of yours"
-        ) from error
-    try:
         lock = file_lock(
             folder / LOCK_NAME,
             poll_seconds=_WAIT_SECONDS,
@@ -168,8 +155,8 @@ def locked(folder: Path) -> Iterator[None]:
         )
     except OSError as error:
         raise DataError(
-            f"{folder}: its file system has no locks ({error.strerror}); set "
-            f"{CACHE_VARIABLE} to a folder on a local disk"
+            f"{folder}: cannot be written or locked ({error.strerror}); set {CACHE_VARIABLE} to a "
+            "folder of yours on a local disk"
         ) from error
     with lock:
         yield

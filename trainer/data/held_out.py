@@ -106,13 +106,9 @@ def _documents(path: Path, tokenizer: Tokenizer, text_field: str) -> tuple[Ids, 
     source = open_source(str(path), text_field)
     found, bad = [np.empty(0, dtype=np.uint16)], []
     for record in source.records():
-        problem = record.problem
-        try:
-            found += tokenizer.encode_documents(record.documents)
-        except UnicodeEncodeError:
-            problem = "not Unicode text (lone surrogates)"
-        if problem:
-            bad.append(f"{source.place(record.file, record.record)}: {problem}")
+        found += tokenizer.encode_documents(record.documents)
+        if record.problem:
+            bad.append(f"{source.place(record.file, record.record)}: {record.problem}")
     if bad and len(found) == 1:
         raise DataError(f"{bad[0]}; no usable record in this file")
     if bad:

@@ -48,7 +48,6 @@ def prepare(
         val_tokens: validation tokens wanted; None: data.val_tokens, or what the first preparation
             decided.
         workers: tokenising threads; None: one a core, 8 at most.
-        on_progress: called several times a second from this thread.
 
     Returns:
         The tokens, cut to what is wanted where there are more.
@@ -126,16 +125,6 @@ def open_prepared(
         raise DataError(
             f"{data.source}: not prepared with tokenizer {tokenizer_encoding} (or changed since); "
             "run `budgetsweep data prepare`"
-        )
-    if manifest.exhausted and (data.train_tokens or 0) > manifest.train_tokens:
-        raise DataError(
-            f"{data.source}: {data.train_tokens} training tokens asked for, but the whole text has "
-            f"{manifest.train_tokens}; ask for less (data.train_tokens) or give more text"
-        )
-    if (data.val_tokens or 0) > manifest.val_tokens and manifest.val_frozen:
-        raise DataError(
-            f"{data.source}: {data.val_tokens} validation tokens asked for, but its validation set "
-            f"is fixed at {manifest.val_tokens}; ask for less (data.val_tokens)"
         )
     return open_tokens(folder, data.train_tokens, data.val_tokens)
 

@@ -49,7 +49,6 @@ class Tokenizer:
         """
         documents = []
         for text in texts:
-            text.encode()  # tiktoken would replace lone surrogates
             found = self._ids(text)
             ids = np.empty(len(found) + 1, dtype=np.uint16)
             ids[:-1] = found

@@ -5,19 +5,15 @@ No torch. See `trainer.data.prepare` for the order of events that makes it safe 
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
-
 from budgetsweep.errors import DataError
-from budgetsweep.files import write_bytes_atomically
 from trainer.data.blocks import (
     MAX_EXAMPLES,
     VAL_TOKENS,
@@ -28,24 +24,23 @@ from trainer.data.blocks import (
     cut_blocks,
     encode_block,
     nothing_usable,
+    split_hash,
 )
 from trainer.data.shards.manifest import (
     LOCK_NAME,
     TOKEN_BYTES_NAME,
     Manifest,
     ShardEntry,
-    cannot_write,
     save_manifest,
     utc_now,
 )
 from trainer.data.shards.progress import TICK_SECONDS, TYPICAL_BYTES_PER_TOKEN, PrepareMeter
 from trainer.data.shards.tokens import Ids, write_shard
-from trainer.data.sources import PrepareJob, Source, open_source
+from trainer.data.sources import PrepareJob, Source, open_source, source_class
 from trainer.data.tokenizers import load_tokenizer
 
 SEPARATE_VAL_TOKENS = 20_000_000
 """Most tokens taken from a separate validation text."""
-HELD_OUT_NAME = "held-out.bin"
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,9 @@ class Preparation:
                 path.unlink()
         self.manifest = job.manifest or self._first_manifest(job.identity)
         self._stop = threading.Event()
-        self._meter = PrepareMeter(self.manifest, job.on_progress, self.source.n_bytes)
+        self._meter = PrepareMeter(
+            self.manifest, job.on_progress, job.train_tokens, self.source.n_bytes
+        )
 
     def _first_manifest(self, identity: str) -> Manifest:
         table = write_shard(
@@ -108,8 +105,7 @@ class Preparation:
         Raises:
             DataError: nothing usable, no space, or the network is gone. What was finished stays.
         """
-        self._meter.wanted = self._wanted_train
-        if self.data.validation is not None and self.manifest.held_out_sha256 is None:
+        if self.data.validation is not None and not self.manifest.val:
             self._prepare_validation(self.data.validation)
         if self.data.validation is None and self.manifest.val_below is None:
             self._save(val_below=choose_val_below(self._expected_tokens(), self._wanted_val))
@@ -158,7 +154,7 @@ class Preparation:
             assert written.train is not None
             kept = (written.val,) if written.val is not None and wants_val() else ()
             n_kept = found.val_documents if kept else 0
-            lowest = [h for h in (m.lowest_hash, *found.hashes) if h is not None]
+            lowest = [h for h in (m.lowest_hash, found.lowest_hash) if h is not None]
             self._save(
                 train=(*m.train, written.train),
                 val=m.val + kept,
@@ -168,16 +164,18 @@ class Preparation:
                 dropped_documents=(
                     m.dropped_documents + found.dropped_documents + found.val_documents - n_kept
                 ),
-                bad_records=m.bad_records + found.bad_records,
-                bad_examples=(*m.bad_examples, *found.bad_examples)[:MAX_EXAMPLES],
+                bad_records=m.bad_records + block.bad_records,
+                bad_examples=(*m.bad_examples, *block.bad_examples)[:MAX_EXAMPLES],
                 lowest_hash=min(lowest, default=None),
             )
 
         blocks = cut_blocks(self.source, self.manifest.cursor, len(self.manifest.train), self._tick)
-        return self._pipeline(self.source, blocks, rule, wants_val, enough, commit)
+        return self._pipeline(blocks, rule, wants_val, enough, commit)
 
     def _prepare_validation(self, name: str) -> None:
         """Tokenise a separate validation text; its documents are then kept out of training."""
+        if not source_class(name).has_end:
+            raise DataError(f"{name}: no separate validation text; give a path")
         source = open_source(name, self.data.text_field)
         if source.pairs != self.source.pairs:
             training = self.source.description
@@ -187,47 +185,36 @@ class Preparation:
                 "both need the columns headline, title, text (.csv), or neither"
             )
         entries: list[ShardEntry] = []
-        hashes: set[int] = set()
-        totals = {"val_documents": 0, "bad_records": 0, "dropped_documents": 0}
-        examples: list[str] = []
+        found: list[tuple[Block, EncodedBlock]] = []
 
-        def commit(_block: Block, written: _Written) -> None:
+        def commit(block: Block, written: _Written) -> None:
             if written.val is not None:
                 entries.append(written.val)
-            hashes.update(written.found.hashes)
-            for name in totals:
-                totals[name] += getattr(written.found, name)
-            examples.extend(written.found.bad_examples)
+            found.append((block, written.found))
 
         def enough(_pending_chars: int) -> bool:
             return sum(entry.n_tokens for entry in entries) >= SEPARATE_VAL_TOKENS
 
-        self._pipeline(
-            source, cut_blocks(source, tick=self._tick), SplitRule(only_val=True),
-            lambda: True, enough, commit,
-        )  # fmt: skip
+        blocks = cut_blocks(source, tick=self._tick)
+        self._pipeline(blocks, SplitRule(only_val=True), lambda: True, enough, commit)
+        bad_records = sum(block.bad_records for block, _ in found)
+        examples = [example for block, _ in found for example in block.bad_examples]
         if not entries:
-            raise nothing_usable(name, totals["bad_records"], examples)
-        raw = np.array(sorted(hashes), dtype="<u8").tobytes()
-        try:
-            write_bytes_atomically(self.folder / HELD_OUT_NAME, raw)
-        except OSError as error:
-            raise cannot_write(self.folder, error) from error
+            raise nothing_usable(name, bad_records, examples)
         self._save(
             val=tuple(entries),
-            held_out_sha256=hashlib.sha256(raw).hexdigest(),
+            val_documents=sum(encoded.val_documents for _, encoded in found),
+            dropped_documents=sum(encoded.dropped_documents for _, encoded in found),
+            bad_records=bad_records,
             bad_examples=tuple(examples[:MAX_EXAMPLES]),
-            **totals,
         )
 
     def _held_out(self) -> frozenset[int]:
-        if self.manifest.held_out_sha256 is None:
+        """Hashes of a separate validation text."""
+        if self.data.validation is None:
             return frozenset()
-        path = self.folder / HELD_OUT_NAME
-        raw = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(raw).hexdigest() != self.manifest.held_out_sha256:
-            raise DataError(f"{path}: missing or damaged; delete {self.folder} and prepare again")
-        return frozenset(np.frombuffer(raw, dtype="<u8").tolist())
+        records = open_source(self.data.validation, self.data.text_field).records()
+        return frozenset(h for h in map(split_hash, records) if h is not None)
 
     def _one_side_is_empty(self) -> bool:
         m = self.manifest
@@ -249,7 +236,7 @@ class Preparation:
         )
 
     def _save(self, **changes: Any) -> None:
-        self.manifest = self.manifest.with_changes(**changes, updated_utc=utc_now())
+        self.manifest = replace(self.manifest, **changes, updated_utc=utc_now())
         save_manifest(self.folder, self.manifest)
 
     def _tick(self) -> None:
@@ -257,7 +244,6 @@ class Preparation:
 
     def _pipeline(
         self,
-        source: Source,
         blocks: Generator[Block],
         rule: SplitRule,
         wants_val: Callable[[], bool],
@@ -277,9 +263,7 @@ class Preparation:
                     if block is None:
                         ended = True
                         break
-                    pending.append(
-                        (block, pool.submit(self._work, block, source, rule, wants_val()))
-                    )
+                    pending.append((block, pool.submit(self._work, block, rule, wants_val())))
                 if not pending:
                     return True
                 block, future = pending.popleft()
@@ -289,7 +273,9 @@ class Preparation:
                 written = future.result()
                 assert written is not None
                 commit(block, written)
-                self._meter.add_chars(block.n_chars, written.train, written.val)
+                self._meter.add_chars(
+                    block.n_chars, len(written.found.train) + len(written.found.val)
+                )
                 self._tick()
             return False
         finally:
@@ -298,13 +284,9 @@ class Preparation:
             pool.shutdown(cancel_futures=True)
             self._stop.clear()
 
-    def _work(
-        self, block: Block, source: Source, rule: SplitRule, want_val: bool
-    ) -> _Written | None:
+    def _work(self, block: Block, rule: SplitRule, want_val: bool) -> _Written | None:
         """Tokenise a block and write its shards. Runs in a worker thread."""
-        found = encode_block(
-            block, self.tokenizer, rule, want_val, source.place, self._stop, self._meter.count
-        )
+        found = encode_block(block, self.tokenizer, rule, want_val, self._stop, self._meter.count)
         if found is None:
             return None
 

@@ -92,7 +92,7 @@ def encode(path: Path, rule: SplitRule, want_val: bool = True):
     (block,) = cut_blocks(corpus)
     counted = []
     made = encode_block(
-        block, ByteTokenizer(), rule, want_val, corpus.place, threading.Event(),
+        block, ByteTokenizer(), rule, want_val, threading.Event(),
         lambda *numbers: counted.append(numbers),
     )  # fmt: skip
     assert made is not None
@@ -117,7 +117,7 @@ def test_duplicates_are_on_one_side(tmp_path: Path):
     assert (made.documents, made.val_documents, made.dropped_documents) == (
         len(train), len(val), 0,
     )  # fmt: skip
-    assert made.hashes == list(map(document_hash, documents))
+    assert made.lowest_hash == min(map(document_hash, documents))
 
 
 def test_validation_that_is_not_wanted_is_dropped_and_not_trained_on(tmp_path: Path):
@@ -139,16 +139,14 @@ def test_held_out_documents_are_dropped(tmp_path: Path):
     assert made.dropped_documents == 10
     only_val = encode(path, SplitRule(only_val=True))
     assert decode(only_val.val) == documents
-    assert only_val.hashes == list(map(document_hash, documents))
 
 
-def test_empty_documents_and_lone_surrogates(tmp_path: Path):
+def test_empty_documents_are_dropped(tmp_path: Path):
     path = tmp_path / "a.jsonl"
-    path.write_text('{"text": ""}\n{"text": " \\n"}\n{"text": "x\\ud800"}\n{"text": "good"}\n')
+    path.write_text('{"text": ""}\n{"text": " \\n"}\n{"text": "good"}\n')
     made = encode(path, SplitRule())
     assert decode(made.train) == ["good"]
     assert made.dropped_documents == 2
-    assert made.bad_examples == [f"{path}:3 not Unicode text (lone surrogate)"]
 
 
 def test_a_stopped_worker_gives_nothing(tmp_path: Path):
@@ -156,9 +154,7 @@ def test_a_stopped_worker_gives_nothing(tmp_path: Path):
     (block,) = cut_blocks(corpus)
     stop = threading.Event()
     stop.set()
-    made = encode_block(
-        block, ByteTokenizer(), SplitRule(), True, corpus.place, stop, lambda *_: None
-    )
+    made = encode_block(block, ByteTokenizer(), SplitRule(), True, stop, lambda *_: None)
     assert made is None
 
 

@@ -73,7 +73,8 @@ class TokenArray:
             if len(part):
                 kept.append(part[:left])
                 left -= len(kept[-1])
-        self._parts = kept
+        self.parts = kept
+        """The arrays behind this one, cut, without a copy; for an upload to a device."""
         self._ends = np.cumsum([len(part) for part in kept], dtype=np.int64)
         self._starts = [0, *self._ends.tolist()]
         self._n_tokens = n_tokens
@@ -90,29 +91,22 @@ class TokenArray:
         parts: list[Ids] = []
         for array in arrays:
             ids = np.asarray(array)
-            if ids.size and ids.dtype.kind not in "iu":
-                raise ValueError(f"expected integer ids, got {ids.dtype}")
-            if ids.size and (ids.min() < 0 or ids.max() > np.iinfo(np.uint16).max):
-                raise ValueError("expected ids in 0..65535")
             parts.append(ids.astype(np.uint16))
+            if not np.array_equal(parts[-1], ids):
+                raise ValueError("expected integer ids in 0..65535")
         return cls(parts)
-
-    @property
-    def parts(self) -> tuple[Ids, ...]:
-        """The arrays behind this one, cut, without a copy; for an upload to a device."""
-        return tuple(self._parts)
 
     def __len__(self) -> int:
         return self._n_tokens
 
     def count(self, token_id: int) -> int:
         """How often an id occurs."""
-        return sum(int(np.count_nonzero(part == token_id)) for part in self._parts)
+        return sum(int(np.count_nonzero(part == token_id)) for part in self.parts)
 
     def counts(self, n_ids: int) -> npt.NDArray[np.int64]:
         """How often each of the ids 0 … n_ids - 1 occurs, (n_ids,); larger ones are left out."""
         total = np.zeros(n_ids, dtype=np.int64)
-        for part in self._parts:
+        for part in self.parts:
             for start in range(0, len(part), _COUNTED_AT_ONCE):
                 piece = np.asarray(part[start : start + _COUNTED_AT_ONCE])
                 total += np.bincount(piece, minlength=n_ids)[:n_ids]
@@ -149,7 +143,7 @@ class TokenArray:
         """Fill `out` from position `start`, which lies in part `index`."""
         filled = 0
         while filled < len(out):
-            part = self._parts[index]
+            part = self.parts[index]
             offset = start + filled - self._starts[index]
             piece = part[offset : offset + len(out) - filled]
             out[filled : filled + len(piece)] = piece
@@ -240,9 +234,22 @@ def read_shard(path: Path, *, verify: bool = False) -> tuple[ShardHeader, Ids]:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            header, offset = _read_header(path, file.read(_PREFIX.size), file.read)
+            prefix = file.read(_PREFIX.size)
+            if len(prefix) < _PREFIX.size or not prefix.startswith(MAGIC):
+                raise DataError(f"{path}: not a token file of budgetsweep")
+            _, version, length, digest = _PREFIX.unpack(prefix)
+            raw = file.read(min(length, _MAX_HEADER_BYTES))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: token file version {version}, this program reads {FORMAT_VERSION}"
+        )
+    if len(raw) != length or hashlib.sha256(raw).digest() != digest:
+        raise DataError(f"{path}: damaged or truncated header; prepare the text again")
+    found = json.loads(raw)
+    header = ShardHeader(*(found[field.name] for field in fields(ShardHeader)))
+    offset = _PREFIX.size + length
     expected = offset + 2 * header.n_tokens
     if size != expected:
         kind = "truncated" if size < expected else "too long"
@@ -260,22 +267,6 @@ def read_shard(path: Path, *, verify: bool = False) -> tuple[ShardHeader, Ids]:
             "delete its folder and prepare the text again"
         )
     return header, ids
-
-
-def _read_header(path: Path, prefix: bytes, read: Any) -> tuple[ShardHeader, int]:
-    if len(prefix) < _PREFIX.size or not prefix.startswith(MAGIC):
-        raise DataError(f"{path}: not a token file of budgetsweep")
-    _, version, length, digest = _PREFIX.unpack(prefix)
-    if version != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: token file version {version}, this program reads {FORMAT_VERSION}"
-        )
-    raw = read(min(length, _MAX_HEADER_BYTES))
-    if len(raw) != length or hashlib.sha256(raw).digest() != digest:
-        raise DataError(f"{path}: damaged or truncated header; prepare the text again")
-    found = json.loads(raw)
-    header = ShardHeader(*(found[field.name] for field in fields(ShardHeader)))
-    return header, _PREFIX.size + length
 
 
 def sha256_of_ids(parts: Iterable[Ids]) -> str:
@@ -345,7 +336,7 @@ def _needed(
     if n_tokens > available:
         raise DataError(
             f"{folder}: {n_tokens} {what} tokens asked for, {available} are prepared; "
-            "prepare more (budgetsweep data prepare) or ask for less"
+            "ask for less, or prepare more (budgetsweep data prepare) where the text has more"
         )
     kept = []
     for entry in entries:

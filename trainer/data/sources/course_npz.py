@@ -5,6 +5,7 @@ Nothing in the archive is ever unpickled.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -65,21 +66,19 @@ class CourseSource(Source):
             raise DataError(f"{self.file}: has its own validation tokens; remove data.validation")
         train, val = (self._ids(name, job.tokenizer) for name in ("train", "val"))
         manifest = job.manifest or self._first_manifest(val, job)
-        meter = PrepareMeter(manifest, job.on_progress, None)
-        meter.wanted = wanted = min(job.train_tokens or len(train), len(train))
+        wanted = min(job.train_tokens or len(train), len(train))
+        meter = PrepareMeter(manifest, job.on_progress, wanted)
         while (first := manifest.train_tokens) < wanted:
             piece = train[first : first + SHARD_TOKENS]
             (entry,) = _write(piece, "train", job, len(manifest.train))
-            manifest = manifest.with_changes(
-                train=(*manifest.train, entry), cursor=(0, first + entry.n_tokens)
+            manifest = replace(
+                manifest, train=(*manifest.train, entry), cursor=(0, first + entry.n_tokens)
             )
             save_manifest(job.folder, manifest)
             meter.count(0, entry.n_tokens, 0)
             meter.tick(manifest)
         exhausted = manifest.train_tokens >= len(train)
-        manifest = manifest.with_changes(
-            val_frozen=True, exhausted=exhausted, updated_utc=utc_now()
-        )
+        manifest = replace(manifest, val_frozen=True, exhausted=exhausted, updated_utc=utc_now())
         save_manifest(job.folder, manifest)
         meter.tick(manifest, force=True)
         return manifest

@@ -73,7 +73,7 @@ def csv_columns(lines: Iterable[bytes], field: str, where: str) -> Columns:
 
 
 def csv_records(
-    lines: Iterable[bytes], where: str, index: int, first: int, field: str, pairs: bool
+    lines: Iterable[bytes], where: str, index: int, first: int, field: str
 ) -> Iterator[Record]:
     """One record a row; a row's number is that of its first line, counted from 0.
 
@@ -82,27 +82,16 @@ def csv_records(
             after as much and a byte more.
         first: line to begin at, `next` of an earlier record; 0: after the header.
         field: column that holds the text.
-        pairs: whether a file of pairs is expected.
 
     Raises:
         DataError: not the columns that are expected.
     """
     source = _Lines(lines)
     columns = _header(source, field, where)
-    if (columns.pair is not None) != pairs:
-        raise mixed_columns(where)
     while source.number < first and source.take() is not None:
         pass
     for row in _rows(source, columns.n):
         yield _record(row, index, columns, field)
-
-
-def mixed_columns(where: str) -> DataError:
-    """The error for files of pairs beside files of plain text."""
-    return DataError(
-        f"{where}: some files of this source have the columns headline, title, text, others not; "
-        "give one kind only"
-    )
 
 
 class _Lines:

@@ -33,7 +33,6 @@ _ROWS = 64
 class HubSource(Source):
     """One split of a data set, file by file, at one commit, whose name is in `revision`."""
 
-    forms = ("c4", "hub:owner/name")
     has_end = False
 
     def __init__(
@@ -45,11 +44,7 @@ class HubSource(Source):
         split: str = "train",
         label_field: str | None = None,
     ) -> None:
-        """Take `c4` or `hub:owner/name[:config]`.
-
-        Args:
-            revision: commit; None: the newest.
-            label_field: field with a label for each text; None: none is wanted.
+        """Take `c4` or `hub:owner/name[:config]`, at a commit, with labels if a field is named.
 
         Raises:
             DataError: the name does not have that form.

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self, final
 
+from budgetsweep.errors import DataError
 from trainer.data.sources import Cursor, Record, Source
 from trainer.data.sources.csv_rows import (
     LONGEST_ROW_BYTES,
     Columns,
     csv_columns,
     csv_records,
-    mixed_columns,
 )
-from trainer.data.sources.local_files import FoundFiles, LocalFile, find_files, piece_bytes
+from trainer.data.sources.local_files import LocalFile, find_files, piece_bytes
 from trainer.data.sources.records import json_records, local_lines, parquet_records, text_records
 
 
@@ -38,24 +38,30 @@ class LocalSource(Source):
 
     def open(self) -> Self:
         """Find the files."""
-        return self.open_files(find_files(self.name))
+        files, n_left_out = find_files(self.name)
+        if len(files) > 1 or n_left_out:
+            left_out = f"; {n_left_out} of other splits left out" if n_left_out else ""
+            self.description += f" ({len(files)} files{left_out})"
+        return self.open_files(files)
 
-    def open_files(self, found: FoundFiles, label_field: str | None = None) -> Self:
+    def open_files(self, files: list[LocalFile], label_field: str | None = None) -> Self:
         """Read these files; with a label beside each text, if one is asked for.
 
         Raises:
             DataError: a CSV file has not the columns that are needed.
         """
-        self.files = found.files
+        self.files = files
         self.label_field = label_field
         self.n_bytes = sum(file.text_bytes for file in self.files)
-        self.description = self.name + found.note
         self._piece_bytes = piece_bytes(sum(f.size for f in self.files if f.kind == "text"))
         tables = [file for file in self.files if file.kind == "csv"]
         pairs = [self._columns(file).pair is not None for file in tables]
         self.pairs = any(pairs)
         if self.pairs and not all(pairs):
-            raise mixed_columns(str(tables[pairs.index(False)].path))
+            raise DataError(
+                f"{tables[pairs.index(False)].path}: some files of this source have the columns "
+                "headline, title, text, others not; give one kind only"
+            )
         return self
 
     def _columns(self, file: LocalFile) -> Columns:
@@ -63,7 +69,7 @@ class LocalSource(Source):
 
     def identity(self) -> dict[str, Any]:
         """Path, size and time of change of each file."""
-        files = [[str(f.path), f.size, f.mtime_ns] for f in find_files(self.name).files]
+        files = [[str(f.path), f.size, f.mtime_ns] for f in find_files(self.name)[0]]
         return {"files": files, "text_field": self.text_field}
 
     def records(self, start: Cursor = (0, 0)) -> Iterator[Record]:
@@ -81,7 +87,7 @@ class LocalSource(Source):
                 yield from parquet_records(file, index, first, field, label_field)
             else:
                 lines = local_lines(file, LONGEST_ROW_BYTES)
-                yield from csv_records(lines, where, index, first, field, self.pairs)
+                yield from csv_records(lines, where, index, first, field)
 
     def place(self, file: int, record: int) -> str:
         """File and line, or file and row of a parquet file."""

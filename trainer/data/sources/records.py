@@ -121,9 +121,13 @@ def _record(
     text: Any, index: int, number: int, after: Cursor | None, field: str, label: Any
 ) -> Record:
     """The record of what stands in the field of the text."""
-    if isinstance(text, str):
-        return Record(index, number, text, None, after, label=label)
     problem = f"field {field!r} is {_json_kind(text)}, not text"
+    if isinstance(text, str):
+        try:
+            text.encode()
+            return Record(index, number, text, None, after, label=label)
+        except UnicodeEncodeError as error:
+            problem = f"half of a surrogate pair (character {error.start}), no Unicode text"
     return Record(index, number, None, problem, after, label=label)
 
 
