@@ -39,7 +39,7 @@ from trainer.data.blocks import (
 from trainer.data.config import DataConfig
 from trainer.data.prepare import prepare
 from trainer.data.shards.tokens import write_shard
-from trainer.data.sources import Source, open_source
+from trainer.data.sources import open_source
 from trainer.data.tokenizers import load_tokenizer
 
 TARGET = 0.9
@@ -56,24 +56,24 @@ def first_documents(source: str, n: int) -> list[str]:
     return texts[:n]
 
 
-def block_ways(name: str, source: Source, folder: Path) -> dict[str, Callable[[Block], Any]]:
+def block_ways(name: str, folder: Path) -> dict[str, Callable[[Block], Any]]:
     """What is measured on one block of documents in memory."""
     encoding = tiktoken.get_encoding(name)
     tokenizer = load_tokenizer(name)
     rule = SplitRule(val_below=choose_val_below(None, 0))
 
     def ours(block: Block) -> None:
-        made = encode_block(
-            block, tokenizer, rule, True, source.place, threading.Event(), lambda *_: None
-        )
+        made = encode_block(block, tokenizer, rule, True, threading.Event(), lambda *_: None)
         assert made is not None
         for split, ids in (("train", made.train), ("val", made.val)):
             write_shard(folder / f"{split}.tok", ids, tokenizer=name, split=split)
 
     return {
-        "encode_ordinary_batch": lambda b: encoding.encode_ordinary_batch(b.texts, num_threads=1),
+        "encode_ordinary_batch": lambda b: encoding.encode_ordinary_batch(
+            [record.text for record in b.records], num_threads=1
+        ),
         "encode_to_numpy": lambda b: [
-            encoding.encode_to_numpy(text, disallowed_special=()) for text in b.texts
+            encoding.encode_to_numpy(record.text, disallowed_special=()) for record in b.records
         ],
         "block": ours,
     }
@@ -107,7 +107,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         plain.write_text("".join(lines), encoding="utf-8")
         source = open_source(str(plain))
         blocks = list(cut_blocks(source))
-        ways = block_ways(options.tokenizer, source, folder)
+        ways = block_ways(options.tokenizer, folder)
         n_tokens = prepare_whole(plain, options.tokenizer, folder / "cache")  # warms up, too
         for _ in range(options.repeats):
             turn = dict.fromkeys([*ways, "whole"], 0.0)

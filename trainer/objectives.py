@@ -357,10 +357,8 @@ class TargetOfSource(Objective[PairBatch]):
                 config.source_len,
                 config.seq_len,
                 config.seed,
-                data.eot,
                 config.grad_accumulation_steps,
             )
-        self.eot = data.eot
         self.val = PairIndex(data.val, data.eot)
         self.bytes_per_token = None
         if data.token_bytes is not None:
@@ -389,9 +387,7 @@ class TargetOfSource(Objective[PairBatch]):
         config = self.config
         assert config.source_len is not None
         rows = self._eval_rows(config.tokens_per_sequence)
-        batches = sequential_pairs(
-            self.val, rows, config.source_len, config.seq_len, self.eot, self.device
-        )
+        batches = sequential_pairs(self.val, rows, config.source_len, config.seq_len, self.device)
         predictions = (Predictions(*self._predict(model.hidden, batch)) for batch in batches)
         nothing = "the validation text has no pair: prepare more of it"
         return validate_on(model, predictions, autocast, nothing, self.bytes_per_token)

@@ -52,7 +52,8 @@ def prepare_command(
     A .csv with the columns headline, title, text (WikiHow) gives pairs for an encoder-decoder.
     """
     from budgetsweep.cli.display import PrepareDisplay, new_console
-    from trainer.data.prepare import prepare, prepared_info
+    from trainer.data.cache import prepared_info
+    from trainer.data.prepare import prepare
 
     config, encoding = data_settings(source, validation, text_field, tokenizer)
     console = new_console()
@@ -100,7 +101,7 @@ def info_command(cache_dir: Path | None, verify: bool, as_json: bool) -> None:
     from dataclasses import asdict
 
     from budgetsweep.cli.display import columns, new_console
-    from trainer.data.prepare import list_prepared
+    from trainer.data.cache import list_prepared
 
     console = new_console()
     prepared = list_prepared(cache_dir, verify=verify)

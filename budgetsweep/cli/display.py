@@ -16,7 +16,7 @@ from budgetsweep.formats import count, duration
 from studies.trackers.terminal import PLAIN_SECONDS
 
 if TYPE_CHECKING:
-    from trainer.data.prepare import PrepareProgress
+    from trainer.data.shards.progress import PrepareProgress
 
 
 def new_console(**settings: Any) -> Console:

@@ -56,7 +56,7 @@ def evaluate_command(
     """Measure loss, perplexity and bits per byte of a trained model.
 
     MODEL is a run's folder, a model.pt, the course's too, or a converted model. A FILE is text,
-    JSON lines, parquet, the course's .npz (its array val), .npy or .tok; c4, demo, hub:owner/name
+    JSON lines, parquet, the course's .npz (its array val), or .npy; c4, demo, hub:owner/name
     and folders stand for their validation split.
     """
     from dataclasses import asdict
@@ -138,9 +138,10 @@ def _held_out(
     """A file's tokens; without one the run's own validation split, or that of a named source."""
     from budgetsweep.config import parse
     from trainer.data.config import DataConfig
-    from trainer.data.held_out import HeldOut, check_ids, read_held_out
+    from trainer.data.held_out import HeldOut, read_held_out
     from trainer.data.prepare import prepare
     from trainer.data.sources import source_class
+    from trainer.data.sources.course_npz import check_ids
 
     own = config.data if config else None
     text_field = text_field or (own.text_field if own else "text")

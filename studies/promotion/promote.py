@@ -37,7 +37,7 @@ from trainer.data.facts import DataFacts
 from trainer.events import Point, RunResult, RunStatus
 
 if TYPE_CHECKING:
-    from trainer.data.prepare import PrepareProgress
+    from trainer.data.shards.progress import PrepareProgress
 
 
 DEFAULT_SCALE = 100.0

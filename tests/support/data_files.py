@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import json
+import lzma
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 
 from trainer.data.config import DataConfig
 from trainer.data.prepare import prepare
 from trainer.data.shards.tokens import TokenArray, TokenData
 
 ROOT = Path(__file__).parents[2]
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+    ".zst": zstandard.compress,
+}
 GPT2_BASE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
 
 

@@ -6,7 +6,6 @@ import json
 import sys
 import time
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 from budgetsweep.errors import DataError
@@ -30,7 +29,6 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             "bytes",
             train_tokens=job["tokens"],
             val_tokens=None,
-            cache_dir=Path(job["cache"]) if "cache" in job else None,
         )
     except DataError as error:
         return {"error": str(error), "seconds": time.monotonic() - started}
@@ -38,10 +36,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "train": data.data_checksum, "val": data.val_checksum, "n_train": len(data.train),
         "n_val": len(data.val), "revision": manifest.revision, "bad": manifest.bad_examples,
-        "pairs": data.pairs, "documents": manifest.documents + manifest.val_documents,
-        "dropped": manifest.dropped_documents, "folder": str(data.folder),
-        "exhausted": data.exhausted,
-        "description": data.description, "torch": "torch" in sys.modules,
+        "folder": str(data.folder), "exhausted": data.exhausted, "description": data.description,
+        "torch": "torch" in sys.modules,
     }  # fmt: skip
 
 

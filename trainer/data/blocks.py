@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from budgetsweep.errors import DataError
 from trainer.data.shards.tokens import Ids
-from trainer.data.sources import Cursor, Source
+from trainer.data.sources import Cursor, Record, Source
 from trainer.data.sources.wikihow import split_key
 from trainer.data.tokenizers import Tokenizer
 
@@ -36,19 +36,15 @@ SMALLEST_VAL_SHARE = 1 / 100
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive documents of a source."""
+    """Consecutive records of a source."""
 
     index: int
-    start: Cursor
     end: Cursor
-    texts: list[str]
-    where: list[Cursor]
-    """(file, record) of each text."""
+    records: list[Record]
+    """The good ones."""
     n_chars: int
     bad_records: int
     bad_examples: list[str]
-    sources: list[str] = field(default_factory=list)
-    """Source of each text, where the texts are the targets of pairs; else empty."""
 
 
 @dataclass(frozen=True)
@@ -64,47 +60,38 @@ class SplitRule:
 
 
 @dataclass(frozen=True)
-class BlockCounts:
-    """What was found in a block; kept in the headers of its shards."""
+class EncodedBlock:
+    """Tokens of a block, by side, and what was found in it."""
 
+    train: Ids
+    val: Ids
     documents: int
     """Training documents; a pair counts as one."""
     val_documents: int
     dropped_documents: int
-    bad_records: int
-    bad_examples: list[str]
     lowest_hash: int | None
 
 
-@dataclass(frozen=True)
-class EncodedBlock:
-    """Tokens of a block, by side."""
-
-    train: Ids
-    val: Ids
-    counts: BlockCounts
-    hashes: list[int]
-    """Hashes of the documents where every one is validation; else none."""
-
-
 def document_hash(text: str) -> int:
-    """64-bit BLAKE2b of the UTF-8 text; the same on every machine and in every version.
-
-    Raises:
-        UnicodeEncodeError: the text has lone surrogates.
-    """
+    """64-bit BLAKE2b of the UTF-8 text; the same on every machine and in every version."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def split_hash(record: Record) -> int | None:
+    """What decides the side of a record: the hash of its text, of a pair that of its title.
+
+    None: it is empty or bad.
+    """
+    documents = record.documents
+    if not documents or documents[-1].isspace():
+        return None
+    return document_hash(documents[0] if record.source is None else split_key(documents[0]))
 
 
 def choose_val_below(expected_tokens: float | None, wanted_val_tokens: int) -> int:
     """Threshold of `document_hash` below which documents are validation.
 
-    Args:
-        expected_tokens: tokens that the first preparation will read; None: not known.
-        wanted_val_tokens: validation tokens to aim at.
-
-    Returns:
-        A share of `wanted_val_tokens` of what is read, but from 1/100 to 1/20.
+    It gives the share that is wanted of what is expected (None: not known), but 1/100 to 1/20.
     """
     share = wanted_val_tokens / expected_tokens if expected_tokens else SMALLEST_VAL_SHARE
     share = min(max(share, SMALLEST_VAL_SHARE), LARGEST_VAL_SHARE)
@@ -122,33 +109,23 @@ def block_chars(index: int) -> int:
 def cut_blocks(
     source: Source, start: Cursor = (0, 0), index: int = 0, tick: Callable[[], None] | None = None
 ) -> Generator[Block]:
-    """Blocks of a source from a block's end on.
-
-    Args:
-        start: `end` of the block before.
-        tick: called now and then while reading.
+    """Blocks of a source from `start` on, the `end` of the block before; calls `tick` meanwhile.
 
     Raises:
         DataError: the first thousand records are all bad, or the source cannot be read.
     """
-    texts: list[str] = []
-    sources: list[str] = []
-    where: list[Cursor] = []
+    records: list[Record] = []
     examples: list[str] = []
     n_chars = bad = 0
     hopeless = index == 0
-    cursor = end = start
+    end = start
     for seen, record in enumerate(source.records(start)):
         if tick is not None and seen % 256 == 0:
             tick()
         if record.text is not None:
             hopeless = False
-            texts.append(record.text)
-            where.append((record.file, record.record))
-            n_chars += len(record.text)
-            if record.source is not None:
-                sources.append(record.source)
-                n_chars += len(record.source)
+            records.append(record)
+            n_chars += len(record.text) + len(record.source or "")
         else:
             bad += 1
             if len(examples) < MAX_EXAMPLES:
@@ -158,12 +135,12 @@ def cut_blocks(
         if record.next is not None:
             end = record.next
             if n_chars >= block_chars(index):
-                yield Block(index, cursor, end, texts, where, n_chars, bad, examples, sources)
-                texts, sources, where, examples = [], [], [], []
+                yield Block(index, end, records, n_chars, bad, examples)
+                records, examples = [], []
                 n_chars = bad = 0
-                index, cursor = index + 1, end
-    if texts or bad:
-        yield Block(index, cursor, end, texts, where, n_chars, bad, examples, sources)
+                index += 1
+    if records or bad:
+        yield Block(index, end, records, n_chars, bad, examples)
 
 
 def nothing_usable(what: str, bad_records: int, examples: list[str] | tuple[str, ...]) -> DataError:
@@ -181,62 +158,47 @@ def encode_block(
     tokenizer: Tokenizer,
     rule: SplitRule,
     want_val: bool,
-    place: Callable[[int, int], str],
     stop: threading.Event,
     count: Callable[[int, int, int], None],
 ) -> EncodedBlock | None:
     """Tokens of a block; runs in a worker thread.
 
     Args:
-        tokenizer: shared between threads.
-        rule: how documents are split.
         want_val: tokenise validation documents; else they are dropped.
-        place: name of a record for messages.
         stop: give up and return None when it is set.
         count: called with documents, training tokens and validation tokens, as they are made.
     """
-    sides: dict[str, list[str]] = {"train": [], "val": []}
-    bad, examples, dropped = block.bad_records, list(block.bad_examples), 0
+    sides: dict[str, list[list[str]]] = {"train": [], "val": []}
+    dropped = 0
     hashes: list[int] = []
-    documents_each = 2 if block.sources else 1
-    for i, (text, (file, record)) in enumerate(zip(block.texts, block.where, strict=True)):
-        if not text or text.isspace():
+    for record in block.records:
+        digest = split_hash(record)
+        if digest is None:
             dropped += 1
-            continue
-        documents = [block.sources[i], text] if block.sources else [text]
-        try:
-            digest = document_hash(split_key(documents[0]) if block.sources else text)
-        except UnicodeEncodeError:
-            bad += 1
-            if len(examples) < MAX_EXAMPLES:
-                examples.append(f"{place(file, record)} not Unicode text (lone surrogate)")
             continue
         hashes.append(digest)
         is_val = rule.only_val or (rule.val_below is not None and digest < rule.val_below)
         if digest in rule.held_out or (is_val and not want_val):
             dropped += 1
         else:
-            sides["val" if is_val else "train"] += documents
+            sides["val" if is_val else "train"].append(record.documents)
     ids: dict[str, Ids] = {}
-    for side, texts in sides.items():
+    for side, kept in sides.items():
         parts: list[Ids] = []
-        for first in range(0, len(texts), _DOCUMENTS_A_CALL):
+        for first in range(0, len(kept), _DOCUMENTS_A_CALL):
             if stop.is_set():
                 return None
-            chunk = texts[first : first + _DOCUMENTS_A_CALL]
-            made = tokenizer.encode_documents(chunk)
+            chunk = kept[first : first + _DOCUMENTS_A_CALL]
+            made = tokenizer.encode_documents([text for documents in chunk for text in documents])
             n_tokens = sum(map(len, made))
-            count(
-                len(chunk) // documents_each, *((n_tokens, 0) if side == "train" else (0, n_tokens))
-            )
+            count(len(chunk), *((n_tokens, 0) if side == "train" else (0, n_tokens)))
             parts += made
         ids[side] = np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
-    counts = BlockCounts(
-        documents=len(sides["train"]) // documents_each,
-        val_documents=len(sides["val"]) // documents_each,
+    return EncodedBlock(
+        train=ids["train"],
+        val=ids["val"],
+        documents=len(sides["train"]),
+        val_documents=len(sides["val"]),
         dropped_documents=dropped,
-        bad_records=bad,
-        bad_examples=examples,
         lowest_hash=min(hashes, default=None),
     )
-    return EncodedBlock(ids["train"], ids["val"], counts, hashes if rule.only_val else [])

@@ -18,13 +18,17 @@ import platformdirs
 from budgetsweep.errors import DataError
 from budgetsweep.files import file_lock
 from trainer.data.config import DataConfig
-from trainer.data.shards.manifest import FORMAT_VERSION, MANIFEST_NAME, load_manifest
+from trainer.data.shards.manifest import (
+    FORMAT_VERSION,
+    LOCK_NAME,
+    MANIFEST_NAME,
+    load_manifest,
+)
 from trainer.data.shards.tokens import open_tokens
 from trainer.data.sources import source_class
 
 CACHE_VARIABLE = "BUDGETSWEEP_CACHE"
 _LOG = logging.getLogger("budgetsweep")
-LOCK_NAME = ".lock"
 _WAIT_SECONDS = 0.2
 
 
@@ -37,7 +41,6 @@ class PreparedInfo:
     """`ready`, `ready (whole text)`, `unfinished` or `damaged: why`."""
     size_bytes: int
     source: str = ""
-    description: str = ""
     tokenizer_encoding: str = ""
     train_tokens: int = 0
     val_tokens: int = 0
@@ -48,9 +51,6 @@ class PreparedInfo:
     dropped_documents: int = 0
     """Read but used for neither side."""
     bad_records: int = 0
-    exhausted: bool = False
-    """The source has no more text."""
-    updated_utc: str = ""
 
 
 def default_cache_dir() -> Path:
@@ -124,7 +124,6 @@ def prepared_info(folder: Path, *, verify: bool = False) -> PreparedInfo:
         state=state,
         size_bytes=size,
         source=manifest.source,
-        description=manifest.description,
         tokenizer_encoding=manifest.tokenizer,
         train_tokens=manifest.train_tokens,
         val_tokens=manifest.val_tokens,
@@ -132,8 +131,6 @@ def prepared_info(folder: Path, *, verify: bool = False) -> PreparedInfo:
         pairs=manifest.pairs,
         dropped_documents=manifest.dropped_documents,
         bad_records=manifest.bad_records,
-        exhausted=manifest.exhausted,
-        updated_utc=manifest.updated_utc,
     )
 
 
@@ -144,17 +141,11 @@ def locked(folder: Path) -> Iterator[None]:
     Waits while another holds it, and says so once. The lock goes with its process, however it ends.
 
     Raises:
-        DataError: the cache folder cannot be written.
+        DataError: the cache folder cannot be written, or its file system has no locks.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LOCK_NAME).touch()
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be written ({error.strerror}); set {CACHE_VARIABLE} to a folder "
-            "of yours"
-        ) from error
-    try:
         lock = file_lock(
             folder / LOCK_NAME,
             poll_seconds=_WAIT_SECONDS,
@@ -164,8 +155,8 @@ def locked(folder: Path) -> Iterator[None]:
         )
     except OSError as error:
         raise DataError(
-            f"{folder}: its file system has no locks ({error.strerror}); set "
-            f"{CACHE_VARIABLE} to a folder on a local disk"
+            f"{folder}: cannot be written or locked ({error.strerror}); set {CACHE_VARIABLE} to a "
+            "folder of yours on a local disk"
         ) from error
     with lock:
         yield

@@ -43,6 +43,7 @@ class PairIndex:
                 found.append(np.flatnonzero(piece == eot) + (first + begin))
             first += len(part)
         ends = np.concatenate(found) if found else np.empty(0, np.int64)
+        self.eot = eot
         self._tokens = tokens
         self._ends = ends[: len(ends) // 2 * 2]
         """Position of each end-of-text id, those of sources and targets in turn."""
@@ -108,7 +109,6 @@ class PairSampler(EpochOrder):
         source_len: int,
         target_len: int,
         seed: int,
-        eot: int,
         grad_accumulation_steps: int = 1,
     ) -> None:
         """Args: the pairs, sizes (B, S, T) and the run's seed.
@@ -118,20 +118,16 @@ class PairSampler(EpochOrder):
         """
         if not len(index):
             raise DataError("the training text has no whole pair: prepare more of it")
-        super().__init__(seed)
+        super().__init__(seed, batch_size, grad_accumulation_steps)
         self._index = index
-        self._batch_size = batch_size
-        self._lengths_and_eot = (source_len, target_len, eot)
-        self._micro_batches = grad_accumulation_steps
+        self._lengths = (source_len, target_len)
 
     def batch(self, step: int, micro: int, device: torch.device) -> PairBatch:
         """Micro-batch `micro` of optimiser step `step` (both from 0), of shape (B, S) and (B, T+1).
 
         A source longer than S loses its end, a target longer than T its end and the end-of-text id.
         """
-        first = (step * self._micro_batches + micro) * self._batch_size
-        chosen = self.draw(first, self._batch_size)
-        return _collate(self._index, chosen, *self._lengths_and_eot, device)
+        return _collate(self._index, self.draw_batch(step, micro), *self._lengths, device)
 
     def size(self, epoch: int) -> int:
         """Pairs."""
@@ -140,12 +136,7 @@ class PairSampler(EpochOrder):
 
 
 def sequential_pairs(
-    index: PairIndex,
-    batch_size: int,
-    source_len: int,
-    target_len: int,
-    eot: int,
-    device: torch.device,
+    index: PairIndex, batch_size: int, source_len: int, target_len: int, device: torch.device
 ) -> Iterator[PairBatch]:
     """Every pair once, in order; the last batch may be smaller.
 
@@ -156,7 +147,7 @@ def sequential_pairs(
     n = len(index)
     for first in range(0, n, batch_size):
         chosen = np.arange(first, min(first + batch_size, n))
-        yield _collate(index, chosen, source_len, target_len, eot, device)
+        yield _collate(index, chosen, source_len, target_len, device)
 
 
 def _collate(
@@ -164,13 +155,12 @@ def _collate(
     chosen: NDArray[np.int64],
     source_len: int,
     target_len: int,
-    eot: int,
     device: torch.device,
 ) -> PairBatch:
     import torch
 
-    sources = np.full((len(chosen), source_len), eot, dtype=np.int64)
-    targets = np.full((len(chosen), target_len + 1), eot, dtype=np.int64)
+    sources = np.full((len(chosen), source_len), index.eot, dtype=np.int64)
+    targets = np.full((len(chosen), target_len + 1), index.eot, dtype=np.int64)
     n_source = np.empty(len(chosen), dtype=np.int64)
     n_target = np.empty(len(chosen), dtype=np.int64)
     for row, number in enumerate(chosen.tolist()):

@@ -15,27 +15,12 @@ from pathlib import Path
 
 from budgetsweep.errors import ConfigError, DataError
 from trainer.config import TOKENIZER_VOCABULARIES
-from trainer.data.cache import (
-    data_identity,
-    folder_for,
-    list_prepared,
-    locked,
-    prepared_info,
-)
+from trainer.data.cache import data_identity, folder_for, locked
 from trainer.data.config import DataConfig
-from trainer.data.shards.manifest import MANIFEST_NAME, Manifest, load_manifest
+from trainer.data.shards.manifest import LOCK_NAME, MANIFEST_NAME, Manifest, load_manifest
 from trainer.data.shards.progress import PrepareProgress
 from trainer.data.shards.tokens import TokenData, open_tokens
 from trainer.data.sources import PrepareJob, Source, source_class
-
-__all__ = [
-    "PrepareProgress",
-    "folder_for",
-    "list_prepared",
-    "open_prepared",
-    "prepare",
-    "prepared_info",
-]
 
 _LOG = logging.getLogger("budgetsweep")
 _MOST_WORKERS = 8
@@ -63,7 +48,6 @@ def prepare(
         val_tokens: validation tokens wanted; None: data.val_tokens, or what the first preparation
             decided.
         workers: tokenising threads; None: one a core, 8 at most.
-        on_progress: called several times a second from this thread.
 
     Returns:
         The tokens, cut to what is wanted where there are more.
@@ -89,15 +73,11 @@ def prepare(
                         f"{data.source}: read from the network only as far as needed: say how many "
                         "training tokens you want (data.train_tokens)"
                     )
-                try:
-                    _run(PrepareJob(
-                        data, tokenizer_encoding, data_identity(data, tokenizer_encoding), folder,
-                        manifest, train_tokens, val_tokens,
-                        workers or min(os.cpu_count() or 1, _MOST_WORKERS), on_progress,
-                    ))  # fmt: skip
-                except DataError:
-                    _forget_empty(folder)
-                    raise
+                _run(PrepareJob(
+                    data, tokenizer_encoding, data_identity(data, tokenizer_encoding), folder,
+                    manifest, train_tokens, val_tokens,
+                    workers or min(os.cpu_count() or 1, _MOST_WORKERS), on_progress,
+                ))  # fmt: skip
                 if data_identity(data, tokenizer_encoding)[:12] not in folder.name:
                     raise DataError(
                         f"{data.source}: changed while it was read; run the same command again"
@@ -108,25 +88,24 @@ def prepare(
 def _run(job: PrepareJob) -> None:
     data, revision = job.data, job.manifest.revision if job.manifest else None
     source = source_class(data.source)(data.source, data.text_field, revision)
-    manifest = source.copy_tokens(job)
-    if manifest is None:
-        from trainer.data.writer import Preparation
+    try:
+        manifest = source.copy_tokens(job)
+        if manifest is None:
+            from trainer.data.writer import Preparation
 
-        manifest = Preparation(job, source).run()
+            manifest = Preparation(job, source).run()
+    except DataError:
+        there = _manifest_of(job.folder)
+        if there is None or there.train_tokens + there.val_tokens == 0:  # leave no trace
+            for path in job.folder.iterdir():
+                if path.name != LOCK_NAME:
+                    path.unlink()
+        raise
     if manifest.bad_records:
         _LOG.warning(
             "%s: %d bad records left out, the first: %s",
             data.source, manifest.bad_records, "; ".join(manifest.bad_examples),
         )  # fmt: skip
-
-
-def _forget_empty(folder: Path) -> None:
-    """After a failure, leave no trace of a preparation that has no tokens yet."""
-    manifest = _manifest_of(folder)
-    if manifest is None or manifest.train_tokens + manifest.val_tokens == 0:
-        for path in folder.iterdir():
-            if path.name != ".lock":
-                path.unlink(missing_ok=True)
 
 
 def open_prepared(
@@ -146,16 +125,6 @@ def open_prepared(
         raise DataError(
             f"{data.source}: not prepared with tokenizer {tokenizer_encoding} (or changed since); "
             "run `budgetsweep data prepare`"
-        )
-    if manifest.exhausted and (data.train_tokens or 0) > manifest.train_tokens:
-        raise DataError(
-            f"{data.source}: {data.train_tokens} training tokens asked for, but the whole text has "
-            f"{manifest.train_tokens}; ask for less (data.train_tokens) or give more text"
-        )
-    if (data.val_tokens or 0) > manifest.val_tokens and manifest.val_frozen:
-        raise DataError(
-            f"{data.source}: {data.val_tokens} validation tokens asked for, but its validation set "
-            f"is fixed at {manifest.val_tokens}; ask for less (data.val_tokens)"
         )
     return open_tokens(folder, data.train_tokens, data.val_tokens)
 

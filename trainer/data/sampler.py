@@ -11,34 +11,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from budgetsweep.errors import DataError
+from trainer.data.shards.tokens import TokenArray
 
 _ROUNDS = 8  # 4 already look random (Luby-Rackoff); small domains need more
 _BLOCK = 4096  # items whose order is worked out at once: 0.2 ms a batch otherwise
 
 
-class Tokens(Protocol):
-    """What is needed of token data; `trainer.data.shards.tokens.TokenArray` has it."""
-
-    def __len__(self) -> int:
-        """Number of tokens."""
-
-    def gather(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-        """(B,) starts -> (B, length) token ids, int64."""
-
-
 class EpochOrder(ABC):
     """The items of a text, epoch after epoch, each once an epoch in an order of its own."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, batch_size: int, micro_batches: int) -> None:
+        self._seed, self._batch_size, self._micro_batches = seed, batch_size, micro_batches
         self._firsts = [0]  # first items of epoch 0, 1, …, counted over the whole run
-        self._keys_of: tuple[int, NDArray[np.uint64]] = (-1, np.empty(0, np.uint64))
         self._block_of: tuple[int, int, NDArray[np.int64]] = (-1, 0, np.empty(0, np.int64))
 
     @abstractmethod
@@ -49,6 +38,11 @@ class EpochOrder(ABC):
         """Where the items 0 … size - 1 of an epoch lie; by default their numbers."""
         del epoch
         return items
+
+    def draw_batch(self, step: int, micro: int) -> NDArray[np.int64]:
+        """(B,) places of micro-batch `micro` of optimiser step `step`, both from 0."""
+        first = (step * self._micro_batches + micro) * self._batch_size
+        return self.draw(first, self._batch_size)
 
     def draw(self, first: int, count: int) -> NDArray[np.int64]:
         """(count,) places of what comes `first` … `first + count - 1` in the run."""
@@ -78,11 +72,8 @@ class EpochOrder(ABC):
 
     def _keys(self, epoch: int) -> NDArray[np.uint64]:
         """Keys of the rounds, and one more."""
-        if self._keys_of[0] != epoch:
-            sequence = np.random.SeedSequence([self._seed, epoch])
-            keys = np.asarray(sequence.generate_state(_ROUNDS + 1, np.uint64), np.uint64)
-            self._keys_of = (epoch, keys)
-        return self._keys_of[1]
+        sequence = np.random.SeedSequence([self._seed, epoch])
+        return np.asarray(sequence.generate_state(_ROUNDS + 1, np.uint64), np.uint64)
 
 
 class WindowSampler(EpochOrder):
@@ -90,7 +81,7 @@ class WindowSampler(EpochOrder):
 
     def __init__(
         self,
-        tokens: Tokens,
+        tokens: TokenArray,
         batch_size: int,
         seq_len: int,
         seed: int,
@@ -106,16 +97,13 @@ class WindowSampler(EpochOrder):
                 f"the training text has {len(tokens):,} tokens and one window needs "
                 f"{seq_len + 1:,} (seq_len + 1): prepare more text or choose a shorter seq_len"
             )
-        super().__init__(seed)
+        super().__init__(seed, batch_size, grad_accumulation_steps)
         self._tokens = tokens
-        self._batch_size = batch_size
         self._seq_len = seq_len
-        self._micro_batches = grad_accumulation_steps
 
     def batch(self, step: int, micro: int = 0) -> NDArray[np.int64]:
         """Micro-batch `micro` of optimiser step `step` (both from 0): (B, S + 1) int64."""
-        first = (step * self._micro_batches + micro) * self._batch_size
-        return self._tokens.gather(self.draw(first, self._batch_size), self._seq_len + 1)
+        return self._tokens.gather(self.draw_batch(step, micro), self._seq_len + 1)
 
     def place(self, epoch: int, items: NDArray[np.int64]) -> NDArray[np.int64]:
         """Token positions where windows begin."""

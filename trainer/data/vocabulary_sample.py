@@ -25,16 +25,16 @@ def inclusion_probabilities(counts: NDArray[np.int64], n_samples: int) -> NDArra
         counts: (V,) how often each id occurs in the training text.
         n_samples: ids to draw (K), at most V.
     """
+    probabilities = np.ones(len(counts))
+    if n_samples >= len(counts):
+        return probabilities
     shares = (counts + 0.5) ** POWER
     # The largest shares are certain; those that remain divide what is left. With the shares in
     # descending order, k are certain where the k-th would otherwise get more than 1.
     order = np.argsort(-shares, kind="stable")
     rest = np.cumsum(shares[order][::-1])[::-1]
     places_left = n_samples - np.arange(len(shares))
-    certain = int(np.argmin(shares[order] * places_left >= rest)) if n_samples < len(counts) else 0
-    if n_samples >= len(counts):
-        return np.ones(len(counts))
-    probabilities = np.ones(len(counts))
+    certain = int(np.argmin(shares[order] * places_left >= rest))
     uncertain = order[certain:]
     probabilities[uncertain] = shares[uncertain] * (n_samples - certain) / rest[certain]
     return probabilities

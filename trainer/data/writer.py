@@ -5,52 +5,42 @@ No torch. See `trainer.data.prepare` for the order of events that makes it safe 
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from budgetsweep.errors import DataError
-from budgetsweep.files import write_bytes_atomically
 from trainer.data.blocks import (
     MAX_EXAMPLES,
     VAL_TOKENS,
     Block,
-    BlockCounts,
+    EncodedBlock,
     SplitRule,
     choose_val_below,
     cut_blocks,
     encode_block,
     nothing_usable,
+    split_hash,
 )
 from trainer.data.shards.manifest import (
+    LOCK_NAME,
     TOKEN_BYTES_NAME,
     Manifest,
     ShardEntry,
-    cannot_write,
     save_manifest,
     utc_now,
 )
-from trainer.data.shards.progress import (
-    TICK_SECONDS,
-    TYPICAL_BYTES_PER_TOKEN,
-    PrepareMeter,
-)
-from trainer.data.shards.tokens import read_shard, write_shard
-from trainer.data.sources import PrepareJob, Source, open_source
-from trainer.data.tokenizers import Tokenizer, load_tokenizer
+from trainer.data.shards.progress import TICK_SECONDS, TYPICAL_BYTES_PER_TOKEN, PrepareMeter
+from trainer.data.shards.tokens import Ids, write_shard
+from trainer.data.sources import PrepareJob, Source, open_source, source_class
+from trainer.data.tokenizers import load_tokenizer
 
 SEPARATE_VAL_TOKENS = 20_000_000
 """Most tokens taken from a separate validation text."""
-HELD_OUT_NAME = "held-out.bin"
 
 
 @dataclass(frozen=True)
@@ -59,8 +49,7 @@ class _Written:
 
     train: ShardEntry | None
     val: ShardEntry | None
-    counts: BlockCounts
-    hashes: list[int]
+    found: EncodedBlock
 
 
 class Preparation:
@@ -68,21 +57,26 @@ class Preparation:
 
     def __init__(self, job: PrepareJob, source: Source) -> None:
         self.data, self.folder, self.workers = job.data, job.folder, job.workers
-        self._identity = job.identity
-        self._wanted_train, self._wanted_val = job.train_tokens, job.val_tokens
-        self.tokenizer: Tokenizer = load_tokenizer(job.tokenizer)
+        self._wanted_train = job.train_tokens
+        self._least_val = max(job.val_tokens or 0, 1)
+        self._wanted_val = max(job.val_tokens or 0, VAL_TOKENS)
+        self.tokenizer = load_tokenizer(job.tokenizer)
         self.source = source.open()
         if job.manifest is not None and job.manifest.pairs != self.source.pairs:
             raise DataError(
                 f"{self.folder}: prepared from other columns of {source.name}; delete this folder "
                 "and prepare the text again"
             )
-        remove_leftovers(self.folder)
-        self.manifest = job.manifest or self._first_manifest()
+        for path in self.folder.glob(".*"):  # half-written files of a killed process
+            if path.name != LOCK_NAME:
+                path.unlink()
+        self.manifest = job.manifest or self._first_manifest(job.identity)
         self._stop = threading.Event()
-        self._meter = PrepareMeter(self.manifest, job.on_progress, self.source.n_bytes)
+        self._meter = PrepareMeter(
+            self.manifest, job.on_progress, job.train_tokens, self.source.n_bytes
+        )
 
-    def _first_manifest(self) -> Manifest:
+    def _first_manifest(self, identity: str) -> Manifest:
         table = write_shard(
             self.folder / TOKEN_BYTES_NAME,
             self.tokenizer.token_bytes(),
@@ -92,7 +86,7 @@ class Preparation:
         return Manifest(
             source=self.data.source,
             description=f"{self.source.description}, tokenizer {self.tokenizer.name}",
-            identity=self._identity,
+            identity=identity,
             tokenizer=self.tokenizer.name,
             n_vocab=self.tokenizer.n_vocab,
             eot=self.tokenizer.eot,
@@ -111,17 +105,20 @@ class Preparation:
         Raises:
             DataError: nothing usable, no space, or the network is gone. What was finished stays.
         """
-        self._meter.wanted = self._wanted_train
-        if self.data.validation is not None and self.manifest.held_out_sha256 is None:
+        if self.data.validation is not None and not self.manifest.val:
             self._prepare_validation(self.data.validation)
-        target = max(self._wanted_val or 0, VAL_TOKENS)
         if self.data.validation is None and self.manifest.val_below is None:
-            self._save(val_below=choose_val_below(self._expected_tokens(), target))
-        exhausted = self._prepare_train(target)
+            self._save(val_below=choose_val_below(self._expected_tokens(), self._wanted_val))
+        exhausted = self._prepare_train()
         if exhausted and self._one_side_is_empty():
             # Few documents, and chance put them all on one side: the lowest hash is validation.
-            self._start_again(val_below=self._threshold_of_one_document())
-            exhausted = self._prepare_train(target)
+            if self.manifest.val_below is None or self.manifest.lowest_hash is None:
+                raise self._too_few_documents()
+            self._save(
+                train=(), val=(), cursor=(0, 0), documents=0, val_documents=0, dropped_documents=0,
+                bad_records=0, bad_examples=(), val_below=self.manifest.lowest_hash + 1,
+            )  # fmt: skip
+            exhausted = self._prepare_train()
             if self._one_side_is_empty():
                 raise self._too_few_documents()
         self._save(val_frozen=True, exhausted=exhausted)
@@ -136,48 +133,49 @@ class Preparation:
         whole = self.source.n_bytes / per_token
         return whole if train_tokens is None else min(whole, train_tokens)
 
-    def _prepare_train(self, target: int) -> bool:
+    def _prepare_train(self) -> bool:
         """Append training blocks until there are enough; True: the source has no more."""
-        train_tokens, val_tokens = self._wanted_train, self._wanted_val
         rule = SplitRule(self.manifest.val_below, self._held_out())
         separate = self.data.validation is not None
 
         def wants_val() -> bool:
             frozen = separate or self.manifest.val_frozen
-            return not frozen and self.manifest.val_tokens < target
+            return not frozen and self.manifest.val_tokens < self._wanted_val
 
         def enough(pending_chars: int) -> bool:
-            m = self.manifest
+            m, wanted = self.manifest, self._wanted_train
             coming = pending_chars * self._meter.tokens_per_char(self.tokenizer.name)
-            if train_tokens is None or m.train_tokens + coming < train_tokens:
+            if wanted is None or m.train_tokens + coming < wanted:
                 return False
-            return not wants_val() or m.val_tokens >= max(val_tokens or 0, 1)
+            return not wants_val() or m.val_tokens >= self._least_val
 
         def commit(block: Block, written: _Written) -> None:
-            self._commit(block, written, keep_val=written.val is not None and wants_val())
+            m, found = self.manifest, written.found
+            assert written.train is not None
+            kept = (written.val,) if written.val is not None and wants_val() else ()
+            n_kept = found.val_documents if kept else 0
+            lowest = [h for h in (m.lowest_hash, found.lowest_hash) if h is not None]
+            self._save(
+                train=(*m.train, written.train),
+                val=m.val + kept,
+                cursor=block.end,
+                documents=m.documents + found.documents,
+                val_documents=m.val_documents + n_kept,
+                dropped_documents=(
+                    m.dropped_documents + found.dropped_documents + found.val_documents - n_kept
+                ),
+                bad_records=m.bad_records + block.bad_records,
+                bad_examples=(*m.bad_examples, *block.bad_examples)[:MAX_EXAMPLES],
+                lowest_hash=min(lowest, default=None),
+            )
 
         blocks = cut_blocks(self.source, self.manifest.cursor, len(self.manifest.train), self._tick)
-        return self._pipeline(self.source, blocks, rule, wants_val, enough, commit)
-
-    def _commit(self, block: Block, written: _Written, keep_val: bool) -> None:
-        m, counts = self.manifest, written.counts
-        assert written.train is not None
-        lowest = [h for h in (m.lowest_hash, counts.lowest_hash) if h is not None]
-        kept, lost = (counts.val_documents, 0) if keep_val else (0, counts.val_documents)
-        self._save(
-            train=(*m.train, written.train),
-            val=(*m.val, written.val) if keep_val else m.val,
-            cursor=block.end,
-            documents=m.documents + counts.documents,
-            val_documents=m.val_documents + kept,
-            dropped_documents=m.dropped_documents + counts.dropped_documents + lost,
-            bad_records=m.bad_records + counts.bad_records,
-            bad_examples=(*m.bad_examples, *counts.bad_examples)[:MAX_EXAMPLES],
-            lowest_hash=min(lowest, default=None),
-        )
+        return self._pipeline(blocks, rule, wants_val, enough, commit)
 
     def _prepare_validation(self, name: str) -> None:
         """Tokenise a separate validation text; its documents are then kept out of training."""
+        if not source_class(name).has_end:
+            raise DataError(f"{name}: no separate validation text; give a path")
         source = open_source(name, self.data.text_field)
         if source.pairs != self.source.pairs:
             training = self.source.description
@@ -187,47 +185,36 @@ class Preparation:
                 "both need the columns headline, title, text (.csv), or neither"
             )
         entries: list[ShardEntry] = []
-        hashes: set[int] = set()
-        totals = {"val_documents": 0, "bad_records": 0, "dropped_documents": 0}
-        examples: list[str] = []
+        found: list[tuple[Block, EncodedBlock]] = []
 
-        def commit(_block: Block, written: _Written) -> None:
+        def commit(block: Block, written: _Written) -> None:
             if written.val is not None:
                 entries.append(written.val)
-            hashes.update(written.hashes)
-            for name in totals:
-                totals[name] += getattr(written.counts, name)
-            examples.extend(written.counts.bad_examples)
+            found.append((block, written.found))
 
         def enough(_pending_chars: int) -> bool:
             return sum(entry.n_tokens for entry in entries) >= SEPARATE_VAL_TOKENS
 
-        self._pipeline(
-            source, cut_blocks(source, tick=self._tick), SplitRule(only_val=True),
-            lambda: True, enough, commit,
-        )  # fmt: skip
+        blocks = cut_blocks(source, tick=self._tick)
+        self._pipeline(blocks, SplitRule(only_val=True), lambda: True, enough, commit)
+        bad_records = sum(block.bad_records for block, _ in found)
+        examples = [example for block, _ in found for example in block.bad_examples]
         if not entries:
-            raise nothing_usable(name, totals["bad_records"], examples)
-        raw = np.array(sorted(hashes), dtype="<u8").tobytes()
-        try:
-            write_bytes_atomically(self.folder / HELD_OUT_NAME, raw)
-        except OSError as error:
-            raise cannot_write(self.folder, error) from error
+            raise nothing_usable(name, bad_records, examples)
         self._save(
             val=tuple(entries),
-            held_out_sha256=hashlib.sha256(raw).hexdigest(),
+            val_documents=sum(encoded.val_documents for _, encoded in found),
+            dropped_documents=sum(encoded.dropped_documents for _, encoded in found),
+            bad_records=bad_records,
             bad_examples=tuple(examples[:MAX_EXAMPLES]),
-            **totals,
         )
 
     def _held_out(self) -> frozenset[int]:
-        if self.manifest.held_out_sha256 is None:
+        """Hashes of a separate validation text."""
+        if self.data.validation is None:
             return frozenset()
-        path = self.folder / HELD_OUT_NAME
-        raw = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(raw).hexdigest() != self.manifest.held_out_sha256:
-            raise DataError(f"{path}: missing or damaged; delete {self.folder} and prepare again")
-        return frozenset(np.frombuffer(raw, dtype="<u8").tolist())
+        records = open_source(self.data.validation, self.data.text_field).records()
+        return frozenset(h for h in map(split_hash, records) if h is not None)
 
     def _one_side_is_empty(self) -> bool:
         m = self.manifest
@@ -235,11 +222,6 @@ class Preparation:
         if m.documents == 0 and (m.dropped_documents == 0 if separate else m.val_documents == 0):
             raise nothing_usable(self.source.description, m.bad_records, m.bad_examples)
         return m.train_tokens == 0 or m.val_tokens == 0
-
-    def _threshold_of_one_document(self) -> int:
-        if self.manifest.val_below is None or self.manifest.lowest_hash is None:
-            raise self._too_few_documents()
-        return self.manifest.lowest_hash + 1
 
     def _too_few_documents(self) -> DataError:
         what = "title" if self.source.pairs else "document"
@@ -253,14 +235,8 @@ class Preparation:
             "give more text, or a separate one as data.validation"
         )
 
-    def _start_again(self, val_below: int) -> None:
-        self._save(
-            train=(), val=(), cursor=(0, 0), documents=0, val_documents=0, dropped_documents=0,
-            bad_records=0, bad_examples=(), lowest_hash=None, val_below=val_below,
-        )  # fmt: skip
-
     def _save(self, **changes: Any) -> None:
-        self.manifest = self.manifest.with_changes(**changes, updated_utc=utc_now())
+        self.manifest = replace(self.manifest, **changes, updated_utc=utc_now())
         save_manifest(self.folder, self.manifest)
 
     def _tick(self) -> None:
@@ -268,7 +244,6 @@ class Preparation:
 
     def _pipeline(
         self,
-        source: Source,
         blocks: Generator[Block],
         rule: SplitRule,
         wants_val: Callable[[], bool],
@@ -288,9 +263,7 @@ class Preparation:
                     if block is None:
                         ended = True
                         break
-                    pending.append(
-                        (block, pool.submit(self._work, block, source, rule, wants_val()))
-                    )
+                    pending.append((block, pool.submit(self._work, block, rule, wants_val())))
                 if not pending:
                     return True
                 block, future = pending.popleft()
@@ -300,7 +273,9 @@ class Preparation:
                 written = future.result()
                 assert written is not None
                 commit(block, written)
-                self._meter.add_chars(block.n_chars, written.train, written.val)
+                self._meter.add_chars(
+                    block.n_chars, len(written.found.train) + len(written.found.val)
+                )
                 self._tick()
             return False
         finally:
@@ -309,61 +284,16 @@ class Preparation:
             pool.shutdown(cancel_futures=True)
             self._stop.clear()
 
-    def _work(
-        self, block: Block, source: Source, rule: SplitRule, want_val: bool
-    ) -> _Written | None:
-        """Tokenise a block and write its shards, validation first. Runs in a worker thread."""
-        what = {
-            "identity": self.manifest.identity,
-            "revision": self.manifest.revision,
-            "val_below": rule.val_below,
-            "only_val": rule.only_val,
-            "start": list(block.start),
-            "end": list(block.end),
-        }
-        train_path = self.folder / f"train-{block.index:05d}.tok"
-        val_path = self.folder / f"val-{block.index:05d}.tok"
-        if not rule.only_val and (found := _adopt(train_path, val_path, what, want_val)):
-            return found
-        made = encode_block(
-            block, self.tokenizer, rule, want_val, source.place, self._stop, self._meter.count
-        )
-        if made is None:
+    def _work(self, block: Block, rule: SplitRule, want_val: bool) -> _Written | None:
+        """Tokenise a block and write its shards. Runs in a worker thread."""
+        found = encode_block(block, self.tokenizer, rule, want_val, self._stop, self._meter.count)
+        if found is None:
             return None
-        stats = dataclasses.asdict(made.counts)
-        extra = {"block": what, "want_val": want_val, "stats": stats}
-        name = self.tokenizer.name
-        val = train = None
-        if len(made.val):
-            val = write_shard(val_path, made.val, tokenizer=name, split="val", extra=extra)
-        if not rule.only_val:
-            train = write_shard(train_path, made.train, tokenizer=name, split="train", extra=extra)
-        return _Written(train, val, made.counts, made.hashes)
 
+        def write(split: str, ids: Ids) -> ShardEntry:
+            path = self.folder / f"{split}-{block.index:05d}.tok"
+            return write_shard(path, ids, tokenizer=self.tokenizer.name, split=split)
 
-def _adopt(train_path: Path, val_path: Path, what: Any, want_val: bool) -> _Written | None:
-    """Shards of just this block that an earlier run finished, payloads checked; None: none."""
-    if not train_path.exists():
-        return None
-    try:
-        header, _ = read_shard(train_path, verify=True)
-        extra = header.extra
-        if extra.get("block") != what or (want_val and not extra["want_val"]):
-            return None
-        val = None
-        if extra["stats"]["val_documents"]:
-            val_header, _ = read_shard(val_path, verify=True)
-            if val_header.extra.get("block") != what:
-                return None
-            val = ShardEntry(val_path.name, val_header.n_tokens, val_header.sha256)
-    except DataError:
-        return None
-    train = ShardEntry(train_path.name, header.n_tokens, header.sha256)
-    return _Written(train, val, BlockCounts(**extra["stats"]), [])
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete half-written files of a killed process; the caller holds the lock."""
-    for path in folder.glob(".*"):
-        if path.is_file() and path.name != ".lock":
-            path.unlink(missing_ok=True)
+        val = write("val", found.val) if len(found.val) else None
+        train = None if rule.only_val else write("train", found.train)
+        return _Written(train, val, found)

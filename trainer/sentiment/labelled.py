@@ -16,7 +16,7 @@ from budgetsweep.errors import DataError
 from trainer.data.sources import Record, Source
 from trainer.data.sources.hub import HubSource
 from trainer.data.sources.local import LocalSource
-from trainer.data.sources.local_files import COMPRESSIONS, FoundFiles, kind_of, local_file
+from trainer.data.sources.local_files import COMPRESSIONS, kind_of, local_file
 from trainer.data.sources.records import local_lines
 
 YELP = "yelp_polarity"
@@ -83,9 +83,8 @@ def read_labelled(
     labels: list[int] = []
     for record in data.records():
         label = _number(record.label)
-        problem = record.problem or _problem(record.text or "")
-        if record.text is None or label is None or problem:
-            problem = problem or f"label {_shown(record.label)}; expected {LABELS}"
+        if record.text is None or label is None:
+            problem = record.problem or f"label {_shown(record.label)}; expected {LABELS}"
             raise DataError(f"{data.place(record.file, record.record)}: {problem}")
         texts.append(record.text)
         labels.append(label)
@@ -117,8 +116,7 @@ def _open(name: str, text_field: str, label_field: str) -> Source | LabelledCsv:
     kind = kind_of(path)
     if kind not in ("json", "parquet"):
         raise DataError(f"{name}: what kind of file is this? Expected {EXPECTED}")
-    found = FoundFiles([local_file(path, kind)])
-    return LocalSource(name, text_field).open_files(found, label_field)
+    return LocalSource(name, text_field).open_files([local_file(path, kind)], label_field)
 
 
 def _is_csv(path: Path) -> bool:
@@ -135,15 +133,6 @@ def _number(label: Any) -> int | None:
     if isinstance(label, bool) or label not in (0, 1, 2):
         return None
     return int(label)
-
-
-def _problem(text: str) -> str | None:
-    """What is wrong with a text that could be read."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"half of a surrogate pair (character {error.start}), which is no Unicode text"
-    return None
 
 
 def _shown(label: Any) -> str:
@@ -205,7 +194,7 @@ class LabelledCsv:
             raise DataError(f"{self.place(0, line)}: not CSV ({error})") from error
 
     def _lines(self) -> Iterator[str]:
-        for number, line in local_lines(self.file, 0):
+        for number, line in enumerate(local_lines(self.file)):
             try:
                 yield line.decode("utf-8") + "\n"
             except UnicodeDecodeError as error:

@@ -20,7 +20,6 @@ from tests.support.commands import run, run_json
 from tests.support.reference_course import CourseLM
 from tests.support.tiny_runs import tiny_config
 from trainer.data.prepare import prepare
-from trainer.data.shards.tokens import write_shard
 from trainer.export.formats import Format
 
 D, H, P, L = 12, 3, 9, 2
@@ -85,9 +84,8 @@ def test_every_kind_of_file_gives_the_same_loss(course: CourseLM) -> None:
     Path("held.jsonl").write_text(json.dumps({"body": TEXT}) + "\n")
     np.savez("tokens.npz", train=np.zeros(3, np.uint16), val=ids)
     np.save("ids.npy", ids.astype(np.int64))
-    write_shard(Path("ids.tok"), ids, tokenizer="bytes", split="val")
     expected = math.fsum(sum(w) for w in by_hand(course, ids.tolist()))
-    for name in ("held.jsonl", "tokens.npz", "ids.npy", "ids.tok"):
+    for name in ("held.jsonl", "tokens.npz", "ids.npy"):
         measured = evaluate("model", "--data", name, "--text-field", "body")
         assert measured["data_tokens"] == len(ids)
         total = measured["loss_nats"] * measured["n_tokens"]
@@ -184,7 +182,7 @@ MISTAKES = [
     ("evaluate model", "no config.yaml beside it names validation data: give --data FILE"),
     ("evaluate model --data none.txt", "none.txt: no such file or folder"),
     ("evaluate model --data empty.txt", "empty.txt: 0 tokens; at least 2"),
-    ("evaluate model --data ids.npy", "ids.npy: token id 999, but the model has ids 0 to 256"),
+    ("evaluate model --data ids.npy", "ids.npy: token id 999, but the vocabulary has ids 0 to 256"),
     ("evaluate model --data model", "model: no file in it that can be read"),
     ("evaluate model --data held.txt --tokenizer gpt2", "has 50257 ids, but the model only 257"),
     ("evaluate model --data held.txt --tokenizer x", "tokenizer 'x': expected one of gpt2"),

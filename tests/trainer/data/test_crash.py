@@ -16,9 +16,9 @@ import pytest
 from tests.support.crash_child import BLOCK_CHARS, prepare_source
 from tests.support.data_files import make_documents, write_jsonl
 from trainer.data import blocks
-from trainer.data.cache import locked
+from trainer.data.cache import folder_for, locked
 from trainer.data.config import DataConfig
-from trainer.data.prepare import folder_for, prepare
+from trainer.data.prepare import prepare
 from trainer.data.shards.manifest import load_manifest
 from trainer.data.shards.tokens import TokenData, open_tokens
 

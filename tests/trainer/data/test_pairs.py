@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import pytest
 import torch
@@ -97,7 +95,7 @@ def test_a_sequential_pass_gives_every_pair_once_in_order(
     documents: Documents, size: int, s: int, t: int
 ) -> None:
     index = index_of(documents)
-    batches = list(sequential_pairs(index, size, s, t, EOT, CPU))
+    batches = list(sequential_pairs(index, size, s, t, CPU))
     expected = naive(documents, s, t)
     assert [len(batch.source_ids) for batch in batches[:-1]] == [size] * max(len(batches) - 1, 0)
     found = [
@@ -121,7 +119,7 @@ def test_every_pair_comes_once_before_any_comes_again(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler_module, "_BLOCK", block)
-        sampler = PairSampler(numbered(n), size, 3, 3, seed, EOT, micros)
+        sampler = PairSampler(numbered(n), size, 3, 3, seed, micros)
         steps = -(-3 * n // (size * micros))
         drawn = [i for step in range(steps) for micro in range(micros)
                  for i in numbers(sampler.batch(step, micro, CPU))]  # fmt: skip
@@ -133,7 +131,7 @@ def test_every_pair_comes_once_before_any_comes_again(
 def test_a_batch_depends_on_nothing_but_seed_step_and_micro_batch(
     step: int, micro: int, seed: int
 ) -> None:
-    used, fresh = (PairSampler(numbered(50), 4, 3, 3, seed, EOT, 3) for _ in range(2))
+    used, fresh = (PairSampler(numbered(50), 4, 3, 3, seed, 3) for _ in range(2))
     for earlier in range(0, 40, 7):
         used.batch(earlier, 1, CPU)
     for a, b in zip(used.batch(step, micro, CPU), fresh.batch(step, micro, CPU), strict=True):
@@ -141,30 +139,16 @@ def test_a_batch_depends_on_nothing_but_seed_step_and_micro_batch(
 
 
 def test_micro_batches_are_the_parts_of_the_large_batch() -> None:
-    small = PairSampler(numbered(50), 4, 3, 3, 7, EOT, 3)
-    large = PairSampler(numbered(50), 12, 3, 3, 7, EOT)
+    small = PairSampler(numbered(50), 4, 3, 3, 7, 3)
+    large = PairSampler(numbered(50), 12, 3, 3, 7)
     for step in range(9):
         parts = [i for micro in range(3) for i in numbers(small.batch(step, micro, CPU))]
         assert parts == numbers(large.batch(step, 0, CPU))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    orders = {
-        tuple(PairSampler(numbered(40), 40, 3, 3, seed, EOT).draw(40 * epoch, 40))
-        for seed in range(3)
-        for epoch in range(3)
-    }
-    assert len(orders) == 9
-    first = Counter(
-        int(PairSampler(numbered(5), 1, 3, 3, seed, EOT).draw(0, 1)[0]) for seed in range(500)
-    )
-    # 100 expected of each; five standard deviations of a binomial are 45.
-    assert min(first[i] for i in range(5)) > 55
-
-
 def test_batches_have_the_shape_of_the_naive_rows() -> None:
     documents: Documents = [[1, 2, 3], [4, 5], [], [6], [7], [], [1] * 9, [2] * 9]
-    sampler = PairSampler(index_of(documents), 4, 4, 5, 0, EOT)
+    sampler = PairSampler(index_of(documents), 4, 4, 5, 0)
     batch = sampler.batch(0, 0, CPU)
     rows = [tuple(part[row].tolist() for part in batch) for row in range(4)]
     assert sorted(rows) == sorted(naive(documents, 4, 5))
@@ -175,8 +159,8 @@ def test_batches_have_the_shape_of_the_naive_rows() -> None:
 def test_no_pair_is_a_clear_error() -> None:
     for documents in ([], [[1, 2]]):
         with pytest.raises(DataError, match="no whole pair: prepare more"):
-            PairSampler(index_of(documents), 2, 3, 3, 0, EOT)
-        assert list(sequential_pairs(index_of(documents), 2, 3, 3, EOT, CPU)) == []
+            PairSampler(index_of(documents), 2, 3, 3, 0)
+        assert list(sequential_pairs(index_of(documents), 2, 3, 3, CPU)) == []
 
 
 @given(documents=DOCUMENTS, t=st.integers(1, 8))
@@ -186,7 +170,7 @@ def test_bytes_of_the_target_text_are_those_of_the_predicted_ids(
     table = np.array([1, 2, 3, 1, 2, 3, 1, 2, 3, 0], np.uint16)
     index = index_of(documents)
     n_bytes = n_tokens = 0
-    for batch in sequential_pairs(index, 2, 3, t, EOT, CPU):
+    for batch in sequential_pairs(index, 2, 3, t, CPU):
         predicted = batch.target_ids[:, 1:][batch.target_mask[:, 1:] == 1]
         n_bytes += sum(int(table[i]) for i in predicted)
         n_tokens += len(predicted)

@@ -15,10 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from budgetsweep.errors import DataError
 from budgetsweep.files import write_text_atomically
 
 MANIFEST_NAME = "manifest.json"
+LOCK_NAME = ".lock"
 TOKEN_BYTES_NAME = "token-bytes.tok"
 MANIFEST_FORMAT = "budgetsweep tokens"
 FORMAT_VERSION = 1
@@ -60,8 +63,6 @@ class Manifest:
     val: tuple[ShardEntry, ...] = ()
     token_bytes: ShardEntry | None = None
     """UTF-8 bytes that each id stands for, as a shard; None: not known."""
-    held_out_sha256: str | None = None
-    """SHA-256 of the file of document hashes of a separate validation text."""
     cursor: tuple[int, int] = (0, 0)
     """(file, record) of the source from which the next shard is read."""
     documents: int = 0
@@ -89,10 +90,6 @@ class Manifest:
     def val_tokens(self) -> int:
         """Prepared validation tokens."""
         return sum(entry.n_tokens for entry in self.val)
-
-    def with_changes(self, **changes: Any) -> Manifest:
-        """A copy with some fields replaced."""
-        return dataclasses.replace(self, **changes)
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
@@ -136,13 +133,7 @@ def load_manifest(folder: Path) -> Manifest:
     body = {k: v for k, v in data.items() if k not in ("format", "version", "checksum")}
     if data.get("checksum") != _checksum(body):
         raise DataError(f"{path}: damaged (checksum differs); delete {folder} and {again}")
-    body["train"] = tuple(ShardEntry(**entry) for entry in body["train"])
-    body["val"] = tuple(ShardEntry(**entry) for entry in body["val"])
-    if body["token_bytes"] is not None:
-        body["token_bytes"] = ShardEntry(**body["token_bytes"])
-    body["cursor"] = tuple(body["cursor"])
-    body["bad_examples"] = tuple(body["bad_examples"])
-    return Manifest(**body)
+    return TypeAdapter(Manifest).validate_python(body)
 
 
 def cannot_write(path: Path, error: OSError) -> DataError:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trainer.data.shards.manifest import Manifest, ShardEntry
+from trainer.data.shards.manifest import Manifest
 
 TYPICAL_BYTES_PER_TOKEN = 4.3
 """GPT-2 BPE on English web text; 4.56 measured on news and Wikipedia, less on code."""
@@ -28,7 +28,6 @@ class PrepareProgress:
     """Of this run, validation tokens included."""
     seconds_left: float | None
     """None: not known."""
-    bad_records: int
 
 
 class PrepareMeter:
@@ -38,19 +37,17 @@ class PrepareMeter:
         self,
         manifest: Manifest,
         on_progress: Callable[[PrepareProgress], None] | None,
-        n_bytes: int | None,
+        wanted: int | None,
+        n_bytes: int | None = None,
     ) -> None:
-        self.wanted: int | None = None
-        self._on_progress = on_progress
-        self._n_bytes = n_bytes
+        """Args: training tokens wanted and bytes of the source, each None if not known."""
+        self._on_progress, self._wanted, self._n_bytes = on_progress, wanted, n_bytes
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._last = 0.0
         self._documents = manifest.documents + manifest.val_documents
         self._train = manifest.train_tokens
-        self._made = 0
-        self._chars = 0
-        self._committed = 0
+        self._made = self._chars = self._committed = 0
 
     def count(self, documents: int, train_tokens: int, val_tokens: int) -> None:
         """Called by workers."""
@@ -59,10 +56,10 @@ class PrepareMeter:
             self._train += train_tokens
             self._made += train_tokens + val_tokens
 
-    def add_chars(self, chars: int, train: ShardEntry | None, val: ShardEntry | None) -> None:
+    def add_chars(self, chars: int, n_tokens: int) -> None:
         """A block was committed."""
         self._chars += chars
-        self._committed += sum(entry.n_tokens for entry in (train, val) if entry)
+        self._committed += n_tokens
 
     def tokens_per_char(self, tokenizer: str) -> float:
         """Measured, or typical before the first block."""
@@ -78,17 +75,10 @@ class PrepareMeter:
         self._last = now
         rate = self._made / max(now - self._started, 1e-9)
         train = manifest.train_tokens if force else max(self._train, manifest.train_tokens)
-        whole: float | None = self.wanted
+        whole: float | None = self._wanted
         if whole is None and self._n_bytes is not None and self._chars:
             whole = self._n_bytes * self._committed / self._chars
         left = None if whole is None or not rate else max(whole - train, 0.0) / rate
-        self._on_progress(
-            PrepareProgress(
-                documents=self._documents,
-                tokens=train,
-                wanted_tokens=self.wanted,
-                tokens_per_second=rate,
-                seconds_left=0.0 if force else left,
-                bad_records=manifest.bad_records,
-            )
-        )
+        if force:
+            left = 0.0
+        self._on_progress(PrepareProgress(self._documents, train, self._wanted, rate, left))

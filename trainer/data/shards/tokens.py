@@ -13,7 +13,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,25 +50,16 @@ class ShardHeader:
     n_tokens: int
     sha256: str
     """SHA-256 of the payload."""
-    extra: dict[str, Any]
-    """Where in the source it comes from, document counts."""
 
 
 class TokenArray:
-    """One virtual array of token ids over several memory-mapped arrays, cut to `n_tokens`.
-
-    Args:
-        parts: one-dimensional uint16 arrays, in order.
-        n_tokens: use only the first so many ids; None: all.
+    """One virtual array of token ids over several memory-mapped (N,) arrays, cut to `n_tokens`.
 
     Raises:
-        ValueError: a part is not a one-dimensional uint16 array, or there are fewer ids.
+        ValueError: there are fewer ids.
     """
 
     def __init__(self, parts: Sequence[Ids], n_tokens: int | None = None) -> None:
-        for part in parts:
-            if part.ndim != 1 or part.dtype != np.uint16:
-                raise ValueError(f"expected 1-D uint16 ids, got {part.ndim}-D {part.dtype}")
         available = sum(len(part) for part in parts)
         if n_tokens is None:
             n_tokens = available
@@ -82,7 +73,8 @@ class TokenArray:
             if len(part):
                 kept.append(part[:left])
                 left -= len(kept[-1])
-        self._parts = kept
+        self.parts = kept
+        """The arrays behind this one, cut, without a copy; for an upload to a device."""
         self._ends = np.cumsum([len(part) for part in kept], dtype=np.int64)
         self._starts = [0, *self._ends.tolist()]
         self._n_tokens = n_tokens
@@ -99,32 +91,22 @@ class TokenArray:
         parts: list[Ids] = []
         for array in arrays:
             ids = np.asarray(array)
-            if ids.size and ids.dtype.kind not in "iu":
-                raise ValueError(f"expected integer ids, got {ids.dtype}")
-            if ids.size and (ids.min() < 0 or ids.max() > np.iinfo(np.uint16).max):
-                raise ValueError("expected ids in 0..65535")
             parts.append(ids.astype(np.uint16))
+            if not np.array_equal(parts[-1], ids):
+                raise ValueError("expected integer ids in 0..65535")
         return cls(parts)
-
-    @property
-    def parts(self) -> tuple[Ids, ...]:
-        """The arrays behind this one, cut, without a copy; for an upload to a device."""
-        return tuple(self._parts)
 
     def __len__(self) -> int:
         return self._n_tokens
 
-    def __repr__(self) -> str:
-        return f"TokenArray({self._n_tokens} tokens in {len(self._parts)} parts)"
-
     def count(self, token_id: int) -> int:
         """How often an id occurs."""
-        return sum(int(np.count_nonzero(part == token_id)) for part in self._parts)
+        return sum(int(np.count_nonzero(part == token_id)) for part in self.parts)
 
     def counts(self, n_ids: int) -> npt.NDArray[np.int64]:
         """How often each of the ids 0 … n_ids - 1 occurs, (n_ids,); larger ones are left out."""
         total = np.zeros(n_ids, dtype=np.int64)
-        for part in self._parts:
+        for part in self.parts:
             for start in range(0, len(part), _COUNTED_AT_ONCE):
                 piece = np.asarray(part[start : start + _COUNTED_AT_ONCE])
                 total += np.bincount(piece, minlength=n_ids)[:n_ids]
@@ -132,8 +114,6 @@ class TokenArray:
 
     def __getitem__(self, key: slice) -> Ids:
         """Ids of a slice with step 1, as a new uint16 array; Python's rules for the bounds."""
-        if not isinstance(key, slice):
-            raise TypeError(f"expected a slice such as tokens[0:128], got {key!r}")
         start, stop, step = key.indices(self._n_tokens)
         if step != 1:
             raise ValueError("only slices with step 1")
@@ -142,23 +122,12 @@ class TokenArray:
         return out
 
     def gather(self, starts: npt.ArrayLike, length: int) -> npt.NDArray[np.int64]:
-        """Windows of `length` ids.
-
-        Args:
-            starts: (B,) first positions, each in 0…len − length.
-            length: ids in a window, at least 1.
-
-        Returns:
-            (B, length) int64.
+        """Windows of `length` ids, at least 1, from (B,) starts on: (B, length) int64.
 
         Raises:
             IndexError: a window does not lie within the array.
         """
         first = np.asarray(starts, dtype=np.int64)
-        if first.ndim != 1:
-            raise ValueError(f"starts: expected one dimension (B,), got {first.shape}")
-        if length < 1:
-            raise ValueError(f"length = {length}: expected at least 1")
         if first.size and (first.min() < 0 or first.max() + length > self._n_tokens):
             raise IndexError(
                 f"windows of {length} at {first.min()}…{first.max()} do not lie within "
@@ -174,7 +143,7 @@ class TokenArray:
         """Fill `out` from position `start`, which lies in part `index`."""
         filled = 0
         while filled < len(out):
-            part = self._parts[index]
+            part = self.parts[index]
             offset = start + filled - self._starts[index]
             piece = part[offset : offset + len(out) - filled]
             out[filled : filled + len(piece)] = piece
@@ -213,8 +182,13 @@ class TokenData:
         """What is known of these data without reading them."""
         return DataFacts(
             self.description, self.data_checksum, self.val_checksum, len(self.train),
-            len(self.val), self.n_train_pairs, self.n_val_pairs, self.bytes_per_token,
+            len(self.val), self._pairs_in(self.train), self._pairs_in(self.val),
+            self.bytes_per_token,
         )  # fmt: skip
+
+    def _pairs_in(self, tokens: TokenArray) -> int | None:
+        """Whole pairs; None where the text is none of pairs."""
+        return tokens.count(self.eot) // 2 if self.pairs else None
 
     def require_pairs(self) -> None:
         """Refuse running text.
@@ -228,48 +202,17 @@ class TokenData:
                 "source and target, such as WikiHow's wikihowAll.csv"
             )
 
-    @property
-    def n_train_pairs(self) -> int | None:
-        """Whole training pairs; None where the text is none of pairs."""
-        return self.train.count(self.eot) // 2 if self.pairs else None
 
-    @property
-    def n_val_pairs(self) -> int | None:
-        """Whole validation pairs; None where the text is none of pairs."""
-        return self.val.count(self.eot) // 2 if self.pairs else None
-
-
-def write_shard(
-    path: Path,
-    ids: npt.ArrayLike,
-    *,
-    tokenizer: str,
-    split: str,
-    extra: dict[str, Any] | None = None,
-) -> ShardEntry:
-    """Write ids as one shard; `path` appears complete and synced, or not at all.
-
-    Args:
-        ids: (N,) uint16.
-        extra: plain data kept in the header.
+def write_shard(path: Path, ids: Ids, *, tokenizer: str, split: str) -> ShardEntry:
+    """Write (N,) ids as one shard; `path` appears complete and synced, or not at all.
 
     Raises:
         DataError: the file cannot be written (no space, no permission).
     """
-    array = np.ascontiguousarray(ids)
-    if array.ndim != 1 or array.dtype != np.uint16:
-        raise ValueError(f"expected 1-D uint16 ids, got {array.ndim}-D {array.dtype}")
-    array = array.astype("<u2", copy=False)
+    array = np.ascontiguousarray(ids, dtype="<u2")
     payload = array.view(np.uint8).data
-    digest = hashlib.sha256(payload).hexdigest()
-    fields = {
-        "tokenizer": tokenizer,
-        "split": split,
-        "n_tokens": len(array),
-        "sha256": digest,
-        "extra": extra or {},
-    }
-    header = json.dumps(fields).encode()
+    header_fields = ShardHeader(tokenizer, split, len(array), hashlib.sha256(payload).hexdigest())
+    header = json.dumps(asdict(header_fields)).encode()
     header += b" " * (-(_PREFIX.size + len(header)) % _ALIGNMENT)
     prefix = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(header), hashlib.sha256(header).digest())
     try:
@@ -279,17 +222,11 @@ def write_shard(
             file.write(payload)
     except OSError as error:
         raise cannot_write(path, error) from error
-    return ShardEntry(file=path.name, n_tokens=len(array), sha256=digest)
+    return ShardEntry(path.name, header_fields.n_tokens, header_fields.sha256)
 
 
 def read_shard(path: Path, *, verify: bool = False) -> tuple[ShardHeader, Ids]:
-    """Memory-map a shard.
-
-    Args:
-        verify: read the payload and compare its SHA-256 too.
-
-    Returns:
-        The header and the ids as a read-only array.
+    """The header of a shard and its ids, memory-mapped; `verify` reads and checks the payload too.
 
     Raises:
         DataError: the file is missing, truncated, damaged, foreign or of another version.
@@ -297,9 +234,22 @@ def read_shard(path: Path, *, verify: bool = False) -> tuple[ShardHeader, Ids]:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            header, offset = _read_header(path, file.read(_PREFIX.size), file.read)
+            prefix = file.read(_PREFIX.size)
+            if len(prefix) < _PREFIX.size or not prefix.startswith(MAGIC):
+                raise DataError(f"{path}: not a token file of budgetsweep")
+            _, version, length, digest = _PREFIX.unpack(prefix)
+            raw = file.read(min(length, _MAX_HEADER_BYTES))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: token file version {version}, this program reads {FORMAT_VERSION}"
+        )
+    if len(raw) != length or hashlib.sha256(raw).digest() != digest:
+        raise DataError(f"{path}: damaged or truncated header; prepare the text again")
+    found = json.loads(raw)
+    header = ShardHeader(*(found[field.name] for field in fields(ShardHeader)))
+    offset = _PREFIX.size + length
     expected = offset + 2 * header.n_tokens
     if size != expected:
         kind = "truncated" if size < expected else "too long"
@@ -307,33 +257,16 @@ def read_shard(path: Path, *, verify: bool = False) -> tuple[ShardHeader, Ids]:
             f"{path}: {kind}: {size} bytes, expected {expected} for {header.n_tokens} tokens; "
             "delete its folder and prepare the text again"
         )
-    ids: Ids
+    ids: Ids = np.empty(0, dtype=np.uint16)
     if header.n_tokens:
         mapped = np.memmap(path, dtype="<u2", mode="r", offset=offset, shape=(header.n_tokens,))
         ids = mapped.view(np.ndarray)  # the subclass makes each slice ten times as slow
-    else:
-        ids = np.empty(0, dtype=np.uint16)
     if verify and sha256_of_ids([ids]) != header.sha256:
         raise DataError(
             f"{path}: damaged (checksum of the tokens differs); "
             "delete its folder and prepare the text again"
         )
     return header, ids
-
-
-def _read_header(path: Path, prefix: bytes, read: Any) -> tuple[ShardHeader, int]:
-    if len(prefix) < _PREFIX.size or not prefix.startswith(MAGIC):
-        raise DataError(f"{path}: not a token file of budgetsweep")
-    _, version, length, digest = _PREFIX.unpack(prefix)
-    if version != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: token file version {version}, this program reads {FORMAT_VERSION}"
-        )
-    raw = read(min(length, _MAX_HEADER_BYTES))
-    if len(raw) != length or hashlib.sha256(raw).digest() != digest:
-        raise DataError(f"{path}: damaged or truncated header; prepare the text again")
-    fields = json.loads(raw)
-    return ShardHeader(**fields), _PREFIX.size + length
 
 
 def sha256_of_ids(parts: Iterable[Ids]) -> str:
@@ -403,7 +336,7 @@ def _needed(
     if n_tokens > available:
         raise DataError(
             f"{folder}: {n_tokens} {what} tokens asked for, {available} are prepared; "
-            "prepare more (budgetsweep data prepare) or ask for less"
+            "ask for less, or prepare more (budgetsweep data prepare) where the text has more"
         )
     kept = []
     for entry in entries:

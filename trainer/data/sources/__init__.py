@@ -77,8 +77,6 @@ class Source(ABC):
     A subclass in a module of this package is known everywhere.
     """
 
-    forms: ClassVar[tuple[str, ...]] = ()
-    """How its names look, for messages."""
     claims_before: ClassVar[int] = 0
     """Of several sources that claim a name the one with the least: 0 keywords, 1 a kind of path,
     2 any path."""
@@ -96,12 +94,7 @@ class Source(ABC):
     _known: ClassVar[list[type[Source]]] = []
 
     def __init__(self, name: str, text_field: str = "text", revision: str | None = None) -> None:
-        """Take a name that the class claims; nothing is opened yet.
-
-        Args:
-            name: as the user gave it.
-            revision: version of a source that can change elsewhere; None: the newest.
-        """
+        """Take a name that the class claims, and a version where it can change; opens nothing."""
         self.name, self.text_field, self.revision = name, text_field, revision
         self.description = name
 
@@ -180,8 +173,3 @@ def open_source(name: str, text_field: str = "text", revision: str | None = None
         DataError: as `Source.open`.
     """
     return source_class(name)(name, text_field, revision).open()
-
-
-def known_forms() -> str:
-    """How names of sources look, paths left out."""
-    return ", ".join(sorted(form for source in _sources() for form in source.forms))

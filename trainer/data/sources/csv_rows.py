@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 from budgetsweep.errors import DataError
 from trainer.data.sources import Record, wikihow
-from trainer.data.sources.local_files import LocalFile
-from trainer.data.sources.records import BYTE_ORDER_MARK, local_lines
 
 LONGEST_ROW_BYTES = 4 << 20
 """A longer row is bad: WikiHow's longest articles are some 100 kB (*assumption*)."""
@@ -59,37 +57,12 @@ class _Row:
     problem: str | None = None
     broken: bool = False
     """It is not sure where the row ends; its second line comes next."""
-
     wrong_number: bool = False
     """Not as many fields as columns."""
 
 
-def csv_file_records(
-    file: LocalFile, index: int, first: int, field: str, pairs: bool
-) -> Iterator[Record]:
-    """Records of a local CSV file from line `first` on (0: from the beginning).
-
-    Raises:
-        DataError: the file is damaged or has other columns.
-    """
-    yield from csv_records(_lines_of(file), str(file.path), index, first, field, pairs)
-
-
-def csv_file_columns(file: LocalFile, field: str) -> Columns:
-    """Columns of a local CSV file, by its header.
-
-    Raises:
-        DataError: it has none, or not the ones that are needed.
-    """
-    return csv_columns(_lines_of(file), field, str(file.path))
-
-
-def _lines_of(file: LocalFile) -> Iterator[bytes]:
-    return (line for _, line in local_lines(file, 0, LONGEST_ROW_BYTES))
-
-
 def csv_columns(lines: Iterable[bytes], field: str, where: str) -> Columns:
-    """Columns of a CSV file by its header; the lines are as `csv_records` takes them.
+    """Columns of a CSV file by its header.
 
     Headline, title and text make a file of pairs, where the text field is `text`.
 
@@ -100,7 +73,7 @@ def csv_columns(lines: Iterable[bytes], field: str, where: str) -> Columns:
 
 
 def csv_records(
-    lines: Iterable[bytes], where: str, index: int, first: int, field: str, pairs: bool
+    lines: Iterable[bytes], where: str, index: int, first: int, field: str
 ) -> Iterator[Record]:
     """One record a row; a row's number is that of its first line, counted from 0.
 
@@ -109,27 +82,16 @@ def csv_records(
             after as much and a byte more.
         first: line to begin at, `next` of an earlier record; 0: after the header.
         field: column that holds the text.
-        pairs: whether a file of pairs is expected.
 
     Raises:
         DataError: not the columns that are expected.
     """
     source = _Lines(lines)
     columns = _header(source, field, where)
-    if (columns.pair is not None) != pairs:
-        raise mixed_columns(where)
     while source.number < first and source.take() is not None:
         pass
     for row in _rows(source, columns.n):
         yield _record(row, index, columns, field)
-
-
-def mixed_columns(where: str) -> DataError:
-    """The error for files of pairs beside files of plain text."""
-    return DataError(
-        f"{where}: some files of this source have the columns headline, title, text, others not; "
-        "give one kind only"
-    )
 
 
 class _Lines:
@@ -159,7 +121,7 @@ def _header(lines: _Lines, field: str, where: str) -> Columns:
     expected = f"expected headline, title and text (pairs), or a column {field!r} (data.text_field)"
     if first is None:
         raise DataError(f"{where}: empty; {expected}")
-    lines.give_back([first.removeprefix(BYTE_ORDER_MARK)])
+    lines.give_back([first])
     row = _parse(lines)
     if row.problem:
         raise DataError(f"{where}: the header cannot be read ({row.problem}); {expected}")

@@ -21,7 +21,6 @@ _LEFT_OUT = frozenset(
 class DemoSource(Source):
     """Each module is a document."""
 
-    forms = ("demo",)
     default_tokenizer = "bytes"
 
     root = Path(sysconfig.get_path("stdlib"))
@@ -34,9 +33,7 @@ class DemoSource(Source):
     def open(self) -> Self:
         """Find the modules."""
         self.description = "Python's standard library"
-        self.paths = sorted(
-            self._modules(), key=lambda path: path.relative_to(self.root).as_posix()
-        )
+        self.paths = sorted(self._modules(), key=self._name)
         self._sizes = [path.stat().st_size for path in self.paths]
         self.n_bytes = sum(self._sizes)
         if not self.paths:
@@ -46,9 +43,12 @@ class DemoSource(Source):
             )
         return self
 
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
     def _modules(self) -> Iterator[Path]:
         for folder, inner, names in os.walk(self.root):
-            inner[:] = [name for name in inner if name not in _LEFT_OUT]
+            inner[:] = set(inner) - _LEFT_OUT
             for name in names:
                 if name.endswith(".py") and not name.startswith("test_"):
                     yield Path(folder, name)
@@ -56,18 +56,17 @@ class DemoSource(Source):
     def identity(self) -> dict[str, Any]:
         """Names and sizes: the same library in another place is the same text."""
         self.open()
-        names = [p.relative_to(self.root).as_posix() for p in self.paths]
+        names = map(self._name, self.paths)
         return {"demo": [list(pair) for pair in zip(names, self._sizes, strict=True)]}
 
     def records(self, start: Cursor = (0, 0)) -> Iterator[Record]:
         """One document a module; line ends as in the file."""
         for index in range(start[0], len(self.paths)):
+            text = problem = None
             try:
-                text, problem = self.paths[index].read_bytes().decode("utf-8"), None
-            except UnicodeDecodeError:
-                text, problem = None, "not UTF-8"
-            except OSError as error:
-                text, problem = None, f"cannot be read ({error.strerror})"
+                text = self.paths[index].read_bytes().decode("utf-8")
+            except (UnicodeDecodeError, OSError) as error:
+                problem = f"cannot be read ({error})"
             yield Record(index, 0, text, problem, (index + 1, 0))
 
     def place(self, file: int, record: int) -> str:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import sys
 from collections.abc import Iterator
 from typing import Any, Self, final
 
 from budgetsweep.errors import DataError
 from trainer.data.sources import Cursor, Record, Source
-from trainer.data.sources.csv_rows import LONGEST_ROW_BYTES, csv_columns, csv_records
+from trainer.data.sources.local_files import PIECE_BYTES
 from trainer.data.sources.records import (
     PARQUET_ROWS,
     column_records,
-    datasets_library,
     fields_of,
-    json_line_record,
-    remote_lines,
+    json_records,
+    lines_of,
     require_fields,
 )
 from trainer.data.time_limit import answer_within
@@ -23,16 +25,14 @@ REQUEST_SECONDS = 10.0
 """Time limit of the first request to the hub."""
 REACH_SECONDS = 18.0
 """The same, name look-up included, which knows no limit of its own."""
-
-
 C4 = "hub:allenai/c4:en"
+_ROWS = 64
 
 
 @final
 class HubSource(Source):
     """One split of a data set, file by file, at one commit, whose name is in `revision`."""
 
-    forms = ("c4", "hub:owner/name")
     has_end = False
 
     def __init__(
@@ -44,11 +44,7 @@ class HubSource(Source):
         split: str = "train",
         label_field: str | None = None,
     ) -> None:
-        """Take `c4` or `hub:owner/name[:config]`.
-
-        Args:
-            revision: commit; None: the newest.
-            label_field: field with a label for each text; None: none is wanted.
+        """Take `c4` or `hub:owner/name[:config]`, at a commit, with labels if a field is named.
 
         Raises:
             DataError: the name does not have that form.
@@ -98,74 +94,40 @@ class HubSource(Source):
             self._loader = loader
             files = loader.config.data_files or {}
             self._urls = [str(url) for url in files.get(self.split, [])]
-            if _is_csv(loader) and self._urls and self.label_field is None:
-                self.pairs = self._has_pairs()
+            # Lines of JSON are read one by one, as local ones are: a bad one is no reason to stop.
+            self._by_line = _is_json(loader) and loader.config.field is None and self._urls
         if names:
             require_fields(wanted, names, self.name)
-        # Lines of JSON are read one by one, as local ones are: a bad one is no reason to stop.
-        self._by_line = _is_json(loader) and loader.config.field is None
         return self
 
     def records(self, start: Cursor = (0, 0)) -> Iterator[Record]:
         """Records file by file; a file before `start` is not fetched."""
-        with datasets_library(), _hub_errors(self.name, self.split, midway=True):
-            if self.pairs:
-                yield from self._pair_records(start)
-            elif self._by_line and self._urls:
-                yield from self._line_records(start)
-            else:
-                yield from self._table_records(start)
+        with datasets_library() as datasets, _hub_errors(self.name, self.split, midway=True):
+            whole, n_files = None, len(self._urls)
+            if not self._by_line:
+                whole = self._loader.as_streaming_dataset(split=self.split).with_format("arrow")
+                n_files = whole.num_shards
+            for index in range(start[0], n_files):
+                first = start[1] if index == start[0] else 0
+                fields = (self.text_field, self.label_field)
+                if whole is None:
+                    lines = _remote_lines(datasets, self._urls[index])
+                    yield from json_records(lines, self.name, index, first, *fields)
+                else:
+                    tables = self._tables(whole.shard(num_shards=n_files, index=index))
+                    yield from column_records(tables, index, first, *fields)
 
-    def _has_pairs(self) -> bool:
-        """Whether the first file has the columns of pairs; all else is read as a table."""
-        lines = remote_lines(self._urls[0], LONGEST_ROW_BYTES)
-        try:
-            return csv_columns(lines, self.text_field, self.name).pair is not None
-        except DataError:  # other columns, or another dialect that the data set describes
-            return False
-
-    def _pair_records(self, start: Cursor) -> Iterator[Record]:
-        for index in range(start[0], len(self._urls)):
-            first = start[1] if index == start[0] else 0
-            lines = remote_lines(self._urls[index], LONGEST_ROW_BYTES)
-            where = self.place(index, 0).rpartition(":")[0]
-            yield from csv_records(lines, where, index, first, self.text_field, True)
-
-    def _line_records(self, start: Cursor) -> Iterator[Record]:
-        for index in range(start[0], len(self._urls)):
-            first = start[1] if index == start[0] else 0
-            for number, line in enumerate(remote_lines(self._urls[index])):
-                if number == 0 and line.lstrip().startswith(b"["):  # one JSON list a file
-                    yield from self._table_records((index, first))
-                    return
-                if number >= first:
-                    record = json_line_record(
-                        line, index, number, self.text_field, self.label_field
-                    )
-                    if record is not None:
-                        yield record
-
-    def _table_records(self, start: Cursor) -> Iterator[Record]:
-        whole = self._loader.as_streaming_dataset(split=self.split).with_format("arrow")
-        n_files = whole.num_shards
-        for index in range(start[0], n_files):
-            first = start[1] if index == start[0] else 0
-            stream = whole.shard(num_shards=n_files, index=index)
-            yield from column_records(
-                stream, index, first, self.text_field, self.name, self.label_field
-            )
+    def _tables(self, stream: Any) -> Iterator[Any]:
+        wanted = fields_of(self.text_field, self.label_field)
+        for table in stream.iter(batch_size=_ROWS):
+            require_fields(wanted, table.column_names, self.name)
+            yield table
 
     def place(self, file: int, record: int) -> str:
         """File within the repository and line or row."""
         url = self._urls[file] if file < len(self._urls) else f"@/file {file + 1}"
         name = url.rpartition("@")[2].partition("/")[2]
         return f"{self.name}: {name}:{record + 1}"
-
-
-def _ways_on(split: str) -> str:
-    if split == "train":
-        return "give a path of local text, or use --data demo, which needs no network"
-    return "give a local file"
 
 
 def _commit(repo: str, revision: str | None) -> str | None:
@@ -175,10 +137,41 @@ def _commit(repo: str, revision: str | None) -> str | None:
     return info.sha
 
 
-def _is_csv(loader: Any) -> bool:
-    from datasets.packaged_modules.csv.csv import Csv
+@contextlib.contextmanager
+def datasets_library() -> Iterator[Any]:
+    """The `datasets` library: quiet, with few retries, and not loading torch (a second, 200 MB).
 
-    return isinstance(loader, Csv)
+    Its settings are those of the whole process; afterwards they are as they were.
+    """
+    import datasets
+    from huggingface_hub.utils import logging as hub_logging
+
+    config = datasets.config
+    wanted = {
+        "TORCH_AVAILABLE": config.TORCH_AVAILABLE and "torch" in sys.modules,
+        # The hub's client retries each request for 23 s by itself; 20 rounds of that would hide a
+        # lost network for eight minutes.
+        "STREAMING_OPEN_MAX_RETRIES": 1,
+        "STREAMING_READ_MAX_RETRIES": 1,
+        "STREAMING_READ_RETRY_INTERVAL": 1,
+    }
+    before = {name: getattr(config, name) for name in wanted}
+    levels = [(log, log.get_verbosity()) for log in (datasets.logging, hub_logging)]
+    shows_bars = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    hub_logging.set_verbosity(logging.ERROR)
+    for name, value in wanted.items():
+        setattr(config, name, value)
+    try:
+        yield datasets
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+        for log, level in levels:
+            log.set_verbosity(level)
+        if shows_bars:
+            datasets.enable_progress_bars()
 
 
 def _is_json(loader: Any) -> bool:
@@ -187,28 +180,25 @@ def _is_json(loader: Any) -> bool:
     return isinstance(loader, Json)
 
 
-class _hub_errors:  # noqa: N801 - a context manager used like a function
-    """Failures of the hub's client become one line with both ways on.
-
-    A class and not a generator: it is used around `yield` in generators that may be closed.
-    """
-
-    def __init__(self, source: str, split: str, midway: bool = False) -> None:
-        self.name = source
-        self.split = split
-        self.midway = midway
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, *_: Any
-    ) -> None:
-        if isinstance(error, Exception) and not isinstance(error, DataError | MemoryError):
-            raise _as_data_error(self.name, error, self.split, self.midway) from error
+def _remote_lines(datasets: Any, url: str) -> Iterator[bytes]:
+    """Lines of a file of the hub (hf://…)."""
+    address = datasets.StreamingDownloadManager().download_and_extract(url)
+    with datasets.utils.file_utils.xopen(address, "rb") as file:
+        yield from lines_of(iter(lambda: file.read(PIECE_BYTES), b""))
 
 
-def _as_data_error(source: str, error: Exception, split: str, midway: bool = False) -> DataError:
+@contextlib.contextmanager
+def _hub_errors(source: str, split: str, midway: bool = False) -> Iterator[None]:
+    """Failures of the hub's client become one line with both ways on."""
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        raise _as_data_error(source, error, split, midway) from error
+
+
+def _as_data_error(source: str, error: Exception, split: str, midway: bool) -> DataError:
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
@@ -229,11 +219,14 @@ def _as_data_error(source: str, error: Exception, split: str, midway: bool = Fal
     if isinstance(error, ValueError) and "split" in text.lower():
         return DataError(f"{source}: {text[:300]}; a split named {split} is needed")
     reason = text[:160] or type(error).__name__
+    ways_on = "give a local file"
+    if split == "train":
+        ways_on = "give a path of local text, or use --data demo, which needs no network"
     if midway:
         return DataError(
             f"{source}: reading from the Hugging Face hub broke off ({reason}); what was finished "
-            f"stays, run the same command again to go on, or {_ways_on(split)}"
+            f"stays, run the same command again to go on, or {ways_on}"
         )
     return DataError(
-        f"{source}: could not be fetched from the Hugging Face hub ({reason}); {_ways_on(split)}"
+        f"{source}: could not be fetched from the Hugging Face hub ({reason}); {ways_on}"
     )

@@ -6,10 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self, final
 
+from budgetsweep.errors import DataError
 from trainer.data.sources import Cursor, Record, Source
-from trainer.data.sources.csv_rows import csv_file_columns, csv_file_records, mixed_columns
-from trainer.data.sources.local_files import FoundFiles, find_files, local_identity, piece_bytes
-from trainer.data.sources.records import json_records, parquet_records, text_records
+from trainer.data.sources.csv_rows import (
+    LONGEST_ROW_BYTES,
+    Columns,
+    csv_columns,
+    csv_records,
+)
+from trainer.data.sources.local_files import LocalFile, find_files, piece_bytes
+from trainer.data.sources.records import json_records, local_lines, parquet_records, text_records
 
 
 @final
@@ -32,43 +38,56 @@ class LocalSource(Source):
 
     def open(self) -> Self:
         """Find the files."""
-        return self.open_files(find_files(self.name))
+        files, n_left_out = find_files(self.name)
+        if len(files) > 1 or n_left_out:
+            left_out = f"; {n_left_out} of other splits left out" if n_left_out else ""
+            self.description += f" ({len(files)} files{left_out})"
+        return self.open_files(files)
 
-    def open_files(self, found: FoundFiles, label_field: str | None = None) -> Self:
+    def open_files(self, files: list[LocalFile], label_field: str | None = None) -> Self:
         """Read these files; with a label beside each text, if one is asked for.
 
         Raises:
             DataError: a CSV file has not the columns that are needed.
         """
-        self.files = found.files
+        self.files = files
         self.label_field = label_field
         self.n_bytes = sum(file.text_bytes for file in self.files)
-        self.description = self.name + found.note
         self._piece_bytes = piece_bytes(sum(f.size for f in self.files if f.kind == "text"))
         tables = [file for file in self.files if file.kind == "csv"]
-        pairs = [csv_file_columns(file, self.text_field).pair is not None for file in tables]
+        pairs = [self._columns(file).pair is not None for file in tables]
         self.pairs = any(pairs)
         if self.pairs and not all(pairs):
-            raise mixed_columns(str(tables[pairs.index(False)].path))
+            raise DataError(
+                f"{tables[pairs.index(False)].path}: some files of this source have the columns "
+                "headline, title, text, others not; give one kind only"
+            )
         return self
+
+    def _columns(self, file: LocalFile) -> Columns:
+        return csv_columns(local_lines(file, LONGEST_ROW_BYTES), self.text_field, str(file.path))
 
     def identity(self) -> dict[str, Any]:
         """Path, size and time of change of each file."""
-        return {"files": local_identity(find_files(self.name).files), "text_field": self.text_field}
+        files = [[str(f.path), f.size, f.mtime_ns] for f in find_files(self.name)[0]]
+        return {"files": files, "text_field": self.text_field}
 
     def records(self, start: Cursor = (0, 0)) -> Iterator[Record]:
         """Documents file by file."""
+        field, label_field = self.text_field, self.label_field
         for index in range(start[0], len(self.files)):
             first = start[1] if index == start[0] else 0
             file = self.files[index]
+            where = str(file.path)
             if file.kind == "text":
                 yield from text_records(file, index, first, self._piece_bytes)
             elif file.kind == "json":
-                yield from json_records(file, index, first, self.text_field, self.label_field)
-            elif file.kind == "csv":
-                yield from csv_file_records(file, index, first, self.text_field, self.pairs)
+                yield from json_records(local_lines(file), where, index, first, field, label_field)
+            elif file.kind == "parquet":
+                yield from parquet_records(file, index, first, field, label_field)
             else:
-                yield from parquet_records(file, index, first, self.text_field, self.label_field)
+                lines = local_lines(file, LONGEST_ROW_BYTES)
+                yield from csv_records(lines, where, index, first, field)
 
     def place(self, file: int, record: int) -> str:
         """File and line, or file and row of a parquet file."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from budgetsweep.errors import DataError
-from trainer.data.sources import known_forms
 
 Kind = Literal["text", "json", "parquet", "csv"]
 
@@ -56,22 +55,6 @@ class LocalFile:
         return round(self.size * _TEXT_BYTES.get(self.path.suffix.lower(), 1.0))
 
 
-@dataclass(frozen=True)
-class FoundFiles:
-    """Files of a source, sorted by path, and how many were left out as another split's."""
-
-    files: list[LocalFile]
-    n_left_out: int = 0
-
-    @property
-    def note(self) -> str:
-        """What to add to the source's name for people."""
-        if len(self.files) == 1 and not self.n_left_out:
-            return ""
-        left_out = f"; {self.n_left_out} of other splits left out" if self.n_left_out else ""
-        return f" ({len(self.files)} files{left_out})"
-
-
 def kind_of(path: Path) -> Kind | None:
     """Kind of a file by its name; None: not one that is read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
@@ -81,8 +64,8 @@ def kind_of(path: Path) -> Kind | None:
     return KINDS.get(suffixes[-1]) if suffixes else None
 
 
-def find_files(source: str) -> FoundFiles:
-    """Files of a path, folder or glob pattern, sorted by path.
+def find_files(source: str) -> tuple[list[LocalFile], int]:
+    """Files of a path, folder or glob pattern, sorted, and how many of other splits are left out.
 
     In a folder or pattern, hidden files and files of other kinds are passed over, CSV files too
     where there are files of other kinds (they may be anything), and where some names say `train`,
@@ -98,14 +81,15 @@ def find_files(source: str) -> FoundFiles:
         kind = kind_of(path)
         if kind is None:
             raise DataError(f"{source}: what kind of file is this? Expected {EXPECTED}")
-        return FoundFiles([local_file(path, kind)])
+        return [local_file(path, kind)], 0
     if glob.has_magic(source):
         matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob refuses absolute
         if not matches:
             raise DataError(f"{source}: no file matches this pattern")
         return _chosen(source, None, (Path(match) for match in matches))
     raise DataError(
-        f"{source}: no such file or folder; expected {known_forms()}, or a path of {EXPECTED}"
+        f"{source}: no such file or folder; expected c4, demo, hub:owner/name, or a path of "
+        f"{EXPECTED}"
     )
 
 
@@ -113,7 +97,7 @@ def _visible(path: Path, root: Path) -> bool:
     return not any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _chosen(source: str, root: Path | None, paths: Iterable[Path]) -> FoundFiles:
+def _chosen(source: str, root: Path | None, paths: Iterable[Path]) -> tuple[list[LocalFile], int]:
     files = []
     for path in sorted(paths, key=lambda p: p.as_posix()):
         kind = kind_of(path)
@@ -127,9 +111,9 @@ def _chosen(source: str, root: Path | None, paths: Iterable[Path]) -> FoundFiles
         f: f.path.relative_to(root.absolute()).as_posix() if root else f.path.name for f in files
     }
     if not any(_TRAINING.search(name) for name in names.values()):
-        return FoundFiles(files)
+        return files, 0
     kept = [f for f in files if not _HELD_OUT.search(names[f]) or _TRAINING.search(names[f])]
-    return FoundFiles(kept, len(files) - len(kept))
+    return kept, len(files) - len(kept)
 
 
 def local_file(path: Path, kind: Kind) -> LocalFile:
@@ -145,11 +129,6 @@ def local_file(path: Path, kind: Kind) -> LocalFile:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     return LocalFile(path.absolute(), kind, status.st_size, status.st_mtime_ns)
-
-
-def local_identity(files: Iterable[LocalFile]) -> list[list[Any]]:
-    """Path, size and time of change of each file, as plain data."""
-    return [[str(file.path), file.size, file.mtime_ns] for file in files]
 
 
 def piece_bytes(n_bytes: int) -> int:

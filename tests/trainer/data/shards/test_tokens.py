@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,31 +83,22 @@ def test_from_arrays_takes_any_integers_that_fit():
             TokenArray.from_arrays([wrong])
 
 
-def test_programming_mistakes_are_named():
+def test_more_than_there_is_and_other_steps_are_refused():
     tokens = TokenArray.from_arrays([[1, 2, 3]])
-    with pytest.raises(TypeError, match="slice"):
-        tokens[0]  # type: ignore[index]
     with pytest.raises(ValueError, match="step 1"):
         tokens[::2]
-    with pytest.raises(ValueError, match="uint16"):
-        TokenArray([np.zeros(3, dtype=np.int64)])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="there are 3"):
-        TokenArray([np.zeros(3, dtype=np.uint16)], 4)
-    with pytest.raises(ValueError, match="at least 1"):
-        tokens.gather([0], 0)
-    with pytest.raises(ValueError, match="one dimension"):
-        tokens.gather([[0]], 1)
+        TokenArray(tokens.parts, 4)
 
 
 @SAME_TMP
 @given(st.lists(st.integers(0, 65535), max_size=50))
 def test_a_shard_gives_back_what_was_written(tmp_path: Path, ids: list[int]):
     array = np.array(ids, dtype=np.uint16)
-    entry = write_shard(tmp_path / "a.tok", array, tokenizer="gpt2", split="val", extra={"k": [1]})
+    entry = write_shard(tmp_path / "a.tok", array, tokenizer="gpt2", split="val")
     header, got = read_shard(tmp_path / "a.tok", verify=True)
     assert got.tolist() == ids
     assert (header.tokenizer, header.split, header.n_tokens) == ("gpt2", "val", len(ids))
-    assert header.extra == {"k": [1]}
     raw = np.array(ids, dtype="<u2").tobytes()
     assert entry.sha256 == header.sha256 == hashlib.sha256(raw).hexdigest()
     assert (tmp_path / "a.tok").read_bytes().endswith(raw)  # the payload is plain little-endian
@@ -159,36 +149,6 @@ def test_a_foreign_file_is_refused_in_one_line(tmp_path: Path, content: bytes, r
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(DataError, match=r"gone\.tok: cannot be read \(No such file"):
-        read_shard(tmp_path / "gone.tok")
-
-
-def test_a_full_disk_leaves_the_old_shard_and_nothing_else(tmp_path: Path):
-    path = tmp_path / "a.tok"
-    write_shard(path, np.arange(10, dtype=np.uint16), tokenizer="gpt2", split="train")
-    # The limit on file sizes acts like a disk that fills up in the middle of the payload.
-    script = f"""
-import resource, sys
-import numpy as np
-from pathlib import Path
-from budgetsweep.errors import DataError
-from trainer.data.shards.tokens import write_shard
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-try:
-    ids = np.zeros(100_000, dtype=np.uint16)
-    write_shard(Path({str(path)!r}), ids, tokenizer="gpt2", split="train")
-except DataError as error:
-    print(error)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert "cannot be written (File too large)" in done.stdout
-    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["a.tok"]
-    assert read_shard(path, verify=True)[1].tolist() == list(range(10))
-
-
 def make_folder(folder: Path, train: list[list[int]], val: list[list[int]], **changes) -> Path:
     folder.mkdir(parents=True)
 
@@ -208,7 +168,7 @@ def make_folder(folder: Path, train: list[list[int]], val: list[list[int]], **ch
         eot=256, train=write("train", train), val=write("val", val), val_frozen=True,
         token_bytes=write_shard(folder / "t.tok", table, tokenizer="bytes", split="token_bytes"),
     )  # fmt: skip
-    save_manifest(folder, manifest.with_changes(**changes))
+    save_manifest(folder, replace(manifest, **changes))
     return folder
 
 
@@ -257,17 +217,6 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path: Path):
     (folder / "train-00000.tok").unlink()
     with pytest.raises(DataError, match=r"train-00000\.tok: cannot be read"):
         open_tokens(folder)
-
-
-def test_verify_reads_the_payload(tmp_path: Path):
-    folder = make_folder(tmp_path / "f", [[1, 2, 3]], [[9]])
-    path = folder / "train-00000.tok"
-    raw = bytearray(path.read_bytes())
-    raw[-1] ^= 1
-    path.write_bytes(raw)
-    open_tokens(folder)
-    with pytest.raises(DataError, match="checksum of the tokens differs"):
-        open_tokens(folder, verify=True)
 
 
 @SAME_TMP

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import resource
-import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +11,14 @@ import pytest
 
 from budgetsweep.errors import DataError
 from tests.support.data_files import needs_real_data
+from trainer.data.cache import folder_for
 from trainer.data.config import DataConfig
-from trainer.data.prepare import PrepareProgress, folder_for, open_prepared, prepare
+from trainer.data.prepare import open_prepared, prepare
 from trainer.data.shards.manifest import load_manifest
+from trainer.data.shards.progress import PrepareProgress
 from trainer.data.shards.tokens import TokenData
 from trainer.data.sources import course_npz
+from trainer.data.sources.course_npz import read_ids
 
 
 @pytest.fixture(autouse=True)
@@ -89,14 +89,11 @@ def test_an_interrupted_copy_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"train": [1, 2]}, "no array 'val' (arrays: train); expected the arrays train and val"),
+        ({"train": [1, 2]}, "no array 'val' (arrays: train); expected one row of token ids"),
         ({"x": [1]}, "no array 'train' (arrays: x)"),
-        ({"train": [0.5], "val": [1]}, "array 'train' holds float64, not integers"),
-        ({"train": [1], "val": ["a"]}, "array 'val' holds <U1, not integers"),
-        ({"train": [[1, 2]], "val": [1]}, "array 'train' has shape (1, 2); expected one row"),
-        ({"train": np.empty(0, int), "val": [1]}, "array 'train' has shape (0,)"),
-        ({"train": [1, 257, 2], "val": [1]}, "has id 257, but the tokenizer has ids 0 to 256"),
-        ({"train": [1, 2], "val": [-1]}, "array 'val' has id -1"),
+        ({"train": [1, 257, 2], "val": [1, 2]}, "'train': token id 257, but the vocabulary has"),
+        ({"train": [1, 2], "val": [-1, 2]}, "array 'val': token id -1"),
+        ({"train": [1, 2], "val": [1]}, "array 'val': 1 tokens; at least 2 are needed"),
     ],
 )
 def test_wrong_arrays_are_explained(tmp_path: Path, arrays: dict, message: str):
@@ -109,68 +106,82 @@ def test_wrong_arrays_are_explained(tmp_path: Path, arrays: dict, message: str):
     assert "\n" not in str(caught.value)
 
 
+# What is no array of ids at all, and the ids of a .npy file -------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([0.5, 1.5], "holds float64 of shape (2,); expected one row of token ids"),
+        (["a"], "holds <U1 of shape (1,)"),
+        ([[1, 2]], "holds int64 of shape (1, 2)"),
+        (np.array(7), "holds int64 of shape ()"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_arrays_of_anything_else_are_refused(tmp_path: Path, ids, message: str, suffix: str):
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".npy":
+        np.save(path, ids)
+    else:
+        np.savez(path, val=ids)
+    with pytest.raises(DataError) as caught:
+        read_ids(path, "val")
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def too_long() -> bytes:
+    """An array that claims 10**15 ids."""
+    file = io.BytesIO()
+    header = {"descr": "<u2", "fortran_order": False, "shape": (10**15,)}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue() + bytes(100)
+
+
+def changed_in_the_middle() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, val=ids(5000, 0).astype(np.uint16))
+    raw = bytearray(file.getvalue())
+    raw[4000] ^= 1
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"text", b"PK\x03\x04 cut", b"\x93NUMPY\x01", too_long(), changed_in_the_middle()],
+)
+def test_damaged_arrays_are_one_clear_line(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="damaged or no array of ids") as caught:
+        read_ids(path, "val")
+    assert "\n" not in str(caught.value)
+
+
 class Evil:
     """Makes a folder when it is unpickled."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __reduce__(self):
-        return (os.mkdir, (self.path,))
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
 
 
-def test_nothing_is_unpickled(tmp_path: Path):
-    marker = tmp_path / "executed"
-    path = tmp_path / "tokens.npz"
-    objects = np.array([Evil(str(marker))], dtype=object)
-    np.savez(path, train=objects, val=[1], allow_pickle=True)
-    with pytest.raises(DataError, match="array 'train' holds Python objects, not integers"):
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    marker, path = tmp_path / "executed", tmp_path / "a.npz"
+    np.savez(path, train=np.array([Evil(marker)], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match="damaged or no array of ids"):
         prepared(path)
     assert not marker.exists()
     np.load(path, allow_pickle=True)["train"]  # the file is as evil as it is meant to be
     assert marker.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"plain text", b"PK\x03\x04 cut", b"\x93NUMPY\x01\x00"])
-def test_a_file_that_is_no_archive(tmp_path: Path, content: bytes):
-    path = tmp_path / "tokens.npz"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"tokens\.npz: damaged or not an \.npz file"):
-        prepared(path)
-
-
-def test_damage_in_the_middle_is_noticed(tmp_path: Path):
-    path = tmp_path / "tokens.npz"
-    np.savez(path, train=ids(5000, 0).astype(np.uint16), val=ids(50, 1).astype(np.uint16))
-    raw = bytearray(path.read_bytes())
-    raw[4000] ^= 1  # inside `train`, still a valid id or not
-    path.write_bytes(raw)
-    with pytest.raises(DataError, match=r"damaged|has id"):
-        prepared(path)
-
-
-def test_members_that_are_not_arrays(tmp_path: Path):
-    path = tmp_path / "tokens.npz"
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("train.npy", b"hello")
-        file.writestr("val.npy", b"hello")
-    with pytest.raises(DataError, match="array 'train' is not a numpy array"):
-        prepared(path)
-    # An array that claims to be longer than it is.
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": "<u2", "fortran_order": False, "shape": (10**12,)}
-    )
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("train.npy", header.getvalue() + bytes(100))
-        file.writestr("val.npy", header.getvalue() + bytes(100))
-    with pytest.raises(DataError, match="array 'val' ends in the middle"):
-        prepared(path)
-
-
 def test_validation_is_in_the_file(tmp_path: Path):
     path = tmp_path / "tokens.npz"
-    np.savez(path, train=[1, 2], val=[3])
+    np.savez(path, train=[1, 2], val=[3, 4])
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(DataError, match="has its own validation tokens; remove"):
         prepared(path, validation=str(tmp_path / "a.txt"))
@@ -184,7 +195,7 @@ def test_bytes_per_token_is_unknown_without_the_tokenizer(
 
     monkeypatch.setattr(course_npz, "load_tokenizer", no_network)
     path = tmp_path / "tokens.npz"
-    np.savez(path, train=[1, 50256], val=[3])
+    np.savez(path, train=[1, 50256], val=[3, 4])
     data = prepared(path, encoding="gpt2")
     assert data.bytes_per_token is None
     assert (data.n_vocab, data.eot) == (50257, 50256)
@@ -199,15 +210,3 @@ def test_bytes_per_token_of_gpt2_ids(tmp_path: Path, gpt2: Path):
     path = tmp_path / "tokens.npz"
     np.savez(path, train=[1, 2], val=val)
     assert prepared(path, encoding="gpt2").bytes_per_token == len(text.encode()) / len(val)
-
-
-def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(course_npz, "SHARD_TOKENS", 1 << 20)
-    path = tmp_path / "tokens.npz"
-    np.savez(path, train=np.zeros(1 << 25, dtype=np.uint16), val=np.zeros(10, np.uint16))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    data = prepared(path)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert len(data.train) == 1 << 25
-    kib = 1 if sys.platform != "darwin" else 1024
-    assert grown / kib < 60_000  # the array has 64 MiB

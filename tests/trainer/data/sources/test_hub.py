@@ -24,6 +24,7 @@ from tests.support.hub_server import Files, Hub
 from trainer.data import blocks
 from trainer.data.config import DataConfig
 from trainer.data.prepare import prepare
+from trainer.data.sources.hub import datasets_library
 
 OLD, NEW = "a" * 40, "b" * 40
 README = b"""---
@@ -72,16 +73,6 @@ def bad_lines() -> bytes:
     return gzip.compress("\n".join(["not json", *lines, '{"text": 3}']).encode())
 
 
-def wikihow_files() -> Files:
-    """wikihowAll.csv in two parts, one packed, with a bad row and an article that is dropped."""
-    lines = [f'"Do {i}.","How to Do {i}","{text}, and ""more""\nwords."\n'
-             for i, text in enumerate(make_documents(60))]  # fmt: skip
-    header = "headline,title,text\n"
-    parts = (header, *lines[:30], "one,two\n"), (header, *lines[30:], "long headline,t,short\n")
-    first, second = ("".join(part).encode() for part in parts)
-    return {"wikihow-0.csv": b"\xef\xbb\xbf" + first, "wikihow-1.csv.gz": gzip.compress(second)}
-
-
 @pytest.fixture
 def hub(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> str:
     """The hub's address."""
@@ -97,7 +88,6 @@ def hub(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> str:
         "some/breaks": {OLD: {"train-0.jsonl": b'{"text": "fine words"}\n' * 4000,
                               "train-1.jsonl": b'{"text": "other words"}\n' * 4000}},
         "some/gated": {OLD: {}},
-        "some/wikihow": {OLD: wikihow_files()},
         "some/csv": {OLD: {"train.csv": b"url,text\n" + b"u,fine words\n" * 40}},
     }  # fmt: skip
     monkeypatch.setattr(Hub, "repos", repos)
@@ -163,10 +153,12 @@ def test_other_data_sets_and_what_can_be_wrong_with_them(hub: str):
     def job(source: str, **more: Any) -> dict[str, Any]:
         return {"source": source, "tokens": 10**9, **more}
 
-    parquet, bad, listed, *wrong = run_jobs(hub, [
+    parquet, bad, listed, one_text, *wrong = run_jobs(hub, [
         job("hub:some/parquet", field="body"),
         job("hub:some/badlines"),
         job("hub:some/list"),
+        job("hub:some/csv"),
+        job("hub:some/csv", field="body"),
         job("hub:some/parquet"),
         job("hub:some/badlines", field="body"),
         job("hub:allenai/c4"),
@@ -189,7 +181,9 @@ def test_other_data_sets_and_what_can_be_wrong_with_them(hub: str):
     ]
     n_bytes = sum(len(text.encode()) for text in make_documents(40))
     assert listed["n_train"] + listed["n_val"] == n_bytes + 40
+    assert "only one document" in one_text["error"]
     expected = [
+        "hub:some/csv: no field 'body'; fields: url, text; set",
         "hub:some/parquet: no field 'text'; fields: url, body; set data.text_field",
         "hub:some/badlines: none of 32 records can be used; the first: hub:some/badlines: "
         "train.jsonl.gz:1 not JSON",
@@ -204,32 +198,22 @@ def test_other_data_sets_and_what_can_be_wrong_with_them(hub: str):
         assert result["error"].startswith(beginning)
         assert "\n" not in result["error"]
         assert len(result["error"]) < 600
-    assert "train" in wrong[5]["error"]
-    assert "what was finished stays, run the same command again" in wrong[7]["error"]
+    assert "train" in wrong[6]["error"]
+    assert "what was finished stays, run the same command again" in wrong[8]["error"]
 
 
-def test_wikihow_is_read_as_a_local_copy_is(hub: str, tmp_path: Path):
-    first, pairs, plain, missing, headlines = run_jobs(hub, [
-        {"source": "hub:some/wikihow", "tokens": 10},
-        {"source": "hub:some/wikihow", "tokens": 10**9},
-        {"source": "hub:some/csv", "tokens": 10**9},
-        {"source": "hub:some/csv", "tokens": 10**9, "field": "body"},
-        {"source": "hub:some/wikihow", "tokens": 10**9, "field": "headline"},
-    ])  # fmt: skip
-    assert "error" not in first, first
-    assert (pairs["pairs"], pairs["documents"], pairs["dropped"]) == (True, 60, 1)
-    assert pairs["bad"] == ["hub:some/wikihow: wikihow-0.csv:62 2 fields, expected 3"]
-    for name, content in wikihow_files().items():
-        (tmp_path / "clone").mkdir(exist_ok=True)
-        (tmp_path / "clone" / name).write_bytes(content)
-    data = prepare(
-        DataConfig(source=str(tmp_path / "clone")), "bytes", train_tokens=None, val_tokens=None
-    )
-    assert (data.data_checksum, data.val_checksum) == (pairs["train"], pairs["val"])
-    # Other columns make plain text, which `datasets` reads as a table.
-    assert "only one document" in plain["error"]
-    assert missing["error"].startswith("hub:some/csv: no field 'body'; fields: url, text; set")
-    assert (headlines["pairs"], headlines["n_train"] > 400) == (False, True)
+def test_the_librarys_settings_come_back_after_each_use():
+    import datasets
+
+    def settings_now() -> tuple[object, ...]:
+        config, bars = datasets.config, datasets.are_progress_bars_disabled()
+        retries = config.STREAMING_READ_MAX_RETRIES, config.STREAMING_OPEN_MAX_RETRIES
+        return *retries, config.TORCH_AVAILABLE, bars, datasets.logging.get_verbosity()
+
+    before = settings_now()
+    with datasets_library():
+        assert settings_now() != before
+    assert settings_now() == before
 
 
 class Silent(http.server.BaseHTTPRequestHandler):
