@@ -1,4 +1,4 @@
-"""Text from a trained model: decoding, sampling, the key-value cache.
+"""Continuing texts with a trained model: decoding, sampling, the key-value cache.
 
-Nothing here trains.
+Nothing here trains, and nothing reads or writes a file.
 """
