@@ -3,8 +3,8 @@
     python -m benchmarks.replay RUNS.csv [--budget 1e17] [--rungs 0.125,0.5,1]
         [--scales 8,16,64] [--trials 15] [--seeds 10]
 
-Each seed is a replayed search by the real orchestrator (docs/replay.md). Regret is the loss of the
-table's run that stands for the promotion over the lowest that the table has at that budget; where
+Each seed is a replayed search by the real orchestrator (docs/simulation.md). Regret is the loss of
+the table's run that stands for the promotion over the lowest of the table at that budget; where
 the table has no run of that size it is not known. Coverage is of the 80 % interval.
 """
 

@@ -12,7 +12,7 @@ proposals train nothing and are counted apart.
 `--drawn` makes each seed's search in a world of its own (`studies.simulation.worlds.drawn_world`)
 and goes on to the end: the mean regret after 8 to 32 trials of the arms, with its standard error.
 
-`--table` replays published runs besides (docs/replay.md): the space is the sizes that the table has
+`--table` replays published runs besides (docs/simulation.md): the space is the sizes that it has
 at a budget, a proposal that was made before is refused. `--worlds ""` leaves the simulated ones
 out. `--add` keeps what the results have of other arms.
 """

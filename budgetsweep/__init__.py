@@ -1,7 +1,8 @@
-"""budgetsweep finds the best language model that a compute budget can buy.
+"""Finds the best language model that a compute budget can buy.
 
-Here live the command line on top and what everything rests on: errors, strict configuration,
-files, number formats, and the constraint. Nothing here trains, samples or writes a database.
+Here live the command line (`cli`), strict YAML (`config`), the budget (`constraint`) and what all
+packages share: errors, files, formats, the registry. Nothing here trains, and nothing but `cli`
+knows of studies and reports.
 """
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """The from-scratch transformers: shapes and FLOPs without torch, layers and models with it.
 
-The layers are loaded when they are first asked for, so that `import model.config` stays free of
-torch.
+No data, no optimiser and no file format lives here. The layers are loaded when they are first asked
+for, so that `import model.config` stays free of torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One training run: data, optimiser, loop, checkpoints, evaluation.
+"""One training run: data, optimiser, loop, checkpoints, evaluation. It knows nothing of studies.
 
 The training functions are loaded when they are first asked for, so that `import trainer.config`
 stays free of torch.

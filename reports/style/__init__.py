@@ -1,4 +1,4 @@
 """The look of figures: palette, axes, marks, rendering.
 
-No study is known here.
+No study is known here: what is drawn is decided in `reports.figures`.
 """

@@ -1,4 +1,4 @@
-"""Sentences and tables of the report, and its advice.
+"""Sentences and tables of the report, and its advice, each a function of facts.
 
-Nothing here draws.
+Nothing here draws, and nothing reads a database.
 """

@@ -1,7 +1,7 @@
 """One rule a verdict: a function of a curve's signals that gives evidence, or nothing.
 
 Every threshold below was chosen on the development seeds of `benchmarks/diagnosis.py` and on
-nothing else; the table of docs/diagnosis.md is of other seeds. The figures beside a threshold are
+nothing else; the table of docs/experiments.md is of other seeds. The figures beside a threshold are
 what those runs showed, sound ones against broken ones.
 """
 

@@ -1,4 +1,5 @@
-"""Runs carried out: executors, workers, the dispatcher that records what they report.
+"""Runs carried out: executors, their workers, and the dispatcher that records what they report.
 
-What to run is decided elsewhere.
+What to run is decided in `studies.samplers`, `studies.promotion` and `studies.trials`; an executor
+opens no database.
 """

@@ -3,7 +3,7 @@
 The table knows sizes, tokens and losses, so a run of ours is a size at a budget, C = 6 · N · D, and
 its loss that of the run of that budget nearest in parameters. A shape only stands for its size: a
 decoder of one-token windows (whose charge is 6 · N per token, without attention to speak of) and of
-a width that gives it as many parameters. See docs/replay.md.
+a width that gives it as many parameters. See docs/simulation.md.
 """
 
 from __future__ import annotations

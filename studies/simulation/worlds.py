@@ -72,7 +72,7 @@ class SimulatedWorld:
     """What short sequences cost: so many nats, divided by seq_len (*assumption*: 0.19 at 32)."""
     sampling_nats: float = 10.0
     """What a sampled softmax costs: so many nats, divided by head_samples (*assumption*: 0.01 at
-    1,024; docs/recipes.md has what it wins)."""
+    1,024; docs/experiments.md has what it wins)."""
     muon_tokens: float = 1.4
     """Tokens that AdamW would need for one of Muon's (published: 1.4 to 2)."""
     anneal_nats: float = 0.12

@@ -10,7 +10,7 @@ The ranges follow from the budget alone:
 * *Batch.* Tokens a step B = 0.58 · D^0.571 (StepLaw, Li et al. 2025), D the training tokens.
 * *Learning rate.* 1e-2 first, between what StepLaw and the course used; the modern recipe was best
   at 1.2e-2 among those tried at 3e12; at 1e12 half of that lost 0.06 nats (one seed) and twice
-  gained 0.01, at 1e13 twice lost 0.01 (three seeds each; docs/recipes.md).
+  gained 0.01, at 1e13 twice lost 0.01 (three seeds each; docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SEQ_LENS = (32, 64, 128, 256)
 SOURCE_LENS = (64, 128)
 HEAD_SAMPLES_AT = (1e13, 1024)
 """FLOPs, and the sampled ids of the head that suit them: 650 were best at 1e12, 970 at 1e13 and
-1,930 at 1e14 (one seed), by parabolas through three counts each (docs/recipes.md)."""
+1,930 at 1e14 (one seed), by parabolas through three counts each (docs/experiments.md)."""
 HEAD_SAMPLES_EXPONENT = 0.25
 """Of the FLOPs, by these; beyond 1e14 an *assumption*."""
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

@@ -1,4 +1,4 @@
-"""Whoever watches a search, a promotion or a training run: observers of its events, by name.
+"""Observers of a search, a promotion or a training run, by name: the terminal, for one.
 
 Nothing here decides or stores anything. A tracker is a file of its own and a line in `TRACKERS`.
 """

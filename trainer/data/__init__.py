@@ -1,4 +1,4 @@
-"""From a source of text to batches: tokenizers, token shards, the cache, samplers.
+"""From documents to batches: sources, tokenizers, token shards, the cache, samplers.
 
 No model and no optimiser is known here.
 """

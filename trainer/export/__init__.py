@@ -1,4 +1,4 @@
-"""Trained models as files: ours, the course's, safetensors, GPT-2 of `transformers`.
+"""Trained models as files in the formats of others, and back: safetensors, GPT-2, the course's.
 
-Nothing here trains.
+Nothing here trains; a run's own checkpoints are in `trainer.checkpoints`.
 """

@@ -1,4 +1,4 @@
-"""The machine of a run: device, memory of the process, threads, compilation.
+"""The machine that a run has: device, memory of the process, threads, compilation.
 
 Nothing here knows what is trained.
 """

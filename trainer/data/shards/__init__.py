@@ -1,4 +1,4 @@
 """Token shards on disk: documents to blocks, blocks to shards, shards to arrays.
 
-Nothing here knows where a text comes from or what is trained on it.
+Nothing here knows where a document comes from or what is trained on it.
 """

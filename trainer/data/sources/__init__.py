@@ -1,4 +1,4 @@
-"""Where text comes from, a module each kind of source: records with places to go on from.
+"""Where documents come from, a module per kind of source: records with places to go on from.
 
 Nothing here tokenises, and nothing but a source's own module knows its names. No torch.
 """
