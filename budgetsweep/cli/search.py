@@ -31,7 +31,6 @@ from budgetsweep.cli.promote import print_answers
 from budgetsweep.cli.signals import Signals
 from budgetsweep.errors import ConfigError
 from budgetsweep.formats import count, duration, flops, gib
-from studies.database.tables import RunKind
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -224,6 +223,7 @@ def _search(settings: SearchSettings, console: Console, signals: Signals, *, yes
     from budgetsweep.cli.display import PrepareDisplay, settings_text
     from studies.database.connection import is_new_file
     from studies.database.store import Store
+    from studies.database.tables import RunKind
     from studies.search import Hooks, search
     from studies.trackers import track
     from studies.trackers.base import Session

@@ -25,7 +25,7 @@ from studies.database.tables import (
     RunKind,
     Study,
 )
-from studies.execution.base import Executor
+from studies.execution.base import Executor, RunSource
 from studies.execution.dispatcher import Dispatcher, recover
 from studies.execution.messages import Workers
 from studies.planning import Speed, measure_speed
@@ -38,7 +38,7 @@ from studies.space.sample import Sample
 from studies.trackers.base import Observer
 from trainer.config import RunConfig
 from trainer.data.facts import DataFacts
-from trainer.events import Point, RunResult, RunStatus
+from trainer.events import RunStatus
 
 if TYPE_CHECKING:
     from trainer.data.prepare import PrepareProgress
@@ -298,7 +298,7 @@ def _differences(old: RunConfig, new: RunConfig) -> dict[str, Any]:
     }
 
 
-class _OneRun:
+class _OneRun(RunSource):
     """A run source with a single run."""
 
     def __init__(self, run: Run) -> None:
@@ -308,15 +308,3 @@ class _OneRun:
         """The run, once."""
         run, self._run = self._run, None
         return run
-
-    def meanwhile(self) -> None:
-        """Nothing is kept beside the run's own row."""
-
-    def validated(self, run: Run, fraction: float, point: Point) -> bool:
-        """A promotion is never pruned."""
-        del run, fraction, point
-        return False
-
-    def finished(self, run: Run, result: RunResult) -> None:
-        """Nobody else needs to know."""
-        del run, result
