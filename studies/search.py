@@ -49,7 +49,6 @@ class Hooks(PromoteHooks):
 class SearchOutcome:
     """Where a search stands when it returns."""
 
-    study_name: str
     best: Run | None
     """The trial of the lowest loss at the budget."""
     fit: StudyFit | None
@@ -250,7 +249,6 @@ def _outcome(
         fit = fit_study(study, store.runs(study.id), scale, prior)
         store.add_fit(study.id, scale=fit.scale, refusal=fit.refusal, record=fit.to_dict())
     return SearchOutcome(
-        study_name=study.name,
         best=best,
         fit=fit,
         n_finished=sum(r.status.is_finished for r in store.runs(study.id, kind=RunKind.TRIAL)),
