@@ -12,9 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from budgetsweep.constraint import Admitted, Limits, Rejected, admit
+from budgetsweep.constraint import Admitted, Limits, admit
 from budgetsweep.errors import ConfigError, Reason, StudyError
 from studies.database.connection import storage_url
 from studies.database.run_kind import RunKind
@@ -52,7 +50,6 @@ class Hooks(PromoteHooks):
 class SearchOutcome:
     """Where a search stands when it returns."""
 
-    study_name: str
     best: Run | None
     """The trial of the lowest loss at the budget."""
     fit: StudyFit | None
@@ -95,15 +92,11 @@ def search(settings: SearchSettings, hooks: Hooks) -> SearchOutcome:
 def _check_base(base: Mapping[str, Any], space: SearchSpace, settings: SearchSettings) -> None:
     """Refuse a wrong `--set` or a space with nothing in it before anything is written."""
     limits = Limits(settings.budget_flops, settings.convention)
-    rng = np.random.default_rng(settings.seed)
-    answers = [
-        admit(space.run_data(space.random_settings(rng), base), limits) for _ in range(PLAN_SAMPLES)
-    ]
-    if any(isinstance(answer, Admitted) for answer in answers):
+    sample = sample_space(space, base, limits, PLAN_SAMPLES, settings.seed)
+    if sample.admitted:
         return
-    first = next(answer for answer in answers if isinstance(answer, Rejected))
-    same = [a for a in answers if isinstance(a, Rejected) and a.reason == Reason.OVER_BUDGET]
-    nearest = min(same, key=lambda a: a.excess or 0.0) if same else first
+    over = [answer for answer in sample.rejected if answer.reason == Reason.OVER_BUDGET]
+    nearest = min(over or sample.rejected[:1], key=lambda answer: answer.excess or 0.0)
     raise ConfigError(
         f"none of {PLAN_SAMPLES} random proposals is admitted; the nearest: {nearest.detail}"
     )
@@ -257,7 +250,6 @@ def _outcome(
         fit = fit_study(study, store.runs(study.id), scale, prior)
         store.add_fit(study.id, scale=fit.scale, refusal=fit.refusal, record=fit.to_dict())
     return SearchOutcome(
-        study_name=study.name,
         best=best,
         fit=fit,
         n_finished=sum(r.status.is_finished for r in store.runs(study.id, kind=RunKind.TRIAL)),

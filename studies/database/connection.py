@@ -13,7 +13,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -217,22 +217,15 @@ def _listen(engine: Engine, *, default_begin: str) -> None:
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
-        _set_pragmas(connection)
+        with closing(connection.cursor()) as cursor:
+            _write_ahead_log(cursor)
+            cursor.execute("PRAGMA synchronous = NORMAL")
+            cursor.execute("PRAGMA foreign_keys = ON")
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Connection) -> None:
         options = connection.get_execution_options()
         connection.exec_driver_sql(options.get(BEGIN_OPTION, default_begin))
-
-
-def _set_pragmas(connection: Any) -> None:
-    cursor = connection.cursor()
-    try:
-        _write_ahead_log(cursor)
-        cursor.execute("PRAGMA synchronous = NORMAL")
-        cursor.execute("PRAGMA foreign_keys = ON")
-    finally:
-        cursor.close()
 
 
 def _write_ahead_log(cursor: Any) -> None:

@@ -157,15 +157,11 @@ class Store(RunWriter):
         params: dict[str, Any],
         config: RunConfig,
         budget_flops: int,
-        data_checksum: str | None,
-        val_checksum: str | None,
-        epochs: float | None,
-        estimated_memory_bytes: int | None,
-        output_dir: str | None,
-        parent_run_id: int | None = None,
-        scale: float | None = None,
+        **facts: Any,
     ) -> int:
         """Queue a run that was admitted and enter it in the ledger as planned; returns its id.
+
+        `facts` are other columns of `Run`: the data, the folder, where it comes from.
 
         Raises:
             BudgetExceeded: its steps cost more than `budget_flops` in the config's convention.
@@ -182,8 +178,6 @@ class Store(RunWriter):
             "study_id": study_id,
             "kind": kind,
             "number": number,
-            "parent_run_id": parent_run_id,
-            "scale": scale,
             "status": RunStatus.QUEUED,
             "params": params,
             "config": config.to_dict(),
@@ -191,18 +185,14 @@ class Store(RunWriter):
             "seed": config.seed,
             "git_commit": provenance.git_commit(),
             "versions": provenance.versions(),
-            "data_checksum": data_checksum,
-            "val_checksum": val_checksum,
             "budget_flops": budget_flops,
             "n_params": config.n_params,
             "num_steps": config.steps,
             "tokens_per_step": config.tokens_per_step,
             "planned_tokens": total,
             **{f"planned_flops_{convention}": flops for convention, flops in planned.items()},
-            "epochs": epochs,
-            "estimated_memory_bytes": estimated_memory_bytes,
-            "output_dir": output_dir,
             "created_utc": lifecycle.now(),
+            **facts,
         }
         try:
             with self._write() as connection:
@@ -243,18 +233,11 @@ class Store(RunWriter):
         return inserted[0] if inserted else 0
 
     def add_prediction(
-        self,
-        run: Run,
-        *,
-        fit_id: int,
-        selected_by: str,
-        loss_nats: tuple[float, float, float],
-        level: float,
-        extrapolation: float,
+        self, run: Run, *, loss_nats: tuple[float, float, float], **facts: Any
     ) -> None:
         """Record what is predicted of a promotion; the first prediction stands.
 
-        `loss_nats` are the loss and the ends of its interval; for the rest see `Prediction`.
+        `loss_nats` are the loss and the ends of its interval, `facts` other columns of the row.
 
         Raises:
             IllegalChangeError: the run has been trained already, so this would be no prediction.
@@ -270,14 +253,11 @@ class Store(RunWriter):
                 insert(Prediction).values(
                     study_id=run.study_id,
                     run_id=run.id,
-                    fit_id=fit_id,
                     created_utc=lifecycle.now(),
-                    selected_by=selected_by,
                     val_loss_nats=loss,
                     low_nats=low,
                     high_nats=high,
-                    level=level,
-                    extrapolation=extrapolation,
+                    **facts,
                 )
             )
 

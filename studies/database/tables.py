@@ -116,11 +116,6 @@ class Study(Base):
     lease_until_utc: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
 
     @property
-    def has_known_settings(self) -> bool:
-        """Whether more than size, tokens and loss is known of its runs."""
-        return not self.settings.sizes_only
-
-    @property
     def settings(self) -> StudySettings:
         """What decides the study's outcome.
 

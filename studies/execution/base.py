@@ -22,7 +22,7 @@ from studies.space.search_space import SearchSpace
 from trainer.config import RunConfig
 from trainer.data.facts import DataFacts
 from trainer.driver import Verdict
-from trainer.events import DeviceInfo
+from trainer.events import DeviceInfo, Point, RunResult
 
 if TYPE_CHECKING:
     from studies.settings import SearchSettings
@@ -98,6 +98,26 @@ class Executor(Protocol):
     @abstractmethod
     def close(self) -> None:
         """Stop all workers; runs in hand write a checkpoint if they can in time."""
+
+
+class RunSource(Protocol):
+    """Where runs come from and who wants to know how they end."""
+
+    @abstractmethod
+    def next_run(self) -> Run | None:
+        """A queued or interrupted run to start now; None: there is none (any more)."""
+
+    def meanwhile(self) -> None:
+        """All workers have work: time for what need not delay the next run."""
+        return
+
+    def validated(self, run: Run, fraction: float, point: Point) -> bool:
+        """A validation loss at a fraction of the run's budget; True: prune it."""
+        return False
+
+    def finished(self, run: Run, result: RunResult) -> None:
+        """The run is complete, pruned or failed, and stored."""
+        return
 
 
 class Backend(ABC):

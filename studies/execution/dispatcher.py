@@ -13,14 +13,13 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from budgetsweep.config import parse
 from budgetsweep.errors import StudyError
 from studies.database.leases import LEASE_SECONDS
 from studies.database.store import Store
 from studies.database.tables import Run, Study
-from studies.execution.base import Executor
+from studies.execution.base import Executor, RunSource
 from studies.execution.messages import Job, RunEvent, RunLost
 from studies.trackers.base import Observer, RunView
 from trainer.config import RunConfig
@@ -31,22 +30,6 @@ FLUSH_SECONDS = 2.0
 """Points wait so long for company: one commit holds many."""
 MAX_DEATHS = 2
 """A run whose worker died more often than this is failed: it would kill the next one too."""
-
-
-class RunSource(Protocol):
-    """Where runs come from and who wants to know how they end."""
-
-    def next_run(self) -> Run | None:
-        """A queued or interrupted run to start now; None: there is none (any more)."""
-
-    def meanwhile(self) -> None:
-        """All workers have work: time for what need not delay the next run."""
-
-    def validated(self, run: Run, fraction: float, point: Point) -> bool:
-        """A validation loss at a fraction of the run's budget; True: prune it."""
-
-    def finished(self, run: Run, result: RunResult) -> None:
-        """The run is complete, pruned or failed, and stored."""
 
 
 @dataclass

@@ -21,7 +21,7 @@ from studies.database.connection import storage_url
 from studies.database.run_kind import RunKind
 from studies.database.store import Store, config_hash
 from studies.database.tables import Prediction, Run, Study
-from studies.execution.base import Executor
+from studies.execution.base import Executor, RunSource
 from studies.execution.dispatcher import Dispatcher, recover
 from studies.execution.messages import Workers
 from studies.planning import Speed, measure_speed
@@ -34,7 +34,7 @@ from studies.space.sample import Sample
 from studies.trackers.base import Observer
 from trainer.config import RunConfig
 from trainer.data.facts import DataFacts
-from trainer.events import Point, RunResult, RunStatus
+from trainer.events import RunStatus
 
 if TYPE_CHECKING:
     from trainer.data.shards.progress import PrepareProgress
@@ -280,7 +280,7 @@ def _differences(old: RunConfig, new: RunConfig) -> dict[str, Any]:
     }
 
 
-class _OneRun:
+class _OneRun(RunSource):
     """A run source with a single run."""
 
     def __init__(self, run: Run) -> None:
@@ -290,15 +290,3 @@ class _OneRun:
         """The run, once."""
         run, self._run = self._run, None
         return run
-
-    def meanwhile(self) -> None:
-        """Nothing is kept beside the run's own row."""
-
-    def validated(self, run: Run, fraction: float, point: Point) -> bool:
-        """A promotion is never pruned."""
-        del run, fraction, point
-        return False
-
-    def finished(self, run: Run, result: RunResult) -> None:
-        """Nobody else needs to know."""
-        del run, result

@@ -138,7 +138,7 @@ def fit_study(
     """
     # A promotion of this budget is what is predicted: its own loss must not choose it again.
     below = [r for r in runs if r.scale is None or r.scale < scale]
-    fitted = FittedRuns.of(below, prior, known_settings=study.has_known_settings)
+    fitted = FittedRuns.of(below, prior, known_settings=not study.settings.sizes_only)
     try:
         law = fit_runs(fitted)
     except FitRefused as refused:
@@ -161,7 +161,7 @@ def predict_run(study: Study, law: StudyLaw, run: Run, scale: float) -> float | 
         there = promoted(study, config, scale, law)
     if there is None:
         return None
-    own = FittedRuns.of([run], known_settings=study.has_known_settings)
+    own = FittedRuns.of([run], known_settings=not study.settings.sizes_only)
     return law.predict(there, own).loss_nats
 
 

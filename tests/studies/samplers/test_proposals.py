@@ -172,20 +172,6 @@ def test_failed_proposals_do_not_shrink_what_tpe_varies(tmp_path: Path) -> None:
     proposals.close()
 
 
-def test_tpe_finds_better_than_random(tmp_path: Path) -> None:
-    best = {}
-    for sampler in ("tpe", "random"):
-        losses = []
-        for seed in range(3):
-            proposals = open_proposals(
-                tmp_path / f"{sampler}{seed}.db", sampler, seed=seed, first=None
-            )  # type: ignore[arg-type]
-            losses.append(min(loss_of(s) for s in run(proposals, 40)))
-            proposals.close()
-        best[sampler] = sum(losses)
-    assert best["tpe"] < best["random"]
-
-
 def test_a_grid_visits_every_point_once_and_ends(tmp_path: Path) -> None:
     small = space(n_embd=[16, 32], n_layer=[1, 2, 3], seq_len=64, max_lr=[1e-3, 1e-2])
     first = {"n_embd": 16, "n_layer": 3, "batch_size": 8, "max_lr": 1e-2}
