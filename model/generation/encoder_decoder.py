@@ -28,26 +28,31 @@ def write_targets(
     max_new_tokens: int,
     sampling: SamplingConfig,
     *,
+    prefixes: Sequence[str] | None = None,
     seed: int | None = None,
     stop_at_eot: bool = True,
     use_cache: bool = True,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Continuation]:
-    """Write the target of each source from its beginning.
+    """Write the target of each source, from its beginning or from a prefix.
 
     A batch of sources is padded and masked; each is encoded once. Of a source longer than
     n_source_positions the first ones count, as in training; an empty one is an end-of-text token.
     Arguments, errors and what a result depends on else as in `continue_texts`.
 
     Args:
-        max_new_tokens: most tokens of a target; at most n_target_positions.
+        max_new_tokens: most tokens after the prefix; at most n_target_positions with it.
+        prefixes: the beginning of each target, left out of what is returned; None: nothing.
         use_cache: keep the keys and values of source and target instead of computing them again for
             each token.
     """
     eot, limit = tokenizer.eot_token, model.shape.n_target_positions
-    if max_new_tokens > limit:  # an end-of-text token is read first, the last token is not
+    begun = encode_texts(model, tokenizer, prefixes or [])
+    targets = [[eot, *ids] if ids != [eot] else [eot] for ids in begun] or [[eot]] * len(sources)
+    longest = max(map(len, targets), default=1) + max(max_new_tokens - 1, 0)
+    if longest > limit:  # the last token is not read
         raise ValueError(
-            f"{max_new_tokens} new tokens, but the model has positions for {limit} "
+            f"{max_new_tokens} new tokens make {longest}, but the model has positions for {limit} "
             "(n_target_positions)"
         )
     length = model.shape.n_source_positions
@@ -56,7 +61,7 @@ def write_targets(
     def reader_of(rows: list[int]) -> Callable[[Sequence[list[int]]], Tensor]:
         ids, mask = left_padded([read[i] for i in rows], eot, device)
         memory = model.encode(ids, mask)
-        cache = model.remember(memory, max(1, max_new_tokens), mask) if use_cache else None
+        cache = model.remember(memory, longest, mask) if use_cache else None
 
         def logits_after(texts: Sequence[list[int]]) -> Tensor:
             if cache is None:
@@ -72,7 +77,7 @@ def write_targets(
 
     with evaluating(model):
         return continue_prompts(
-            [[eot]] * len(sources),
+            targets,
             reader_of,
             tokenizer,
             batch_size,
