@@ -167,10 +167,9 @@ def _held_out(owner: _Owner, wanted: _Wanted) -> HeldOut:
     source, tokenizer = wanted.source, owner.tokenizer
     own = owner.config.data if owner.config else None
     text_field = wanted.text_field or (own.text_field if own else "text")
-    file = None if source is None else source_class(source)(source).file
-    if file is not None:
+    if source is not None and source_class(source).is_file(source):
         return read_held_out(
-            file, tokenizer, owner.n_vocab,
+            Path(source).expanduser(), tokenizer, owner.n_vocab,
             text_field=text_field, n_tokens=wanted.val_tokens,
         )  # fmt: skip
     if source is not None:
