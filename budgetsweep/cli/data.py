@@ -82,7 +82,7 @@ def _print_pairs(data: TokenData, console: Console) -> None:
         if not len(index):
             console.print(f"{name}: no whole pair")
             continue
-        sides = (("source", index.source_lengths), ("target", index.target_lengths))
+        sides = zip(("source", "target"), index.lengths.T, strict=True)
         lengths = "; ".join(
             "{} of {:,.0f} tokens (median; 90 % within {:,.0f}, the longest {:,.0f})".format(
                 side, *np.quantile(values, (0.5, 0.9, 1.0), method="inverted_cdf")

@@ -145,8 +145,8 @@ def _held_out(
 
     own = config.data if config else None
     text_field = text_field or (own.text_field if own else "text")
-    file = None if source is None else source_class(source)(source).file
-    if file is not None:
+    if source is not None and source_class(source).is_file(source):
+        file = Path(source).expanduser()
         return read_held_out(file, tokenizer, n_vocab, text_field=text_field, n_tokens=n_tokens)
     if source is not None:
         data = parse(DataConfig, {"source": source, "text_field": text_field}, "--data")

@@ -5,10 +5,21 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
+import time
 import urllib.parse
 from typing import Any, ClassVar
 
 Files = dict[str, bytes]
+
+
+class Silent(http.server.BaseHTTPRequestHandler):
+    """Accepts a connection and never answers."""
+
+    def do_GET(self) -> None:
+        time.sleep(3)
+
+    def log_message(self, *args: object) -> None:
+        pass
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -36,16 +36,12 @@ class DataConfig(StrictModel):
         self, prepared: TokenData, train_tokens: int | None, val_tokens: int | None
     ) -> DataConfig:
         """The same text for ever: at most so many of the tokens that are prepared (None: all)."""
-
-        def least(there: int, wanted: int | None) -> int:
-            return there if wanted is None else min(there, wanted)
-
-        return self.model_copy(
-            update={
-                "train_tokens": least(len(prepared.train), train_tokens),
-                "val_tokens": least(len(prepared.val), val_tokens),
-            }
-        )
+        n_train, n_val = len(prepared.train), len(prepared.val)
+        limits = {
+            "train_tokens": min(n_train, train_tokens or n_train),
+            "val_tokens": min(n_val, val_tokens or n_val),
+        }
+        return self.model_copy(update=limits)
 
     @field_validator("source")
     @classmethod

@@ -14,21 +14,19 @@ from trainer.memory import LARGEST_TEXT_ON_DEVICE_BYTES
 
 LARGEST_SHARE = 0.25
 """Of the device's free memory, that the text may take."""
-_UPLOADED_AT_ONCE = 1 << 24
 
 
 class DeviceTokens:
     """All ids of a `TokenArray` on a device."""
 
     def __init__(self, tokens: TokenArray, device: torch.device) -> None:
-        """Copy the ids, 16 Mi at a time."""
+        """Copy the ids, part by part."""
         self.ids = torch.empty(len(tokens), dtype=torch.int16, device=device)
         at = 0
         for part in tokens.parts:
-            for start in range(0, len(part), _UPLOADED_AT_ONCE):
-                piece = np.array(part[start : start + _UPLOADED_AT_ONCE])  # off the mapped file
-                self.ids[at : at + len(piece)] = torch.from_numpy(piece.view(np.int16))
-                at += len(piece)
+            piece = np.array(part)  # off the mapped file
+            self.ids[at : at + len(piece)] = torch.from_numpy(piece.view(np.int16))
+            at += len(piece)
 
     def windows(self, starts: Tensor, length: int) -> Tensor:
         """Windows of `length` ids, what `TokenArray.gather` gives.

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_CHUNK = 1 << 22  # ids looked at together
-
 
 class PairIndex:
     """Where each pair lies in a token stream of `source eot target eot`.
@@ -35,14 +33,12 @@ class PairIndex:
     """
 
     def __init__(self, tokens: TokenArray, eot: int) -> None:
-        found: list[NDArray[np.int64]] = []
+        found = [np.empty(0, np.int64)]
         first = 0
         for part in tokens.parts:
-            for begin in range(0, len(part), _CHUNK):
-                piece = part[begin : begin + _CHUNK]
-                found.append(np.flatnonzero(piece == eot) + (first + begin))
+            found.append(np.flatnonzero(part == eot) + first)
             first += len(part)
-        ends = np.concatenate(found) if found else np.empty(0, np.int64)
+        ends = np.concatenate(found)
         self.eot = eot
         self._tokens = tokens
         self._ends = ends[: len(ends) // 2 * 2]
@@ -73,17 +69,9 @@ class PairIndex:
         return int(self._ends[last]) + 1 if last > 0 else 0
 
     @property
-    def source_lengths(self) -> NDArray[np.int64]:
-        """(len,) ids of each source, without end-of-text."""
-        return self._lengths()[0::2]
-
-    @property
-    def target_lengths(self) -> NDArray[np.int64]:
-        """(len,) ids of each target, without end-of-text."""
-        return self._lengths()[1::2]
-
-    def _lengths(self) -> NDArray[np.int64]:
-        return np.diff(self._ends, prepend=-1) - 1
+    def lengths(self) -> NDArray[np.int64]:
+        """(len, 2) ids of each source and target, without end-of-text."""
+        return (np.diff(self._ends, prepend=-1) - 1).reshape(-1, 2)
 
 
 class PairBatch(NamedTuple):

@@ -164,9 +164,6 @@ def _is_enough(source: type[Source], manifest: Manifest | None, train_tokens: in
 
 
 def _open_up_to(folder: Path, train_tokens: int | None, val_tokens: int | None) -> TokenData:
-    manifest = load_manifest(folder)
-    return open_tokens(
-        folder,
-        None if train_tokens is None else min(train_tokens, manifest.train_tokens),
-        None if val_tokens is None else min(val_tokens, manifest.val_tokens),
-    )
+    there = load_manifest(folder)
+    n_train = min(there.train_tokens, train_tokens or there.train_tokens)
+    return open_tokens(folder, n_train, min(there.val_tokens, val_tokens or there.val_tokens))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,20 +17,16 @@ def answer_within(seconds: float, ask: Callable[[], T]) -> T:
         TimeoutError: no answer in time.
         Exception: what `ask` raises.
     """
-    answers: list[T] = []
-    failures: list[Exception] = []
+    answer: Future[T] = Future()
 
     def work() -> None:
         try:
-            answers.append(ask())
+            answer.set_result(ask())
         except Exception as error:  # noqa: BLE001 - raised below, in the caller's thread
-            failures.append(error)
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if failures:
-        raise failures[0]
-    if not answers:
+    threading.Thread(target=work, daemon=True).start()
+    wait([answer], seconds)
+    if not answer.done():
         raise TimeoutError(f"no answer within {seconds:.0f} s")
-    return answers[0]
+    return answer.result()

@@ -184,27 +184,25 @@ class Preparation:
                 f"{without}: no pairs, but {with_pairs} has them; training and validation text "
                 "both need the columns headline, title, text (.csv), or neither"
             )
-        entries: list[ShardEntry] = []
-        found: list[tuple[Block, EncodedBlock]] = []
+        found: list[tuple[Block, _Written]] = []
 
         def commit(block: Block, written: _Written) -> None:
-            if written.val is not None:
-                entries.append(written.val)
-            found.append((block, written.found))
+            found.append((block, written))
 
         def enough(_pending_chars: int) -> bool:
-            return sum(entry.n_tokens for entry in entries) >= SEPARATE_VAL_TOKENS
+            return sum(len(written.found.val) for _, written in found) >= SEPARATE_VAL_TOKENS
 
         blocks = cut_blocks(source, tick=self._tick)
         self._pipeline(blocks, SplitRule(only_val=True), lambda: True, enough, commit)
+        entries = [written.val for _, written in found if written.val is not None]
         bad_records = sum(block.bad_records for block, _ in found)
         examples = [example for block, _ in found for example in block.bad_examples]
         if not entries:
             raise nothing_usable(name, bad_records, examples)
         self._save(
             val=tuple(entries),
-            val_documents=sum(encoded.val_documents for _, encoded in found),
-            dropped_documents=sum(encoded.dropped_documents for _, encoded in found),
+            val_documents=sum(written.found.val_documents for _, written in found),
+            dropped_documents=sum(written.found.dropped_documents for _, written in found),
             bad_records=bad_records,
             bad_examples=tuple(examples[:MAX_EXAMPLES]),
         )

@@ -120,27 +120,6 @@ def test_duplicates_are_on_one_side(tmp_path: Path):
     assert made.lowest_hash == min(map(document_hash, documents))
 
 
-def test_validation_that_is_not_wanted_is_dropped_and_not_trained_on(tmp_path: Path):
-    documents = make_documents(200)
-    path = write_jsonl(tmp_path / "a.jsonl", documents)
-    rule = SplitRule(val_below=HASH_RANGE // 3)
-    with_val, without = encode(path, rule), encode(path, rule, want_val=False)
-    assert without.train.tolist() == with_val.train.tolist()
-    assert len(without.val) == 0
-    assert without.dropped_documents == with_val.val_documents > 0
-
-
-def test_held_out_documents_are_dropped(tmp_path: Path):
-    documents = make_documents(50)
-    path = write_jsonl(tmp_path / "a.jsonl", documents)
-    held_out = frozenset(map(document_hash, documents[10:20]))
-    made = encode(path, SplitRule(held_out=held_out))
-    assert decode(made.train) == documents[:10] + documents[20:]
-    assert made.dropped_documents == 10
-    only_val = encode(path, SplitRule(only_val=True))
-    assert decode(only_val.val) == documents
-
-
 def test_empty_documents_are_dropped(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": ""}\n{"text": " \\n"}\n{"text": "good"}\n')

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from budgetsweep.errors import DataError
-from trainer.data import pairs
 from trainer.data import sampler as sampler_module
 from trainer.data.pairs import (
     PairBatch,
@@ -69,9 +68,7 @@ def test_the_index_finds_every_pair(
     shards = [ids[a:b] for a, b in zip([0, *cuts], [*cuts, len(ids)], strict=True)]
     limit = data.draw(st.integers(0, len(ids)))
     whole = TokenArray.from_arrays(shards)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "_CHUNK", data.draw(st.integers(1, 7)))
-        index = PairIndex(TokenArray(whole.parts, limit), EOT)
+    index = PairIndex(TokenArray(whole.parts, limit), EOT)
     # The naive reference: split at end-of-text and drop what is not whole.
     texts: Documents = [[]]
     for i in ids[:limit]:
@@ -83,8 +80,7 @@ def test_the_index_finds_every_pair(
     expected = list(zip(texts[0::2], texts[1::2], strict=False))
     found = [tuple(part.tolist() for part in index.pair(i)) for i in range(len(index))]
     assert found == expected
-    assert index.source_lengths.tolist() == [len(source) for source, _ in expected]
-    assert index.target_lengths.tolist() == [len(target) for _, target in expected]
+    assert index.lengths.tolist() == [[len(part) for part in pair] for pair in expected]
     for wrong in (-1, len(index)):
         with pytest.raises(IndexError):
             index.pair(wrong)
@@ -125,25 +121,6 @@ def test_every_pair_comes_once_before_any_comes_again(
                  for i in numbers(sampler.batch(step, micro, CPU))]  # fmt: skip
     for epoch in range(3):
         assert sorted(drawn[epoch * n : (epoch + 1) * n]) == list(range(n))
-
-
-@given(step=st.integers(0, 200), micro=st.integers(0, 2), seed=st.integers(0, 2**32 - 1))
-def test_a_batch_depends_on_nothing_but_seed_step_and_micro_batch(
-    step: int, micro: int, seed: int
-) -> None:
-    used, fresh = (PairSampler(numbered(50), 4, 3, 3, seed, 3) for _ in range(2))
-    for earlier in range(0, 40, 7):
-        used.batch(earlier, 1, CPU)
-    for a, b in zip(used.batch(step, micro, CPU), fresh.batch(step, micro, CPU), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_micro_batches_are_the_parts_of_the_large_batch() -> None:
-    small = PairSampler(numbered(50), 4, 3, 3, 7, 3)
-    large = PairSampler(numbered(50), 12, 3, 3, 7)
-    for step in range(9):
-        parts = [i for micro in range(3) for i in numbers(small.batch(step, micro, CPU))]
-        assert parts == numbers(large.batch(step, 0, CPU))
 
 
 def test_batches_have_the_shape_of_the_naive_rows() -> None:

@@ -17,6 +17,7 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from budgetsweep.errors import DataError
 from tests.support.data_files import fill_tiktoken_cache, needs_real_data, tiny_bpe
+from tests.support.hub_server import Silent
 from trainer.config import TOKENIZER_VOCABULARIES
 from trainer.data import tokenizers
 from trainer.data.tokenizers import END_OF_TEXT, ByteTokenizer, load_tokenizer
@@ -62,13 +63,6 @@ class Files(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *args: object):
         pass
-
-
-class Silent(Files):
-    """Accepts a connection and never answers."""
-
-    def do_GET(self):
-        time.sleep(3)
 
 
 def test_the_client_fetches_and_caches(tmp_path, serve, point_gpt2_to):

@@ -37,7 +37,6 @@ MAGIC = b"BSWTOKEN"
 _PREFIX = struct.Struct("<8sII32s")
 _ALIGNMENT = 64
 _MAX_HEADER_BYTES = 1 << 20
-_COUNTED_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -107,9 +106,7 @@ class TokenArray:
         """How often each of the ids 0 … n_ids - 1 occurs, (n_ids,); larger ones are left out."""
         total = np.zeros(n_ids, dtype=np.int64)
         for part in self.parts:
-            for start in range(0, len(part), _COUNTED_AT_ONCE):
-                piece = np.asarray(part[start : start + _COUNTED_AT_ONCE])
-                total += np.bincount(piece, minlength=n_ids)[:n_ids]
+            total += np.bincount(part, minlength=n_ids)[:n_ids]
         return total
 
     def __getitem__(self, key: slice) -> Ids:

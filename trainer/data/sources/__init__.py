@@ -58,15 +58,13 @@ class PrepareJob:
     identity: str
     """Hash of what decides the tokens (`trainer.data.cache.data_identity`)."""
     folder: Path
-    """Where the tokens go; exists."""
     manifest: Manifest | None
-    """What is there already."""
+    """What is in the folder already."""
     train_tokens: int | None
     """Training tokens wanted; None: all."""
     val_tokens: int | None
     """Validation tokens wanted by the first preparation; None: the default."""
     workers: int
-    """Tokenising threads."""
     on_progress: Callable[[PrepareProgress], None] | None
     """Called several times a second from the calling thread."""
 
@@ -106,6 +104,11 @@ class Source(ABC):
     def claims(cls, name: str) -> bool:
         """Whether a name is one of this source's."""
 
+    @classmethod
+    def is_file(cls, name: str) -> bool:
+        """Whether a name that it claims is one of a local file."""
+        return cls.claims_before > 0 and Path(name).expanduser().is_file()
+
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """Plain data that changes whenever the documents may have changed; needs no network.
@@ -117,11 +120,6 @@ class Source(ABC):
     def short_name(self) -> str:
         """For the name of the folder of its tokens."""
         return Path(self.name).name
-
-    @property
-    def file(self) -> Path | None:
-        """The one local file that it is; None: it is something else."""
-        return None
 
     @property
     def prepared_folder(self) -> Path | None:
@@ -166,10 +164,10 @@ def source_class(name: str) -> type[Source]:
     return next(source for source in _sources() if source.claims(name))
 
 
-def open_source(name: str, text_field: str = "text", revision: str | None = None) -> Source:
-    """The open source of a name; arguments as in `Source`.
+def open_source(name: str, text_field: str = "text") -> Source:
+    """The open source of a name.
 
     Raises:
         DataError: as `Source.open`.
     """
-    return source_class(name)(name, text_field, revision).open()
+    return source_class(name)(name, text_field).open()

@@ -29,8 +29,6 @@ from trainer.data.tokenizers import END_OF_TEXT, load_tokenizer
 IdArray = npt.NDArray[np.integer[Any]]
 
 SHARD_TOKENS = 1 << 22
-_CHECKED = 1 << 22
-"""Ids that are checked at a time."""
 
 
 @final
@@ -45,14 +43,9 @@ class CourseSource(Source):
         path = Path(name).expanduser()
         return path.suffix.lower() == ".npz" and path.is_file()
 
-    @property
-    def file(self) -> Path:
-        """The file."""
-        return Path(self.name).expanduser()
-
     def identity(self) -> dict[str, Any]:
         """Path, size and time of change."""
-        path = self.file.absolute()
+        path = Path(self.name).expanduser().absolute()
         status = path.stat()
         return {"npz": [str(path), status.st_size, status.st_mtime_ns]}
 
@@ -63,7 +56,7 @@ class CourseSource(Source):
             DataError: not such a file, damaged, ids of another tokenizer, or no space.
         """
         if job.data.validation is not None:
-            raise DataError(f"{self.file}: has its own validation tokens; remove data.validation")
+            raise DataError(f"{self.name}: has its own validation tokens; remove data.validation")
         train, val = (self._ids(name, job.tokenizer) for name in ("train", "val"))
         manifest = job.manifest or self._first_manifest(val, job)
         wanted = min(job.train_tokens or len(train), len(train))
@@ -84,8 +77,8 @@ class CourseSource(Source):
         return manifest
 
     def _ids(self, name: str, encoding: str) -> IdArray:
-        ids = read_ids(self.file, name)
-        check_ids(ids, TOKENIZER_VOCABULARIES[encoding], f"{self.file}: array {name!r}")
+        ids = read_ids(Path(self.name).expanduser(), name)
+        check_ids(ids, TOKENIZER_VOCABULARIES[encoding], f"{self.name}: array {name!r}")
         return ids
 
     def _first_manifest(self, val: IdArray, job: PrepareJob) -> Manifest:
@@ -157,11 +150,10 @@ def check_ids(ids: IdArray | TokenArray, n_vocab: int, where: str) -> None:
     """
     if len(ids) < 2:
         raise DataError(f"{where}: {len(ids)} tokens; at least 2 are needed to predict one")
-    for first in range(0, len(ids), _CHECKED):
-        part = ids[first : first + _CHECKED]
-        lowest, highest = int(part.min()), int(part.max())
-        if lowest < 0 or highest >= n_vocab:
-            raise DataError(
-                f"{where}: token id {lowest if lowest < 0 else highest}, but the vocabulary has "
-                f"ids 0 to {n_vocab - 1}: it is of another tokenizer"
-            )
+    values = ids[:]
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < 0 or highest >= n_vocab:
+        raise DataError(
+            f"{where}: token id {lowest if lowest < 0 else highest}, but the vocabulary has ids 0 "
+            f"to {n_vocab - 1}: it is of another tokenizer"
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Self, final
 
 from budgetsweep.errors import DataError
@@ -14,7 +13,7 @@ from trainer.data.sources.csv_rows import (
     csv_columns,
     csv_records,
 )
-from trainer.data.sources.local_files import LocalFile, find_files, piece_bytes
+from trainer.data.sources.local_files import LocalFile, find_files
 from trainer.data.sources.records import json_records, local_lines, parquet_records, text_records
 
 
@@ -29,12 +28,6 @@ class LocalSource(Source):
         """What no other source claims."""
         del name
         return True
-
-    @property
-    def file(self) -> Path | None:
-        """The path, if it is a file's."""
-        path = Path(self.name).expanduser()
-        return path if path.is_file() else None
 
     def open(self) -> Self:
         """Find the files."""
@@ -53,7 +46,10 @@ class LocalSource(Source):
         self.files = files
         self.label_field = label_field
         self.n_bytes = sum(file.text_bytes for file in self.files)
-        self._piece_bytes = piece_bytes(sum(f.size for f in self.files if f.kind == "text"))
+        # About 256 pieces of a short text, so that a split by hash can be fair; 4096 bytes, about a
+        # thousand GPT-2 tokens, where it is long.
+        n_bytes = sum(f.size for f in self.files if f.kind == "text")
+        self._piece_bytes = min(max(n_bytes // 256, 256), 4096)
         tables = [file for file in self.files if file.kind == "csv"]
         pairs = [self._columns(file).pair is not None for file in tables]
         self.pairs = any(pairs)

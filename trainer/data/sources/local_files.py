@@ -37,8 +37,6 @@ _HELD_OUT = re.compile(r"(?:^|[\W_\d])(?:validation|valid|dev|val|testing|test|e
                        r"(?:[\W_\d]|$)", re.IGNORECASE)  # fmt: skip
 _TRAINING = re.compile(r"(?:^|[\W_\d])(?:train|training)(?:[\W_\d]|$)", re.IGNORECASE)
 
-SMALLEST_PIECE, LARGEST_PIECE, WANTED_PIECES = 256, 4096, 256
-
 
 @dataclass(frozen=True)
 class LocalFile:
@@ -129,15 +127,6 @@ def local_file(path: Path, kind: Kind) -> LocalFile:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     return LocalFile(path.absolute(), kind, status.st_size, status.st_mtime_ns)
-
-
-def piece_bytes(n_bytes: int) -> int:
-    """Size from which on a piece of a text file ends at the next blank line.
-
-    About 256 pieces where the text is short, so that a split by hash can be fair; 4096 bytes,
-    about a thousand GPT-2 tokens, where it is long.
-    """
-    return min(max(n_bytes // WANTED_PIECES, SMALLEST_PIECE), LARGEST_PIECE)
 
 
 def decompressed(path: Path) -> Iterator[bytes]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import http.server
 import io
 import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import pytest
 
 from tests.support.data_files import ROOT, make_documents
 from tests.support.hub_child import BLOCK_CHARS
-from tests.support.hub_server import Files, Hub
+from tests.support.hub_server import Files, Hub, Silent
 from trainer.data import blocks
 from trainer.data.config import DataConfig
 from trainer.data.prepare import prepare
@@ -214,16 +212,6 @@ def test_the_librarys_settings_come_back_after_each_use():
     with datasets_library():
         assert settings_now() != before
     assert settings_now() == before
-
-
-class Silent(http.server.BaseHTTPRequestHandler):
-    """Accepts a connection and never answers."""
-
-    def do_GET(self) -> None:
-        time.sleep(2)
-
-    def log_message(self, *args: object) -> None:
-        pass
 
 
 @pytest.mark.parametrize("how", ["closed port", "offline", "silent"])

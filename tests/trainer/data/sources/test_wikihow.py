@@ -175,24 +175,6 @@ def test_pairs_lie_whole_on_the_side_of_their_title(tmp_path: Path):
     assert (info.pairs, info.documents) == (True, 450)
 
 
-def test_bad_rows_and_dropped_articles_are_counted_apart(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
-    rows = articles(40)
-    rows[5] = ("a headline that is too long", "How to Be Short", "short text")
-    rows[6] = ("", "How to Have No Headline", "a text without a headline")
-    rows[7] = ("h", "How to Say Nothing", "\n ")
-    path = write_csv(tmp_path / "a.csv", rows)
-    path.write_text(path.read_text() + "one,two\n")
-    data = prepared(path)
-    info = list_prepared()[0]
-    assert (info.documents, info.dropped_documents, info.bad_records) == (37, 2, 2)
-    assert "2 bad records left out, the first: " in caplog.text
-    assert "no text in column 'text'" in caplog.text
-    assert "2 fields, expected 3" in caplog.text
-    assert len(found(data, data.train)) + len(found(data, data.val)) == 37
-
-
 def test_a_separate_validation_file_is_held_out_by_title(tmp_path: Path):
     train = write_csv(tmp_path / "train.csv", articles(30))
     other = [("another headline.", title, text + "and something else") for _, title, text in
