@@ -25,7 +25,6 @@ from trainer.driver import Verdict
 from trainer.events import DeviceInfo, Point, RunResult
 
 if TYPE_CHECKING:
-    from studies.settings import SearchSettings
     from trainer.data.shards.progress import PrepareProgress
 
 
@@ -120,6 +119,27 @@ class RunSource(Protocol):
         return
 
 
+class SearchRequest(Protocol):
+    """What a backend may refuse of a search (`studies.settings.SearchSettings`)."""
+
+    @property
+    def budget_flops(self) -> int: ...  # noqa: D102
+    @property
+    def convention(self) -> str: ...  # noqa: D102
+    @property
+    def rungs(self) -> Rungs: ...  # noqa: D102
+    @property
+    def sampler(self) -> str: ...  # noqa: D102
+    @property
+    def space(self) -> SearchSpace | None: ...  # noqa: D102
+    @property
+    def pruning(self) -> bool: ...  # noqa: D102
+    @property
+    def trials_per_gpu(self) -> int | None: ...  # noqa: D102
+    @property
+    def overrides(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
 class Backend(ABC):
     """Where the losses of a study come from. What a backend has nothing to say of has a default."""
 
@@ -135,7 +155,7 @@ class Backend(ABC):
     keeps_sampler_state: bool = True
     """Whether Optuna's record is worth its time beside ours, from which it can be made again."""
 
-    def check(self, asked: SearchSettings) -> None:
+    def check(self, asked: SearchRequest) -> None:
         """Refuse a search that this backend cannot answer.
 
         Raises:

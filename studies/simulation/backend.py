@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from budgetsweep.errors import ConfigError
 from studies.database.tables import Study
-from studies.execution.base import Backend, OnPrepare
+from studies.execution.base import Backend, OnPrepare, SearchRequest
 from studies.execution.inline_pool import InlinePool
 from studies.execution.messages import Workers
 from studies.simulation.simulated_run import simulate_run
@@ -20,9 +20,6 @@ from trainer.config import RunConfig
 from trainer.data.facts import DataFacts
 from trainer.driver import Run, RunDriver
 from trainer.events import Point, RunResult, RunStatus
-
-if TYPE_CHECKING:
-    from studies.settings import SearchSettings
 
 REPORTS = 20
 """Points of a simulated trial's curve unless the user says otherwise: they fill a database."""
@@ -88,7 +85,7 @@ class Simulated(Untrained):
         self.source_name = f"simulated-{world}"
         self.checksum, self.description = self.world.checksum, self.world.description
 
-    def check(self, asked: SearchSettings) -> None:
+    def check(self, asked: SearchRequest) -> None:
         """Refuse what has no meaning without training."""
         if asked.trials_per_gpu is not None:
             raise ConfigError("--simulate: leave out --trials-per-gpu: nothing is trained on a GPU")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from budgetsweep.constraint import Admitted, Rejected
 from budgetsweep.errors import ConfigError, Reason
 from studies.database.tables import Run, Study
+from studies.execution.base import SearchRequest
 from studies.scaling.prediction import StudyFit
 from studies.simulation.backend import Untrained
 from studies.simulation.regret import regrets
@@ -20,9 +21,6 @@ from studies.space.search_space import SearchSpace
 from trainer.config import RunConfig
 from trainer.driver import Run as TrainingRun
 from trainer.events import Point, RunResult, RunStatus
-
-if TYPE_CHECKING:
-    from studies.settings import SearchSettings
 
 
 class Replay(Untrained):
@@ -52,7 +50,7 @@ class Replay(Untrained):
             tokens=config.total_tokens, charge_flops=admitted.charge_flops,
         )  # fmt: skip
 
-    def check(self, asked: SearchSettings) -> None:
+    def check(self, asked: SearchRequest) -> None:
         """Refuse a search that the table has no runs for, and settings that it does not know.
 
         Raises:
