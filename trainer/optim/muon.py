@@ -54,17 +54,18 @@ class Muon(OptimizerKind):
         b x a, a x a by a x a and a x a by a x b: 2a²b + a³ multiply-adds.
         """
         assert isinstance(shape, ModelConfig)
-        d = shape.n_embd
-        square, wide = 2 * d**3 + d**3, 2 * 4 * d**3 + d**3
-        macs = NEWTON_SCHULZ_STEPS * shape.n_layer * (4 * square + 2 * wide)
+        d, inner = shape.n_embd, shape.n_inner
+        a, b = min(d, inner), max(d, inner)
+        macs = NEWTON_SCHULZ_STEPS * shape.n_layer * (4 * 3 * d**3 + 2 * (2 * a**2 * b + a**3))
         return macs if convention == "mac" else 2 * macs
 
     def state_bytes(self, shape: Shape) -> int:
         """One moment for each matrix of a block, two for all else."""
         assert isinstance(shape, ModelConfig)
-        return super().state_bytes(shape) - 4 * shape.n_layer * 12 * shape.n_embd**2
+        d = shape.n_embd
+        return super().state_bytes(shape) - 4 * shape.n_layer * (4 * d + 2 * shape.n_inner) * d
 
     def update_bytes(self, shape: Shape) -> int:
         """The batch of the feed-forward's matrices: in float32 and twice in bf16."""
         assert isinstance(shape, ModelConfig)
-        return 8 * shape.n_layer * 8 * shape.n_embd**2
+        return 8 * shape.n_layer * 2 * shape.n_inner * shape.n_embd
