@@ -1,4 +1,4 @@
-"""How well the scaling fit tells runs of larger budgets that it has not seen.
+"""How well the scaling fit predicts runs of larger budgets that it has not seen.
 
     python -m benchmarks.backtest RUNS.csv [--group NAME] [--out FOLDER] [--name NAME] [--variants]
 
@@ -56,11 +56,11 @@ VARIANTS = (
     Variant("Hoffmann's law (delta = 1), all runs alike", _HOFFMANN,
             undertrained_sd=0.0),
     Variant("Hoffmann's law", _HOFFMANN),
-    Variant("Hoffmann's law, 8 tokens a parameter or more", _HOFFMANN, 8.0),
+    Variant("Hoffmann's law, 8 tokens per parameter or more", _HOFFMANN, 8.0),
     Variant("delta free, all runs alike", undertrained_sd=0.0),
     Variant("delta free, 1 token a parameter or more", Priors(), 1.0, 0.0),
-    Variant("delta free, 3 tokens a parameter or more", Priors(), 3.0, 0.0),
-    Variant("delta free, 8 tokens a parameter or more", Priors(), 8.0, 0.0),
+    Variant("delta free, 3 tokens per parameter or more", Priors(), 3.0, 0.0),
+    Variant("delta free, 8 tokens per parameter or more", Priors(), 8.0, 0.0),
     Variant("half the distrust of few tokens", undertrained_sd=0.05),
     Variant("twice the distrust of few tokens", undertrained_sd=0.2),
     Variant("E known to 20 %", Priors(entropy_sd=0.2)),
@@ -162,7 +162,7 @@ def to_markdown(outcome: dict[str, Any]) -> str:
         "budgets. Each fit saw only runs of at most its budget; *error* is the mean of "
         "|predicted / measured − 1| over the runs at so many times that budget, averaged over the "
         "fits (in brackets the worst fit); *inside* is the share in the 80 % interval; *valid* "
-        f"runs have {result.UNDERTRAINED_BELOW:g} tokens a parameter or more, *best* is the lowest "
+        f"runs have {result.UNDERTRAINED_BELOW:g} tokens per parameter or more, *best* is the lowest "
         "loss of the budget; *regret* is what the size that the fit would choose loses over the "
         "best measured one.",
         "",
@@ -224,7 +224,7 @@ def main() -> int:
     words = [Path(word).name if word == str(arguments.runs) else word for word in sys.argv[1:]]
     results = [backtest(table.points, variant) for variant in variants]
     for tried in results[1:]:
-        del tried["rows"]  # the means tell enough of what was not chosen
+        del tried["rows"]  # the means are enough of what was not chosen
     outcome = {
         **about(" ".join(["python -m benchmarks.backtest", *words])),
         "table": arguments.runs.name,

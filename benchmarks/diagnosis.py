@@ -1,4 +1,4 @@
-"""How often `diagnose` finds what is broken, and how often it accuses a sound run.
+"""How often `diagnose` finds what is broken, and how often it finds fault with a sound run.
 
     python -m benchmarks.diagnosis [--runs FILE] [--seeds 2000:2020] [--out FOLDER]
 

@@ -19,7 +19,7 @@ from trainer.hardware.device import torch_device
 from trainer.throughput import StepTimer
 
 BARS = {(64, 4): 7.0e6, (128, 4): 5.5e6, (256, 8): 3.0e6, (512, 8): 1.4e6}
-"""(width, blocks): tokens a second aimed at on one H200, T = 256."""
+"""(width, blocks): tokens per second aimed at on one H200, T = 256."""
 ROUNDS = 5
 CONTENDERS: dict[str, dict[str, Any]] = {
     "queued": {"recipe": "gpt2", "cuda_graph": "off"},
@@ -33,7 +33,7 @@ TRIALS = 4
 
 
 def run_config(tokenizer: str, width: int, layers: int, **changes: Any) -> RunConfig:
-    """A decoder's run of a shape, 64 sequences of 256 tokens a step."""
+    """A decoder's run of a shape, 64 sequences of 256 tokens per step."""
     return RunConfig.model_validate(
         {
             "tokenizer_encoding": tokenizer,
@@ -50,7 +50,7 @@ def run_config(tokenizer: str, width: int, layers: int, **changes: Any) -> RunCo
 def throughput(
     tokenizer: str, shapes: list[tuple[int, int]], seconds: float, deadline: float
 ) -> list[dict[str, Any]]:
-    """Training tokens a second of each shape and contender, `ROUNDS` rounds in turns.
+    """Training tokens per second of each shape and contender, `ROUNDS` rounds in turns.
 
     Args:
         tokenizer: a tokenizer's name, for the vocabulary.
@@ -178,7 +178,7 @@ def tables(result: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     if rows := result.get("throughput"):
         lines += [
-            f"## Training, T = 256, 64 sequences a step, median of {ROUNDS} (least to most)", "",
+            f"## Training, T = 256, 64 sequences per step, median of {ROUNDS} (least to most)", "",
             "| shape | | tokens/s | aim | TFLOP/s (exact products) | s until ready |",
             "|---|---|---:|---:|---:|---:|",
         ]  # fmt: skip

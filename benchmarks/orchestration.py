@@ -8,7 +8,7 @@ proposing, admitting, storing, handing over, model and optimiser construction, m
 config.yaml, eval.json and curve.csv.
 
 With `--simulate` nothing is trained (docs/simulation.md): the default space at 1e15, no worker
-process, so that 10,000 trials are a matter of minutes. CPU seconds are told beside the time on the
+process, so that 10,000 trials are a matter of minutes. CPU seconds are given beside the time on the
 clock, which other work on the machine lengthens.
 """
 
@@ -135,7 +135,7 @@ def main() -> None:
         "",
         f"{result['machine']}, commit {result['commit']}; `{command}`",
         "",
-        "| milliseconds a trial beyond training and validation | |",
+        "| milliseconds per trial beyond training and validation | |",
         "|---|---:|",
         f"| median | {overhead['median']:.0f} |",
         f"| 5 % … 95 % | {overhead['p5']:.0f} … {overhead['p95']:.0f} |",

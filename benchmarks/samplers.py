@@ -53,7 +53,7 @@ CAPS = {"gp": 30, "law": 60}
 CAP = 60
 """Trials after which a search is given up."""
 DRAWN_AT = (8, 12, 16, 24, 32)
-"""Trials after which regrets in drawn worlds are told."""
+"""Trials after which regrets in drawn worlds are given."""
 
 _default = WORLDS[DEFAULT_WORLD]
 WORLDS_TRIED: dict[str, SimulatedWorld] = {

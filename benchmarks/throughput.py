@@ -8,7 +8,7 @@ In each of n rounds all train for so many seconds, one after the other, in an or
 from round to round, so that none always has the same neighbours or the quietest minute. Ratios are
 of speeds in the same round.
 
-Useful arithmetic is every matrix product by its shapes, 6 FLOPs a parameter and token and
+Useful arithmetic is every matrix product by its shapes, 6 FLOPs per parameter and token and
 12 * L * D * T for attention (the `matmul` convention), whatever a contender really computes.
 """
 
@@ -36,7 +36,7 @@ BARS = {"HF Trainer, defaults": 4.0, "HF Trainer, bf16 + compile": 2.0}
 
 
 def measure(name: str, width: int, layers: int, n: int, seconds: float) -> list[dict[str, Any]]:
-    """Tokens a second of each contender and round at one shape."""
+    """Tokens per second of each contender and round at one shape."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes = []
@@ -69,7 +69,7 @@ def measure(name: str, width: int, layers: int, n: int, seconds: float) -> list[
 
 
 def ask(pipe: Connection, contender: str, seconds: float) -> float:
-    """Let a contender train; its tokens a second."""
+    """Let a contender train; its tokens per second."""
     try:
         pipe.send(seconds)
         answer = pipe.recv()

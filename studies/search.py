@@ -189,7 +189,7 @@ def _fix_data(
 
 
 def _problem(space: SearchSpace, study: Study, settings: SearchSettings) -> SearchProblem:
-    """What a sampler is told of the search."""
+    """What a sampler knows of the search."""
     limits = Limits(study.budget_flops, study.convention)
     base, scale = study.settings.base, study.settings.for_scale
     return SearchProblem(

@@ -30,7 +30,7 @@ MAX_REJECTED_IN_A_ROW = 2_000
 
 
 def reconcile(store: Store, study: Study, proposals: Proposals) -> None:
-    """Tell Optuna what a killed dispatcher had stored but not told."""
+    """Tell Optuna what a killed dispatcher had stored but not passed on."""
     runs = {run.number: run for run in store.runs(study.id, kind=RunKind.TRIAL)}
     rejections = store.rejections(study.id)
     rejected = {rejection.number for rejection in rejections}
@@ -220,7 +220,7 @@ class TrialSource:
                 f"{answer.detail}; widen the space or raise the budget"
             )
 
-    def meanwhile(self) -> None:
+    def workers_busy(self) -> None:
         """Bring Optuna's record up to date while the workers train."""
         self.proposals.record()
 

@@ -39,7 +39,7 @@ def _print_status(status: dict[str, Any], console: Console) -> None:
     from budgetsweep.cli.display import settings_text
 
     console.print(
-        f"study {status['study']}: budget {flops(status['budget_flops'])} FLOPs a trial "
+        f"study {status['study']}: budget {flops(status['budget_flops'])} FLOPs per trial "
         f"({status['convention']}), sampler {status['sampler']}, seed {status['seed']}"
     )
     console.print(f"data: {status['data'] or 'not prepared yet'}")

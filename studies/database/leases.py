@@ -20,7 +20,7 @@ LEASE_SECONDS = 60.0
 """A lease that is not renewed for so long may be taken over."""
 
 _SAME_START_SECONDS = 30.0
-"""Two readings of one process's start may differ by so much, where the clock was set meanwhile.
+"""Two readings of one process's start may differ by so much, where the clock was set between them.
 
 A pid that is reused sooner than that looks alive; the lease then runs out by itself.
 """

@@ -92,7 +92,7 @@ class RunWriter(Reader):
             run = _lock_run(connection, run_id)
             if run.status not in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
                 raise IllegalChangeError(f"steps of run {run_id}, which is {run.status}")
-            values = _settled(connection, run, run.step if step is None else step, steps_executed)
+            values = _charged(connection, run, run.step if step is None else step, steps_executed)
             if run.status == RunStatus.RUNNING:
                 del values["steps_recomputed"]  # known when it stops
             _change(connection, run_id, **values)
@@ -101,7 +101,7 @@ class RunWriter(Reader):
         """The run has stopped for now (running -> interrupted); it resumes after `step`."""
         with self._write() as connection:
             run = _lock_run(connection, run_id, to=RunStatus.INTERRUPTED)
-            values = _settled(connection, run, step, steps_executed)
+            values = _charged(connection, run, step, steps_executed)
             _change(connection, run_id, status=RunStatus.INTERRUPTED, **values)
 
     def finish_run(self, run_id: int, result: events.RunResult) -> None:
@@ -117,7 +117,7 @@ class RunWriter(Reader):
                 raise IllegalChangeError(
                     f"run {run_id} is complete at step {result.step} of {run.num_steps}"
                 )
-            settled = _settled(connection, run, result.step, result.steps_executed)
+            charged = _charged(connection, run, result.step, result.steps_executed)
             later = (Point.run_id == run_id) & (Point.step > result.step)
             connection.execute(delete(Point).where(later))
             values = {name: getattr(result, name) for name in _RESULT_COLUMNS}
@@ -125,7 +125,7 @@ class RunWriter(Reader):
                 values[name] = finite(values[name])
             values["reason"] = result.reason and _storable(result.reason)
             values["device_name"] = result.device_name and result.device_name[:200]
-            _change(connection, run_id, **{**values, **settled}, finished_utc=now())
+            _change(connection, run_id, **{**values, **charged}, finished_utc=now())
 
 
 def now() -> dt.datetime:
@@ -173,7 +173,7 @@ def _change(connection: Connection, run_id: int, **values: Any) -> None:
     connection.execute(update(Run).where(Run.id == run_id).values(**values))
 
 
-def _settled(
+def _charged(
     connection: Connection, run: Row[Any], step: int, steps_executed: int
 ) -> dict[str, int]:
     """Enter the steps computed since the last report; the columns of a run that rests at `step`."""

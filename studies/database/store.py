@@ -37,7 +37,7 @@ __all__ = ["IllegalChangeError", "Store", "config_hash"]
 
 
 def config_hash(config: RunConfig) -> str:
-    """Equal for filled configurations that train the same but for the seed's luck.
+    """Equal for filled configurations that differ in the seed alone.
 
     Settings that are two ways to say one thing (a warm-up in steps or as a share) count as what
     they come to.

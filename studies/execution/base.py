@@ -106,7 +106,7 @@ class RunSource(Protocol):
     def next_run(self) -> Run | None:
         """A queued or interrupted run to start now; None: there is none (any more)."""
 
-    def meanwhile(self) -> None:
+    def workers_busy(self) -> None:
         """All workers have work: time for what need not delay the next run."""
         return
 

@@ -81,7 +81,7 @@ class Dispatcher:
                 if run is None:
                     break
                 self._start(run)
-            self.source.meanwhile()
+            self.source.workers_busy()
             if not self.executor.running():
                 if self._trouble is not None:
                     raise StudyError(self._trouble)

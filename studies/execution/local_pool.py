@@ -107,7 +107,7 @@ class LocalPool(Executor):
     def __init__(self, workers: Workers) -> None:
         """Start the first worker, which finds the device while the dispatcher prepares."""
         self._asked = workers
-        # Settled here: workers have the environment of the fork server's first day.
+        # Decided here: workers have the environment of the fork server's first day.
         self._cache_dir = (workers.cache_dir or default_cache_dir()).absolute()
         self._has_measured = False
         self._workers: list[_Worker] = []

@@ -49,7 +49,7 @@ class SearchProblem:
 
 
 class ProblemSampler(BaseSampler):
-    """A sampler that is made for one search and told what varies in it.
+    """A sampler that is made for one search, with what varies in it.
 
     Optuna's would work that out from all trials at each proposal.
     """

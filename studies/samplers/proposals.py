@@ -4,7 +4,7 @@ Two Optuna studies hold the same trials. One lives in memory and feeds the sampl
 no database round trip a parameter. The other, in the study's database, is the record that Optuna's
 own tools read. It is written by `record`, while workers train: a trial whole, in one transaction,
 in the order of events. After a kill it may lag behind our own tables, never lead them by more than
-an undecided proposal, and `restore` mends that.
+an undecided proposal, and `restore` fixes that.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Proposal:
 
 
 class Proposals:
-    """The Optuna side of a study: proposes, and is told how it went."""
+    """The Optuna side of a study: proposes, and hears how it went."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Proposals:
         self._window = TrialWindow(problem)
 
     def close(self) -> None:
-        """Write what is not on record yet, and let go of the database."""
+        """Write what is not stored yet, and let go of the database."""
         if self._record is not None:
             self._record.close()
 
@@ -167,7 +167,7 @@ class Proposals:
         return bool(self._memory.pruner.prune(self._memory, frozen))
 
     def complete(self, number: int, val_loss_nats: float) -> None:
-        """The trial ended with this loss. Nothing happens if that is on record already."""
+        """The trial ended with this loss. Nothing happens if that is stored already."""
         self._tell(number, TrialState.COMPLETE, val_loss_nats)
 
     def fail(self, number: int) -> None:
@@ -191,7 +191,7 @@ class Proposals:
             self._record.unwritten.append(lambda study: change(study, number))
 
     def open_proposals(self) -> list[Proposal]:
-        """Proposals whose end is not on record, in order (after a kill)."""
+        """Proposals whose end is not stored, in order (after a kill)."""
         return [
             Proposal(trial.number, _settings(trial))
             for trial in self._memory.get_trials(deepcopy=False)

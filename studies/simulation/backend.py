@@ -95,7 +95,7 @@ class Simulated(Untrained):
                 raise ConfigError("--simulate: the laws are of decoders; leave architecture out")
 
     def run_settings(self) -> dict[str, Any]:
-        """Few points a run."""
+        """Few points per run."""
         return {"num_reports": REPORTS}
 
     def open_run(self, config: RunConfig) -> Run:

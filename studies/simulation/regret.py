@@ -36,17 +36,17 @@ class Regret:
     @property
     def sentence(self) -> str:
         """One sentence."""
-        told = []
+        sizes = []
         for one in self.answers:
             size = f"{one.name} best (trial {one.number}, {one.n_params:.3g} parameters)"
             nats = "not known, the table has no run of its size there"
             if one.regret_nats is not None:
                 nats = f"{one.regret_nats:.4f} nats"
-            told.append(f"{size} {nats}")
+            sizes.append(f"{size} {nats}")
         return (
             f"regret at {self.budget_flops:.4g} FLOPs over the table's best there "
             f"({self.lowest.loss_nats:.4f} nats, {self.lowest.n_params:.3g} parameters): "
-            f"{'; '.join(told)}"
+            f"{'; '.join(sizes)}"
         )
 
 

@@ -140,14 +140,14 @@ class RunTable:
             budget = rung_budget(multiple, budget_flops)
             if self.sizes(budget):
                 continue
-            asked, told = "--budget", _scientific(self.budgets, most=16)
+            asked, listed = "--budget", _scientific(self.budgets, most=16)
             if multiple != 1:
                 multiples = ", ".join(f"{one / budget_flops:.4g}" for one in self.budgets)
                 asked = f"--rungs {float(multiple):g}"
-                told += f"; as multiples of --budget {multiples}"
+                listed += f"; as multiples of --budget {multiples}"
             raise ConfigError(
                 f"{asked}: {self.path.name} has no run near {budget:.4g} FLOPs (6·N·D); its "
-                f"budgets are {told}"
+                f"budgets are {listed}"
             )
         sizes = self.sizes(budget_flops)
         if len(sizes) < FEWEST_SIZES:
@@ -238,5 +238,5 @@ def _width(size: float, n_layer: int) -> int:
 
 def _scientific(numbers: Iterable[float], most: int = 4) -> str:
     """A list of large numbers, or its ends where it is long."""
-    told = [f"{number:.4g}" for number in numbers]
-    return ", ".join(told) if len(told) <= most else f"{told[0]} to {told[-1]}"
+    texts = [f"{number:.4g}" for number in numbers]
+    return ", ".join(texts) if len(texts) <= most else f"{texts[0]} to {texts[-1]}"

@@ -91,7 +91,7 @@ class _SimulatedRun:
         """How it ended; an interrupted run keeps nothing of its steps."""
         executed, loss = step, self.val_loss
         if status == RunStatus.FAILED:
-            step -= 1  # the step that gave no number was computed and changed nothing
+            step -= 1  # the step whose loss was NaN was computed and changed nothing
         if status == RunStatus.INTERRUPTED:
             step, loss = 0, None
         return RunResult(

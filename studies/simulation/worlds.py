@@ -37,7 +37,7 @@ BEND = 1e6
 
 @dataclass(frozen=True)
 class SimulatedWorld:
-    """Losses of decoders without training them. All losses are nats a token."""
+    """Losses of decoders without training them. All losses are nats per token."""
 
     name: str
     source: str
@@ -58,7 +58,7 @@ class SimulatedWorld:
     diverges_at: float = 12.0
     """A learning rate so many times the best one ends a run (*assumption*)."""
     batch_factor: float = 1.0
-    """Best tokens a step as a multiple of StepLaw's 0.58 · D^0.571."""
+    """Best tokens per step as a multiple of StepLaw's 0.58 · D^0.571."""
     batch_curvature: float = 0.02
     """Nats for ln(batch / best)² = 1 (*assumption*)."""
     aspect: float = 40.0
@@ -125,7 +125,7 @@ class SimulatedWorld:
         return self.batch_factor * steplaw_batch_tokens(tokens)
 
     def diverging_step(self, config: RunConfig) -> int | None:
-        """The step (from 1) whose loss is no number; None: the run ends well."""
+        """The step (from 1) whose loss is NaN; None: the run ends well."""
         limit = self.diverges_at * self.best_lr(config, float(config.total_tokens))
         if config.max_lr <= limit:
             return None

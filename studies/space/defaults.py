@@ -7,7 +7,7 @@ The ranges follow from the budget alone:
   with embeddings and head) have their optimum at 14 to 23; r = 14 here. N are
   the active parameters, and our own runs at 3e12 agree (docs/experiments.md).
   Depth is width / 32.
-* *Batch.* Tokens a step B = 0.58 · D^0.571 (StepLaw, Li et al. 2025), D the training tokens.
+* *Batch.* Tokens per step B = 0.58 · D^0.571 (StepLaw, Li et al. 2025), D the training tokens.
 * *Learning rate.* 1e-2 first, between what StepLaw and the course used; the modern recipe was best
   at 1.2e-2 among those tried at 3e12; at 1e12 half of that lost 0.06 nats (one seed) and twice
   gained 0.01, at 1e13 twice lost 0.01 (three seeds each; docs/experiments.md).
@@ -219,7 +219,7 @@ def _shape(width: int, n_vocab: int) -> ModelConfig:
 
 
 def _batch_index(tokens: int) -> int:
-    """Index in `BATCH_SIZES` of the batch that StepLaw's tokens a step give."""
+    """Index in `BATCH_SIZES` of the batch that StepLaw's tokens per step give."""
     wanted = 0.58 * tokens**0.571 / _SEQ_LEN
     nearest = min(BATCH_SIZES[2:-1], key=lambda size: abs(size - wanted))
     return BATCH_SIZES.index(nearest)

@@ -115,5 +115,5 @@ def evenly_by_cost(sample: Sample) -> list[Admitted]:
 
 
 def charge_per_token(config: RunConfig) -> int:
-    """Exact training FLOPs a token."""
+    """Exact training FLOPs per token."""
     return config.flops_per_step(Convention.MATMUL) // config.tokens_per_step

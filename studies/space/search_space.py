@@ -232,7 +232,7 @@ class SearchSpace(StrictModel):
 
     parameters: dict[str, Parameter]
     budget: float | None = Field(default=None, ge=1.0)
-    """Training FLOPs a trial; `--budget` overrides it."""
+    """Training FLOPs per trial; `--budget` overrides it."""
     convention: Convention | None = None
     method: SamplerName | Literal["bayes"] | None = None
     """Sampler; W&B's `bayes` means tpe."""

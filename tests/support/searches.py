@@ -68,7 +68,7 @@ def settings_for(folder: Path, **changes: Any) -> SearchSettings:
 
 
 class Recorder(Observer):
-    """Remembers what it was told."""
+    """Remembers what it heard."""
 
     def __init__(self) -> None:
         self.started: list[RunView] = []

@@ -29,7 +29,7 @@ torch.set_num_threads(1)
 
 
 def tiny_config(**changes: Any) -> RunConfig:
-    """A run of a few milliseconds a step; `shape` updates its model."""
+    """A run of a few milliseconds per step; `shape` updates its model."""
     shape = {"n_embd": 16, "n_head": 2, "n_positions": 16, "n_layer": 2, "p_dropout": 0.1}
     shape.update(changes.pop("shape", {}))
     settings = {

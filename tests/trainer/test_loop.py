@@ -122,7 +122,7 @@ def test_an_interrupted_run_ends_as_the_whole_one(
     assert events[-1] == Checkpointed(at_step, steps_executed=at_step)
     second, more = drive(tiny_config(), data, tmp_path)
     assert second.status == "complete"
-    assert second.steps_executed == 20  # nothing lost, nothing done twice
+    assert second.steps_executed == 20  # nothing lost, nothing recomputed
     told = points_of(more)  # the whole curve: those of the first attempt come again, equal
     assert [point.step for point in told] == [3, 5, 6, 9, 10, 11, 14, 15, 17, 20]
     assert told[: len(points_of(events))] == points_of(events)

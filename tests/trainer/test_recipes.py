@@ -163,7 +163,7 @@ def test_a_sample_is_smaller_than_the_vocabulary() -> None:
         message = refusal(head_samples=n)
         assert f"head_samples = {n} is not less than the 50257 entries" in message
         assert "head_samples: null for the full softmax" in message
-    # A recipe does not sample a small vocabulary, and who asks for too much is told.
+    # A recipe does not sample a small vocabulary, and who asks for too much is refused.
     assert read(recipe="modern", tokenizer_encoding="bytes").logits_per_token is None
     assert "head_samples = 1024 is not less than the 257 entries" in refusal(
         recipe="modern", tokenizer_encoding="bytes", head_samples=1024

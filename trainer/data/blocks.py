@@ -109,7 +109,7 @@ def block_chars(index: int) -> int:
 def cut_blocks(
     source: Source, start: Cursor = (0, 0), index: int = 0, tick: Callable[[], None] | None = None
 ) -> Generator[Block]:
-    """Blocks of a source from `start` on, the `end` of the block before; calls `tick` meanwhile.
+    """Blocks of a source from `start` on, the `end` of the block before; calls `tick` now and then.
 
     Raises:
         DataError: the first thousand records are all bad, or the source cannot be read.

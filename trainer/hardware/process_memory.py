@@ -114,7 +114,7 @@ def peak_resident_bytes() -> int | None:
 
     On Linux the pages of mapped files that are resident now (libraries, token shards) do not
     count: the system drops them when it needs the room, and how many there are depends on what
-    ran before. Elsewhere they cannot be told apart.
+    ran before. Elsewhere they cannot be distinguished.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")

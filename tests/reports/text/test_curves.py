@@ -32,10 +32,10 @@ def test_verdicts_are_counted_and_told_with_their_trials(study):
     blocks = text_curves.curves(facts)
     assert isinstance(blocks[0], Text)
     assert "Of 6 trials that completed or diverged (NaN), 3 have" in (blocks[0].text)
-    (accused,) = [t for caption, t in tables(blocks).items() if "problems" in caption]
+    (detected,) = [t for caption, t in tables(blocks).items() if "problems" in caption]
     failed = next(run.number for run in facts.trials if run.status == "failed")
     numbers = ", ".join(str(n) for n in sorted({1, 3, failed}))
-    assert accused.rows[0][:3] == [LABELS["lr_too_high"], "3", numbers]
+    assert detected.rows[0][:3] == [LABELS["lr_too_high"], "3", numbers]
     assert facts.best is not None
     rows = tables(blocks)["The runs that matter most"].rows
     assert rows[0][0] == f"trial {facts.best.number}"

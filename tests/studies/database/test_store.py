@@ -25,7 +25,7 @@ AddRun = Callable[..., int]
 NewStudy = Callable[..., tables.Study]
 MakeConfig = Callable[..., RunConfig]
 
-# The run of `conftest.run_config`: V=257, D=16, P=8, L=1, S=8, 16 tokens a step, 12 steps.
+# The run of `conftest.run_config`: V=257, D=16, P=8, L=1, S=8, 16 tokens per step, 12 steps.
 N_PARAMS = 257 * 16 + 8 * 16 + 12 * 16**2 + 13 * 16 + 2 * 16
 STEP = Amount(
     steps=1,

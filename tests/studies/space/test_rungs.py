@@ -1,4 +1,4 @@
-"""Rungs: exact budgets, an even plan, a cost that is told before it is spent."""
+"""Rungs: exact budgets, an even plan, a cost that is known before it is spent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trackers: what each is told, that one which fails stops nothing, and what a screen shows."""
+"""Trackers: what each hears, that one which fails stops nothing, and what a screen shows."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_more_is_appended_and_validation_stays(source: Path, tmp_path: Path):
     # came after it is on neither side.
     assert whole.val[: len(frozen)].tolist() == frozen
     assert decode(last.train) == decode(whole.train)
-    # A run that used the first tokens can still tell that they are the same.
+    # A run that used the first tokens can still see that they are the same.
     assert prepared(source, 20_000).data_checksum == first.data_checksum
 
 

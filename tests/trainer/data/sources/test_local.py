@@ -50,7 +50,7 @@ def test_json_lines_plain_and_in_several_frames(tmp_path: Path, packing: str):
     corpus = open_source(str(path))
     assert texts(corpus) == documents
     assert problems(corpus) == []
-    path.write_bytes(b"this is not packed at all, " * 40)
+    path.write_bytes(b"this is not compressed at all, " * 40)
     if packing:
         with pytest.raises(
             DataError, match=rf"b\.jsonl{packing}: (cannot be read|ends in)"
