@@ -162,8 +162,8 @@ def to_markdown(outcome: dict[str, Any]) -> str:
         "budgets. Each fit saw only runs of at most its budget; *error* is the mean of "
         "|predicted / measured − 1| over the runs at so many times that budget, averaged over the "
         "fits (in brackets the worst fit); *inside* is the share in the 80 % interval; *valid* "
-        f"runs have {result.UNDERTRAINED_BELOW:g} tokens per parameter or more, *best* is the lowest "
-        "loss of the budget; *regret* is what the size that the fit would choose loses over the "
+        f"runs have {result.UNDERTRAINED_BELOW:g} tokens per parameter or more, *best* is the "
+        "lowest loss of the budget; *regret* is what the size that the fit would choose loses over the "
         "best measured one.",
         "",
         "| times the budget | fits | valid: error | inside | best: error | inside | all: error | "

@@ -146,7 +146,8 @@ def _search(
             hooks.observer.message(
                 f"{len(runs)} complete runs of {name} are data points of the fit too"
             )
-        hooks.observer.message(f"data: {data.description}")
+        for line in (f"data: {data.description}", *settings.backend.notes):
+            hooks.observer.message(line)
         reconcile(store, study, proposals)
         source = TrialSource(
             store, study, settings, space, data, proposals, hooks.observer, executor,

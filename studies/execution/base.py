@@ -149,6 +149,8 @@ class Backend(ABC):
     """File that has to be there again; it may move."""
     source_name: str | None = None
     """What the study's data are called; None: what the user says they are."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of the losses, a line each."""
     sizes_only: bool = False
     """A run stands for its numbers of parameters and tokens; how it was tuned is not known."""
 

@@ -38,6 +38,7 @@ class Replay(Untrained):
         digest = self.table.digest
         self.name, self.checksum = f"table:{digest[:16]}", f"replayed:{digest[:48]}"
         self.description, self.location = self.table.description, str(self.table.path)
+        self.notes = self.table.table.notes
         self.source_name = f"replayed-{self.table.path.name}"
 
     def refusal(self, admitted: Admitted) -> Rejected | None:

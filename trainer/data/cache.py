@@ -99,11 +99,7 @@ def folder_for(data: DataConfig, tokenizer_encoding: str, cache_dir: Path | None
 
 
 def list_prepared(cache_dir: Path | None = None, *, verify: bool = False) -> list[PreparedInfo]:
-    """What is prepared in the cache, by name of folder.
-
-    Args:
-        verify: read all tokens and compare their checksums; else only headers and sizes.
-    """
+    """What is prepared in the cache, by name of folder; `verify` reads and checks all tokens."""
     manifests = ((cache_dir or default_cache_dir()) / "tokens").glob(f"*/{MANIFEST_NAME}")
     return [prepared_info(path.parent, verify=verify) for path in sorted(manifests)]
 

@@ -29,14 +29,9 @@ class DeviceTokens:
             at += len(piece)
 
     def windows(self, starts: Tensor, length: int) -> Tensor:
-        """Windows of `length` ids, what `TokenArray.gather` gives.
+        """What `TokenArray.gather` gives, (B, length) int64, from (B,) int64 on the device.
 
-        Args:
-            starts: (B,) int64 first positions, on the device; each window lies within the text.
-            length: ids in a window.
-
-        Returns:
-            (B, length) int64.
+        Each window has to lie within the text.
         """
         places = starts[:, None] + torch.arange(length, device=starts.device)
         return self.ids[places].long() & 0xFFFF  # int16 has a sign, ids have none

@@ -51,7 +51,6 @@ def read_held_out(
     Args:
         path: text (.txt, .jsonl, …, compressed or not), an .npz (its array `val`) or .npy.
         tokenizer: of the model, a key of `TOKENIZER_VOCABULARIES`; None: not known, ids only.
-        n_vocab: ids that the model has.
         n_tokens: only the first so many; None: all.
 
     Raises:

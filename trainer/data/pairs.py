@@ -26,10 +26,7 @@ class PairIndex:
     """Where each pair lies in a token stream of `source eot target eot`.
 
     What follows the last whole pair (a stream cut to a number of tokens) is left out.
-
-    Args:
-        tokens: prepared tokens of a pair source (`TokenData.pairs`); they stay memory-mapped.
-        eot: id that ends each source and each target.
+    The tokens are those of a pair source (`TokenData.pairs`); they stay memory-mapped.
     """
 
     def __init__(self, tokens: TokenArray, eot: int) -> None:
@@ -126,12 +123,7 @@ class PairSampler(EpochOrder):
 def sequential_pairs(
     index: PairIndex, batch_size: int, source_len: int, target_len: int, device: torch.device
 ) -> Iterator[PairBatch]:
-    """Every pair once, in order; the last batch may be smaller.
-
-    Args:
-        source_len: ids of a source (S), longer ones are cut.
-        target_len: ids that the decoder reads (T), longer targets are cut.
-    """
+    """Every pair once, in order, cut as by `PairSampler`; the last batch may be smaller."""
     n = len(index)
     for first in range(0, n, batch_size):
         chosen = np.arange(first, min(first + batch_size, n))
@@ -173,13 +165,8 @@ def target_bytes_per_token(
     """UTF-8 bytes of target text for each predicted id, over what `sequential_pairs` predicts.
 
     Mean loss in nats over the predicted ids divided by (ln 2 times this) is bits per byte of target
-    text. An end-of-text id that fits counts as an id without bytes, as in `TokenData`.
-
-    Args:
-        token_bytes: (n_vocab,) bytes of each id (`TokenData.token_bytes`).
-
-    Returns:
-        None without pairs or without any byte.
+    text. An end-of-text id that fits counts as an id without bytes, as in `TokenData`. None without
+    pairs or without any byte.
     """
     n_bytes = n_tokens = 0
     for i in range(len(index)):

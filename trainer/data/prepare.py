@@ -2,8 +2,7 @@
 
 The order of events makes every kill harmless. A worker writes a block's shards, each complete or
 absent; then the manifest, replaced in one step, takes them in, strictly in the order of the source.
-A restart reads on from the manifest's cursor and adopts shards that were finished but not yet
-listed. No torch.
+A restart reads on from the manifest's cursor. No torch.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def prepare(
     workers: int | None = None,
     on_progress: Callable[[PrepareProgress], None] | None = None,
 ) -> TokenData:
-    """Make sure that enough tokens of a text are prepared, and open them.
+    """Make sure that enough tokens of a text are prepared, and open them, cut to what is wanted.
 
     Nothing is done where enough is there; more is appended where more training tokens are wanted.
     Validation is decided by the first preparation that completes and never changes afterwards:
@@ -49,22 +48,15 @@ def prepare(
             decided.
         workers: tokenising threads; None: one a core, 8 at most.
 
-    Returns:
-        The tokens, cut to what is wanted where there are more.
-
     Raises:
         DataError: no such source, nothing usable in it, no network, no space, damaged files, or no
             number of tokens for a source on the hub.
     """
     train_tokens = data.train_tokens if train_tokens is None else train_tokens
     val_tokens = data.val_tokens if val_tokens is None else val_tokens
-    _check_tokenizer(tokenizer_encoding)
-    folder = folder_for(data, tokenizer_encoding, cache_dir)
+    folder, is_source = _folder(data, tokenizer_encoding, cache_dir)
     source = source_class(data.source)
-    if _is_own_folder(data):
-        _check_folder(data, tokenizer_encoding, folder)
-        return _open_up_to(folder, train_tokens, val_tokens)
-    if not _is_enough(source, _manifest_of(folder), train_tokens):
+    if not is_source and not _is_enough(source, _manifest_of(folder), train_tokens):
         with locked(folder):
             manifest = _manifest_of(folder)  # another process may have done it in the meantime
             if not _is_enough(source, manifest, train_tokens):
@@ -116,10 +108,7 @@ def open_prepared(
     Raises:
         DataError: not prepared, less prepared than data asks for, or damaged.
     """
-    _check_tokenizer(tokenizer_encoding)
-    folder = folder_for(data, tokenizer_encoding, cache_dir)
-    if _is_own_folder(data):
-        _check_folder(data, tokenizer_encoding, folder)
+    folder, _ = _folder(data, tokenizer_encoding, cache_dir)
     manifest = _manifest_of(folder)
     if manifest is None:
         raise DataError(
@@ -129,30 +118,27 @@ def open_prepared(
     return open_tokens(folder, data.train_tokens, data.val_tokens)
 
 
-def _check_tokenizer(name: str) -> None:
-    if name not in TOKENIZER_VOCABULARIES:
+def _folder(data: DataConfig, tokenizer_encoding: str, cache_dir: Path | None) -> tuple[Path, bool]:
+    """Where the tokens lie, and whether that is the source itself, which has to be as wanted."""
+    if tokenizer_encoding not in TOKENIZER_VOCABULARIES:
         known = ", ".join(TOKENIZER_VOCABULARIES)
-        raise ConfigError(f"tokenizer_encoding = {name!r}: expected one of {known}")
-
-
-def _check_folder(data: DataConfig, tokenizer_encoding: str, folder: Path) -> None:
-    manifest = load_manifest(folder)
-    if manifest.tokenizer != tokenizer_encoding:
+        raise ConfigError(f"tokenizer_encoding = {tokenizer_encoding!r}: expected one of {known}")
+    folder = folder_for(data, tokenizer_encoding, cache_dir)
+    if source_class(data.source)(data.source).prepared_folder is None:
+        return folder, False
+    made_with = load_manifest(folder).tokenizer
+    if made_with != tokenizer_encoding:
         raise DataError(
-            f"{folder}: prepared with tokenizer {manifest.tokenizer}, not {tokenizer_encoding}; "
-            f"set tokenizer_encoding: {manifest.tokenizer}"
+            f"{folder}: prepared with tokenizer {made_with}, not {tokenizer_encoding}; "
+            f"set tokenizer_encoding: {made_with}"
         )
     if data.validation is not None:
         raise DataError(f"{folder}: prepared tokens have their own validation; no data.validation")
+    return folder, True
 
 
 def _manifest_of(folder: Path) -> Manifest | None:
     return load_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
-
-
-def _is_own_folder(data: DataConfig) -> bool:
-    """Whether the source is a folder of prepared tokens."""
-    return source_class(data.source)(data.source).prepared_folder is not None
 
 
 def _is_enough(source: type[Source], manifest: Manifest | None, train_tokens: int | None) -> bool:

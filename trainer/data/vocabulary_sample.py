@@ -19,12 +19,7 @@ STEPS_OF_AN_ORDER = 64
 
 
 def inclusion_probabilities(counts: NDArray[np.int64], n_samples: int) -> NDArray[np.float64]:
-    """π(v), each in (0, 1], their sum n_samples.
-
-    Args:
-        counts: (V,) how often each id occurs in the training text.
-        n_samples: ids to draw (K), at most V.
-    """
+    """π(v), each in (0, 1], their sum n_samples (K), from (V,) occurrences in the text; K <= V."""
     probabilities = np.ones(len(counts))
     if n_samples >= len(counts):
         return probabilities
@@ -68,15 +63,10 @@ class VocabularySampler:
 def systematic_sample(
     reached: NDArray[np.float64], n_samples: int, start: float
 ) -> NDArray[np.int64]:
-    """Which of the stretches that lie end to end the marks start, start + 1, … fall into.
+    """(K,) stretches, ascending and none twice, into which the marks start, start + 1, … fall.
 
-    Args:
-        reached: (V,) where each stretch ends; none is longer than 1, the last ends at n_samples.
-        n_samples: marks (K).
-        start: the first mark, in [0, 1).
-
-    Returns:
-        (K,) ascending, none twice.
+    Stretch v ends at reached[v], (V,); none is longer than 1, the last ends at n_samples (K).
+    `start` is in [0, 1).
     """
     ranks = np.arange(n_samples)
     marks = (start + ranks) * (reached[-1] / n_samples)

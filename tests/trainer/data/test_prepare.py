@@ -231,6 +231,8 @@ def test_bad_records_are_counted_and_named(tmp_path: Path, caplog: pytest.LogCap
         ("a.jsonl", b'{"text": ""}\n', "no text in it (empty)"),
         ("a.jsonl", b"not json\n" * 3, "none of 3 records can be used; the first: "),
         ("a.jsonl", b'{"body": "x"}\n', "fields: body; set data.text_field to one of them"),
+        ("a.csv", b"id,text\n", "no text in it (empty)"),
+        ("b.csv", b"headline,title,text\n", "no text in it (empty)"),
         ("a.txt", b"\xe9t\xe9\n\n" * 5000, "records can be used; the first: "),
     ],
 )

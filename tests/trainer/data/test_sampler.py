@@ -111,11 +111,6 @@ def test_epochs_and_seeds_differ() -> None:
     assert len({sampler.offset(epoch) for epoch in range(100)}) == 8
 
 
-def test_a_single_window_is_repeated_for_ever() -> None:
-    sampler = WindowSampler(Counting(9), 2, 8, seed=0)
-    assert np.array_equal(sampler.batch(1000), [list(range(9))] * 2)
-
-
 def test_much_text_costs_neither_memory_nor_time_at_the_start() -> None:
     # 3 million windows; a stored permutation would be of that size.
     sampler = WindowSampler(Counting(100_000_000), 256, 32, seed=5)

@@ -81,7 +81,6 @@ def csv_records(
         lines: all lines of the file, without their ends, longer ones than `LONGEST_ROW_BYTES` cut
             after as much and a byte more.
         first: line to begin at, `next` of an earlier record; 0: after the header.
-        field: column that holds the text.
 
     Raises:
         DataError: not the columns that are expected.

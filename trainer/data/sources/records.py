@@ -38,9 +38,7 @@ def named_errors(path: str) -> Iterator[None]:
 def local_lines(file: LocalFile, longest: int | None = None) -> Iterator[bytes]:
     """Lines of a local file, compressed or not, without their ends.
 
-    Args:
-        longest: a line with more bytes may lose its end, but stays longer than this; None: whole
-            lines, however long.
+    A line with more than `longest` bytes may lose its end, but stays longer than that.
 
     Raises:
         DataError: the file cannot be read, is damaged or cut, or UTF-16.

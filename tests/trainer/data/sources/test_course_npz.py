@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from budgetsweep.errors import DataError
-from tests.support.data_files import needs_real_data
 from trainer.data.cache import folder_for
 from trainer.data.config import DataConfig
 from trainer.data.prepare import open_prepared, prepare
@@ -199,14 +198,3 @@ def test_bytes_per_token_is_unknown_without_the_tokenizer(
     data = prepared(path, encoding="gpt2")
     assert data.bytes_per_token is None
     assert (data.n_vocab, data.eot) == (50257, 50256)
-
-
-@needs_real_data
-def test_bytes_per_token_of_gpt2_ids(tmp_path: Path, gpt2: Path):
-    import tiktoken
-
-    text = "The naïve reader counts bytes: 日本.\n"
-    val = [*tiktoken.get_encoding("gpt2").encode_ordinary(text), 50256]
-    path = tmp_path / "tokens.npz"
-    np.savez(path, train=[1, 2], val=val)
-    assert prepared(path, encoding="gpt2").bytes_per_token == len(text.encode()) / len(val)

@@ -214,13 +214,6 @@ def test_wrong_columns_are_one_line(tmp_path: Path, raw: bytes, message: str):
         assert "\n" not in str(caught.value)
 
 
-def test_a_header_alone_is_no_text(tmp_path: Path):
-    for header in (HEADER, b"headline,title,text\n"):
-        path = write(tmp_path / "a.csv", header)
-        with pytest.raises(DataError, match=r"a\.csv: no text in it \(empty\)"):
-            prepared(path)
-
-
 def test_columns_in_any_order_and_others_beside_them():
     text = b"a long text of this article"
     raw = b"n, Title ,TEXT,sectionLabel,headline\n1,How to,%s,x,Do it.\n" % text
