@@ -163,8 +163,8 @@ def to_markdown(outcome: dict[str, Any]) -> str:
         "|predicted / measured − 1| over the runs at so many times that budget, averaged over the "
         "fits (in brackets the worst fit); *inside* is the share in the 80 % interval; *valid* "
         f"runs have {result.UNDERTRAINED_BELOW:g} tokens per parameter or more, *best* is the "
-        "lowest loss of the budget; *regret* is what the size that the fit would choose loses over the "
-        "best measured one.",
+        "lowest loss of the budget; *regret* is what the size that the fit would choose loses over "
+        "the best measured one.",
         "",
         "| times the budget | fits | valid: error | inside | best: error | inside | all: error | "
         "inside | regret, nats |",
