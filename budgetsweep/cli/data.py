@@ -51,13 +51,13 @@ def prepare_command(
     SOURCE is what --data of the other commands takes: c4, demo, hub:owner/name[:config] or a path.
     A .csv with the columns headline, title, text (WikiHow) gives pairs for an encoder-decoder.
     """
-    from budgetsweep.cli.display import PrepareDisplay, new_console
+    from budgetsweep.cli.display import new_console, prepare_display
     from trainer.data.cache import prepared_info
     from trainer.data.prepare import prepare
 
     config, encoding = data_settings(source, validation, text_field, tokenizer)
     console = new_console()
-    data = prepare(config, encoding, on_progress=PrepareDisplay(console), **limits)
+    data = prepare(config, encoding, on_progress=prepare_display(console), **limits)
     console.print(
         f"{data.description}: {len(data.train):,} training and {len(data.val):,} "
         f"validation tokens in {data.folder}"

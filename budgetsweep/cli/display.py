@@ -59,28 +59,26 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     )
 
 
-class PrepareDisplay:
-    """Progress of tokenising; call it with each `PrepareProgress`."""
+def prepare_display(console: Console) -> Callable[[PrepareProgress], None]:
+    """What prints a line about the progress of tokenising now and then."""
+    last = time.monotonic()
+    pause, end = (1.0, "\r") if console.is_terminal else (PLAIN_SECONDS, "\n")
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._last = time.monotonic()
-
-    def __call__(self, progress: PrepareProgress) -> None:
-        """Print a line now and then."""
-        now = time.monotonic()
-        pause = 1.0 if self._console.is_terminal else PLAIN_SECONDS
-        if now - self._last < pause:
+    def show(progress: PrepareProgress) -> None:
+        nonlocal last
+        if time.monotonic() - last < pause:
             return
-        self._last = now
+        last = time.monotonic()
         left = progress.seconds_left
         wanted = f" of {count(progress.wanted_tokens)}" if progress.wanted_tokens else ""
-        self._console.print(
+        console.print(
             f"preparing data: {count(progress.documents)} documents, "
             f"{count(progress.tokens)}{wanted} tokens, {count(progress.tokens_per_second)} tokens/s"
             + (f", about {duration(left)} left" if left else ""),
-            end="\r" if self._console.is_terminal else "\n",
+            end=end,
         )
+
+    return show
 
 
 @contextmanager

@@ -24,9 +24,9 @@ from budgetsweep.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from budgetsweep.cli.display import PrepareDisplay
     from trainer.config import RunConfig
     from trainer.data.held_out import HeldOut
+    from trainer.data.prepare import PrepareProgress
     from trainer.evaluation import Validation
     from trainer.export.formats import Format
 
@@ -61,14 +61,14 @@ def evaluate_command(
     """
     from dataclasses import asdict
 
-    from budgetsweep.cli.display import PrepareDisplay, new_console
+    from budgetsweep.cli.display import new_console, prepare_display
     from trainer.config import PREDICTED
     from trainer.evaluation import validate
     from trainer.export.formats import open_model, run_beside
     from trainer.hardware.device import autocast_context, enough_memory, torch_device
 
     console, where = new_console(), torch_device(device)
-    progress = None if as_json else PrepareDisplay(console)  # nothing but JSON goes to a script
+    progress = None if as_json else prepare_display(console)  # nothing but JSON goes to a script
     held_out_of = functools.partial(_held_out, source, text_field, val_tokens, cache_dir, progress)
     run = run_beside(model)
     if run is not None and run.architecture != "decoder":
@@ -132,8 +132,8 @@ def _evaluate_trained(
 
 def _held_out(
     source: str | None, text_field: str | None, n_tokens: int | None, cache_dir: Path | None,
-    progress: PrepareDisplay | None, path: Path, config: RunConfig | None, tokenizer: str | None,
-    n_vocab: int,
+    progress: Callable[[PrepareProgress], None] | None,
+    path: Path, config: RunConfig | None, tokenizer: str | None, n_vocab: int,
 ) -> HeldOut:  # fmt: skip
     """A file's tokens; without one the run's own validation split, or that of a named source."""
     from budgetsweep.config import parse

@@ -66,7 +66,7 @@ def promote_command(yes: bool, **given: Any) -> None:
 
 def _promote(settings: PromoteSettings, console: Console, signals: Signals, *, yes: bool) -> bool:
     """Run a promotion with progress; True when it is complete."""
-    from budgetsweep.cli.display import PrepareDisplay
+    from budgetsweep.cli.display import prepare_display
     from studies.promotion.promote import PromoteHooks, promote
     from studies.trackers import track
     from studies.trackers.base import Session
@@ -86,7 +86,7 @@ def _promote(settings: PromoteSettings, console: Console, signals: Signals, *, y
                 should_stop=signals.should_stop,
                 should_kill=signals.should_kill,
                 on_plan=on_plan,
-                on_prepare=PrepareDisplay(console),
+                on_prepare=prepare_display(console),
             ),
         )
     run, trial = outcome.run, outcome.trial

@@ -214,7 +214,7 @@ def _of_space(path: Path) -> dict[str, Any]:
 
 def _search(settings: SearchSettings, console: Console, signals: Signals, *, yes: bool) -> bool:
     """Run a search with progress; True when there is nothing left to do."""
-    from budgetsweep.cli.display import PrepareDisplay, settings_text
+    from budgetsweep.cli.display import prepare_display, settings_text
     from studies.database.connection import is_new_file
     from studies.database.run_kind import RunKind
     from studies.database.store import Store
@@ -250,7 +250,7 @@ def _search(settings: SearchSettings, console: Console, signals: Signals, *, yes
                 should_stop=signals.should_stop,
                 should_kill=signals.should_kill,
                 confirm=confirm,
-                on_prepare=PrepareDisplay(console),
+                on_prepare=prepare_display(console),
             ),
         )
     console.print(f"{outcome.reason}; {outcome.n_rejected} proposals rejected")

@@ -70,7 +70,7 @@ def _train(
     threads: int | None,
 ) -> bool:  # fmt: skip
     """Train one configuration; True when it is complete."""
-    from budgetsweep.cli.display import PrepareDisplay
+    from budgetsweep.cli.display import prepare_display
     from budgetsweep.constraint import Limits, Rejected, admit, fill
     from studies.trackers import track
     from studies.trackers.base import RunView, Session
@@ -86,7 +86,7 @@ def _train(
         config.data, config.tokenizer_encoding,
         train_tokens=config.wanted_train_tokens,
         val_tokens=config.data.val_tokens, cache_dir=cache_dir,
-        on_progress=PrepareDisplay(console),
+        on_progress=prepare_display(console),
     )  # fmt: skip
     fixed = config.data.fixed_to(prepared, config.wanted_train_tokens, None)
     config = config.with_changes(data=fixed)
