@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from trainer.config import RunConfig
     from trainer.data.held_out import HeldOut
-    from trainer.data.prepare import PrepareProgress
+    from trainer.data.shards.progress import PrepareProgress
     from trainer.evaluation import Validation
     from trainer.export.formats import Format
 
