@@ -341,7 +341,7 @@ def _replay(options: argparse.Namespace, result: dict[str, Any], commit: str) ->
         problem = replayed(replay, int(float(text)))
         sizes = problem.space.size()
         assert sizes is not None
-        there = table.table.sizes(float(text))
+        there = table.sizes(float(text))
         near = [n for n in there if _loss(table, n, float(text)) <= CLOSE_NATS]
         arms: dict[str, Any] = {}
         result["replay"]["budgets"][text] = {"sizes": sizes, "close": len(near), "arms": arms}
@@ -353,7 +353,7 @@ def _replay(options: argparse.Namespace, result: dict[str, Any], commit: str) ->
 
 def _loss(table: RunTable, n_params: float, budget: float) -> float:
     """How far a size of the table is above the best of its budget."""
-    runs = [one for one in table.table.table.points if math.isclose(one.flops, budget, rel_tol=0.1)]
+    runs = [one for one in table.table.points if math.isclose(one.flops, budget, rel_tol=0.1)]
     lowest = min(one.loss_nats for one in runs)
     return min(one.loss_nats for one in runs if one.n_params == n_params) - lowest
 

@@ -21,7 +21,15 @@ from sqlalchemy.orm import Session
 from model.config import ModelConfig
 from model.flops import Convention, count_params, flops_per_token
 from studies.database.ledger import of_steps
-from studies.database.tables import Base, LedgerEntry, Point, Rejection, Run, Study
+from studies.database.tables import (
+    Base,
+    LedgerEntry,
+    Point,
+    Rejection,
+    Run,
+    Study,
+    settings_columns,
+)
 from studies.space.search_space import SearchSpace
 from tests.support.tiny_studies import study_settings
 from trainer.config import RunConfig
@@ -91,10 +99,10 @@ class _Writer:
         self.proposed: dict[int, dict[str, Any]] = {}
         self.study = Study(
             name=plan.name + plan.text, created_utc=BEGIN,
-            settings=study_settings(
+            **settings_columns(study_settings(
                 budget_flops=plan.budget, convention=plan.convention, space=self.space.to_dict(),
                 base={"data": {"source": "c4"}, "output_dir": plan.text},
-            ),
+            )),
             data_description="C4, en, streamed" + plan.text, data_checksum="d" * 64,
             val_checksum="v" * 64, val_tokens=2_000_000,
             bytes_per_token=BYTES_PER_TOKEN if plan.bits else None,
