@@ -23,7 +23,7 @@ demo: $(VENV)/.installed  ## search -> promote -> report on an embedded corpus (
 test: $(VENV)/.installed  ## Run all tests, one process a core
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-fast-test: $(VENV)/.installed  ## Run the tests that take less than about ten seconds each
+fast-test: $(VENV)/.installed  ## Run the tests that are not marked slow
 	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow'
 
 lint: $(VENV)/.installed  ## ruff

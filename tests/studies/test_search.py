@@ -33,6 +33,8 @@ from tests.support.searches import (
 from trainer.config import RunConfig
 from trainer.events import Point
 
+pytestmark = pytest.mark.slow  # searches that really train, in processes of their own
+
 COMPARED = ("number", "params", "config_hash", "val_loss_nats", "step", "status", "num_steps")
 
 
@@ -202,7 +204,6 @@ def wait_for_trials(storage: Path, n: int, process: subprocess.Popen[bytes]) -> 
     raise AssertionError("the search made no progress")
 
 
-@pytest.mark.slow
 def test_killed_at_any_moment_nothing_is_lost_or_run_twice(straight: Path, tmp_path: Path) -> None:
     settings = settings_for(straight, trials=6)
     storage = tmp_path / "killed.db"
@@ -227,7 +228,6 @@ def test_killed_at_any_moment_nothing_is_lost_or_run_twice(straight: Path, tmp_p
     assert [t.state.name for t in optuna_trials] == ["COMPLETE"] * len(runs)
 
 
-@pytest.mark.slow
 def test_a_second_search_on_the_same_study_is_refused(straight: Path, tmp_path: Path) -> None:
     process = start_process(straight, tmp_path)
     try:
@@ -371,7 +371,6 @@ def test_hours_stop_a_session_and_the_next_goes_on(tmp_path: Path) -> None:
     assert run_search(dataclasses.replace(settings, hours=None)).n_finished == 3
 
 
-@pytest.mark.slow
 def test_two_workers_share_the_work_and_find_the_losses_of_one(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, trials=6, workers=2, sampler="random")
     recorder = Recorder()

@@ -284,6 +284,7 @@ def test_a_run_of_fewer_steps_than_reports(data: TokenData, tmp_path: Path) -> N
     assert result.val_loss_nats is not None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_a_compiled_run_resumes_bit_for_bit_and_computes_the_same(
     data: TokenData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -151,6 +151,7 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(data: TokenData, tmp_pat
         drive(tiny_config(), data, tmp_path / "file" / "run")
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_fails_the_run_and_not_the_process(tmp_path: Path) -> None:
     # The address space is limited to what is in use and 300 MB; the model alone needs 400 MB.
     script = """

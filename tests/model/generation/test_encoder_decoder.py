@@ -194,6 +194,7 @@ def test_what_cannot_be_written_is_a_clear_error(use_cache: bool) -> None:
     assert model.training
 
 
+@pytest.mark.slow
 def test_it_learns_to_reverse_its_source() -> None:
     """Fresh random sources of unequal length: nothing to remember, all to be read by attention."""
     torch.manual_seed(0)

@@ -302,6 +302,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_any_life(template: Path) -> None:
     """What can fail are the assertions in the rules and invariants of `Lives`."""
     from hypothesis.stateful import run_state_machine_as_test

@@ -123,6 +123,7 @@ def settings(folder: Path, **changes: Any) -> PromoteSettings:
     return PromoteSettings(**{**values, **changes})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_interrupted_and_continued_stays_within_the_budget(searched: Path) -> None:
     plans: list[PromotionPlan] = []
 

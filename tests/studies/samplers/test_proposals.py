@@ -83,6 +83,7 @@ def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(window, name, value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_a_long_search_resumed_anywhere_proposes_the_same(
     tmp_path: Path, sampler: SamplerName, small_window: None

@@ -156,6 +156,7 @@ def test_the_law_sampler_is_a_function_of_seed_and_results() -> None:
     assert proposed(proposals(9), 3) == proposed(proposals(9, "qmc"), 3)  # too few to go on
 
 
+@pytest.mark.slow
 def test_the_law_sampler_finds_what_random_search_does_not(tmp_path: Path) -> None:
     """24 trials each: the best true loss of `law` is lower than that of `random` by 0.03 nats."""
     found = {}

@@ -61,6 +61,7 @@ def test_bad_rungs_are_refused_in_one_line(text: str, message: str) -> None:
         Rungs.parse(text)
 
 
+@pytest.mark.slow
 def test_a_search_with_rungs_spends_what_it_said(tmp_path: Path) -> None:
     rungs = Rungs.parse("0.25,1,2")
     settings = settings_for(tmp_path, trials=4, rungs=rungs)

@@ -86,6 +86,7 @@ def whole(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list
     return facts(data)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_result_is_the_same(
     start: Start, folder: Path, whole: list[object]
 ):

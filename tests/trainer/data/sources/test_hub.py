@@ -147,6 +147,7 @@ def test_c4_is_streamed_and_equals_a_local_clone(
     assert not [line for line in Hub.log if "c4-validation" in line and "resolve" in line]
 
 
+@pytest.mark.slow
 def test_other_data_sets_and_what_can_be_wrong_with_them(hub: str):
     def job(source: str, **more: Any) -> dict[str, Any]:
         return {"source": source, "tokens": 10**9, **more}
