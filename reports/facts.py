@@ -133,13 +133,6 @@ class Facts:
         """The second best trial; no two have one configuration."""
         return self.ranked[1] if self.ranked[1:] else None
 
-    @property
-    def gap_nats(self) -> float | None:
-        """Distance from the best trial to its rival."""
-        if self.best is None or self.rival is None:
-            return None
-        return final_loss(self.rival) - final_loss(self.best)
-
     @cached_property
     def wall_seconds(self) -> float | None:
         """From the first start to the last finish; pauses between sessions included."""

@@ -41,11 +41,7 @@ class Speed:
 
 
 def measure_speed(sample: Sample, executor: Executor, *, seconds_each: float) -> Speed | str:
-    """Measure a cheap, a middling and an expensive configuration of the sample.
-
-    Returns:
-        The speed, or in one line why nothing could be measured.
-    """
+    """Measure three configurations from cheap to dear; a text says why that was not possible."""
     if executor.device() is None:
         return "nothing is trained"
     found: dict[int, float] = {}
@@ -80,10 +76,7 @@ def plan_time(settings: SearchSettings, sample: Sample, executor: Executor) -> T
     """Time of a trial of the whole budget and of the whole search, all rungs included.
 
     Speed is measured with a worker's share of the cores, or while all workers of a GPU are at work:
-    the search takes trials / workers times a trial.
-
-    Returns:
-        The plan, or in one line why nothing could be measured.
+    the search takes trials / workers times a trial. A text says why nothing could be measured.
     """
     # A second for each configuration, less where a trial itself is short.
     seconds_each = min(1.0, max(0.05, settings.budget_flops / 1e12))

@@ -163,12 +163,7 @@ def classify_command(
 
 
 def _measured(prompts: Prompts, probabilities: list[float]) -> Outcome:
-    """The decisions at both boundaries, and how good they are.
-
-    Args:
-        prompts: N of them.
-        probabilities: (N,) p(positive).
-    """
+    """The decisions at both boundaries, and how good they are; of each prompt p(positive)."""
     import torch
 
     from model.classification import decide, decision_boundary
@@ -189,11 +184,7 @@ def _measured(prompts: Prompts, probabilities: list[float]) -> Outcome:
 
 
 def _write_files(out: Path, facts: Mapping[str, Any], outcome: Outcome) -> None:
-    """Write the four files; older ones stay until all new ones are complete.
-
-    Raises:
-        ConfigError: they cannot be written.
-    """
+    """Write the four files; older ones stay until all new ones are complete."""
     import tempfile
 
     import numpy as np

@@ -288,11 +288,7 @@ LINE_SD, BOW_SD, CHOICE_SD = 0.06, 0.06, 0.04
 def _drawn_model(
     features: _Features, x: FloatArray, y: FloatArray, rng: np.random.Generator
 ) -> Callable[[FloatArray], FloatArray]:
-    """One draw of the posterior, given `x` (trials, features) and losses `y` (trials,).
-
-    Returns:
-        The losses of rows of features.
-    """
+    """Losses of rows of features: one draw of the posterior given `x` and the losses `y`."""
     n_places = 2 + features.n_units + features.n_choices
     frequencies = rng.standard_normal((n_places, FOURIER))
     phases = rng.uniform(0.0, 2.0 * math.pi, FOURIER)

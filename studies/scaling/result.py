@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 
 from studies.scaling.fit_data import FLOPS_PER_PARAM_TOKEN, FitData, FitPoint
 from studies.scaling.law import FloatArray, ScalingLaw
-from studies.scaling.likelihood import Centre, best_ln_batch, best_ln_lr, law_of, log_loss
+from studies.scaling.likelihood import Centre, best_ln_lr, law_of, log_loss
 
 LEVEL = 0.8
 """Probability of the intervals that are shown and stored."""
@@ -109,10 +109,6 @@ class ScalingFit:
     def k_batch_nats(self) -> float:
         """Nats that a batch a factor of e from the optimum costs."""
         return float(np.exp(self.theta[11]))
-
-    def tuned_batch(self, tokens: float) -> float:
-        """Best tokens per step for a run of so many tokens."""
-        return float(np.exp(best_ln_batch(self.theta, self.centre, np.log([tokens]))[0]))
 
     def tuned_lr(self, n_params: float, tokens: float, batch_tokens: float | None = None) -> float:
         """Best peak learning rate; without `batch_tokens`, at the best batch."""
