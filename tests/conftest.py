@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import settings
+
+from budgetsweep.cli.main import main
 
 # A busy machine is slow, not wrong: speed is measured in benchmarks/, never in a test. A commit is
 # always tried with the same examples, so that it is not refused for what it did not change; new
@@ -53,6 +55,22 @@ def _denormals_are_numbers() -> Iterator[None]:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command through the real entry point, which must refuse; the one line on stderr."""
+
+    def call(*words: str) -> str:
+        with pytest.raises(SystemExit) as caught:
+            main(list(words))
+        assert caught.value.code == 2
+        error = capsys.readouterr().err.strip()
+        assert len(error.splitlines()) == 1
+        assert error.startswith("Error: ")
+        return error
+
+    return call
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

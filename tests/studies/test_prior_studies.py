@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from budgetsweep.cli.main import main
 from budgetsweep.errors import StudyError
 from reports.facts import Facts
 from reports.read import read_study
@@ -21,22 +21,10 @@ from studies.prior_studies import base_with_prior_studies, prior_runs
 from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
 from studies.scaling.prediction import fit_study
 from studies.search import Hooks, search
-from studies.settings import SearchSettings
-from studies.simulation.backend import Simulated
-from studies.simulation.worlds import DEFAULT_WORLD
-from tests.support.searches import Recorder, tiny_space, write_text
+from tests.support.searches import Recorder, simulated, tiny_space, write_text
 from tests.support.tiny_studies import study_settings
 
-
-def settings_for(folder: Path, **changes: Any) -> SearchSettings:
-    """A simulated search in `folder`, by default a prior one at 1e14."""
-    values: dict[str, Any] = {
-        "storage": folder / "s.db", "backend": Simulated(DEFAULT_WORLD), "budget_flops": 10**14,
-        "trials": 12, "study": "small", "sampler": "qmc",
-    }  # fmt: skip
-    return SearchSettings(**{**values, **changes})
-
-
+SMALL: dict[str, Any] = {"budget_flops": 10**14, "trials": 12, "study": "small"}
 LATER: dict[str, Any] = {"budget_flops": 10**15, "trials": 5, "study": "large"}
 
 
@@ -44,9 +32,9 @@ LATER: dict[str, Any] = {"budget_flops": 10**15, "trials": 5, "study": "large"}
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a prior study and of a later one with its points."""
     folder = tmp_path_factory.mktemp("prior")
-    search(settings_for(folder), Hooks())
+    search(simulated(folder, **SMALL), Hooks())
     recorder = Recorder()
-    search(settings_for(folder, **LATER, points_from=("small",)), Hooks(observer=recorder))
+    search(simulated(folder, **LATER, points_from=("small",)), Hooks(observer=recorder))
     assert recorder.messages[0] == "12 complete runs of small are data points of the fit too"
     return folder
 
@@ -86,7 +74,7 @@ def test_the_report_says_where_points_are_from(searched: Path) -> None:
 
 
 def test_promote_takes_points_of_studies_that_are_named(copied: Path) -> None:
-    search(settings_for(copied, **{**LATER, "study": "alone"}), Hooks())
+    search(simulated(copied, **{**LATER, "study": "alone"}), Hooks())
     asked: dict[str, Any] = {"storage": copied / "s.db", "study": "alone", "scale": 10.0}
     without = promote(PromoteSettings(**asked), PromoteHooks())
     assert without.predicted is None
@@ -100,7 +88,7 @@ def test_promote_takes_points_of_studies_that_are_named(copied: Path) -> None:
 
 def test_what_a_prior_study_finds_later_changes_no_search(copied: Path) -> None:
     """A search goes on as it was started; `promote --points-from` sees all there is."""
-    search(settings_for(copied, trials=14), Hooks())
+    search(simulated(copied, **{**SMALL, "trials": 14}), Hooks())
     with Store.open(copied / "s.db") as store:
         study = store.study("large")
         assert len(prior_runs(store, study)["small"]) == 12
@@ -108,10 +96,10 @@ def test_what_a_prior_study_finds_later_changes_no_search(copied: Path) -> None:
 
 
 def test_the_same_command_goes_on_and_another_list_is_refused(copied: Path) -> None:
-    again = settings_for(copied, **{**LATER, "trials": 6}, points_from=("small",))
+    again = simulated(copied, **{**LATER, "trials": 6}, points_from=("small",))
     assert search(again, Hooks()).n_finished == 6
     with pytest.raises(StudyError, match="another list of prior studies"):
-        search(settings_for(copied, **LATER), Hooks())
+        search(simulated(copied, **LATER), Hooks())
 
 
 @pytest.mark.parametrize(
@@ -126,25 +114,12 @@ def test_the_same_command_goes_on_and_another_list_is_refused(copied: Path) -> N
     ],
 )  # fmt: skip
 def test_runs_that_cannot_be_compared_are_refused_in_one_line(
-    copied: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+    copied: Path, refused: Callable[..., str], words: tuple[str, ...], message: str
 ) -> None:
-    default = ("--simulate", "--study", "other", "--points-from", "small")
-    with pytest.raises(SystemExit) as stopped:
-        main(["search", *default, *words, "--storage", str(copied / "s.db"), "--trials", "1"])
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2
-    assert error.count("\n") == 1
-    assert error.startswith("Error: ")
-    assert message in error
+    default = ("--simulate", "--study", "other", "--points-from", "small", "--trials", "1")
+    assert message in refused("search", *default, *words, "--storage", str(copied / "s.db"))
     with Store.open(copied / "s.db") as store:
         assert store.study_names() == ["small", "large"]
-
-
-def test_a_missing_database_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["search", "--simulate", "--points-from", "x", "--storage", str(tmp_path / "n.db")])
-    assert "no such study database" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
 
 
 class Texts:

@@ -21,6 +21,7 @@ from studies.database.store import Store
 from studies.database.tables import Run
 from studies.execution.dispatcher import recover
 from studies.trackers.base import RunView
+from tests.support.processes import ROOT
 from tests.support.searches import (
     BUDGET,
     Recorder,
@@ -113,26 +114,16 @@ def test_another_budget_space_or_seed_is_another_study(straight: Path) -> None:
             run_search(settings_for(straight, **changes))
 
 
-class StopAt:
+class StopAt(Recorder):
     """Asks to stop once a run has passed some steps of its `n`-th trial."""
 
     def __init__(self, n: int, after_points: int) -> None:
-        self.n, self.after_points = n, after_points
-        self.started = self.points = 0
+        super().__init__()
+        self.n, self.after_points, self.points = n, after_points, 0
 
-    def recorder(self) -> Recorder:
-        outer = self
-
-        class Counting(Recorder):
-            def run_started(self, run: RunView) -> None:
-                super().run_started(run)
-                outer.started += 1
-
-            def run_point(self, run: RunView, point: Point) -> None:
-                if outer.started >= outer.n:
-                    outer.points += 1
-
-        return Counting()
+    def run_point(self, run: RunView, point: Point) -> None:
+        if len(self.started) >= self.n:
+            self.points += 1
 
     def should_stop(self) -> bool:
         return self.points >= self.after_points
@@ -146,22 +137,21 @@ def test_stopped_and_continued_equals_uninterrupted(straight: Path, tmp_path: Pa
     outcomes = []
     for n, after in ((1, 1), (2, 2), (2, 1)):
         stop = StopAt(n, after)
-        outcomes.append(run_search(again, observer=stop.recorder(), should_stop=stop.should_stop))
+        outcomes.append(run_search(again, observer=stop, should_stop=stop.should_stop))
     assert not outcomes[0].finished
     outcome = run_search(again)
     assert outcome.finished
     study, runs = read(again)
     assert facts(runs) == facts(expected)
-    with Store.open(again.storage) as store:
+    with Store.open(again.storage) as store, Store.open(settings.storage) as first:
         ledger = store.ledger(study.id)
         assert ledger.spent == ledger.planned  # interrupted after a checkpoint
         for run, other in zip(runs, expected, strict=True):
-            with Store.open(settings.storage) as first:
-                wanted = first.points(other.id)
-            got = store.points(run.id)
-            assert [(p.step, p.train_loss_nats, p.val_loss_nats) for p in got] == [
-                (p.step, p.train_loss_nats, p.val_loss_nats) for p in wanted
-            ]
+            got, wanted = (
+                [(p.step, p.train_loss_nats, p.val_loss_nats) for p in points]
+                for points in (store.points(run.id), first.points(other.id))
+            )
+            assert got == wanted
 
 
 PROGRAM = """
@@ -182,8 +172,8 @@ def start_process(straight: Path, tmp_path: Path) -> subprocess.Popen[bytes]:
     script.write_text(PROGRAM)
     return subprocess.Popen(
         [sys.executable, str(script), str(straight), str(tmp_path)],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 
 
@@ -262,26 +252,20 @@ class WorkerKiller(Recorder):
                 worker.kill()
 
 
-def test_a_worker_that_dies_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
-    recorder = WorkerKiller(1, 1)
-    settings = settings_for(tmp_path, trials=3)
-    outcome = run_search(settings, observer=recorder)
-    assert outcome.finished
-    _, runs = read(settings)
-    assert [run.status for run in runs] == ["complete"] * 3
-    assert any("SIGKILL" in message for message in recorder.messages)
-    assert runs[1].attempts == 2
-
-
-def test_a_trial_that_keeps_killing_its_worker_fails_and_the_search_goes_on(
-    tmp_path: Path,
+@pytest.mark.parametrize(("times", "status"), [(1, "complete"), (9, "failed")])
+def test_a_worker_that_dies_is_replaced_and_a_trial_that_kills_each_fails(
+    tmp_path: Path, times: int, status: str
 ) -> None:
+    recorder = WorkerKiller(1, times)
     settings = settings_for(tmp_path, trials=3)
-    outcome = run_search(settings, observer=WorkerKiller(1, 9))
-    assert outcome.finished
+    assert run_search(settings, observer=recorder).finished
     _, runs = read(settings)
-    assert [run.status for run in runs] == ["complete", "failed", "complete"]
-    assert "SIGKILL" in (runs[1].reason or "")
+    assert [run.status for run in runs] == ["complete", status, "complete"]
+    if status == "complete":
+        assert any("SIGKILL" in message for message in recorder.messages)
+        assert runs[1].attempts == 2
+    else:
+        assert "SIGKILL" in (runs[1].reason or "")
 
 
 def test_a_diverging_trial_fails_with_its_step_and_the_search_goes_on(tmp_path: Path) -> None:
@@ -425,7 +409,7 @@ def test_a_space_in_which_nothing_fits_is_refused_before_anything_is_written(
 def test_a_deleted_run_folder_keeps_the_ledger_exact(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, trials=2, overrides=("checkpoint_seconds=0", "num_evals=2"))
     stop = StopAt(1, 1)
-    run_search(settings, observer=stop.recorder(), should_stop=stop.should_stop)
+    run_search(settings, observer=stop, should_stop=stop.should_stop)
     study, runs = read(settings)
     assert runs[0].status == "interrupted"
     done = runs[0].steps_executed

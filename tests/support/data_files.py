@@ -44,6 +44,16 @@ needs_real_data = pytest.mark.skipif(
 )
 
 
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
 def make_documents(n: int, seed: int = 0, words: int = 60) -> list[str]:
     """Documents of random words, some with characters beyond ASCII, all different."""
     rng = random.Random(seed)
@@ -85,7 +95,8 @@ def fill_tiktoken_cache(folder: Path, vocab: bytes, encoder: bytes, base: str = 
         (folder / hashlib.sha1(f"{base}/{name}".encode()).hexdigest()).write_bytes(content)
 
 
-def decode(tokens: TokenArray) -> list[str]:
+def decode(tokens: TokenArray | np.ndarray) -> list[str]:
+    """Texts of byte ids, each ended."""
     texts = bytes(np.where(tokens[:] == 256, 0, tokens[:]).astype(np.uint8)).decode().split("\0")
     assert texts.pop() == ""
     return texts
@@ -93,8 +104,9 @@ def decode(tokens: TokenArray) -> list[str]:
 
 def prepared(path: Path | str, train: int | None = None, val: int | None = None, **kw) -> TokenData:
     options = {key: kw.pop(key) for key in ("workers", "on_progress", "cache_dir") if key in kw}
+    encoding = kw.pop("encoding", "bytes")
     data = DataConfig(source=str(path), **kw)
-    return prepare(data, "bytes", train_tokens=train, val_tokens=val, **options)
+    return prepare(data, encoding, train_tokens=train, val_tokens=val, **options)
 
 
 def same(a: TokenData, b: TokenData) -> bool:

@@ -12,6 +12,7 @@ from studies.database.store import Store
 from studies.database.tables import Run, Study
 from studies.scaling.law import PUBLISHED, ScalingLaw, steplaw_batch_tokens, steplaw_lr
 from studies.space.rungs import Rungs, rung_budget
+from tests.support.tiny_studies import add_run
 from trainer.config import RunConfig
 from trainer.events import RunResult, RunStatus
 
@@ -52,12 +53,8 @@ def trial_config(width: int, budget: int, n_layer: int | None = None, **changes:
 def enter(store: Store, study: Study, number: int, config: RunConfig, **changes: Any) -> Run:
     """A complete run with the loss that the law gives it."""
     loss = changes.pop("loss_nats", None)
-    values: dict[str, Any] = {
-        "study_id": study.id, "kind": "trial", "number": number, "params": {}, "config": config,
-        "budget_flops": config.budget_flops, "data_checksum": None, "val_checksum": None,
-        "epochs": 0.5, "estimated_memory_bytes": None, "output_dir": None,
-    }  # fmt: skip
-    run_id = store.add_run(**{**values, **changes})
+    values = {"config": config, "budget_flops": config.budget_flops, **changes}
+    run_id = add_run(store, study.id, number, **values)
     store.start_attempt(run_id)
     loss = lawful_loss(config) if loss is None else loss
     store.finish_run(

@@ -10,6 +10,8 @@ from studies.database.store import Store
 from studies.database.tables import Run, Study
 from studies.search import Hooks, SearchOutcome, search
 from studies.settings import SearchSettings
+from studies.simulation.backend import Simulated
+from studies.simulation.worlds import DEFAULT_WORLD
 from studies.space.search_space import SearchSpace, space_from_dict
 from studies.trackers.base import Observer, RunView
 from trainer.data.config import DataConfig
@@ -112,5 +114,19 @@ def run_search(settings: SearchSettings, **hooks: Any) -> SearchOutcome:
 def read(settings: SearchSettings) -> tuple[Study, list[Run]]:
     """The study and its trials."""
     with Store.open(settings.storage) as store:
-        study = store.study(settings.study)
+        study = store.study(settings.study_name)
         return study, store.runs(study.id, kind="trial")
+
+
+def trials(settings: SearchSettings) -> list[Run]:
+    """The study's trials."""
+    return read(settings)[1]
+
+
+def simulated(folder: Path, **changes: Any) -> SearchSettings:
+    """Settings of a simulated search at 1e15 in `folder`; keywords replace the defaults."""
+    values: dict[str, Any] = {
+        "storage": folder / "s.db", "backend": Simulated(DEFAULT_WORLD), "sampler": "qmc",
+        "trials": 8,
+    }  # fmt: skip
+    return SearchSettings(**{**values, **changes})

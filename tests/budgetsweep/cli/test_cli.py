@@ -19,9 +19,8 @@ from budgetsweep.cli.options import Flops
 from budgetsweep.cli.search import search_command
 from studies.settings import SearchSettings
 from tests.support.commands import run, run_json, usage_error
+from tests.support.processes import ROOT
 from tests.support.searches import PARAMETERS, write_text
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -78,6 +77,7 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
         ("export --storage none.db", "no such study database"),
         ("evaluate nowhere", "nowhere: no such file or folder"),
         ("search --space none.yaml", "none.yaml: no such file"),
+        ("search --simulate --points-from x --storage none.db", "no such study database"),
         ("search --budget 10 --data demo", "set a larger --budget"),
         ("search --tokenizer gpt9", "expected one of gpt2"),
         ("search --set batch_sz=3 --data demo --budget 1e11", "batch_size"),

@@ -28,7 +28,9 @@ TEXT = "Held-out text, naïve and 日本, " * 9 + "end.\n"
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with a text, `held.txt`."""
     monkeypatch.chdir(tmp_path)
+    Path("held.txt").write_text(TEXT)
     monkeypatch.setenv("BUDGETSWEEP_CACHE", str(tmp_path / "cache"))
 
 
@@ -60,7 +62,6 @@ def by_hand(model: CourseLM, ids: list[int], seq_len: int = P) -> list[list[floa
 
 @pytest.mark.parametrize("seq_len", [None, 2, 5])
 def test_a_text_file_on_a_bare_model_of_the_course(course: CourseLM, seq_len: int | None) -> None:
-    Path("held.txt").write_text(TEXT)
     more = () if seq_len is None else ("--seq-len", str(seq_len))
     measured = evaluate("model/model.pt", "--data", "held.txt", *more)
     windows = by_hand(course, list(TEXT.encode()), seq_len or P)
@@ -100,7 +101,6 @@ def test_every_kind_of_file_gives_the_same_loss(course: CourseLM) -> None:
 def test_the_heads_come_from_the_flag_where_no_buffer_tells(
     course: CourseLM, refused: Callable[..., str]
 ) -> None:
-    Path("held.txt").write_text(TEXT)
     expected = evaluate("model", "--data", "held.txt")
     weights = {k: t for k, t in course.state_dict().items() if "scale_factor" not in k}
     torch.save(weights, "model/model.pt")
@@ -165,7 +165,6 @@ def test_the_courses_model_beside_the_courses_configuration(
 
 @pytest.mark.parametrize("to", ["safetensors", "pt"])
 def test_a_converted_model_gives_the_same_loss(course: CourseLM, to: str) -> None:
-    Path("held.txt").write_text(TEXT)
     expected = evaluate("model", "--data", "held.txt")
     output = run("convert", "model", "--to", to, "-o", f"out/{to}")
     assert output.startswith(f"out/{to}: config")
@@ -187,6 +186,7 @@ MISTAKES = [
     ("evaluate model --data held.txt --tokenizer gpt2", "has 50257 ids, but the model only 257"),
     ("evaluate model --data held.txt --tokenizer x", "tokenizer 'x': expected one of gpt2"),
     ("evaluate model --data held.txt --n-head 5", "n_embd = 12 is not a multiple of n_head = 5"),
+    # No tensor's shape shows the heads: without this check the loss would be silently wrong.
     ("evaluate model --data held.txt --n-head 4", "not trained with n_head = 4"),
     ("evaluate model --data held.txt --seq-len 10", "has positions for 9 tokens"),
     ("evaluate small --data held.txt", "held.txt: text needs the model's tokenizer"),
@@ -204,7 +204,6 @@ MISTAKES = [
 def test_mistakes_are_one_line_and_exit_code_2(
     course: CourseLM, refused: Callable[..., str], words: str, message: str
 ) -> None:
-    Path("held.txt").write_text(TEXT)
     Path("empty.txt").touch()
     Path("garbage.pt").write_bytes(b"garbage")
     np.save("ids.npy", [1, 999])
@@ -220,7 +219,6 @@ def test_mistakes_are_one_line_and_exit_code_2(
 def test_a_broken_config_beside_the_weights_is_named(
     course: CourseLM, refused: Callable[..., str]
 ) -> None:
-    Path("held.txt").write_text(TEXT)
     shape = {"n_vocab": 257, "n_embd": D, "n_head": H, "n_positions": P, "n_layer": L}
     for config, message in (
         ("model_config: [1]", "config.yaml"),

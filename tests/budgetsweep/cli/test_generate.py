@@ -132,6 +132,8 @@ def test_an_instruction_that_changes_nothing_is_said(here: Path) -> None:
         (("--out", "run/model.pt/x"), "model.pt is a file"),
         (("--prefixes", "none.jsonl"), "none.jsonl: no such file"),
         (("--prefixes", "run"), "run: cannot be read"),
+        (("--prefixes", "blank.jsonl"), "the file is empty"),
+        (("--prefixes", "latin.jsonl"), "not UTF-8 text (byte 1)"),
         (("--device", "gpu"), "expected auto, cpu, mps, cuda or cuda:N"),
     ],
 )
@@ -139,6 +141,8 @@ def test_mistakes_are_one_line(
     here: Path, refused: Callable[..., str], words: tuple[str, ...], message: str
 ) -> None:
     before = Path("prefixes.jsonl").read_bytes()
+    Path("blank.jsonl").write_bytes(b"\n \n\r\n")
+    Path("latin.jsonl").write_bytes(b"\n\xff")
     assert message in refused("generate", "run", "--prefixes", "prefixes.jsonl", *words)
     assert not Path("generation.jsonl").exists()
     assert Path("prefixes.jsonl").read_bytes() == before
@@ -165,17 +169,6 @@ def test_a_bad_line_is_named_by_its_number(
     error = refused("generate", "run", "--prefixes", "prefixes.jsonl")
     assert "prefixes.jsonl, line 3: " in error
     assert message in error
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"\n \n\r\n", "the file is empty"), (b"\n\xff", "not UTF-8 text (byte 1)")],
-)
-def test_a_file_without_prefixes_is_refused(
-    here: Path, refused: Callable[..., str], content: bytes, message: str
-) -> None:
-    Path("prefixes.jsonl").write_bytes(content)
-    assert message in refused("generate", "run", "--prefixes", "prefixes.jsonl")
 
 
 def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:

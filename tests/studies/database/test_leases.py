@@ -10,9 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
@@ -24,8 +23,7 @@ from budgetsweep.errors import StudyError
 from studies.database import tables
 from studies.database.leases import Owner
 from studies.database.store import Store
-
-ROOT = Path(__file__).parents[3]
+from tests.support.processes import ROOT
 
 HOLDER = """
 import sys, time
@@ -37,29 +35,26 @@ time.sleep(60)
 """
 
 
+Hold = Callable[[float], subprocess.Popen[str]]
+
+
 @pytest.fixture
-def holders(database: str) -> Iterator[list[subprocess.Popen[str]]]:
+def hold(database: str) -> Iterator[Hold]:
+    """Has another process take the lease of study `s` for some seconds."""
     started: list[subprocess.Popen[str]] = []
-    yield started
+
+    def start(seconds: float) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", HOLDER, database, str(seconds)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
     for process in started:
         process.kill()
         process.communicate()
-
-
-def hold(
-    holders: list[subprocess.Popen[str]], database: str, seconds: float
-) -> subprocess.Popen[str]:
-    """Another process takes the lease of study `s`."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, database, str(seconds)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    holders.append(process)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    return process
 
 
 def written_by(store: Store, study: tables.Study, owner: Owner, seconds: float) -> None:
@@ -73,10 +68,8 @@ def written_by(store: Store, study: tables.Study, owner: Owner, seconds: float) 
         )
 
 
-def test_a_live_dispatcher_keeps_others_out(
-    store: Store, study: tables.Study, database: str, holders: list[subprocess.Popen[str]]
-) -> None:
-    process = hold(holders, database, 60.0)
+def test_a_live_dispatcher_keeps_others_out(store: Store, study: tables.Study, hold: Hold) -> None:
+    process = hold(60.0)
     started = dt.datetime.fromtimestamp(psutil.Process(process.pid).create_time(), dt.UTC)
     with pytest.raises(StudyError) as caught:
         store.acquire_lease(study.id)
@@ -93,13 +86,9 @@ def test_a_live_dispatcher_keeps_others_out(
 
 @pytest.mark.parametrize("reaped", [True, False])
 def test_a_killed_dispatcher_is_followed_at_once(
-    store: Store,
-    study: tables.Study,
-    database: str,
-    holders: list[subprocess.Popen[str]],
-    reaped: bool,
+    store: Store, study: tables.Study, hold: Hold, reaped: bool
 ) -> None:
-    process = hold(holders, database, 3600.0)
+    process = hold(3600.0)
     process.send_signal(signal.SIGKILL)
     if reaped:
         process.wait()
@@ -113,7 +102,7 @@ def test_a_killed_dispatcher_is_followed_at_once(
 
 
 def test_a_lease_that_ran_out_is_taken_over_and_its_holder_finds_out(
-    store: Store, study: tables.Study, database: str
+    store: Store, study: tables.Study
 ) -> None:
     other = replace(Owner.this_process(), host="elsewhere", pid=7)
     written_by(store, study, other, seconds=30.0)
@@ -138,16 +127,14 @@ def test_renewing_moves_the_end(store: Store, study: tables.Study) -> None:
     assert abs((first - dt.datetime.now(dt.UTC)).total_seconds() - 10.0) < 5.0
 
 
-def test_a_released_lease_is_free(
-    store: Store, study: tables.Study, database: str, holders: list[subprocess.Popen[str]]
-) -> None:
+def test_a_released_lease_is_free(store: Store, study: tables.Study, hold: Hold) -> None:
     store.acquire_lease(study.id)
     store.acquire_lease(study.id)  # again by the same process
     store.release_lease(study.id)
     assert store.study("s").lease_owner is None
     with pytest.raises(StudyError, match="no longer held by this process"):
         store.renew_lease(study.id)
-    hold(holders, database, 60.0)
+    hold(60.0)
 
 
 def test_leases_of_two_studies_are_apart(store: Store, study: tables.Study) -> None:

@@ -26,11 +26,11 @@ from studies.database import tables
 from studies.database.ledger import Amount
 from studies.database.run_kind import RunKind
 from studies.database.store import IllegalChangeError, Store
-from tests.support.tiny_studies import study_settings
+from tests.support import tiny_studies
+from tests.support.processes import ROOT
+from tests.support.tiny_studies import run_config, study_settings
 from trainer.config import RunConfig
 from trainer.events import Point, RunResult, RunStatus
-
-ROOT = Path(__file__).parents[3]
 
 FINISHED = (RunStatus.COMPLETE, RunStatus.PRUNED, RunStatus.FAILED)
 SHAPES = ((8, 1), (16, 2))
@@ -39,21 +39,13 @@ STEPS = 20
 
 def config(width: int, layers: int) -> RunConfig:
     shape = {"n_embd": width, "n_head": 1, "n_positions": 4, "n_layer": layers}
-    data = {
-        "tokenizer_encoding": "bytes", "model_config": shape, "batch_size": 3, "seq_len": 4,
-        "num_training_steps": STEPS, "max_lr": 1e-3,
-    }  # fmt: skip
-    return RunConfig.model_validate(data)
+    return run_config(model_config=shape, batch_size=3, seq_len=4, num_training_steps=STEPS)
 
 
 def add_run(
     store: Store, number: int, shape: tuple[int, int] = (8, 1), kind: RunKind = RunKind.TRIAL
 ) -> int:
-    return store.add_run(
-        study_id=store.study().id, kind=kind, number=number, params={}, config=config(*shape),
-        budget_flops=10**12, data_checksum=None, val_checksum=None, epochs=None,
-        estimated_memory_bytes=None, output_dir=None,
-    )  # fmt: skip
+    return tiny_studies.add_run(store, store.study().id, number, kind=kind, config=config(*shape))
 
 
 def step_cost(width: int, layers: int) -> Amount:
@@ -319,7 +311,7 @@ def test_any_life(template: Path) -> None:
 
 WRITER = """
 import sys
-from tests_helper import add_run
+from tests.studies.database.test_lifecycle import add_run
 from studies.database.store import Store
 from trainer.events import Point, RunResult, RunStatus
 store = Store.open(sys.argv[1])
@@ -343,13 +335,6 @@ def test_sigkill_at_any_moment(template: Path, tmp_path: Path) -> None:
     """A process that writes as fast as it can is killed again and again."""
     path = tmp_path / "runs.db"
     shutil.copy(template, path)
-    source = Path(__file__).read_text()
-    start, end = source.index("STEPS = 20"), source.index("def step_cost")
-    (tmp_path / "tests_helper.py").write_text(
-        "from studies.database.store import Store\n"
-        "from studies.database.tables import RunKind\n"
-        "from trainer.config import RunConfig\n" + source[start:end]
-    )
     dice = random.Random(7)
     cost = step_cost(8, 1)
     for _ in range(4):
@@ -358,7 +343,7 @@ def test_sigkill_at_any_moment(template: Path, tmp_path: Path) -> None:
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         ) as process:
             assert process.stdout is not None
             for _ in range(dice.randint(1, 3)):

@@ -7,7 +7,6 @@ import logging
 import shutil
 import sqlite3
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from studies.database import migrations, tables
 from studies.database.connection import open_engine, tune_sqlite
 from studies.database.store import Store
 from tests.support.processes import ROOT, run_at_once
+from tests.support.tiny_studies import add_run
 
 
 def test_a_change_of_the_tables_is_a_new_version() -> None:
@@ -105,7 +105,6 @@ def next_version(monkeypatch: pytest.MonkeyPatch, folder: Path, more: str = "") 
 def test_a_study_of_the_schema_before_is_brought_up_to_date(
     store: Store,
     study: tables.Study,
-    add_run: Callable[..., int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from studies.database import provenance
-
-ROOT = Path(__file__).parents[3]
+from tests.support.processes import ROOT
 
 
 def git(folder: Path, *arguments: str) -> str:

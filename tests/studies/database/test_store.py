@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,14 +15,10 @@ from studies.database import tables
 from studies.database.ledger import Amount
 from studies.database.store import IllegalChangeError, Store, config_hash
 from studies.space.rungs import Rungs
-from tests.support.tiny_studies import study_settings
+from tests.support.tiny_studies import add_run, new_study, run_config, study_settings
 from trainer.config import RunConfig
 from trainer.data.facts import DataFacts
 from trainer.events import Point, RunResult, RunStatus
-
-AddRun = Callable[..., int]
-NewStudy = Callable[..., tables.Study]
-MakeConfig = Callable[..., RunConfig]
 
 # The run of `conftest.run_config`: V=257, D=16, P=8, L=1, S=8, 16 tokens per step, 12 steps.
 N_PARAMS = 257 * 16 + 8 * 16 + 12 * 16**2 + 13 * 16 + 2 * 16
@@ -54,7 +49,7 @@ def done(status: RunStatus = RunStatus.COMPLETE, step: int = 12, **changes: Any)
 
 
 class TestStudies:
-    def test_what_is_written_is_read(self, store: Store, new_study: NewStudy) -> None:
+    def test_what_is_written_is_read(self, store: Store) -> None:
         study = new_study(
             store, "größe", budget_flops=10**25, seed=2**32 - 1, base={"a": [1, None]}
         )
@@ -72,7 +67,7 @@ class TestStudies:
         assert (again.val_tokens, again.bytes_per_token) == (2**40, 4.25)
         assert again.settings == changed
 
-    def test_study_by_default(self, store: Store, new_study: NewStudy) -> None:
+    def test_study_by_default(self, store: Store) -> None:
         assert store.find_study("a") is None
         with pytest.raises(StudyError, match="holds no study yet; run `budgetsweep search` first"):
             store.study()
@@ -88,20 +83,18 @@ class TestStudies:
         with pytest.raises(StudyError, match="holds no study 'xyz'; known: first, second"):
             store.study("xyz")
 
-    def test_a_name_is_taken_once(self, store: Store, new_study: NewStudy) -> None:
+    def test_a_name_is_taken_once(self, store: Store) -> None:
         new_study(store, "a", seed=1)
         with pytest.raises(StudyError, match="already holds a study 'a'; resume it"):
             new_study(store, "a", seed=2)
         assert store.study("a").seed == 1
 
     @pytest.mark.parametrize("name", ["", "  ", "x" * 201, "a\x00b", "a\nb", "\udc80"])
-    def test_names_that_no_database_takes(
-        self, store: Store, new_study: NewStudy, name: str
-    ) -> None:
+    def test_names_that_no_database_takes(self, store: Store, name: str) -> None:
         with pytest.raises(StudyError, match="expected 1 to 200 printable characters"):
             new_study(store, name)
 
-    def test_a_study_that_is_not_there(self, store: Store, add_run: AddRun) -> None:
+    def test_a_study_that_is_not_there(self, store: Store) -> None:
         with pytest.raises(IllegalChangeError, match="no study 7"):
             store.update_settings(7, study_settings())
         with pytest.raises(IllegalChangeError, match="no study 7"):
@@ -109,9 +102,7 @@ class TestStudies:
 
 
 class TestRuns:
-    def test_a_queued_run_has_its_facts(
-        self, store: Store, study: tables.Study, add_run: AddRun, run_config: MakeConfig
-    ) -> None:
+    def test_a_queued_run_has_its_facts(self, store: Store, study: tables.Study) -> None:
         config = run_config(seed=2**32 - 1)
         run = store.run(add_run(store, study.id, number=3, config=config, scale=2.5))
         assert (run.status, run.number, run.attempts, run.step) == ("queued", 3, 0, 0)
@@ -130,9 +121,7 @@ class TestRuns:
         assert store.ledger(study.id).planned == times(STEP, 12)
         assert store.ledger(study.id).spent == Amount()
 
-    def test_a_complete_run_has_its_results(
-        self, store: Store, study: tables.Study, add_run: AddRun
-    ) -> None:
+    def test_a_complete_run_has_its_results(self, store: Store, study: tables.Study) -> None:
         run_id = add_run(store, study.id)
         assert store.start_attempt(run_id) == 1
         result = done(
@@ -153,7 +142,7 @@ class TestRuns:
         assert store.ledger(study.id).recomputed == Amount()
 
     def test_failure_keeps_the_reason_and_no_invented_figure(
-        self, store: Store, study: tables.Study, add_run: AddRun
+        self, store: Store, study: tables.Study
     ) -> None:
         run_id = add_run(store, study.id)
         store.start_attempt(run_id)
@@ -169,9 +158,7 @@ class TestRuns:
         assert (run.status, run.train_loss_nats, run.val_loss_nats) == ("failed", None, None)
         assert store.ledger(study.id).spent == times(STEP, 4)
 
-    def test_numbers_are_unique_a_kind(
-        self, store: Store, study: tables.Study, add_run: AddRun
-    ) -> None:
+    def test_numbers_are_unique_a_kind(self, store: Store, study: tables.Study) -> None:
         trial = add_run(store, study.id, number=0)
         add_run(store, study.id, number=0, kind="promotion", parent_run_id=trial)
         with pytest.raises(IllegalChangeError, match="trial 0 cannot be entered"):
@@ -180,9 +167,7 @@ class TestRuns:
             add_run(store, study.id, number=1, parent_run_id=999)
         assert store.ledger(study.id).planned == times(STEP, 24)
 
-    def test_a_run_beyond_its_budget_never_enters(
-        self, store: Store, study: tables.Study, add_run: AddRun, run_config: MakeConfig
-    ) -> None:
+    def test_a_run_beyond_its_budget_never_enters(self, store: Store, study: tables.Study) -> None:
         cost = 12 * STEP.nanogpt
         with pytest.raises(BudgetExceeded):
             add_run(store, study.id, budget_flops=cost - 1)
@@ -195,9 +180,7 @@ class TestRuns:
             add_run(store, study.id, number=2, config=run_config(num_training_steps="fill"))
         assert len(store.runs(study.id)) == 2
 
-    def test_counts_beyond_64_bits_stay_exact(
-        self, store: Store, study: tables.Study, add_run: AddRun, run_config: MakeConfig
-    ) -> None:
+    def test_counts_beyond_64_bits_stay_exact(self, store: Store, study: tables.Study) -> None:
         steps = 2**40 - 1
         config = run_config(num_training_steps=steps, batch_size=2**40, seq_len=7)
         run_id = add_run(store, study.id, config=config, budget_flops=10**30)
@@ -212,7 +195,7 @@ class TestRuns:
         assert totals.spent.matmul == steps * scale * 6 * (257 * 16 + 12 * 256 + 2 * 16 * 7)
         assert totals.spent.flops("mac") * 2 == totals.spent.flops("matmul")
 
-    def test_selection_and_order(self, store: Store, study: tables.Study, add_run: AddRun) -> None:
+    def test_selection_and_order(self, store: Store, study: tables.Study) -> None:
         ids = {n: add_run(store, study.id, number=n) for n in (5, 1, 3)}
         promotion = add_run(store, study.id, number=0, kind="promotion")
         store.start_attempt(ids[3])
@@ -224,7 +207,7 @@ class TestRuns:
         with pytest.raises(IllegalChangeError, match="no run 999"):
             store.run(999)
 
-    def test_best_run(self, store: Store, study: tables.Study, add_run: AddRun) -> None:
+    def test_best_run(self, store: Store, study: tables.Study) -> None:
         assert store.best_run(study.id) is None
         ended: list[tuple[str, float | None]] = [
             ("complete", None), ("complete", math.nan), ("complete", math.inf), ("pruned", 0.5),
@@ -240,9 +223,7 @@ class TestRuns:
 
 
 class TestPoints:
-    def test_a_resumed_run_reports_again(
-        self, store: Store, study: tables.Study, add_run: AddRun
-    ) -> None:
+    def test_a_resumed_run_reports_again(self, store: Store, study: tables.Study) -> None:
         run_id = add_run(store, study.id)
         with pytest.raises(IllegalChangeError, match="queued"):
             store.add_points(run_id, [point(1)])
@@ -270,7 +251,7 @@ class TestPoints:
         assert [p.step for p in store.points(run_id)] == [2, 4, 6, 8]
 
     def test_many_points_at_once_and_one_step_twice(
-        self, store: Store, study: tables.Study, add_run: AddRun
+        self, store: Store, study: tables.Study
     ) -> None:
         run_id = add_run(store, study.id)
         store.start_attempt(run_id)
@@ -305,7 +286,7 @@ class TestRejections:
 
 
 class TestConfigHash:
-    def test_what_does_not_train_differently_is_left_out(self, run_config: MakeConfig) -> None:
+    def test_what_does_not_train_differently_is_left_out(self) -> None:
         plain = config_hash(run_config())
         assert plain == PLAIN_HASH, "studies on disk would forget what they have tried"
         for same in (
@@ -326,7 +307,7 @@ class TestConfigHash:
             run_config(warmup_fraction=0.25)
         )
 
-    def test_what_trains_differently_counts(self, run_config: MakeConfig) -> None:
+    def test_what_trains_differently_counts(self) -> None:
         changes: list[dict[str, Any]] = [
             {}, {"batch_size": 3}, {"seq_len": 4}, {"max_lr": 2e-3}, {"min_lr_ratio": 0.2},
             {"num_training_steps": 11}, {"num_warmup_steps": 1}, {"weight_decay": 0.0},
@@ -337,14 +318,12 @@ class TestConfigHash:
         hashes = {config_hash(run_config(**change)) for change in changes}
         assert len(hashes) == len(changes)
 
-    def test_an_open_configuration_has_none(self, run_config: MakeConfig) -> None:
+    def test_an_open_configuration_has_none(self) -> None:
         """Its budget would decide what it trains, and two budgets can afford the same."""
         with pytest.raises(ConfigError):
             config_hash(run_config(num_training_steps="fill", budget_flops=10**10))
 
-    def test_hashes_of_a_study(
-        self, store: Store, study: tables.Study, add_run: AddRun, run_config: MakeConfig
-    ) -> None:
+    def test_hashes_of_a_study(self, store: Store, study: tables.Study) -> None:
         configs = [run_config(), run_config(seed=5), run_config(max_lr=0.5)]
         for number, config in enumerate(configs):
             add_run(store, study.id, number=number, config=config)

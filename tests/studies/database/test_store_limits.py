@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,9 @@ from sqlalchemy import event, text
 
 from budgetsweep.constraint import Rejected
 from budgetsweep.errors import Reason, StudyError
-from studies.database import tables
 from studies.database.store import Store
+from tests.support.tiny_studies import add_run, new_study
 from trainer.events import Point, RunResult, RunStatus
-
-AddRun = Callable[..., int]
-NewStudy = Callable[..., tables.Study]
 
 
 def point(step: int) -> Point:
@@ -25,9 +21,7 @@ def point(step: int) -> Point:
 
 
 class TestDisasters:
-    def test_a_full_disk_is_one_line_and_loses_nothing(
-        self, tmp_path: Path, new_study: NewStudy, add_run: AddRun
-    ) -> None:
+    def test_a_full_disk_is_one_line_and_loses_nothing(self, tmp_path: Path) -> None:
         store = Store.open(tmp_path / "runs.db", create=True)
         study = new_study(store)
         run_id = add_run(store, study.id)
@@ -61,9 +55,7 @@ class TestDisasters:
             with again.engine.connect() as connection:
                 assert connection.execute(text("PRAGMA integrity_check")).scalar() == "ok"
 
-    def test_the_file_is_plain_sqlite_for_everyone(
-        self, tmp_path: Path, new_study: NewStudy
-    ) -> None:
+    def test_the_file_is_plain_sqlite_for_everyone(self, tmp_path: Path) -> None:
         """Closed, all is in one file that any tool reads."""
         with Store.open(tmp_path / "runs.db", create=True) as store:
             new_study(store, "plain")
@@ -75,9 +67,7 @@ class TestDisasters:
         connection.close()
 
 
-def test_cost_of_a_call_does_not_grow_with_the_runs(
-    tmp_path: Path, new_study: NewStudy, add_run: AddRun
-) -> None:
+def test_cost_of_a_call_does_not_grow_with_the_runs(tmp_path: Path) -> None:
     """Counted in steps of SQLite's virtual machine: exact where a clock is not."""
     with Store.open(tmp_path / "runs.db", create=True) as store:
         study = new_study(store)

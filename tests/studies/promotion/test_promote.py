@@ -14,12 +14,7 @@ from hypothesis import strategies as st
 from budgetsweep.constraint import Limits
 from budgetsweep.errors import ConfigError, StudyError
 from studies.database.store import Store
-from studies.promotion.promote import (
-    PromoteHooks,
-    PromoteSettings,
-    PromotionPlan,
-    promote,
-)
+from studies.promotion.promote import PromoteHooks, PromoteSettings, PromotionPlan, promote
 from studies.scaling.rescaling import promoted_config, rescale, rescaled_warmup
 from tests.studies.test_search import StopAt
 from tests.support.searches import BUDGET, Recorder, read, run_search, settings_for
@@ -134,7 +129,7 @@ def test_interrupted_and_continued_stays_within_the_budget(searched: Path) -> No
     stop = StopAt(1, 1)
     first = promote(
         settings(searched),
-        PromoteHooks(observer=stop.recorder(), should_stop=stop.should_stop, on_plan=on_plan),
+        PromoteHooks(observer=stop, should_stop=stop.should_stop, on_plan=on_plan),
     )
     assert first.run.status == "interrupted"
     second = promote(settings(searched), PromoteHooks(on_plan=on_plan))

@@ -46,6 +46,7 @@ def loss_of(settings: dict[str, Any]) -> float:
 
 
 def run(proposals: Proposals, n: int) -> list[dict[str, Any]]:
+    """The next n proposals, each of which has ended."""
     settings = []
     for _ in range(n):
         proposal = proposals.propose()
@@ -57,24 +58,25 @@ def run(proposals: Proposals, n: int) -> list[dict[str, Any]]:
     return settings
 
 
+def run_parts(path: Path, sampler: SamplerName, *parts: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Proposals of a search that is closed and opened again after each part."""
+    settings = []
+    for n in parts:
+        proposals = open_proposals(path, sampler, seed=seed)
+        settings += run(proposals, n)
+        proposals.close()
+    return settings
+
+
 @pytest.mark.parametrize("sampler", [name for name in get_args(SamplerName) if name != "grid"])
 def test_a_search_closed_and_opened_at_any_point_proposes_the_same(
     tmp_path: Path, sampler: SamplerName
 ) -> None:
-    n = 16
-    straight = open_proposals(tmp_path / "straight.db", sampler)
-    expected = run(straight, n)
-    straight.close()
-    resumed: list[dict[str, Any]] = []
-    for chunk in (1, 2, 9, 4):
-        part = open_proposals(tmp_path / "resumed.db", sampler)
-        resumed += run(part, chunk)
-        part.close()
+    expected = run_parts(tmp_path / "straight.db", sampler, 16)
+    resumed = run_parts(tmp_path / "resumed.db", sampler, 1, 2, 9, 4)
     assert resumed == expected
     assert resumed[0] == FIRST
-    other = open_proposals(tmp_path / "other.db", sampler, seed=1)
-    assert run(other, n)[1:] != expected[1:]
-    other.close()
+    assert run_parts(tmp_path / "other.db", sampler, 16, seed=1)[1:] != expected[1:]
 
 
 @pytest.fixture
@@ -93,12 +95,7 @@ def test_a_long_search_resumed_anywhere_proposes_the_same(
     seen = {trial.number for trial in straight._window._study.get_trials()}  # type: ignore[union-attr]
     straight.close()
     assert len(seen) == 14 + 4  # chosen at 30, proposals 30 to 33
-    resumed: list[dict[str, Any]] = []
-    for chunk in (13, 2, 3, 9, 7):
-        part = open_proposals(tmp_path / "resumed.db", sampler)
-        resumed += run(part, chunk)
-        part.close()
-    assert resumed == expected
+    assert run_parts(tmp_path / "resumed.db", sampler, 13, 2, 3, 9, 7) == expected
 
 
 def test_the_window_keeps_the_best_and_the_latest(tmp_path: Path, small_window: None) -> None:
@@ -116,9 +113,7 @@ def test_the_window_keeps_the_best_and_the_latest(tmp_path: Path, small_window: 
 
 
 def test_a_record_that_a_kill_left_behind_is_caught_up(tmp_path: Path) -> None:
-    straight = open_proposals(tmp_path / "straight.db")
-    expected = run(straight, 15)
-    straight.close()
+    expected = run_parts(tmp_path / "straight.db", "tpe", 15)
     killed = open_proposals(tmp_path / "killed.db")
     run(killed, 11)
     killed.record()

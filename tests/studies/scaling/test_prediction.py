@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -15,14 +15,10 @@ from studies.scaling.fitted_runs import FittedRuns
 from studies.scaling.prediction import fit_study
 from studies.scaling.result import ScalingFit
 from tests.support.lawful_runs import BUDGET, LAW, enter, fill_study, trial_config
+from tests.support.tiny_studies import add_run
 
-NewStudy = Callable[..., Study]
 
-
-def test_the_law_is_found_and_the_larger_budget_predicted(
-    store: Store, new_study: NewStudy
-) -> None:
-    study = new_study(store)
+def test_the_law_is_found_and_the_larger_budget_predicted(store: Store, study: Study) -> None:
     runs = fill_study(store, study, 36)
     fit = fit_study(study, runs, 100.0)
     assert fit.refusal is None
@@ -36,8 +32,7 @@ def test_the_law_is_found_and_the_larger_budget_predicted(
     assert best.loss_nats == pytest.approx(truth, abs=0.2)
 
 
-def test_the_two_answers_differ_and_tell_their_price(store: Store, new_study: NewStudy) -> None:
-    study = new_study(store)
+def test_the_two_answers_differ_and_tell_their_price(store: Store, study: Study) -> None:
     fit = fit_study(study, fill_study(store, study, 36), 100.0)
     choice = fit.choice
     assert choice is not None
@@ -55,8 +50,7 @@ def test_the_two_answers_differ_and_tell_their_price(store: Store, new_study: Ne
     }  # fmt: skip
 
 
-def test_measured_best_is_of_the_whole_budget_only(store: Store, new_study: NewStudy) -> None:
-    study = new_study(store)
+def test_measured_best_is_of_the_whole_budget_only(store: Store, study: Study) -> None:
     fill_study(store, study, 6)
     cheat = trial_config(64, BUDGET * 10)
     enter(store, study, 50, cheat, scale=10.0, loss_nats=1.0)
@@ -65,10 +59,7 @@ def test_measured_best_is_of_the_whole_budget_only(store: Store, new_study: NewS
     assert best.scale == 1.0
 
 
-def test_few_runs_are_refused_and_the_measured_best_promoted(
-    store: Store, new_study: NewStudy
-) -> None:
-    study = new_study(store)
+def test_few_runs_are_refused_and_the_measured_best_promoted(store: Store, study: Study) -> None:
     runs = fill_study(store, study, 3)
     fit = fit_study(study, runs, 100.0)
     assert fit.refusal is not None
@@ -79,8 +70,7 @@ def test_few_runs_are_refused_and_the_measured_best_promoted(
         select_trial(store, study, fit, None, "predicted")
 
 
-def test_what_is_no_point_is_left_out_with_its_reason(store: Store, new_study: NewStudy) -> None:
-    study = new_study(store)
+def test_what_is_no_point_is_left_out_with_its_reason(store: Store, study: Study) -> None:
     fill_study(store, study, 2)
     enter(store, study, 10, trial_config(64, BUDGET, min_lr_ratio=0.9))
     enter(store, study, 11, trial_config(64, BUDGET, max_lr=3e-3), epochs=7.0)
@@ -92,10 +82,7 @@ def test_what_is_no_point_is_left_out_with_its_reason(store: Store, new_study: N
     }
 
 
-def test_a_promotion_of_the_budget_does_not_choose_itself_again(
-    store: Store, new_study: NewStudy
-) -> None:
-    study = new_study(store)
+def test_a_promotion_of_the_budget_does_not_choose_itself_again(store: Store, study: Study) -> None:
     runs = fill_study(store, study, 24)
     before = fit_study(study, runs, 100.0)
     done = trial_config(64, 100 * BUDGET)
@@ -105,20 +92,15 @@ def test_a_promotion_of_the_budget_does_not_choose_itself_again(
     assert after.to_dict() == before.to_dict()
 
 
-def test_prediction_is_written_before_the_run_and_never_again(
-    store: Store, new_study: NewStudy
-) -> None:
-    study = new_study(store)
+def test_prediction_is_written_before_the_run_and_never_again(store: Store, study: Study) -> None:
     fit = fit_study(study, fill_study(store, study, 24), 100.0)
     selection = select_trial(store, study, fit, None, None)
     config = trial_config(256, 100 * BUDGET)
-    values = {
-        "study_id": study.id, "kind": "promotion", "params": {}, "config": config,
-        "budget_flops": config.budget_flops, "data_checksum": None, "val_checksum": None,
-        "epochs": None, "estimated_memory_bytes": None, "output_dir": None, "scale": 100.0,
-        "parent_run_id": selection.trial.id,
+    values: dict[str, Any] = {
+        "kind": "promotion", "config": config, "budget_flops": config.budget_flops,
+        "scale": 100.0, "parent_run_id": selection.trial.id,
     }  # fmt: skip
-    run = store.run(store.add_run(number=0, **values))  # type: ignore[arg-type]
+    run = store.run(add_run(store, study.id, 0, **values))
     record_prediction(store, study, run, config, selection)
     record_prediction(store, study, run, config, selection)
     (told,) = store.predictions(study.id)
@@ -132,14 +114,13 @@ def test_prediction_is_written_before_the_run_and_never_again(
     assert fit.law is not None
     assert pytest.approx(fit.law.main.fit.law.E, rel=1e-4) == again.law.E
     assert newest.record["counts"] == fit.law.main.counts
-    late = store.run(store.add_run(number=1, **{**values, "epochs": 0.1}))  # type: ignore[arg-type]
+    late = store.run(add_run(store, study.id, 1, **values))
     store.start_attempt(late.id)
     with pytest.raises(IllegalChangeError, match="too late"):
         record_prediction(store, study, late, config, selection)
 
 
-def test_equal_fits_are_stored_once(store: Store, new_study: NewStudy) -> None:
-    study = new_study(store)
+def test_equal_fits_are_stored_once(store: Store, study: Study) -> None:
     runs = fill_study(store, study, 12)
     ids = set()
     for _ in range(2):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -20,14 +19,11 @@ from studies.scaling.fitted_runs import CHANCE_SD, FittedRuns, near_chance_nats
 from studies.scaling.study_fit import Z_LEVEL, StudyLaw, fit_runs, size_of
 from tests.support.lawful_runs import BUDGET, enter, fill_study, lawful_loss, trial_config
 
-NewStudy = Callable[..., Study]
-
 
 @pytest.mark.parametrize("counts", ["all", "blocks"])
 def test_the_count_that_the_losses_follow_is_found(
-    store: Store, new_study: NewStudy, counts: Literal["all", "blocks"]
+    store: Store, study: Study, counts: Literal["all", "blocks"]
 ) -> None:
-    study = new_study(store)
     shapes = itertools.product((64, 128, 256), (1, 4, 12), (BUDGET // 10, BUDGET, 10 * BUDGET))
     for number, (width, n_layer, budget) in enumerate(shapes):
         config = trial_config(width, budget, n_layer)
@@ -41,10 +37,8 @@ def test_the_count_that_the_losses_follow_is_found(
     assert told.low_nats < lawful_loss(large, counts=counts) < told.high_nats
 
 
-def test_what_two_laws_disagree_about_widens_the_interval(
-    store: Store, new_study: NewStudy
-) -> None:
-    points = FittedRuns.of(fill_study(store, new_study(store), 15))
+def test_what_two_laws_disagree_about_widens_the_interval(store: Store, study: Study) -> None:
+    points = FittedRuns.of(fill_study(store, study, 15))
     found = fit_runs(points)
     halves = StudyLaw(tuple(dataclasses.replace(law, weight=0.5) for law in found.laws))
     config = trial_config(512, 100 * BUDGET)
@@ -60,10 +54,8 @@ def test_what_two_laws_disagree_about_widens_the_interval(
     assert alone.predict(config, FittedRuns()) == found.main.predict(config, FittedRuns())
 
 
-def test_differences_of_two_runs_are_drawn_from_both_laws(
-    store: Store, new_study: NewStudy
-) -> None:
-    found = fit_runs(FittedRuns.of(fill_study(store, new_study(store), 15)))
+def test_differences_of_two_runs_are_drawn_from_both_laws(store: Store, study: Study) -> None:
+    found = fit_runs(FittedRuns.of(fill_study(store, study, 15)))
     halves = StudyLaw(tuple(dataclasses.replace(law, weight=0.5) for law in found.laws))
     one, other = trial_config(64, 100 * BUDGET), trial_config(512, 100 * BUDGET)
     drawn = halves.sample_differences(one, other, np.random.default_rng(0), 400)
@@ -92,8 +84,7 @@ def test_only_losses_near_guessing_are_doubted(loss: float, n_vocab: int) -> Non
     assert near_chance_nats(chance, n_vocab) == pytest.approx(CHANCE_SD * chance)
 
 
-def test_runs_that_know_nothing_do_not_bend_the_law(store: Store, new_study: NewStudy) -> None:
-    study = new_study(store)
+def test_runs_that_know_nothing_do_not_bend_the_law(store: Store, study: Study) -> None:
     fill_study(store, study, 24)
     config = trial_config(384, 30 * BUDGET)
     before = fit_runs(FittedRuns.of(store.runs(study.id))).predict(config, FittedRuns())

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from budgetsweep.cli.main import main
 from budgetsweep.config import parse
 from budgetsweep.errors import ConfigError, DataError, StudyError
 from reports.build import write_report
@@ -34,7 +34,7 @@ from studies.simulation.regret import regrets
 from studies.simulation.replay import Replay
 from studies.space.rungs import Rungs
 from tests.support.commands import run as command
-from tests.support.searches import Crash
+from tests.support.searches import Crash, trials
 from trainer.config import RunConfig
 
 TABLE = Path(__file__).parents[3] / "examples" / "isoflop.csv"
@@ -64,12 +64,6 @@ def copied(searched: Path, tmp_path: Path) -> SearchSettings:
     """That study once more, to go on with."""
     shutil.copy(searched / "s.db", tmp_path / "s.db")
     return settings_for(tmp_path)
-
-
-def trials(settings: SearchSettings) -> list[Run]:
-    """The study's trials."""
-    with Store.open(settings.storage) as store:
-        return store.runs(store.study(settings.study_name).id, kind="trial")
 
 
 def row_of(run: Run) -> dict[str, float]:
@@ -115,12 +109,8 @@ def test_a_replay_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
         assert search(settings, Hooks()).n_finished == 14
         with Store.open(settings.storage) as store:
             refused = [(r.number, r.params) for r in store.rejections(store.study().id)]
-        found.append(
-            (
-                refused,
-                [(r.number, r.params, r.budget_flops, r.val_loss_nats) for r in trials(settings)],
-            )
-        )
+        tried = [(r.number, r.params, r.budget_flops, r.val_loss_nats) for r in trials(settings)]
+        found.append((refused, tried))
     assert found[0] == found[1]
 
 
@@ -220,13 +210,13 @@ def table_of(folder: Path, *rows: str, head: str = "n_params,tokens,val_loss_nat
 
 
 THREE = ("1e6,1e9,5.0", "2e6,5e8,4.9", "4e6,2.5e8,5.1")
+GROUPED = tuple(f"{row},{group}" for row in THREE for group in "ab")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--replay", "none.csv"), "none.csv: no such file"),
-        (("--replay", str(TABLE)), None),  # 1e15, the default, is one of its budgets
         (("--replay", str(TABLE), "--budget", "2e15"),
          "no run near 2e+15 FLOPs (6·N·D); its budgets are 1e+15, 3e+15, 1e+16, 1e+17"),
         (("--replay", str(TABLE), "--budget", "1e16", "--rungs", "0.5,1"),
@@ -244,43 +234,28 @@ THREE = ("1e6,1e9,5.0", "2e6,5e8,4.9", "4e6,2.5e8,5.1")
     ],
 )  # fmt: skip
 def test_what_a_table_cannot_answer_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    words: tuple[str, ...], message: str | None,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str],
+    words: tuple[str, ...], message: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
-        main(["search", *words, "--trials", "1"])
-    error = capsys.readouterr().err
-    if message is None:
-        assert stopped.value.code == 0, error
-        return
-    assert stopped.value.code == 2
-    assert error.startswith("Error: ")
-    assert error.count("\n") == 1
-    assert message in error
+    assert message in refused("search", *words, "--trials", "1")
     assert not (tmp_path / "budgetsweep.db").exists()
 
 
-def test_tables_that_cannot_be_searched(tmp_path: Path) -> None:
-    def refused(budget: int, path: str) -> str:
-        with pytest.raises((ConfigError, DataError)) as caught:
-            SearchSettings(backend=Replay(Path(path)), budget_flops=budget).resolved_space()
-        return str(caught.value)
-
-    six = 6 * 10**15
-    assert "runs of 2 sizes at 6e+15 FLOPs; a search needs 3" in refused(
-        six, table_of(tmp_path, *THREE[:2])
-    )
-    assert "several groups (a, b)" in refused(
-        six,
-        table_of(
-            tmp_path, *(f"{row},{group}" for row in THREE for group in "ab"),
-            head="n_params,tokens,val_loss_nats,dataset",
-        ),
-    )  # fmt: skip
-    assert "no decoder has about the 50 parameters" in refused(
-        six, table_of(tmp_path, *THREE, "5e1,2e13,7")
-    )
+@pytest.mark.parametrize(
+    ("rows", "column", "message"),
+    [
+        (THREE[:2], "", "runs of 2 sizes at 6e+15 FLOPs; a search needs 3"),
+        (GROUPED, ",dataset", "several groups (a, b)"),
+        ([*THREE, "5e1,2e13,7"], "", "no decoder has about the 50 parameters"),
+    ],
+)
+def test_tables_that_cannot_be_searched(
+    tmp_path: Path, rows: Sequence[str], column: str, message: str
+) -> None:
+    table = Path(table_of(tmp_path, *rows, head=f"n_params,tokens,val_loss_nats{column}"))
+    with pytest.raises((ConfigError, DataError), match=re.escape(message)):
+        SearchSettings(backend=Replay(table), budget_flops=6 * 10**15).resolved_space()
 
 
 def test_of_several_runs_of_one_size_the_best_counts(tmp_path: Path) -> None:
@@ -324,6 +299,7 @@ def test_every_size_of_a_table_has_a_shape_that_stands_for_it(
 
 def test_every_screen_says_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    command("search", "--replay", str(TABLE), "--trials", "1")  # 1e15 is one of its budgets
     text = command("search", "--replay", str(TABLE), "--budget", "1e16", "--rungs", "0.1,0.3,1",
                "--trials", "12", "--for-scale", "10")  # fmt: skip
     assert "data: REPLAYED table isoflop.csv (25 runs of 10 sizes at 4 budgets" in text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from reports.build import write_report
 from reports.facts import Facts
 from reports.read import read_study
 from studies.database.store import Store
-from studies.database.tables import Run
 from studies.execution.training import Training
 from studies.promotion.promote import PromoteHooks, PromoteSettings, promote
 from studies.samplers.base import SearchProblem
@@ -26,53 +24,32 @@ from studies.simulation.backend import Simulated
 from studies.simulation.worlds import DEFAULT_WORLD, WORLDS
 from studies.space.rungs import Rungs
 from studies.space.search_space import SamplerName, Value
+from tests.studies.test_search import facts
 from tests.support.commands import run as command
 from tests.support.commands import run_json
-from tests.support.searches import Crash
+from tests.support.searches import Crash, simulated, trials
 from trainer.config import RunConfig
-
-
-def settings_for(folder: Path, **changes: Any) -> SearchSettings:
-    """A simulated search at 1e15 in `folder`."""
-    values = {
-        "storage": folder / "s.db",
-        "backend": Simulated(DEFAULT_WORLD),
-        "sampler": "qmc",
-        "trials": 8,
-    }
-    return SearchSettings(**{**values, **changes})  # type: ignore[arg-type]
-
-
-def trials(settings: SearchSettings) -> list[Run]:
-    """The study's trials."""
-    with Store.open(settings.storage) as store:
-        return store.runs(store.study(settings.study_name).id, kind="trial")
-
-
-def outcomes(settings: SearchSettings) -> list[tuple[Any, ...]]:
-    """What must not depend on interruptions."""
-    return [(r.number, r.params, r.status, r.val_loss_nats, r.step) for r in trials(settings)]
 
 
 @pytest.mark.parametrize("sampler", ["qmc", "tpe", "law"])
 def test_a_search_goes_on_as_if_it_had_never_stopped(tmp_path: Path, sampler: str) -> None:
     for name in ("straight", "crashed"):
         (tmp_path / name).mkdir()
-    straight = settings_for(tmp_path / "straight", sampler=sampler)
+    straight = simulated(tmp_path / "straight", sampler=sampler)
     assert search(straight, Hooks()).n_finished == 8
-    crashed = settings_for(tmp_path / "crashed", sampler=sampler)
+    crashed = simulated(tmp_path / "crashed", sampler=sampler)
     for when in ("started", "ended"):
         with pytest.raises(KeyboardInterrupt):
             search(crashed, Hooks(observer=Crash(3, when)))
     assert search(crashed, Hooks()).n_finished == 8
-    assert outcomes(crashed) == outcomes(straight)
+    assert facts(trials(crashed)) == facts(trials(straight))
     with Store.open(crashed.storage) as store:
         ledger = store.ledger(store.study(None).id)
     assert ledger.spent.nanogpt == ledger.planned.nanogpt  # lost runs had computed nothing yet
 
 
 def test_losses_are_those_of_the_world(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path)
+    settings = simulated(tmp_path)
     search(settings, Hooks())
     for run in trials(settings):
         config = RunConfig.model_validate(run.config)
@@ -83,24 +60,24 @@ def test_losses_are_those_of_the_world(tmp_path: Path) -> None:
 
 
 def test_workers_and_pruning(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, workers=3, pruning=True, trials=20)
+    settings = simulated(tmp_path, workers=3, pruning=True, trials=20)
     assert search(settings, Hooks()).n_finished == 20
     statuses = [run.status for run in trials(settings)]
     assert {"pruned", "complete"} <= set(statuses)
 
 
 def test_a_simulated_study_is_never_mixed(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, trials=1, study="s")
+    settings = simulated(tmp_path, trials=1, study="s")
     search(settings, Hooks())
     for other in (Training(), Simulated("hoffmann2022")):
         with pytest.raises(StudyError, match="another source of losses"):
-            search(settings_for(tmp_path, backend=other, study="s"), Hooks())
+            search(simulated(tmp_path, backend=other, study="s"), Hooks())
     with pytest.raises(ConfigError, match="of decoders"):
-        settings_for(tmp_path, overrides=("architecture=encoder",)).resolved_space()
+        simulated(tmp_path, overrides=("architecture=encoder",)).resolved_space()
 
 
 def test_a_promotion_is_simulated_too(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path)
+    settings = simulated(tmp_path)
     search(settings, Hooks())
     asked = PromoteSettings(storage=settings.storage, scale=30)
     run = promote(asked, PromoteHooks()).run
@@ -161,7 +138,7 @@ def test_the_law_sampler_finds_what_random_search_does_not(tmp_path: Path) -> No
     """24 trials each: the best true loss of `law` is lower than that of `random` by 0.03 nats."""
     found = {}
     for sampler in ("law", "random"):
-        settings = settings_for(
+        settings = simulated(
             tmp_path, sampler=sampler, study=sampler, trials=24, seed=5,
             overrides=("head_samples=1024",),  # else the first proposal has most of it
         )  # fmt: skip
@@ -174,7 +151,7 @@ def test_the_law_sampler_finds_what_random_search_does_not(tmp_path: Path) -> No
 def test_finalists_are_trained_once_whatever_the_limit(tmp_path: Path) -> None:
     """A limit that pays for just these runs does not call them missing when all is done."""
     rungs = Rungs.parse("0.3,1,2")
-    settings = settings_for(tmp_path, trials=8, rungs=rungs)
+    settings = simulated(tmp_path, trials=8, rungs=rungs)
     limit = int(rungs.budgets(8) * settings.budget_flops)
     settings = dataclasses.replace(settings, total_flops=limit)
     assert search(settings, Hooks()).finished

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from budgetsweep.errors import DataError
-from tests.support.data_files import make_documents, write_jsonl
+from tests.support.data_files import decode, make_documents, write_jsonl
 from trainer.data import blocks
 from trainer.data.blocks import (
     HASH_RANGE,
@@ -88,12 +88,6 @@ def encode(path: Path, rule: SplitRule, want_val: bool = True):
     assert made is not None
     assert np.sum(counted, axis=0).tolist()[1:] == [len(made.train), len(made.val)]
     return made
-
-
-def decode(ids: np.ndarray) -> list[str]:
-    texts = bytes(np.where(ids == 256, 0, ids).astype(np.uint8)).decode().split("\0")
-    assert texts.pop() == ""  # the last document is ended too
-    return texts
 
 
 def test_duplicates_are_on_one_side(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -123,26 +124,19 @@ def test_bytes_are_unknown_without_a_tokenizer(tmp_path: Path) -> None:
     assert read(tmp_path / "a.npy", None, 100_000).ids[1:].tolist() == [99_999]
 
 
-@pytest.mark.parametrize(
-    ("ids", "message"),
-    [
-        ([1, 257, 3], "token id 257, but the vocabulary has ids 0 to 256: it is of another"),
-        ([1, -1, 3], "token id -1, but the vocabulary has ids 0 to 256"),
-        ([1], "1 tokens; at least 2 are needed"),
-        (np.empty(0, int), "0 tokens; at least 2"),
-    ],
-)
-def test_wrong_ids_are_explained(tmp_path: Path, ids: object, message: str) -> None:
-    path = tmp_path / "a.npy"
-    np.save(path, ids)
-    with pytest.raises(DataError) as caught:
-        read(path)
-    assert str(caught.value).startswith(f"{path}: {message}")
+def npy(ids: object) -> bytes:
+    file = io.BytesIO()
+    np.save(file, ids)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("a.npy", npy([1, 257, 3]), "token id 257, but the vocabulary has ids 0 to 256: it is of "),
+        ("a.npy", npy([1, -1, 3]), "token id -1, but the vocabulary has ids 0 to 256"),
+        ("a.npy", npy([1]), "1 tokens; at least 2 are needed"),
+        ("a.npy", npy(np.empty(0, int)), "0 tokens; at least 2"),
         ("a.txt", b"", "0 tokens; at least 2"),
         ("a.txt", b"x", "1 tokens; at least 2"),
         ("a.jsonl", b"", "0 tokens; at least 2"),
@@ -159,8 +153,7 @@ def test_files_that_cannot_be_measured(
     path.write_bytes(content)
     with pytest.raises(DataError) as caught:
         read(path)
-    assert message in str(caught.value)
-    assert str(caught.value).startswith(str(path))
+    assert str(caught.value).startswith(f"{path}: {message}")
 
 
 @needs_real_data

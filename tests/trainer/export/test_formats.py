@@ -187,19 +187,12 @@ def test_a_full_disk_leaves_nothing(
         convert(loaded, "pt", run_dir / "model.pt" / "out")
 
 
-def test_what_is_said_must_agree(run_dir: Path, bare: Path) -> None:
+def test_what_is_said_must_agree(run_dir: Path) -> None:
     with pytest.raises(ConfigError, match=r"--n-head 4: .* has n_head = 2"):
         open_model(run_dir, n_head=4)
     with pytest.raises(ConfigError, match="the model was trained with bytes"):
         open_model(run_dir, tokenizer="gpt2")
-    with pytest.raises(ConfigError, match="tokenizer 'gpt9': expected one of gpt2"):
-        open_model(run_dir, tokenizer="gpt9")
-    with pytest.raises(ConfigError, match="tokenizer bytes has 257 ids, but the model only 31"):
-        open_model(bare, tokenizer="bytes")
     assert open_model(run_dir, n_head=2, tokenizer="bytes").tokenizer == "bytes"
-    for path in (run_dir.parent, run_dir / "none.pt"):
-        with pytest.raises(CheckpointError, match=r"no model\.pt and no|no such file or folder"):
-            open_model(path)
 
 
 # options of the decoder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
 import csv
 import gzip
 import io
@@ -20,16 +19,13 @@ import pytest
 import zstandard
 
 from budgetsweep.errors import DataError
-from tests.support.data_files import ROOT
+from tests.support.data_files import PACK, ROOT
 from tests.support.hub_server import Hub
 from trainer.sentiment.labelled import LabelledTexts, read_labelled
 
 TEXTS = ['Nice, "very" nice.', "Bad\n\nfood; {text}", "", "né 日本\\n", "=1+1"]
 LABELS = [1, 0, 0, 1, 0]
-PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    "": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress,
-    ".zst": zstandard.ZstdCompressor().compress,
-}  # fmt: skip
+PACKERS: dict[str, Callable[[bytes], bytes]] = {"": bytes, **PACK}
 
 
 def as_csv(header: list[str] | None = None, shift: int = 0, end: str = "\n") -> bytes:

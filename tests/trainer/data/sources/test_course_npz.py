@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from budgetsweep.errors import DataError
+from tests.support.data_files import Evil, prepared
 from trainer.data.cache import folder_for
 from trainer.data.config import DataConfig
-from trainer.data.prepare import open_prepared, prepare
+from trainer.data.prepare import open_prepared
 from trainer.data.shards.manifest import load_manifest
 from trainer.data.shards.progress import PrepareProgress
-from trainer.data.shards.tokens import TokenData
 from trainer.data.sources import course_npz
 from trainer.data.sources.course_npz import read_ids
 
@@ -23,11 +22,6 @@ from trainer.data.sources.course_npz import read_ids
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(course_npz, "SHARD_TOKENS", 100)
-
-
-def prepared(path: Path, train: int | None = None, encoding: str = "bytes", **kw) -> TokenData:
-    data = DataConfig(source=str(path), **{k: kw.pop(k) for k in ("validation",) if k in kw})
-    return prepare(data, encoding, train_tokens=train, val_tokens=None, **kw)
 
 
 def ids(n: int, seed: int, top: int = 257) -> np.ndarray:
@@ -156,16 +150,6 @@ def test_damaged_arrays_are_one_clear_line(tmp_path: Path, suffix: str, content:
     with pytest.raises(DataError, match="damaged or no array of ids") as caught:
         read_ids(path, "val")
     assert "\n" not in str(caught.value)
-
-
-class Evil:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.path),)
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:

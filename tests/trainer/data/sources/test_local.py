@@ -111,9 +111,7 @@ def test_parquet(tmp_path: Path):
     assert [r.text for r in corpus.records((0, 650))] == documents[650:]
     with pytest.raises(DataError, match=r"no field 'body'; fields: text, url, n; set data"):
         list(open_source(str(path), "body").records())
-    with pytest.raises(DataError, match=r"no field|not text") as caught:
-        raise DataError(problems(open_source(str(path), "n"))[0])
-    assert "field 'n' is a number, not text" in str(caught.value)
+    assert "field 'n' is a number, not text" in problems(open_source(str(path), "n"))[0]
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"a\.parquet: cannot be read"):
         list(open_source(str(path)).records())
