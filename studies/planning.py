@@ -41,7 +41,7 @@ class Speed:
 
 
 def measure_speed(sample: Sample, executor: Executor, *, seconds_each: float) -> Speed | str:
-    """Measure three configurations from cheap to expensive; a text says why that was not possible."""
+    """Measure three configurations, cheap to expensive; a text says why that was not possible."""
     if executor.device() is None:
         return "nothing is trained"
     found: dict[int, float] = {}

@@ -146,6 +146,7 @@ def test_loss_is_that_of_the_chosen_positions_with_gradients() -> None:
     assert_same_gradients(gradients(loss, encoder), gradients(expected, encoder))
 
 
+@pytest.mark.slow
 def test_it_learns_to_fill_in_from_both_sides() -> None:
     """Fresh cyclic sequences a, a + 1, ...: a hidden token follows from any other.
 

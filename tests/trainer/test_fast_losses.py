@@ -56,6 +56,7 @@ def test_fast_and_plain_have_the_same_losses(
     assert plain[-1] < plain[0] - 0.3  # it has learnt, so that a wrong gradient would show
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autocast", ["off", "bf16"])
 def test_with_threads_a_run_repeats_and_resumes_bit_for_bit(
     autocast: str, tmp_path: Path, fast: None

@@ -153,6 +153,7 @@ def test_bf16_resumes_bit_for_bit_too(data: TokenData, tmp_path: Path) -> None:
     assert curve(tmp_path / "fp32") != curve(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_the_whole_one_and_its_spending_is_known(
     data: TokenData, whole: Path, tmp_path: Path
 ) -> None:

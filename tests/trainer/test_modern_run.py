@@ -159,6 +159,7 @@ def test_the_head_bias_is_that_of_the_training_text(data: TokenData, whole: Path
     np.testing.assert_allclose(bias - bias[0], expected - expected[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_of_each_schedule_and_optimizer_learns(tmp_path: Path) -> None:
     """Nothing of the random walk is known at first: log(257) = 5.55 nats."""
     for optimizer, schedule in (("adamw", "wsd"), ("muon", "linear")):

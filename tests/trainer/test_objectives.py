@@ -82,6 +82,7 @@ def test_a_run_goes_on_bit_for_bit(architecture: str, tmp_path: Path) -> None:
     assert saved.architecture == architecture
 
 
+@pytest.mark.slow
 def test_the_encoder_learns_from_both_sides(tmp_path: Path) -> None:
     """The masked token lies between its neighbours: at most 7 of 257 values fit."""
     config = encoder_config(

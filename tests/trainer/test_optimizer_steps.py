@@ -213,6 +213,7 @@ def on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     take_on_the_device(monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_the_device")
 @pytest.mark.parametrize("at_step", [1, 41, 66])
 def test_an_interrupted_run_of_queued_steps_ends_as_the_whole_one(

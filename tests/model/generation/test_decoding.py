@@ -94,6 +94,7 @@ def drawn(temperature: float, seed: int, row: int, step: int, logits: Tensor) ->
     return next(i for i, total in enumerate(itertools.accumulate(p.tolist())) if total > u)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "options"), [(2, {}), (10, ALL_OPTIONS)], ids=["gpt2", "options"])
 def test_greedy_continuations_equal_the_reference(seed: int, options: dict[str, Any]) -> None:
     model = make(seed, **options)
@@ -122,6 +123,7 @@ def test_drawn_continuations_equal_the_reference() -> None:
         assert ours == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     prefixes=st.lists(st.text("abcdefghijklmnopqrstuv·", max_size=14), min_size=1, max_size=6),

@@ -186,6 +186,7 @@ class TestOpenEngine:
 
 
 class TestOpenPatiently:
+    @pytest.mark.slow
     def test_optuna_is_opened_by_processes_at_once(self, tmp_path: Path) -> None:
         """Without patience about half of these fail on tables that another has just made."""
         errors = run_at_once(

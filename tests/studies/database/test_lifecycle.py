@@ -331,6 +331,7 @@ for number in range(len(store.runs(study.id)), 10**6):
 """
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_moment(template: Path, tmp_path: Path) -> None:
     """A process that writes as fast as it can is killed again and again."""
     path = tmp_path / "runs.db"

@@ -73,6 +73,7 @@ def small_run(kind: str) -> RecordedRun:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_broken_in_one_way_gets_that_verdict(kind: str) -> None:

@@ -22,6 +22,8 @@ from trainer.config import RunConfig
 from trainer.events import DeviceInfo
 from trainer.memory import estimate_memory_bytes
 
+pytestmark = pytest.mark.slow
+
 
 def trial_config(**changes: Any) -> RunConfig:
     return RunConfig.model_validate(
@@ -118,7 +120,6 @@ def settings(folder: Path, **changes: Any) -> PromoteSettings:
     return PromoteSettings(**{**values, **changes})  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
 def test_interrupted_and_continued_stays_within_the_budget(searched: Path) -> None:
     plans: list[PromotionPlan] = []
 

@@ -68,6 +68,7 @@ def run_parts(path: Path, sampler: SamplerName, *parts: int, seed: int = 0) -> l
     return settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [name for name in get_args(SamplerName) if name != "grid"])
 def test_a_search_closed_and_opened_at_any_point_proposes_the_same(
     tmp_path: Path, sampler: SamplerName

@@ -297,6 +297,7 @@ def test_every_size_of_a_table_has_a_shape_that_stands_for_it(
     assert len(losses) == len(sizes)
 
 
+@pytest.mark.slow
 def test_every_screen_says_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     command("search", "--replay", str(TABLE), "--trials", "1")  # 1e15 is one of its budgets

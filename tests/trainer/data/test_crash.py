@@ -22,6 +22,8 @@ from trainer.data.prepare import prepare
 from trainer.data.shards.manifest import load_manifest
 from trainer.data.shards.tokens import TokenData, open_tokens
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_SECONDS = 60.0
 Start = Callable[..., tuple[BaseProcess, Path]]
 
@@ -86,7 +88,6 @@ def whole(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list
     return facts(data)
 
 
-@pytest.mark.slow
 def test_killed_at_any_moment_the_result_is_the_same(
     start: Start, folder: Path, whole: list[object]
 ):

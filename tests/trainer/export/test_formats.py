@@ -67,6 +67,7 @@ def theirs(hf: Any, folder: Path) -> torch.nn.Module:
     return model.eval()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_transformers_gives_the_same_logits(hf: Any, bare: Path, tmp_path: Path) -> None:
     convert(open_model(bare), "gpt2", tmp_path / "gpt2")

@@ -196,6 +196,7 @@ def hub(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> str:
     return serve(Hub)
 
 
+@pytest.mark.slow
 def test_the_hubs_test_split_is_read(hub: str) -> None:
     """In a process of its own: HF_ENDPOINT counts when it starts."""
     code = (

@@ -110,6 +110,7 @@ def run_jobs(
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_c4_is_streamed_and_equals_a_local_clone(
     hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
