@@ -21,7 +21,6 @@ from budgetsweep.cli.options import (
 )
 from budgetsweep.cli.signals import Signals
 from budgetsweep.formats import count, duration, flops, gib
-from trainer.events import RunStatus
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,6 +69,7 @@ def _promote(settings: PromoteSettings, console: Console, signals: Signals, *, y
     from studies.promotion.promote import PromoteHooks, promote
     from studies.trackers import track
     from studies.trackers.base import Session
+    from trainer.events import RunStatus
 
     def on_plan(plan: PromotionPlan) -> bool:
         _print_plan(plan, console)

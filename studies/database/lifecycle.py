@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, delete, insert, select, update
+from sqlalchemy import JSON, Connection, Engine, Row, delete, insert, select, update
 
 from studies.database import ledger
 from studies.database.connection import BEGIN_OPTION, WRITE, clear_errors
@@ -150,14 +150,13 @@ def lock_study(connection: Connection, study_id: int) -> None:
         raise IllegalChangeError(f"there is no study {study_id}")
 
 
-def _lock_run(connection: Connection, run_id: int, *, to: RunStatus | None = None) -> Row[Any]:
-    """The run, locked with its study (ledger ids then grow in order of commit).
+_LOCKED = [column for column in Run.__table__.columns if not isinstance(column.type, JSON)]
 
-    Raises:
-        IllegalChangeError: there is no such run, or it cannot become `to`.
-    """
+
+def _lock_run(connection: Connection, run_id: int, *, to: RunStatus | None = None) -> Row[Any]:
+    """The run, locked with its study (ledger ids then grow in order of commit)."""
     run = connection.execute(
-        select(*Run.__table__.columns)
+        select(*_LOCKED)
         .join(Study, Study.id == Run.study_id)
         .where(Run.id == run_id)
         .with_for_update()
