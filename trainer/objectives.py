@@ -85,7 +85,7 @@ class Objective(ABC, Generic[BatchT]):
     def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
         """What differs between the batches of so many optimiser steps.
 
-        Arrays (count, M, ...), M micro-batches a step, of the same shapes for every step.
+        Arrays (count, M, ...), M micro-batches per step, of the same shapes for every step.
         """
         raise NotImplementedError
 
