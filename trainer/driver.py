@@ -8,14 +8,14 @@ from typing import Literal, TypeAlias
 from trainer.events import Checkpointed, Command, Point, Progress, RunResult
 
 Event: TypeAlias = Progress | Point | Checkpointed
-Run: TypeAlias = Generator[Event, Command | None, RunResult]
+RunEvents: TypeAlias = Generator[Event, Command | None, RunResult]
 Verdict: TypeAlias = Command | Literal["continue"]
 
 
 class RunDriver:
     """One run in hand."""
 
-    def __init__(self, run: Run, waits_at: Callable[[Event], bool] | None = None) -> None:
+    def __init__(self, run: RunEvents, waits_at: Callable[[Event], bool] | None = None) -> None:
         """Take up a run (`trainer.loop.train_run`), which has not begun.
 
         `waits_at`: whether the run stands still after an event until there is a verdict.
@@ -52,7 +52,7 @@ class RunDriver:
         self._run.close()
 
 
-def drive(run: Run, answer: Callable[[Event], Command | None]) -> RunResult:
+def drive(run: RunEvents, answer: Callable[[Event], Command | None]) -> RunResult:
     """Take a run to its end; what `answer` says to an event is sent back to the run."""
     driver = RunDriver(run)
     while not isinstance(event := driver.advance(), RunResult):

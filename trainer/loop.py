@@ -11,7 +11,7 @@ from budgetsweep.errors import NonFiniteLoss
 from trainer.checkpoints.artefacts import read_finished
 from trainer.config import RunConfig
 from trainer.data.shards.tokens import TokenData
-from trainer.driver import Run
+from trainer.driver import RunEvents
 from trainer.events import Command, RunStatus
 from trainer.hardware.device import (
     flushing_denormals,
@@ -23,7 +23,7 @@ from trainer.hardware.device import (
 from trainer.run_state import RunState
 
 
-def train_run(config: RunConfig, data: TokenData, run_dir: Path) -> Run:
+def train_run(config: RunConfig, data: TokenData, run_dir: Path) -> RunEvents:
     """Train a filled configuration, from its latest checkpoint if `run_dir` has one.
 
     A generator of events: `Progress` about once a second, `Point` at num_reports and num_evals
@@ -54,7 +54,7 @@ def train_run(config: RunConfig, data: TokenData, run_dir: Path) -> Run:
     return (yield from _isolated(_train(config, data, run_dir, device), device))
 
 
-def _train(config: RunConfig, data: TokenData, run_dir: Path, device: torch.device) -> Run:
+def _train(config: RunConfig, data: TokenData, run_dir: Path, device: torch.device) -> RunEvents:
     run = RunState(config, data, run_dir, device)
     command: Command | None = None
     with run.meter:
@@ -89,7 +89,7 @@ def _train(config: RunConfig, data: TokenData, run_dir: Path, device: torch.devi
             run.forget()
 
 
-def _isolated(run: Run, device: torch.device) -> Run:
+def _isolated(run: RunEvents, device: torch.device) -> RunEvents:
     """Give `run` a random state and treatment of denormals of its own; its caller's come back."""
     ours = random_state(device)
     command: Command | None = None

@@ -83,14 +83,14 @@ class Objective(ABC, Generic[BatchT]):
         """Micro-batch `micro` of optimiser step `step` (both from 0), on the device."""
 
     def step_inputs(self, first_step: int, count: int) -> list[np.ndarray]:
-        """What differs between the batches of so many optimiser steps.
+        """What differs between the batches of so many steps; only where `gathers_on_device`.
 
         Arrays (count, M, ...), M micro-batches per step, of the same shapes for every step.
         """
         raise NotImplementedError
 
     def gather(self, inputs: Sequence[Tensor]) -> BatchT:
-        """A micro-batch from its part of each array of `step_inputs`, on the device."""
+        """A micro-batch from its part of each array of `step_inputs`; likewise."""
         raise NotImplementedError
 
     @abstractmethod

@@ -18,7 +18,7 @@ from studies.database import ledger
 from studies.database.connection import BEGIN_OPTION, WRITE, clear_errors
 from studies.database.ledger import Amount
 from studies.database.reader import IllegalChangeError, Reader
-from studies.database.tables import LedgerEntry, Point, Run, Study
+from studies.database.tables import LedgerEntry, PointRow, Run, Study
 from trainer import events
 from trainer.events import RunStatus
 
@@ -29,7 +29,7 @@ ARROWS = {
 }
 """Where a run may go from each status."""
 
-_POINT_COLUMNS = tuple(column.name for column in Point.__table__.columns)
+_POINT_COLUMNS = tuple(column.name for column in PointRow.__table__.columns)
 _POINTS_AT_ONCE = 500
 _RESULT_COLUMNS = {f.name for f in fields(events.RunResult)} & {*Run.__table__.columns.keys()}
 _MEASURED = [name for name in _RESULT_COLUMNS if name.endswith(("_nats", "_ppl", "_per_byte"))]
@@ -118,8 +118,8 @@ class RunWriter(Reader):
                     f"run {run_id} is complete at step {result.step} of {run.num_steps}"
                 )
             charged = _charged(connection, run, result.step, result.steps_executed)
-            later = (Point.run_id == run_id) & (Point.step > result.step)
-            connection.execute(delete(Point).where(later))
+            later = (PointRow.run_id == run_id) & (PointRow.step > result.step)
+            connection.execute(delete(PointRow).where(later))
             values = {name: getattr(result, name) for name in _RESULT_COLUMNS}
             for name in _MEASURED:
                 values[name] = finite(values[name])
@@ -218,16 +218,16 @@ def enter(
 
 def _put_points(connection: Connection, run_id: int, points: Sequence[events.Point]) -> None:
     steps = {point.step for point in points}
-    there = (Point.run_id == run_id) & Point.step.in_(steps)
+    there = (PointRow.run_id == run_id) & PointRow.step.in_(steps)
     rows = {
         row.step: dict(zip(_POINT_COLUMNS, row, strict=True))
-        for row in connection.execute(select(*Point.__table__.columns).where(there))
+        for row in connection.execute(select(*PointRow.__table__.columns).where(there))
     }
     if rows:
-        connection.execute(delete(Point).where(there))
+        connection.execute(delete(PointRow).where(there))
     for point in points:
         old = rows.get(point.step, {})
         new = {name: finite(getattr(point, name)) for name in _POINT_COLUMNS if name != "run_id"}
         kept = {name: old.get(name) if value is None else value for name, value in new.items()}
         rows[point.step] = {"run_id": run_id, **kept}
-    connection.execute(insert(Point), [rows[step] for step in sorted(rows)])
+    connection.execute(insert(PointRow), [rows[step] for step in sorted(rows)])

@@ -18,7 +18,7 @@ from model.flops import Convention
 from studies.database import connection, ledger
 from studies.database.ledger import Spending
 from studies.database.run_kind import RunKind
-from studies.database.tables import Fit, Point, Prediction, Rejection, Run, Study
+from studies.database.tables import Fit, PointRow, Prediction, Rejection, Run, Study
 from trainer.events import RunStatus
 
 
@@ -132,18 +132,18 @@ class Reader:
             query = query.where(Run.status.in_(statuses))
         return self._all(query.order_by(Run.number, Run.id))
 
-    def points(self, run_id: int) -> list[Point]:
+    def points(self, run_id: int) -> list[PointRow]:
         """The learning curves of a run, by step."""
-        query = select(Point).where(Point.run_id == run_id).order_by(Point.step)
+        query = select(PointRow).where(PointRow.run_id == run_id).order_by(PointRow.step)
         return self._all(query)
 
     def curve_rows(self, study_id: int, columns: Sequence[str]) -> dict[int, list[tuple[Any, ...]]]:
         """Columns of the learning curves of all runs, by run id; one without points is missing."""
         query = (
-            select(Point.run_id, *(getattr(Point, name) for name in columns))
-            .join(Run, Run.id == Point.run_id)
+            select(PointRow.run_id, *(getattr(PointRow, name) for name in columns))
+            .join(Run, Run.id == PointRow.run_id)
             .where(Run.study_id == study_id)
-            .order_by(Point.run_id, Point.step)
+            .order_by(PointRow.run_id, PointRow.step)
         )
         rows: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
         with self._read() as session:

@@ -226,7 +226,7 @@ class Run(Base):
         return flops
 
 
-class Point(Base):
+class PointRow(Base):
     """One point of a run's learning curves (`trainer.events.Point`)."""
 
     __tablename__ = "bs_point"

@@ -8,14 +8,14 @@ from pathlib import Path
 from studies.execution.base import Executor
 from studies.execution.messages import Job, RunEvent, RunLost
 from trainer.config import RunConfig
-from trainer.driver import Run, RunDriver, Verdict
+from trainer.driver import RunDriver, RunEvents, Verdict
 from trainer.events import RunResult
 
 
 class InlinePool(Executor):
     """An executor without a process, a device and torch. Results say what was executed."""
 
-    def __init__(self, n_workers: int, open_run: Callable[[RunConfig, Path], Run]) -> None:
+    def __init__(self, n_workers: int, open_run: Callable[[RunConfig, Path], RunEvents]) -> None:
         """`open_run` makes the generator of a run's events, from its configuration and folder."""
         self._n_workers, self._open_run = n_workers, open_run
         self._drivers: dict[int, RunDriver] = {}

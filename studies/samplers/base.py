@@ -82,7 +82,7 @@ class SettingsSampler(ProblemSampler, abc.ABC):
         return {name: drawn[name] for name in search_space}
 
     def sample_independent(self, *args: Any, **kwargs: Any) -> Any:
-        """Nothing is drawn by itself."""
+        """Asked for by Optuna's base class, never called: all settings are drawn together."""
         raise NotImplementedError
 
 

@@ -18,7 +18,7 @@ from studies.space.search_space import SearchSpace
 from trainer.checkpoints.artefacts import read_finished, write_untrained
 from trainer.config import RunConfig
 from trainer.data.facts import DataFacts
-from trainer.driver import Run, RunDriver
+from trainer.driver import RunDriver, RunEvents
 from trainer.events import Point, RunResult, RunStatus
 
 REPORTS = 20
@@ -34,13 +34,13 @@ class Untrained(Backend):
     description: str
 
     @abstractmethod
-    def open_run(self, config: RunConfig) -> Run:
+    def open_run(self, config: RunConfig) -> RunEvents:
         """The events of a run."""
 
     def executor(self, workers: Workers, *, for_promotion: bool = False) -> InlinePool:
         """Runs in this process; those of a promotion leave files."""
 
-        def open_run(config: RunConfig, run_dir: Path) -> Run:
+        def open_run(config: RunConfig, run_dir: Path) -> RunEvents:
             run = self.open_run(config)
             return recorded(run, config, run_dir, self.checksum) if for_promotion else run
 
@@ -98,12 +98,12 @@ class Simulated(Untrained):
         """Few points per run."""
         return {"num_reports": REPORTS}
 
-    def open_run(self, config: RunConfig) -> Run:
+    def open_run(self, config: RunConfig) -> RunEvents:
         """A run of the world."""
         return simulate_run(config, self.world)
 
 
-def recorded(run: Run, config: RunConfig, run_dir: Path, checksum: str) -> Run:
+def recorded(run: RunEvents, config: RunConfig, run_dir: Path, checksum: str) -> RunEvents:
     """A run that leaves config.yaml, curve.csv and eval.json; a finished one is read from there.
 
     `checksum` is that of what stands for the data.

@@ -19,7 +19,7 @@ from studies.space.defaults import TOKENS_PER_PARAM
 from studies.space.rungs import Rungs
 from studies.space.search_space import SearchSpace
 from trainer.config import RunConfig
-from trainer.driver import Run as TrainingRun
+from trainer.driver import RunEvents
 from trainer.events import Point, RunResult, RunStatus
 
 
@@ -111,7 +111,7 @@ class Replay(Untrained):
         """One point a run, at its end."""
         return {"tokenizer_encoding": TOKENIZER, "num_reports": 1, "num_evals": 1}
 
-    def open_run(self, config: RunConfig) -> TrainingRun:
+    def open_run(self, config: RunConfig) -> RunEvents:
         """What the run of the table that stands for this one came to: one point, at its end.
 
         Raises:

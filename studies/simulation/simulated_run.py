@@ -11,7 +11,7 @@ import math
 from budgetsweep.errors import BudgetExceeded, NonFiniteLoss
 from studies.simulation.worlds import SimulatedWorld
 from trainer.config import RunConfig
-from trainer.driver import Run
+from trainer.driver import RunEvents
 from trainer.events import Command, Point, Progress, RunResult, RunStatus
 from trainer.optim.schedules import fractions
 
@@ -21,7 +21,7 @@ TRAIN_JITTER_NATS = 0.01
 """Standard deviation of a training loss around the curve (*assumption*)."""
 
 
-def simulate_run(config: RunConfig, world: SimulatedWorld) -> Run:
+def simulate_run(config: RunConfig, world: SimulatedWorld) -> RunEvents:
     """Simulate one filled configuration, from its beginning; `world`'s law gives the losses.
 
     A generator of the events of `trainer.loop.train_run`, checkpoints left out: an interrupted run

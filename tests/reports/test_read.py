@@ -9,7 +9,7 @@ from budgetsweep.errors import StudyError
 from reports.read import read_study
 from studies.database import connection as storage
 from studies.database.reader import Reader
-from studies.database.tables import Base, LedgerEntry, Point, Rejection, Run
+from studies.database.tables import Base, LedgerEntry, PointRow, Rejection, Run
 from tests.support.synthetic_study import BEGIN, fill_database
 
 
@@ -25,8 +25,8 @@ def test_everything_is_read(study_file):
     with Session(create_engine(f"sqlite:///{study_file}")) as session:
         assert len(data.runs) == session.scalar(select(func.count()).select_from(Run)) == 4
         assert len(data.rejections) == session.scalar(select(func.count()).select_from(Rejection))
-        n_points = session.scalar(select(func.count()).select_from(Point))
-        points = session.scalars(select(Point).where(Point.run_id == data.runs[0].id)).all()
+        n_points = session.scalar(select(func.count()).select_from(PointRow))
+        points = session.scalars(select(PointRow).where(PointRow.run_id == data.runs[0].id)).all()
     assert sum(len(curve.step) for curve in data.curves.values()) == n_points
     curve = data.curves[data.runs[0].id]
     assert curve.flops.tolist() == [float(point.flops) for point in points]
@@ -172,7 +172,7 @@ def test_a_name_with_odd_characters_is_read(study_file, tmp_path):
 
 def test_a_damaged_loss_is_missing_and_not_a_number(study_file):
     with Session(create_engine(f"sqlite:///{study_file}")) as session, session.begin():
-        point = session.scalars(select(Point)).first()
+        point = session.scalars(select(PointRow)).first()
         assert point is not None
         point.val_loss_nats, run_id = float("inf"), point.run_id
     curve = read_study(str(study_file)).curves[run_id]

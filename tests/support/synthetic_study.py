@@ -24,7 +24,7 @@ from studies.database.ledger import of_steps
 from studies.database.tables import (
     Base,
     LedgerEntry,
-    Point,
+    PointRow,
     Rejection,
     Run,
     Study,
@@ -236,7 +236,7 @@ class _Writer:
             loss = final + (start - final) * (0.12 * (1 - share) + 0.88 * math.exp(-14 * share))
             tokens = step * run.tokens_per_step
             rows.append(
-                Point(
+                PointRow(
                     run_id=run.id, step=step, tokens=tokens, flops=tokens * charge,
                     seconds=25.0 * share, train_loss_nats=loss + 0.03 * self.rng.normal() - 0.02,
                     val_loss_nats=loss if step in marks else None,

@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
 from studies.database.store import Store
-from studies.database.tables import Point, Run
+from studies.database.tables import PointRow, Run
 from tests.support.commands import run, run_json
 from tests.support.synthetic_study import fill_database
 
@@ -43,7 +43,7 @@ def study(tmp_path: Path) -> Path:
     engine = create_engine(url)
     with Session(engine) as session, session.begin():
         run = session.scalars(select(Run).where(Run.kind == "trial", Run.number == 1)).one()
-        point = session.scalars(select(Point).where(Point.run_id == run.id)).all()[SPIKE]
+        point = session.scalars(select(PointRow).where(PointRow.run_id == run.id)).all()[SPIKE]
         assert point.train_loss_nats is not None
         point.train_loss_nats += 5.0
     engine.dispose()

@@ -7,7 +7,7 @@ from sqlalchemy import select
 from reports.build import data_table
 from reports.document import Table, Text
 from reports.text import curves as text_curves
-from studies.database.tables import Point
+from studies.database.tables import PointRow
 from studies.diagnosis.verdicts import LABELS
 
 
@@ -17,7 +17,7 @@ def spiking(*numbers):
     def change(session, runs):
         for run in runs:
             if run.kind == "trial" and run.number in numbers:
-                points = session.scalars(select(Point).where(Point.run_id == run.id)).all()
+                points = session.scalars(select(PointRow).where(PointRow.run_id == run.id)).all()
                 points[len(points) // 3].train_loss_nats += 5.0
 
     return change

@@ -254,7 +254,7 @@ class Lives(RuleBasedStateMachine):
         rows = {run.id: run for run in self.store.runs(self.study_id)}
         points: dict[int, dict[int, tuple[float | None, float | None]]] = {i: {} for i in rows}
         with self.store.engine.connect() as connection:
-            for p in connection.execute(select(*tables.Point.__table__.columns)):
+            for p in connection.execute(select(*tables.PointRow.__table__.columns)):
                 points[p.run_id][p.step] = (p.train_loss_nats, p.val_loss_nats)
             entered = connection.scalars(select(tables.LedgerEntry.steps))
             assert 0 not in set(entered), "no entry of nothing"
